@@ -1,0 +1,105 @@
+"""A checkpoint opened for reading: recognised, read into the IR, its layers at hand one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from qbridge.catalogue import ALLOW
+from qbridge.dtypes import Array
+from qbridge.findings import Findings, QBridgeError, error
+from qbridge.formats import Format, Match, decode, detect, did_you_mean, find, load, registry
+from qbridge.ir import Layer, Model, Spec
+from qbridge.source import Source, open_source
+from qbridge.targets import source_formats
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A checkpoint in its canonical form; use it in a `with`, or close it.
+
+    `model` has the specs, `findings` what was worth saying without being an error.
+    """
+
+    source: Source
+    model: Model
+    format: str
+    because: str
+    findings: Findings
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Every quantized linear by name."""
+        return self.model.specs
+
+    def layer(self, name: str) -> Layer:
+        """One quantized linear with its data; KeyError if there is none of that name."""
+        slots = self.model.slots[name]
+        stored = {slot.tensor: self.source.read(slot.tensor) for slot in slots.values()}
+        return decode(self.model.specs[name], slots, stored)
+
+    def tensor(self, name: str) -> Array:
+        """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name."""
+        return self.source.read(name)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_checkpoint(path: PathLike, format: str | None = None, allow: Iterable[str] = ()) -> Checkpoint:
+    """Open a checkpoint of a named format, or of the one its content shows.
+
+    Raises QBridgeError with every fault of the folder, the config and the tensors.
+    """
+    findings = Findings(_words(allow))
+    source = open_source(path, findings)
+    try:
+        reader, match = _reader(source, format)
+        model = reader.read(source, findings)
+        _suggest(source, reader, findings)
+        findings.stop_on_errors()
+    except BaseException:
+        source.close()
+        raise
+    return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _words(allow: Iterable[str]) -> frozenset[str]:
+    words = frozenset(allow)
+    for word in sorted(words - ALLOW.keys()):
+        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
+    return words
+
+
+def _reader(source: Source, name: str | None) -> tuple[Format, Match]:
+    if name is None:
+        return detect(source)
+    among = source_formats(name)
+    if len(among) > 1:
+        return detect(source, among)
+    return find(among[0]), Match(2, f"--from {name}")
+
+
+def _suggest(source: Source, reader: Format, findings: Findings) -> None:
+    """Where reading failed, name the format that the content shows instead."""
+    if not findings.errors:
+        return
+    for name in registry():
+        if name == reader.NAME:
+            continue
+        try:
+            match = load(name).sniff(source)
+        except QBridgeError:
+            continue
+        if isinstance(match, Match):
+            findings.add("QB034", reader.NAME, (f"it looks like {name}: {match.because}",), (f"--from {name}",))

@@ -1,0 +1,248 @@
+"""The command line: parsing and exit codes; every command is one library call.
+
+stdout is data, stderr is progress and findings. Exit codes: 0 ok, 1 the answer is no, 2 usage, 3 unreadable input,
+4 I/O, 70 a bug in qbridge, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+import qbridge
+from qbridge import render
+from qbridge.catalogue import ALLOW, BUG, CATALOGUE, INTERRUPTED
+from qbridge.findings import Finding, QBridgeError, error
+from qbridge.formats import did_you_mean, load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    help="Convert quantized LLM checkpoints between layouts, losslessly or not at all.",
+    epilog="Example: qbridge convert model-W8A8 model-lmdeploy --to lmdeploy",
+)
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")
+]
+Allow = Annotated[
+    list[str] | None, typer.Option("--allow", metavar="WHAT", help=f"Let a finding pass: {', '.join(ALLOW)}.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _answering(command: str, as_json: bool) -> Iterator[None]:
+    """Turn what the library raises into findings on stderr (or JSON on stdout) and the exit code."""
+    try:
+        yield
+    except QBridgeError as fault:
+        if as_json:
+            _print_json({"command": command, "findings": [f.as_dict() for f in fault.findings]})
+        else:
+            render.findings(_err(), fault.findings)
+        raise typer.Exit(fault.exit_code) from None
+    except KeyboardInterrupt:
+        _err().print("interrupted; nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({"schema": 1, **value}, indent=2, default=str) + "\n")
+
+
+def _say(as_json: bool, value: Any, show: Callable[[Console, Any], None], found: Sequence[Finding]) -> None:
+    if as_json:
+        _print_json(value.as_dict())
+    else:
+        render.findings(_err(), found, written=True)
+        show(_out(), value)
+
+
+@app.command(epilog="Example: qbridge convert model-W8A8 model-lmdeploy --from llm-compressor --to lmdeploy")
+def convert(
+    src: Source,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")],
+    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="Engine[@version] or format.")],
+    source: From = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")] = False,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="For example 5GB; default: the source's shards.")
+    ] = None,
+    allow: Allow = None,
+    progress: Annotated[str, typer.Option(metavar="auto|json|none", help="Progress on stderr.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Convert SRC into DST for a target, losslessly or not at all."""
+    if progress not in ("auto", "json", "none"):
+        raise typer.BadParameter("auto, json or none", param_hint="--progress")
+    limit = None if max_shard_size is None else _bytes(max_shard_size)
+    with _answering("convert", as_json), _progress(progress) as advance:
+        done = qbridge.convert(
+            src,
+            dst,
+            to,
+            source,
+            allow=allow or (),
+            dry_run=dry_run,
+            overwrite=overwrite,
+            max_shard_size=limit,
+            progress=advance,
+        )
+        _say(as_json, done, render.report, done.findings)
+
+
+@app.command()
+def inspect(src: Source, source: From = None, allow: Allow = None, as_json: Json = False) -> None:
+    """Say what a checkpoint is: format, schemes, dims, sizes."""
+    with _answering("inspect", as_json):
+        found = qbridge.inspect(src, source, allow=allow or ())
+        _say(as_json, found, render.inspection, found.findings)
+
+
+@app.command()
+def verify(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path, typer.Argument(metavar="B")],
+    allow: Allow = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two checkpoints layer by layer, across formats; exit 1 if they are not the same model."""
+    with _answering("verify", as_json):
+        done = qbridge.verify(a, b, allow=allow or ())
+        _say(as_json, done, render.verification, done.findings)
+        if not done.same:
+            raise typer.Exit(1)
+
+
+@app.command()
+def formats(as_json: Json = False) -> None:
+    """List the formats that can be read and written."""
+    with _answering("formats", as_json):
+        found = [load(name) for name in qbridge.list_formats()]
+        if as_json:
+            entries = [{"name": f.NAME, "aliases": f.ALIASES, "summary": f.SUMMARY} for f in found]
+            _print_json({"command": "formats", "formats": entries})
+        else:
+            render.table(_out(), [(" ".join((f.NAME, *f.ALIASES)), f.SUMMARY) for f in found])
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List what a checkpoint can be converted for."""
+    with _answering("targets", as_json):
+        found = qbridge.list_targets()
+        if as_json:
+            entries = [{"name": t.name, "formats": t.formats, "summary": t.summary} for t in found]
+            _print_json({"command": "targets", "targets": entries})
+        else:
+            render.table(_out(), [(t.name, t.summary) for t in found])
+
+
+@app.command()
+def explain(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="For example QB015.")], as_json: Json = False
+) -> None:
+    """Explain a QB code: what it means, why it matters, the way out."""
+    with _answering("explain", as_json):
+        entry = CATALOGUE.get(code.upper())
+        if entry is None:
+            raise error("QB030", code, help=did_you_mean(code.upper(), CATALOGUE))
+        if as_json:
+            fields = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
+            _print_json({"command": "explain", **fields})
+        else:
+            render.explanation(_out(), entry)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qbridge {qbridge.__version__}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise typer.BadParameter("a size such as 5GB or 512MiB", param_hint="--max-shard-size")
+    unit = match[2].upper()
+    return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
+
+
+@contextmanager
+def _progress(kind: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback of bytes done and in all: a bar on a terminal, JSON lines on stderr, or none."""
+    console = _err()
+    if kind == "json":
+        yield _json_lines()
+    elif kind == "auto" and console.is_terminal:
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        yield None
+
+
+def _json_lines() -> Callable[[int, int], None]:
+    last = -1.0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.1 or done >= total:
+            last = now
+            line = json.dumps({"event": "progress", "bytes_done": done, "bytes_total": total})
+            sys.stderr.write(line + "\n")
+
+    return advance
+
+
+def main() -> None:
+    """Run the program; a bug in qbridge exits with 70 and says what to report."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        versions = f"qbridge {qbridge.__version__}, Python {platform.python_version()}"
+        sys.stderr.write(f"\nbug[QB900]: {CATALOGUE['QB900'].title} ({versions}); arguments: {sys.argv[1:]}\n")
+        sys.exit(BUG)

@@ -1,0 +1,157 @@
+"""The pipeline: open, detect, read, plan, stream, finish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbridge import manifest
+from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.dtypes import Array, nbytes
+from qbridge.findings import Findings, error
+from qbridge.formats import encode
+from qbridge.planning import OutputTensor, Plan, make_plan
+from qbridge.report import Report
+from qbridge.sink import check_destination, plan_shards, staged, write_checkpoint
+from qbridge.source import MANIFEST
+from qbridge.targets import Target, find_target
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+
+
+def convert(
+    src: PathLike,
+    dst: PathLike,
+    target: str,
+    source: str | None = None,
+    *,
+    allow: Iterable[str] = (),
+    dry_run: bool = False,
+    overwrite: bool = False,
+    max_shard_size: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
+
+    `target` is an engine (`lmdeploy`, `lmdeploy@0.6.2`) or a format; `source` the format of `src`, detected if None.
+    `max_shard_size` is in bytes of tensor data, None keeps the source's shards. `progress` is called with bytes done
+    and in all. Nothing stands at `dst` unless the report is returned. Raises QBridgeError.
+    """
+    start = time.monotonic()
+    wanted = find_target(target)
+    there, out = Path(src), Path(dst)
+    with open_checkpoint(src, source, allow) as opened:
+        plan = _plan(opened, wanted)
+        shards = plan_shards(plan.outputs, max_shard_size)
+        if not dry_run:
+            documents = {"config.json": plan.config, MANIFEST: manifest.build(opened.source, plan)}
+            total, done = sum(shard.size for shard in shards), 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                if progress:
+                    progress(done, total)
+
+            try:
+                with staged(out, there, overwrite) as folder:
+                    write_checkpoint(folder, opened.source, shards, _encoder(opened, plan), documents, advance)
+            except OSError as fault:
+                raise error("QB401", str(fault.filename or out), (str(fault),)) from fault
+        else:
+            check_destination(out, there, overwrite)
+    passes: dict[str, int] = {}
+    for layer in plan.layers.values():
+        for step in layer.passes:
+            passes[step.name] = passes.get(step.name, 0) + 1
+    return Report(
+        source=str(there),
+        destination=str(out),
+        source_format=opened.format,
+        because=opened.because,
+        target=wanted.name,
+        format=plan.format,
+        architecture=opened.model.architecture,
+        layers=len(plan.layers),
+        tensors=len(plan.outputs),
+        exactness=plan.exactness,
+        passes=passes,
+        files={shard.name: shard.size for shard in shards},
+        dry_run=dry_run,
+        seconds=round(time.monotonic() - start, 3),
+        findings=tuple(opened.findings),
+    )
+
+
+def _plan(opened: Checkpoint, target: Target) -> Plan:
+    recorded = manifest.way_back(opened.source, opened.model, target.formats[0])
+    plan = make_plan(opened.source, opened.model, target, opened.findings, recorded)
+    opened.findings.stop_on_errors()
+    return plan
+
+
+def _encoder(opened: Checkpoint, plan: Plan) -> Callable[[OutputTensor], Array]:
+    """Encodes one part of one layer; a layer's small parts are decoded again for each, never kept."""
+
+    def encoded(tensor: OutputTensor) -> Array:
+        step = plan.layers[tensor.layer]
+        layer = step.run(opened.source, frozenset({tensor.part}))
+        array: Array = encode(layer, step.write)[tensor.name]
+        return array
+
+    return encoded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """The tensors of a conversion, one by one, with the config that describes them; nothing is written.
+
+    Iterating yields (name, torch.Tensor) in the order of the shards; each tensor owns its memory.
+    """
+
+    config: Mapping[str, Any]
+    format: str
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+    findings: Findings
+    _opened: Checkpoint
+    _plan: Plan
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the target, converted when it is asked for."""
+        from qbridge.tensors import to_torch
+
+        encoded = _encoder(self._opened, self._plan)
+        for shard in plan_shards(self._plan.outputs):
+            for tensor in shard.tensors:
+                array = self._opened.source.read(tensor.origin) if tensor.origin else encoded(tensor)
+                yield tensor.name, to_torch(array, tensor.dtype, tensor.shape)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._opened.source.close()
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(nbytes(t.dtype, t.shape) for t in self._plan.outputs)
+
+
+def stream(src: PathLike, target: str, source: str | None = None, *, allow: Iterable[str] = ()) -> Stream:
+    """Plan a conversion and hand out its tensors instead of writing them; needs torch. Raises QBridgeError."""
+    wanted = find_target(target)
+    opened = open_checkpoint(src, source, allow)
+    try:
+        plan = _plan(opened, wanted)
+    except BaseException:
+        opened.source.close()
+        raise
+    shapes = {t.name: (str(t.dtype), t.shape) for t in plan.outputs}
+    return Stream(plan.config, plan.format, shapes, opened.findings, opened, plan)

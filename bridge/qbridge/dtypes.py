@@ -1,0 +1,114 @@
+"""The dtypes of safetensors files, as tags that numpy arrays carry beside them.
+
+numpy has no bfloat16 and no float8, so an array of such a dtype holds the raw bits in an unsigned integer of
+the same width and its `DType` says what they mean. Source: safetensors 0.8.0, `safetensors/src/tensor.rs`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+
+class DType(str, Enum):
+    """One dtype by its safetensors name."""
+
+    BOOL = "BOOL"
+    U8 = "U8"
+    I8 = "I8"
+    F8_E5M2 = "F8_E5M2"
+    F8_E4M3 = "F8_E4M3"
+    F8_E8M0 = "F8_E8M0"
+    I16 = "I16"
+    U16 = "U16"
+    F16 = "F16"
+    BF16 = "BF16"
+    I32 = "I32"
+    U32 = "U32"
+    F32 = "F32"
+    I64 = "I64"
+    U64 = "U64"
+    F64 = "F64"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return self.numpy.itemsize
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The little-endian numpy dtype that holds this dtype's bits."""
+        return _NUMPY[self]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the bits are a floating-point number of 16 bits or more (a model's compute dtype)."""
+        return self in (DType.F16, DType.BF16, DType.F32, DType.F64)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_NUMPY: dict[DType, np.dtype[np.generic]] = {
+    DType.BOOL: np.dtype("?"),
+    DType.U8: np.dtype("<u1"),
+    DType.I8: np.dtype("<i1"),
+    DType.F8_E5M2: np.dtype("<u1"),
+    DType.F8_E4M3: np.dtype("<u1"),
+    DType.F8_E8M0: np.dtype("<u1"),
+    DType.I16: np.dtype("<i2"),
+    DType.U16: np.dtype("<u2"),
+    DType.F16: np.dtype("<f2"),
+    DType.BF16: np.dtype("<u2"),
+    DType.I32: np.dtype("<i4"),
+    DType.U32: np.dtype("<u4"),
+    DType.F32: np.dtype("<f4"),
+    DType.I64: np.dtype("<i8"),
+    DType.U64: np.dtype("<u8"),
+    DType.F64: np.dtype("<f8"),
+}
+
+
+def nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
+    """Bytes of a dense tensor, computed in Python integers so that no product can wrap."""
+    size = dtype.itemsize
+    for dim in shape:
+        size *= dim
+    return size
+
+
+def to_float64(array: Array, dtype: DType) -> npt.NDArray[np.float64]:
+    """The exact values of a float array, any shape, as float64."""
+    if dtype is DType.BF16:
+        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if not dtype.is_float:
+        raise ValueError(f"{dtype} is not a float dtype")
+    return array.astype(np.float64)
+
+
+def from_float64(values: npt.NDArray[np.float64], dtype: DType) -> Array:
+    """`values` rounded once, to nearest even, in the bits of `dtype` (F64, F32, F16 or BF16)."""
+    if dtype is DType.BF16:
+        return _bfloat16_bits(values)
+    if not dtype.is_float:
+        raise ValueError(f"{dtype} is not a float dtype")
+    with np.errstate(over="ignore"):  # beyond the range is infinity, which the caller compares
+        return values.astype(dtype.numpy)
+
+
+def _bfloat16_bits(values: npt.NDArray[np.float64]) -> Array:
+    """Nearest-even bfloat16 bits; float32 is reached by rounding to odd, so that nothing rounds twice."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    back = near.astype(np.float64)
+    bits = near.view(np.uint32)
+    inexact = np.isfinite(near) & (back != values)
+    away = inexact & (np.abs(back) > np.abs(values))
+    odd = np.where(inexact, (bits - away.astype(np.uint32)) | np.uint32(1), bits)
+    rounded = odd + np.uint32(0x7FFF) + ((odd >> 16) & np.uint32(1))
+    nan = np.isnan(near)
+    return np.where(nan, (bits >> 16) | np.uint32(0x40), rounded >> 16).astype("<u2")

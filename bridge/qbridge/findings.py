@@ -1,0 +1,130 @@
+"""Diagnostics: a finding has a code, a severity, a place, facts and help; errors carry all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from qbridge.catalogue import CATALOGUE, Code
+
+
+class Severity(str, Enum):
+    """An error stops with nothing written; a warning and a note do not."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One diagnostic. `where` names every layer, tensor or file it is about, in the order found."""
+
+    code: str
+    where: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    help: tuple[str, ...] = ()
+    severity: Severity = Severity.ERROR
+
+    @property
+    def entry(self) -> Code:
+        """The catalogue entry of the code."""
+        return CATALOGUE[self.code]
+
+    @property
+    def message(self) -> str:
+        """One line, without a full stop."""
+        return self.entry.title
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as `--json` prints it."""
+        return {
+            "code": self.code,
+            "severity": str(self.severity),
+            "message": self.message,
+            "count": len(self.where),
+            "where": list(self.where),
+            "facts": list(self.facts),
+            "help": list(self.help),
+            "allow": self.entry.allow,
+        }
+
+    def __str__(self) -> str:
+        place = f" ({self.where[0]}{f' and {len(self.where) - 1} more' if len(self.where) > 1 else ''})"
+        facts = f": {'; '.join(self.facts)}" if self.facts else ""
+        return f"{self.severity}[{self.code}]: {self.message}{place if self.where else ''}{facts}"
+
+
+@dataclass(slots=True)
+class Findings:
+    """Collects findings; those that differ only in their place become one.
+
+    `allow` holds the words of `--allow`: an error whose catalogue entry names one of them becomes a warning.
+    """
+
+    allow: frozenset[str] = frozenset()
+    _found: dict[tuple[str, tuple[str, ...], tuple[str, ...], Severity], dict[str, None]] = field(
+        default_factory=dict
+    )
+
+    def add(
+        self,
+        code: str,
+        where: str | Iterable[str] = (),
+        facts: Sequence[str] = (),
+        help: Sequence[str] = (),
+    ) -> None:
+        """Note a finding under its catalogue severity."""
+        entry = CATALOGUE[code]
+        severity = Severity(entry.severity)
+        if entry.allow in self.allow and severity is Severity.ERROR:
+            severity = Severity.WARNING
+        elif entry.allow and severity is Severity.ERROR:
+            help = (*help, f"--allow {entry.allow}")
+        places = self._found.setdefault((code, tuple(facts), tuple(help), severity), {})
+        for place in (where,) if isinstance(where, str) else where:
+            places[place] = None
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Errors first, then by code, in the order found."""
+        found = [Finding(c, tuple(w), f, h, s) for (c, f, h, s), w in self._found.items()]
+        order = list(Severity)
+        return iter(sorted(found, key=lambda f: (order.index(f.severity), f.code)))
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that stop a command."""
+        return tuple(f for f in self if f.severity is Severity.ERROR)
+
+    def stop_on_errors(self) -> None:
+        """Raise QBridgeError with all findings if one of them is an error."""
+        if self.errors:
+            raise QBridgeError(tuple(self))
+
+
+class QBridgeError(Exception):
+    """What the library raises: every finding at once, `findings`, and the exit code of the gravest."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        """Keep the findings; the message lists the errors."""
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(f) for f in self.findings if f.severity is Severity.ERROR))
+
+    @property
+    def exit_code(self) -> int:
+        """4 I/O before 3 unreadable input before 2 usage before 1 refused."""
+        return max((f.entry.exit for f in self.findings if f.severity is Severity.ERROR), default=1)
+
+
+def error(
+    code: str, where: str | Iterable[str] = (), facts: Sequence[str] = (), help: Sequence[str] = ()
+) -> QBridgeError:
+    """A QBridgeError of one finding."""
+    findings = Findings()
+    findings.add(code, where, facts, help)
+    return QBridgeError(findings)

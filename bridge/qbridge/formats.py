@@ -1,0 +1,229 @@
+"""The Format protocol, the registry of formats, and detection by content.
+
+A format is a module; its file name is its id with `-` as `_`. Built-in ones live in `qbridge_formats`, others come
+through the entry-point group `qbridge.formats`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol, cast
+
+from qbridge.findings import Findings, QBridgeError, error
+from qbridge.ir import Layer, Model, Spec, TensorInfo
+from qbridge.layout import Slot
+from qbridge.rules import LayerRule, ModelRule
+from qbridge.source import Source
+from qbridge.topology import unknown_tensors
+
+BUILTIN = ("compressed-tensors", "smooth-quant")
+
+# quant_method values of checkpoints that no format here reads yet, with what they are.
+KNOWN_METHODS: Mapping[str, str] = {
+    "aqlm": "AQLM vector codes",
+    "auto-round": "AutoRound",
+    "awq": "AutoAWQ",
+    "bitnet": "BitNet ternary weights",
+    "bitsandbytes": "bitsandbytes (LLM.int8, NF4, FP4)",
+    "eetq": "EETQ int8",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "fbgemm_fp8": "FBGEMM fp8",
+    "fp8": "fine-grained or per-tensor fp8",
+    "gguf": "GGUF (llama.cpp)",
+    "gptq": "GPTQ",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "marlin": "serialized Marlin",
+    "modelopt": "NVIDIA ModelOpt",
+    "mxfp4": "MXFP4 (gpt-oss)",
+    "quanto": "optimum-quanto",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Evidence that a checkpoint has a format: 2 when its config says so, 1 when only its tensors do."""
+
+    score: int
+    because: str
+
+
+class Format(Protocol):
+    """One on-disk layout."""
+
+    @property
+    def NAME(self) -> str:
+        """The id, as after --from and --to."""
+
+    @property
+    def SUMMARY(self) -> str:
+        """One line for `qbridge formats`."""
+
+    @property
+    def ALIASES(self) -> tuple[str, ...]:
+        """Other names after --from and --to."""
+
+    @property
+    def RULES(self) -> tuple[LayerRule | ModelRule, ...]:
+        """What the layout can hold."""
+
+    def sniff(self, source: Source) -> Match | str:
+        """Evidence that the checkpoint is of this format, or the reason why not."""
+
+    def read(self, source: Source, findings: Findings) -> Model:
+        """The checkpoint's model from config and headers; every fault becomes a finding."""
+
+    def layout(self, spec: Spec) -> dict[str, Slot]:
+        """The slot of every part of a spec that the rules let through."""
+
+    def config(self, model: Model) -> dict[str, Any]:
+        """The quantization block of config.json."""
+
+
+@lru_cache(maxsize=1)
+def registry() -> Mapping[str, str]:
+    """Format name to the module that holds it, built-in ones first."""
+    found = {name: f"qbridge_formats.{name.replace('-', '_')}" for name in BUILTIN}
+    for point in entry_points(group="qbridge.formats"):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+@cache
+def load(name: str) -> Format:
+    """A format by its id; QBridgeError (QB032) if its module cannot be imported."""
+    try:
+        return cast(Format, import_module(registry()[name]))
+    except ImportError as fault:
+        raise error("QB032", name, (f"{type(fault).__name__}: {fault}",)) from fault
+
+
+def aliases() -> Mapping[str, str]:
+    """Every name of every format to its id."""
+    found = {name: name for name in registry()}
+    for name in registry():
+        with suppress(QBridgeError):  # a broken plugin has no aliases; naming it raises
+            found.update(dict.fromkeys(load(name).ALIASES, name))
+    return found
+
+
+def find(name: str) -> Format:
+    """A format by id or alias; QBridgeError (QB030) with the nearest names otherwise."""
+    known = aliases()
+    if name not in known:
+        raise error("QB030", name, help=did_you_mean(name, known))
+    return load(known[name])
+
+
+def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
+    """Help lines: the nearest known name if one is near, and all of them."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(sorted(known))}")
+
+
+def detect(source: Source, among: Sequence[str] | None = None) -> tuple[Format, Match]:
+    """The format of a checkpoint, by content; QBridgeError with every format's reason if none or two fit."""
+    matches: list[tuple[Format, Match]] = []
+    reasons = []
+    for name in among or registry():
+        try:
+            candidate = load(name)
+        except QBridgeError as fault:
+            reasons.append(f"{name}: {fault.findings[0].facts[0]}")
+            continue
+        result = candidate.sniff(source)
+        if isinstance(result, Match):
+            matches.append((candidate, result))
+        reasons.append(f"{name}: {result.because if isinstance(result, Match) else result}")
+    best = [found for found in matches if found[1].score == max(m.score for _, m in matches)]
+    if len(best) == 1:
+        return best[0]
+    if best:
+        raise error("QB012", str(source.path), reasons, ("name it with --from",))
+    raise _unrecognised(source, reasons)
+
+
+def quant_method(config: Mapping[str, Any]) -> str | None:
+    """The quant_method of a config, wherever its block lies."""
+    for holder in (config, config.get("text_config"), config.get("llm_config")):
+        if isinstance(holder, dict):
+            for key in ("quantization_config", "compression_config"):
+                block = holder.get(key)
+                if isinstance(block, dict) and isinstance(block.get("quant_method"), str):
+                    return str(block["quant_method"])
+    return None
+
+
+def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
+    method = quant_method(source.config)
+    if method is not None:
+        known = KNOWN_METHODS.get(method.lower())
+        named = f"{known}, which qbridge does not read yet" if known else "which qbridge does not know"
+        return error("QB011", str(source.path), (f"quant_method {method!r}: {named}", *reasons))
+    codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
+    if codes:
+        fact = f"no quant_method, but {len(codes)} integer matrices such as {codes[0]}"
+        return error("QB011", str(source.path), (fact, *reasons))
+    return error("QB010", str(source.path), reasons)
+
+
+def assemble(
+    format_name: str,
+    source: Source,
+    config: Mapping[str, Any],
+    layers: Mapping[str, tuple[Spec, Mapping[str, Slot]]],
+    findings: Findings,
+    dialect: Mapping[str, Any] | None = None,
+) -> Model:
+    """A Model from a reader's layers: checks every slot against its tensor and accounts for the others.
+
+    Findings: QB015 missing tensors, QB016 wrong dtype or shape, QB018 tensors that nobody claims.
+    """
+    claimed: set[str] = set()
+    for name, (_, slots) in layers.items():
+        for slot in slots.values():
+            claimed.add(slot.tensor)
+            tensor = source.tensors.get(slot.tensor)
+            if tensor is None:
+                suffix = slot.tensor.removeprefix(f"{name}.")
+                findings.add("QB015", name, (f"{suffix} {slot.dtype}{list(slot.shape)} is in no shard",))
+            elif (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
+                is_, wanted = f"{tensor.dtype}{list(tensor.shape)}", f"{slot.dtype}{list(slot.shape)}"
+                findings.add("QB016", slot.tensor, (f"it is {is_}, the scheme gives {wanted}",))
+    rest = {
+        name: TensorInfo(tensor.dtype, tensor.shape) for name, tensor in source.tensors.items() if name not in claimed
+    }
+    for name in unknown_tensors(rest):
+        findings.add("QB018", name)
+    specs = {name: spec for name, (spec, _) in layers.items()}
+    slots_of = {name: slots for name, (_, slots) in layers.items()}
+    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), dialect or {})
+
+
+def encode(layer: Layer, slots: Mapping[str, Slot]) -> dict[str, Any]:
+    """The stored array of every part that the layer holds, by tensor name."""
+    return {slots[part].tensor: slots[part].codec.encode(array, slots[part]) for part, array in layer.arrays.items()}
+
+
+def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> Layer:
+    """The layer of stored arrays by tensor name; parts whose tensor is not given are left out."""
+    parts = spec.parts()
+    return Layer(
+        spec,
+        {
+            part: slot.codec.decode(stored[slot.tensor], *parts[part])
+            for part, slot in slots.items()
+            if slot.tensor in stored
+        },
+    )

@@ -1,0 +1,135 @@
+"""Safetensors headers, checked in full before anything trusts them.
+
+Layout (safetensors 0.8.0, `safetensors/src/tensor.rs`): 8 bytes little-endian header length N, N bytes of JSON
+{name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data, which the offsets cover without a hole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qbridge.dtypes import DType, nbytes
+
+MAX_HEADER = 100_000_000  # the library's own limit
+MAX_DIM = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies: byte offsets are absolute in its file."""
+
+    name: str
+    file: Path
+    dtype: DType
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class HeaderError(Exception):
+    """A header that lies; `faults` lists (tensor name or empty, what is wrong)."""
+
+    def __init__(self, faults: list[tuple[str, str]]) -> None:
+        """Keep every fault."""
+        self.faults = faults
+        super().__init__("; ".join(f"{name}: {fault}" if name else fault for name, fault in faults))
+
+
+class DuplicateKeyError(ValueError):
+    """A JSON object names a key twice, so two readers may see two different files."""
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON that names every key once; ValueError (RecursionError included) otherwise."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            names = [name for name, _ in items]
+            raise DuplicateKeyError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+        return found
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
+    except RecursionError as fault:
+        raise ValueError("nested too deeply") from fault
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file by name; HeaderError if the file is not what its header says."""
+    size = os.path.getsize(file)
+    with open(file, "rb") as stream:
+        head = stream.read(8)
+        if len(head) < 8:
+            raise HeaderError([("", f"the file has {size} bytes, too few for a safetensors header")])
+        length = int.from_bytes(head, "little")
+        if length > min(MAX_HEADER, size - 8):
+            raise HeaderError([("", f"the header claims {length} bytes, the file has {size}")])
+        text = stream.read(length)
+    try:
+        header = parse_json(text)
+    except ValueError as fault:
+        raise HeaderError([("", f"the header is not valid JSON: {fault}")]) from fault
+    if not isinstance(header, dict):
+        raise HeaderError([("", "the header is not a JSON object")])
+    return _tensors(file, header, 8 + length, size)
+
+
+def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
+    faults: list[tuple[str, str]] = []
+    found: dict[str, StoredTensor] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            found[name] = _tensor(file, name, entry, start)
+        except ValueError as fault:
+            faults.append((name, str(fault)))
+    if not faults:
+        faults = _layout_faults(found, start, size)
+    if faults:
+        raise HeaderError(faults)
+    return found
+
+
+def _tensor(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError("the entry is not {dtype, shape, data_offsets}")
+    try:
+        dtype = DType(entry["dtype"])
+    except ValueError:
+        raise ValueError(f"unknown dtype {entry['dtype']!r}") from None
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _naturals(shape) or any(dim > MAX_DIM for dim in shape):
+        raise ValueError(f"shape {shape!r} is not a list of dims")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
+        raise ValueError(f"data_offsets {offsets!r} are not [begin, end]")
+    begin, end = offsets
+    wanted = nbytes(dtype, tuple(shape))
+    if end - begin != wanted:
+        raise ValueError(f"{dtype}{shape} takes {wanted} bytes, data_offsets give {end - begin}")
+    return StoredTensor(name, file, dtype, tuple(shape), start + begin, start + end)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _layout_faults(found: Mapping[str, StoredTensor], start: int, size: int) -> list[tuple[str, str]]:
+    """Holes and overlaps, and data that the file does not have."""
+    faults, position = [], start
+    for tensor in sorted(found.values(), key=lambda t: (t.begin, t.end)):
+        if tensor.begin != position:
+            kind = "overlaps the tensor before it" if tensor.begin < position else "leaves a hole before it"
+            faults.append((tensor.name, f"its data {kind}"))
+        position = max(position, tensor.end)
+    if position > size:
+        faults.append(("", f"the file is truncated: tensors end at byte {position}, the file at {size}"))
+    elif position < size and not faults:
+        faults.append(("", f"{size - position} bytes after the last tensor belong to none"))
+    return faults

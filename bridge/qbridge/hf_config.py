@@ -1,0 +1,95 @@
+"""config.json across transformers 4 and 5: both spellings of what the mathematics depends on.
+
+transformers 5 keeps rope_theta and rope_scaling inside rope_parameters and calls torch_dtype dtype; transformers 4
+reads its default there (rope_theta 10000) and says nothing. Engines pin either, so what is written says both.
+Sources: transformers 4.57.6 and 5.23.0, configuration_utils.py and modeling_rope_utils.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config")
+NESTED = ("text_config", "llm_config")
+
+# Two names of one value; whichever is there is written under both.
+_SYNONYMS = (("torch_dtype", "dtype"), ("num_experts", "num_local_experts"))
+# Keys that say nothing about what the model computes.
+_INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *QUANTIZATION_KEYS})
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without any quantization block, nested ones included."""
+    return {
+        key: without_quantization(value) if key in NESTED and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in QUANTIZATION_KEYS
+    }
+
+
+def spell(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with rope, dtype and experts spelled for transformers 4 and 5 alike."""
+    spelled = dict(config)
+    for names in _SYNONYMS:
+        values = [spelled[name] for name in names if spelled.get(name) is not None]
+        if values:
+            spelled.update(dict.fromkeys(names, values[0]))
+    theta, scaling, nested = rope(config)
+    if not nested:
+        parameters = _parameters(theta, scaling)
+        if theta is not None:
+            spelled["rope_theta"] = theta
+        if parameters:
+            spelled["rope_scaling"] = scaling
+            spelled["rope_parameters"] = parameters
+        if scaling and "partial_rotary_factor" in scaling:
+            spelled.setdefault("partial_rotary_factor", scaling["partial_rotary_factor"])
+    for key in NESTED:
+        if isinstance(spelled.get(key), dict):
+            spelled[key] = spell(spelled[key])
+    return spelled
+
+
+def rope(config: Mapping[str, Any]) -> tuple[float | None, dict[str, Any] | None, bool]:
+    """(theta, scaling or None, whether rope_parameters are given per kind of layer).
+
+    Scaling has its kind under rope_type; a default rope has none.
+    """
+    parameters = config.get("rope_parameters")
+    if isinstance(parameters, dict) and any(isinstance(value, dict) for value in parameters.values()):
+        return None, None, True
+    both: dict[str, Any] = {}
+    for part in (config.get("rope_scaling"), parameters):
+        if isinstance(part, dict):
+            both.update(part)
+    both.setdefault("rope_type", both.pop("type", "default"))
+    both.pop("type", None)
+    theta = both.pop("rope_theta", config.get("rope_theta"))
+    default = both["rope_type"] == "default" and len(both) == 1
+    return theta, None if default else both, False
+
+
+def _parameters(theta: float | None, scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    if theta is None and scaling is None:
+        return {}
+    return {**({} if theta is None else {"rope_theta": theta}), **(scaling or {"rope_type": "default"})}
+
+
+def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says about the model, in one spelling, so that two configs can be compared."""
+    found = {
+        key: meaning(value) if key in NESTED and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _INCIDENTAL
+    }
+    for first, second in _SYNONYMS:
+        value = found.pop(second, None)
+        if found.get(first) is None and value is not None:
+            found[first] = value
+    theta, scaling, nested = rope(config)
+    if not nested:
+        for key in ("rope_parameters", "rope_theta", "rope_scaling"):
+            found.pop(key, None)
+        found["rope"] = {"theta": theta, "scaling": scaling}
+    return found

@@ -1,0 +1,217 @@
+"""The canonical quantized IR: one meaning, whatever the bytes.
+
+    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]
+
+A `Spec` describes one quantized linear without data, a `Layer` is a spec with arrays, a `Model` holds the specs
+of a checkpoint with everything that is not quantized. Codes are signed two's complement whatever a format stores;
+zeros live in the same signed domain; scales keep the dtype they were stored with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from qbridge.dtypes import Array, DType
+from qbridge.layout import Slot
+
+CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1"]
+Dialect = tuple[tuple[str, str], ...]
+
+CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4}
+
+
+class Granularity(str, Enum):
+    """How many weights (or activations) share one scale."""
+
+    TENSOR = "tensor"
+    CHANNEL = "channel"
+    GROUP = "group"
+    BLOCK = "block"
+    TOKEN = "token"  # noqa: S105 - one scale per token, activations only
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class WeightScheme:
+    """How the weight of a linear is quantized; group_size counts weights along in_features."""
+
+    bits: int
+    granularity: Granularity
+    symmetric: bool = True
+    type: CodeType = "int"
+    group_size: int | None = None
+    block: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a scheme that has no meaning (ValueError)."""
+        if self.type == "int" and not 1 <= self.bits <= 8:
+            raise ValueError(f"integer codes have 1 to 8 bits, not {self.bits}")
+        if self.type != "int" and self.bits != CODE_BITS[self.type]:
+            raise ValueError(f"{self.type} codes have {CODE_BITS[self.type]} bits, not {self.bits}")
+        if (self.granularity is Granularity.GROUP) != (self.group_size is not None):
+            raise ValueError("group_size goes with granularity group, and only with it")
+        if (self.granularity is Granularity.BLOCK) != (self.block is not None):
+            raise ValueError("block goes with granularity block, and only with it")
+        if self.granularity is Granularity.TOKEN:
+            raise ValueError("weights have no tokens")
+        if any(size < 1 for size in (self.group_size or 1, *(self.block or ()))):
+            raise ValueError("group and block sizes are positive")
+
+    def scale_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        """Shape of scale and zero: [1, 1], [out, 1], [out, groups] or [block rows, block columns]."""
+        if self.granularity is Granularity.TENSOR:
+            return (1, 1)
+        if self.block is not None:
+            return (-(-out_features // self.block[0]), -(-in_features // self.block[1]))
+        return (out_features, -(-in_features // self.group_size) if self.group_size else 1)
+
+    def __str__(self) -> str:
+        kind = f"int{self.bits}" if self.type == "int" else self.type
+        size = self.group_size or ("x".join(map(str, self.block)) if self.block else "")
+        where = f"{self.granularity}{f' {size}' if size else ''}"
+        return f"{kind} {'symmetric' if self.symmetric else 'asymmetric'} per {where}"
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationScheme:
+    """How the input of a linear is quantized while it runs."""
+
+    bits: int
+    granularity: Granularity
+    dynamic: bool
+    symmetric: bool = True
+    type: CodeType = "int"
+    group_size: int | None = None
+
+    def __str__(self) -> str:
+        kind = f"int{self.bits}" if self.type == "int" else self.type
+        how = f"{'dynamic' if self.dynamic else 'static'} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return f"{kind} {how} per {self.granularity}{f' {self.group_size}' if self.group_size else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The shape-only description of one quantized linear, its dialect included.
+
+    `dialect` is what its format leaves open and undo needs, as sorted pairs; only that format reads it.
+    """
+
+    name: str
+    out_features: int
+    in_features: int
+    weight: WeightScheme
+    scale_dtype: DType
+    activation: ActivationScheme | None = None
+    input_scale_dtype: DType | None = None
+    bias: DType | None = None
+    g_idx: bool = False
+    dialect: Dialect = ()
+
+    def __post_init__(self) -> None:
+        """Refuse dims and combinations that have no meaning (ValueError)."""
+        if self.out_features < 1 or self.in_features < 1:
+            raise ValueError(f"{self.name}: features are positive")
+        static = self.activation is not None and not self.activation.dynamic
+        if static != (self.input_scale_dtype is not None):
+            raise ValueError(f"{self.name}: a stored input scale goes with static activations, and only with them")
+
+    @property
+    def scale_shape(self) -> tuple[int, int]:
+        """Shape of scale and zero."""
+        return self.weight.scale_shape(self.out_features, self.in_features)
+
+    @property
+    def scheme(self) -> str:
+        """The scheme in words, the same for every layer that is quantized alike."""
+        acts = f", activations {self.activation}" if self.activation else ", activations not quantized"
+        return f"weights {self.weight}{acts}{', act-order' if self.g_idx else ''}"
+
+    def parts(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
+        """Canonical dtype and shape of every array a layer of this spec has."""
+        code = DType.I8 if self.weight.type == "int" else DType.U8
+        found: dict[str, tuple[DType, tuple[int, ...]]] = {
+            "code": (code, (self.out_features, self.in_features)),
+            "scale": (self.scale_dtype, self.scale_shape),
+        }
+        if not self.weight.symmetric:
+            found["zero"] = (DType.I16, self.scale_shape)
+        if self.g_idx:
+            found["g_idx"] = (DType.I32, (self.in_features,))
+        if self.bias is not None:
+            found["bias"] = (self.bias, (self.out_features,))
+        if self.input_scale_dtype is not None and self.activation is not None:
+            found["input_scale"] = (self.input_scale_dtype, (1,))
+            if not self.activation.symmetric:
+                found["input_zero"] = (DType.I16, (1,))
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A spec with arrays by part name (`Spec.parts`); a pass is given only the parts that it names."""
+
+    spec: Spec
+    arrays: Mapping[str, Array]
+
+    def __post_init__(self) -> None:
+        """Refuse an array that the spec does not describe (ValueError)."""
+        parts = self.spec.parts()
+        for name, array in self.arrays.items():
+            if name not in parts:
+                raise ValueError(f"{self.spec.name}: the spec has no part {name!r}")
+            dtype, shape = parts[name]
+            if array.dtype != dtype.numpy or array.shape != shape:
+                raise ValueError(
+                    f"{self.spec.name}: {name} is {array.dtype}{array.shape}, the spec says {dtype}{shape}"
+                )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part of the spec is there."""
+        return self.arrays.keys() == self.spec.parts().keys()
+
+
+def identical(a: Layer, b: Layer) -> bool:
+    """Same spec and the same raw bytes in every part: NaN equals NaN, -0.0 differs from 0.0."""
+    return (
+        a.spec == b.spec
+        and a.arrays.keys() == b.arrays.keys()
+        and all(array.tobytes() == b.arrays[name].tobytes() for name, array in a.arrays.items())
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Dtype and shape of a tensor that is not quantized."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A checkpoint as its format describes it, without weight data.
+
+    `config` is the Hugging Face config without any quantization block. `slots` gives, by layer and part, the
+    tensor that holds it on disk. `tensors` are the ones that are carried over as they are. `tokenizer` is
+    tokenizer_config.json, empty if there is none. `dialect` is what the format's writer needs to undo.
+    """
+
+    format: str
+    config: Mapping[str, Any]
+    specs: Mapping[str, Spec]
+    slots: Mapping[str, Mapping[str, Slot]]
+    tensors: Mapping[str, TensorInfo]
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    dialect: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """The model class that config.json names, or an empty string."""
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else ""

@@ -1,0 +1,74 @@
+"""How one part of a layer lies in a tensor on disk, as data.
+
+A format says for each part of a spec which tensor holds it, with which dtype and shape, and through which codec.
+Two slots of the same part with the same codec, dtype and number of elements hold the same bytes, which is how the
+engine knows that a tensor can be copied instead of decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from qbridge.dtypes import Array, DType
+
+
+class Codec(Protocol):
+    """A reversible map between a canonical array and the array that is stored; compared by value."""
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """The stored array (dtype and shape of `slot`) of a canonical array."""
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """The canonical array (`dtype`, `shape`) of a stored array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The canonical elements in their canonical order; only the shape may differ ([N] and [N, 1])."""
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """`array` in the shape of `slot`."""
+        return array.reshape(slot.shape)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """`stored` in the canonical shape."""
+        return stored.reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """Integers stored in a narrower or wider integer dtype (int16 zeros kept as int8).
+
+    Encoding refuses values that the stored dtype cannot hold (ValueError).
+    """
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """`array` in the dtype and shape of `slot`."""
+        stored = array.astype(slot.dtype.numpy)
+        if (stored.astype(array.dtype) != array).any():
+            raise ValueError(f"{slot.tensor}: a value does not fit {slot.dtype}")
+        return stored.reshape(slot.shape)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """`stored` in the canonical dtype and shape."""
+        return stored.astype(dtype.numpy).reshape(shape)
+
+
+PLAIN = Plain()
+NARROWED = Narrowed()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One part of a layer as a whole tensor on disk."""
+
+    tensor: str
+    dtype: DType
+    shape: tuple[int, ...]
+    codec: Codec = PLAIN
+
+    def same_bytes(self, other: Slot) -> bool:
+        """Whether the same part stored through the other slot has the same bytes."""
+        same_shape = self.shape == other.shape or self.codec == PLAIN
+        return self.codec == other.codec and self.dtype is other.dtype and same_shape

@@ -1,0 +1,153 @@
+"""qbridge.json: where a checkpoint came from, what was done to each layer, how to undo it.
+
+It holds no timestamp and no path of the machine, so the same conversion writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from qbridge.dtypes import DType
+from qbridge.headers import parse_json
+from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.recast import Recast
+from qbridge.passes.undo import Undo
+from qbridge.planning import LayerPlan, Plan
+from qbridge.source import MANIFEST, Source
+
+SCHEMA = 1
+
+
+def qbridge_version() -> str:
+    """The installed version."""
+    try:
+        return version("qbridge")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def build(source: Source, plan: Plan) -> dict[str, Any]:
+    """The manifest of a plan; layers that were treated alike share an entry."""
+    steps: dict[str, dict[str, Any]] = {}
+    for name, layer in plan.layers.items():
+        entry = {
+            "before": describe(layer.before),
+            "after": describe(layer.after),
+            "passes": [step.as_dict() for step in layer.passes],
+            "exactness": str(layer.exactness),
+        }
+        steps.setdefault(json.dumps(entry), {**entry, "layers": []})["layers"].append(name)
+    return {
+        "schema": SCHEMA,
+        "qbridge": qbridge_version(),
+        "source": {
+            "format": plan.model.format,
+            "config": source.config,
+            "shards": {file.name: header_digest(file) for file in source.shards},
+        },
+        "target": {"name": plan.target.name, "format": plan.format},
+        "steps": list(steps.values()),
+    }
+
+
+def header_digest(file: Path) -> str:
+    """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data."""
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return hashlib.sha256(stream.read(length)).hexdigest()
+
+
+def describe(spec: Spec) -> dict[str, Any]:
+    """A spec without its name and dims, as JSON."""
+    fields = asdict(spec)
+    for key in ("name", "out_features", "in_features"):
+        del fields[key]
+    return fields
+
+
+def revive(name: str, out_features: int, in_features: int, fields: Mapping[str, Any]) -> Spec:
+    """The spec that `describe` described; KeyError, TypeError or ValueError if the fields are not one."""
+    weight, activation = fields["weight"], fields["activation"]
+    block = weight["block"]
+    kinds = {"granularity": Granularity(weight["granularity"]), "block": tuple(block) if block else None}
+    acts = {**activation, "granularity": Granularity(activation["granularity"])} if activation else None
+    dtypes = {
+        key: DType(fields[key]) if fields[key] else None for key in ("scale_dtype", "input_scale_dtype", "bias")
+    }
+    return Spec(
+        name,
+        out_features,
+        in_features,
+        WeightScheme(**{**weight, **kinds}),
+        activation=ActivationScheme(**acts) if acts else None,
+        g_idx=fields["g_idx"],
+        dialect=tuple((str(key), str(value)) for key, value in fields["dialect"]),
+        **dtypes,  # type: ignore[arg-type]
+    )
+
+
+def load(source: Source) -> Mapping[str, Any] | None:
+    """The manifest beside a checkpoint, or None if there is none that this version understands."""
+    try:
+        value = parse_json((source.path / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None  # provenance only: the tensors are read from config and headers
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[Pass, ...]]:
+    """By layer, the passes that lead back to what the manifest records, where they apply and lose nothing.
+
+    Empty unless the checkpoint was once converted from `format_name`. A layer whose spec or values are no longer
+    what the conversion wrote is left out.
+    """
+    manifest = load(source)
+    found: dict[str, tuple[Pass, ...]] = {}
+    try:
+        if manifest is None or manifest["source"]["format"] != format_name:
+            return {}
+        for entry in manifest["steps"]:
+            for name in entry["layers"]:
+                if name in model.specs and (back := _undo(source, model, name, entry)):
+                    found[name] = back
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return found
+
+
+def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> tuple[Pass, ...]:
+    spec = model.specs[name]
+    dims = (name, spec.out_features, spec.in_features)
+    before, after = revive(*dims, entry["before"]), revive(*dims, entry["after"])
+    if replace(spec, dialect=()) != replace(after, dialect=()):
+        return ()
+    walked, back = before, list[Pass]()
+    for fields in entry["passes"]:
+        step = _step(fields)
+        back.insert(0, Undo(step, walked))
+        walked = step.plan(walked)
+    touched = frozenset().union(*(step.parts for step in back))
+    try:
+        slots = model.slots[name]
+        LayerPlan(replace(spec, dialect=()), before, tuple(back), slots, slots).run(source, touched)
+    except ValueError:
+        return ()  # edited since: the values do not go back exactly
+    return tuple(back)
+
+
+def _step(fields: Mapping[str, Any]) -> Pass:
+    if fields.get("undo"):
+        raise ValueError("a conversion back is not undone")
+    makers: dict[str, Callable[[], Pass]] = {
+        "recast": lambda: Recast(DType(fields["dtype"])),
+        "broadcast": Broadcast,
+    }
+    return makers[fields["pass"]]()

@@ -1,0 +1,49 @@
+"""Undo: a pass backwards, so that converting back replays what a manifest records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qbridge.exactness import Exactness
+from qbridge.ir import Layer, Spec
+from qbridge.passes import Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """`step` undone: leads to the spec `before` that it was once given."""
+
+    step: Pass
+    before: Spec
+
+    @property
+    def name(self) -> str:
+        """undo NAME."""
+        return f"undo {self.step.name}"
+
+    @property
+    def exactness(self) -> Exactness:
+        """What the pass itself keeps."""
+        return self.step.exactness
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The pass's own."""
+        return self.step.parts
+
+    def plan(self, spec: Spec) -> Spec:
+        """The spec before the pass."""
+        return self.before
+
+    def apply(self, layer: Layer) -> Layer:
+        """The layer before the pass; ValueError if its values could not come from it."""
+        return self.step.undo(layer, self.before)
+
+    def undo(self, layer: Layer, before: Spec) -> Layer:
+        """The pass again."""
+        return self.step.apply(layer)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The pass's own, marked."""
+        return {**self.step.as_dict(), "undo": True}

@@ -1,0 +1,199 @@
+"""From a model and a target to a plan: passes per layer, output tensors, config; decided from headers.
+
+Only the survey reads data, and only the small tensors (scales): is every one finite, and does a cast back to what
+the manifest records lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from qbridge.dtypes import DType, to_float64
+from qbridge.exactness import Exactness, weakest
+from qbridge.findings import Findings
+from qbridge.formats import Format, decode, find
+from qbridge.hf_config import spell
+from qbridge.ir import Layer, Model, Spec
+from qbridge.layout import Slot
+from qbridge.passes import Pass
+from qbridge.rules import LayerRule, ModelRule
+from qbridge.source import Source
+from qbridge.targets import Target, rules_of
+
+_MOST_PASSES = 8  # more means that a rule and its fix disagree
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What happens to one layer; `read` and `write` are its slots by part."""
+
+    before: Spec
+    after: Spec
+    passes: tuple[Pass, ...]
+    read: Mapping[str, Slot]
+    write: Mapping[str, Slot]
+
+    @property
+    def exactness(self) -> Exactness:
+        """The weakest promise of its passes."""
+        return weakest(*(p.exactness for p in self.passes))
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """The parts that some pass reads or rewrites."""
+        return frozenset().union(*(p.parts for p in self.passes))
+
+    def copied(self, part: str) -> bool:
+        """Whether the part's bytes do not change, so that the tensor is copied and not decoded."""
+        kept = part not in self.touched and part in self.read
+        return kept and self.read[part].same_bytes(self.write[part])
+
+    def run(self, source: Source, parts: frozenset[str]) -> Layer:
+        """The layer after the passes, with at least `parts` of it."""
+        spec_parts = self.before.parts().keys()
+        slots = {part: self.read[part] for part in spec_parts & (parts | self.touched)}
+        layer = decode(self.before, slots, {slot.tensor: source.read(slot.tensor) for slot in slots.values()})
+        for step in self.passes:
+            layer = step.apply(layer)
+        return layer
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor to write: a copy of the source tensor `origin`, or the encoded `part` of `layer`.
+
+    `shard` is the source file beside whose other tensors it is written.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    shard: str
+    origin: str = ""
+    layer: str = ""
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Everything decided before a weight is read."""
+
+    model: Model
+    target: Target
+    format: str
+    layers: Mapping[str, LayerPlan]
+    outputs: Sequence[OutputTensor]
+    config: Mapping[str, Any]
+
+    @property
+    def exactness(self) -> dict[str, int]:
+        """Layers by class."""
+        counts: dict[str, int] = {}
+        for layer in self.layers.values():
+            counts[str(layer.exactness)] = counts.get(str(layer.exactness), 0) + 1
+        return counts
+
+
+def make_plan(
+    source: Source,
+    model: Model,
+    target: Target,
+    findings: Findings,
+    recorded: Mapping[str, tuple[Pass, ...]] | None = None,
+) -> Plan:
+    """Plan a conversion; every problem becomes a finding, and the plan is only good if none is an error.
+
+    `recorded` gives, by layer, the passes that lead back to what a manifest records.
+    """
+    survey(source, model, findings)
+    destination = find(target.formats[0])
+    rules = rules_of(target, destination.NAME)
+    after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
+    for name, spec in model.specs.items():
+        back = (recorded or {}).get(name, ())
+        start = _walk(replace(spec, dialect=()), back)
+        ended, passes = _repair(start, model, rules, findings)
+        after[name] = ended, (*back, *passes)
+    result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
+    for rule in rules:
+        if isinstance(rule, ModelRule):
+            for problem in rule.check(result):
+                findings.add(rule.code, problem.where, problem.facts, problem.help)
+    if findings.errors:
+        return Plan(model, target, destination.NAME, {}, (), {})
+    layers = {
+        name: LayerPlan(model.specs[name], spec, passes, model.slots[name], destination.layout(spec))
+        for name, (spec, passes) in after.items()
+    }
+    outputs = _outputs(source, model, layers)
+    _check_names(outputs, findings)
+    return Plan(model, target, destination.NAME, layers, outputs, _config(destination, result))
+
+
+def _walk(spec: Spec, passes: tuple[Pass, ...]) -> Spec:
+    for step in passes:
+        spec = step.plan(spec)
+    return spec
+
+
+def _repair(
+    spec: Spec, model: Model, rules: Sequence[LayerRule | ModelRule], findings: Findings
+) -> tuple[Spec, tuple[Pass, ...]]:
+    """The spec after the passes that its rules call for; a rule without a pass becomes a finding."""
+    passes: list[Pass] = []
+    for rule in rules:
+        if not isinstance(rule, LayerRule):
+            continue
+        while (problem := rule.check(spec, model)) is not None:
+            step = rule.fix(spec)
+            if step is None or len(passes) == _MOST_PASSES:
+                findings.add(rule.code, spec.name, problem.facts, problem.help)
+                break
+            passes.append(step)
+            spec = step.plan(spec)
+    return spec, tuple(passes)
+
+
+def survey(source: Source, model: Model, findings: Findings) -> None:
+    """Read every scale once: one that is NaN or infinite is a finding (QB017)."""
+    for name, spec in model.specs.items():
+        for part in ("scale", "input_scale"):
+            slot = model.slots[name].get(part)
+            tensor = source.tensors.get(slot.tensor) if slot else None
+            if slot is None or tensor is None or (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
+                continue  # a finding of the reader already
+            dtype, _ = spec.parts()[part]
+            bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
+            if bad.size:
+                findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
+
+
+def _outputs(source: Source, model: Model, layers: Mapping[str, LayerPlan]) -> list[OutputTensor]:
+    """Every tensor of the output, in the order of the source's shards."""
+    found = []
+    for name, info in model.tensors.items():
+        shard = source.tensors[name].file.name
+        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=name))
+    for name, layer in layers.items():
+        home = source.tensors[layer.read["code"].tensor].file.name
+        for part, slot in layer.write.items():
+            origin = layer.read[part].tensor if layer.copied(part) else ""
+            shard = source.tensors[layer.read[part].tensor].file.name if part in layer.read else home
+            found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part))
+    return found
+
+
+def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:
+    seen: set[str] = set()
+    for output in outputs:
+        if output.name in seen:
+            findings.add("QB033", output.name)
+        seen.add(output.name)
+
+
+def _config(destination: Format, result: Model) -> dict[str, Any]:
+    return {**spell(result.config), "quantization_config": destination.config(result)}

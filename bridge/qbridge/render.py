@@ -1,0 +1,123 @@
+"""Findings, reports and tables as text; what they say is readable without colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from qbridge.catalogue import Code
+from qbridge.findings import Finding, Severity
+from qbridge.inspection import Inspection
+from qbridge.report import Report, Verification
+
+_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
+
+
+def findings(console: Console, found: Sequence[Finding], written: bool = False) -> None:
+    """Every finding, and a last line that says how many and what came of it."""
+    for finding in found:
+        _finding(console, finding)
+    errors = sum(f.severity is Severity.ERROR for f in found)
+    warnings = sum(f.severity is Severity.WARNING for f in found)
+    if errors:
+        tail = "" if written else "; nothing was written"
+        console.print(Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{tail}"))
+
+
+def _finding(console: Console, finding: Finding) -> None:
+    head = Text(f"{finding.severity}[{finding.code}]", _STYLE[finding.severity])
+    console.print(head.append(f": {finding.message}", "bold"))
+    if finding.where:
+        more = f" and {len(finding.where) - 1} more" if len(finding.where) > 1 else ""
+        console.print(Text(f"  --> {finding.where[0]}{more}"))
+    for fact in finding.facts:
+        console.print(Text(f"   |  {fact}"))
+    for line in finding.help:
+        console.print(Text("  help: ", "cyan").append(line))
+    console.print()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.8 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def report(console: Console, done: Report) -> None:
+    """What a conversion did, or would do."""
+    verb = "would write" if done.dry_run else "wrote"
+    exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
+    rows = [
+        ("source", f"{done.source}: {done.source_format} ({done.because})"),
+        ("model", f"{done.architecture}, {_count(done.layers, 'quantized layer')}"),
+        ("target", f"{done.target}: {done.format}"),
+        ("exactness", exact),
+        ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
+        (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
+    ]
+    if not done.dry_run:
+        rows.append(("time", f"{done.seconds:.1f} s"))
+    _rows(console, rows)
+
+
+def verification(console: Console, done: Verification) -> None:
+    """Whether two checkpoints are the same model."""
+    rows = [
+        ("a", f"{done.a}: {done.formats[0]}"),
+        ("b", f"{done.b}: {done.formats[1]}"),
+        ("layers", f"{done.identical} identical, {done.equal} equal in value"),
+        ("tensors", f"{done.tensors} unquantized ones compared"),
+        ("verdict", "the same model" if done.same else "different"),
+    ]
+    _rows(console, rows)
+
+
+def inspection(console: Console, found: Inspection) -> None:
+    """What a checkpoint is."""
+    quantized, plain = size(found.quantized_bytes), size(found.unquantized_bytes)
+    rows = [
+        ("checkpoint", found.path),
+        ("format", f"{found.format} ({found.because})"),
+        ("model", found.architecture or "config.json names no architecture"),
+        ("size", f"{quantized} quantized, {plain} not, in {_count(len(found.shards), 'shard')}"),
+    ]
+    for scheme in found.schemes:
+        scales = ", ".join(scheme["scale_dtypes"])
+        rows.append(("scheme", f"{_count(scheme['layers'], 'layer')}: {scheme['scheme']}, scales {scales}"))
+        rows.append(("", "dims " + ", ".join(f"{n} x {k}" for n, k in scheme["dims"])))
+    rows.append(("unquantized", ", ".join(found.unquantized_linears) or "no linear"))
+    _rows(console, rows)
+
+
+def explanation(console: Console, entry: Code) -> None:
+    """One entry of the catalogue."""
+    console.print(Text(f"{entry.code}: {entry.title}", "bold"))
+    rows = [
+        ("what", entry.what),
+        ("why", entry.why),
+        ("example", entry.example),
+        ("fix", entry.fix),
+        ("allow", entry.allow or "nothing lets it pass" if entry.severity == "error" else "it stops nothing"),
+        ("source", entry.source),
+    ]
+    _rows(console, rows)
+
+
+def table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Names and what they are."""
+    _rows(console, list(rows))
+
+
+def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        console.print(Text(f"{name:<{width}}  ", "cyan").append(value, ""))

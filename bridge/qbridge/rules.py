@@ -1,0 +1,40 @@
+"""Rules: one limit of a format or a target each, as data the planner walks over.
+
+A layer rule looks at one spec within its model and may offer an exact pass; a model rule looks at the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from qbridge.ir import Model, Spec
+from qbridge.passes import Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A broken rule: facts and help without the place, so that equal problems of many layers become one."""
+
+    facts: tuple[str, ...] = ()
+    help: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRule:
+    """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none."""
+
+    code: str
+    check: Callable[[Spec, Model], Problem | None]
+    source: str
+    fix: Callable[[Spec], Pass | None] = lambda spec: None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRule:
+    """A limit on the model; each problem names its places."""
+
+    code: str
+    check: Callable[[Model], Iterable[Problem]]
+    source: str

@@ -1,0 +1,212 @@
+"""A checkpoint on disk: config, index, checked headers, tensors read on demand. Never writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qbridge.dtypes import Array
+from qbridge.findings import Findings, error
+from qbridge.headers import HeaderError, StoredTensor, parse_json, read_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MANIFEST = "qbridge.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", *PICKLES)
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """An opened checkpoint folder.
+
+    `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
+    order of their names; `side_files` what is neither weights nor config, relative to the folder.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    shards: Sequence[Path]
+    side_files: Sequence[Path]
+    _handles: dict[Path, int] = field(default_factory=dict)
+
+    def read(self, name: str) -> Array:
+        """A whole tensor in its stored shape, as the numpy dtype of its tag."""
+        tensor = self.tensors[name]
+        array = np.empty(tensor.shape, tensor.dtype.numpy)
+        self.read_into(name, 0, array.reshape(-1).view(np.uint8))
+        return array
+
+    def read_into(self, name: str, offset: int, buffer: Array) -> None:
+        """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""
+        tensor, view, done = self.tensors[name], buffer.data.cast("B"), 0
+        while done < len(view):
+            count = os.preadv(self.descriptor(tensor.file), [view[done:]], tensor.begin + offset + done)
+            if count == 0:
+                raise error("QB004", str(tensor.file.name), (f"{name}: the file ended while it was read",))
+            done += count
+
+    def blocks(self, name: str, size: int) -> Iterator[Array]:
+        """The bytes of a tensor in blocks of at most `size`, each valid until the next is asked for."""
+        tensor = self.tensors[name]
+        total = tensor.end - tensor.begin
+        buffer = np.empty(min(size, total), np.uint8)
+        for start in range(0, total, size):
+            block = buffer[: min(size, total - start)]
+            self.read_into(name, start, block)
+            yield block
+
+    def tokenizer(self) -> dict[str, Any]:
+        """tokenizer_config.json as parsed; empty if there is none or it is no JSON object."""
+        try:
+            value = parse_json((self.path / "tokenizer_config.json").read_bytes())
+        except (OSError, ValueError):
+            return {}  # a side file: carried over byte for byte whatever it holds
+        return value if isinstance(value, dict) else {}
+
+    def descriptor(self, file: Path) -> int:
+        """An open read-only file descriptor of a shard."""
+        if file not in self._handles:
+            self._handles[file] = os.open(file, os.O_RDONLY)
+        return self._handles[file]
+
+    def close(self) -> None:
+        """Close every file; the source can be read again afterwards."""
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
+    """Open a folder; raises QBridgeError with everything that is wrong with config, index and headers."""
+    root = Path(path)
+    if not (root / "config.json").is_file():
+        fact = "there is no config.json" if root.is_dir() else "there is no such folder"
+        raise error("QB001", str(root), (fact,))
+    config = _json_object(root, "config.json", findings)
+    names = _shard_names(root, findings)
+    findings.stop_on_errors()
+    tensors = _headers(root, names, findings)
+    if (root / INDEX).is_file() and tensors is not None:
+        _check_index(_weight_map(root, findings) or {}, tensors, findings)
+    sides = _side_files(root, names, findings)
+    findings.stop_on_errors()
+    return Source(root, config or {}, tensors or {}, [root / name for name in names], sides)
+
+
+def _json_object(root: Path, name: str, findings: Findings) -> dict[str, Any] | None:
+    try:
+        value = parse_json((root / name).read_bytes())
+    except ValueError as fault:
+        findings.add("QB002", name, (str(fault),))
+        return None
+    if not isinstance(value, dict):
+        findings.add("QB002", name, ("it is not a JSON object",))
+        return None
+    return value
+
+
+def _weight_map(root: Path, findings: Findings) -> dict[str, str] | None:
+    """Tensor name to shard name, as the index says; None with a finding if it is no such thing."""
+    index = _json_object(root, INDEX, findings)
+    if index is None:
+        return None
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        findings.add("QB002", INDEX, ("weight_map is not an object of file names",))
+        return None
+    return found
+
+
+def _shard_names(root: Path, findings: Findings) -> list[str]:
+    """The shards an engine would load: the index's, else model.safetensors, else the only one there is."""
+    if (root / INDEX).is_file():
+        names = sorted(set((_weight_map(root, findings) or {}).values()))
+        return [name for name in names if _is_inside(root, name, findings)]
+    found = sorted(file.name for file in root.glob("*.safetensors"))
+    if SINGLE in found or len(found) == 1:
+        return [name for name in ([SINGLE] if SINGLE in found else found) if _is_inside(root, name, findings)]
+    if found:
+        findings.add("QB005", found, (f"{len(found)} safetensors files and no {INDEX}",))
+        return []
+    pickles = sorted(file.name for file in root.iterdir() if file.suffix in PICKLES)
+    findings.add("QB007" if pickles else "QB008", pickles or str(root))
+    return []
+
+
+def _is_inside(root: Path, name: str, findings: Findings) -> bool:
+    """Whether the shard is a file of the folder, or of the blobs of the Hugging Face cache it belongs to."""
+    plain = Path(name)
+    if plain.is_absolute() or ".." in plain.parts or "\0" in name:
+        findings.add("QB006", name)
+        return False
+    if not (root / plain).is_file():
+        findings.add("QB003", name)
+        return False
+    home = root.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any((root / plain).resolve().is_relative_to(place) for place in homes):
+        findings.add("QB006", name, ("it is a link out of the folder",))
+        return False
+    return True
+
+
+def _headers(root: Path, names: Sequence[str], findings: Findings) -> dict[str, StoredTensor] | None:
+    found: dict[str, StoredTensor] = {}
+    sound = True
+    for name in names:
+        try:
+            header = read_header(root / name)
+        except HeaderError as fault:
+            sound = False
+            for tensor, what in fault.faults:
+                findings.add("QB004", f"{name}: {tensor}" if tensor else name, (what,))
+            continue
+        for twice in found.keys() & header.keys():
+            findings.add("QB005", twice, (f"it is in {found[twice].file.name} and in {name}",))
+        found.update(header)
+    return found if sound else None
+
+
+def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings) -> None:
+    findings_by_fact = (
+        (sorted(index.keys() - tensors.keys()), "the index names it, no shard holds it"),
+        (sorted(tensors.keys() - index.keys()), "a shard holds it, the index does not name it"),
+        (
+            sorted(n for n in index.keys() & tensors.keys() if Path(index[n]).name != tensors[n].file.name),
+            "it is in another shard than the index says",
+        ),
+    )
+    for names, fact in findings_by_fact:
+        if names:
+            findings.add("QB005", names, (fact,))
+
+
+def _side_files(root: Path, shards: Sequence[str], findings: Findings) -> list[Path]:
+    """Every other file to carry over, folders included; hidden ones belong to git and to caches."""
+    ours = {"config.json", INDEX, MANIFEST, *shards}
+    found, behind = [], []
+    for folder, folders, files in os.walk(root, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            relative = (Path(folder) / name).relative_to(root)
+            if name.startswith(".") or str(relative) in ours:
+                continue
+            if relative.suffix in WEIGHTS or name.endswith(tuple(f"{s}.index.json" for s in WEIGHTS)):
+                behind.append(str(relative))
+            else:
+                found.append(relative)
+    if behind:
+        findings.add("QB009", behind)
+    return found

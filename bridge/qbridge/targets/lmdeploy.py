@@ -1,0 +1,78 @@
+"""What LMDeploy's PyTorch engine takes, and what it would silently load as garbage.
+
+Sources: lmdeploy 0.18.0 and 0.6.2, pytorch/models/module_map.py, pytorch/models/llama.py and qwen2.py,
+pytorch/nn/linear/w8a8.py; transformers 4.57.6, which both run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qbridge.ir import Model
+from qbridge.rules import LayerRule, ModelRule, Problem
+from qbridge.topology import dense_linears, is_decoder_linear, is_embedding, is_head
+
+
+def _classes(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+# Classes that a checkpoint of quantized linears can be for (pytorch/models/module_map.py).
+_BOTH = _classes("""
+    BaichuanForCausalLM ChatGLMForConditionalGeneration CogVLMForCausalLM DeepseekForCausalLM
+    DeepseekV2ForCausalLM Gemma2ForCausalLM GemmaForCausalLM InternLM2ForCausalLM InternLMForCausalLM
+    InternVLChatModel LlamaForCausalLM LlavaForConditionalGeneration LlavaNextForConditionalGeneration
+    MiniCPM3ForCausalLM MistralForCausalLM MixtralForCausalLM MllamaForConditionalGeneration
+    Phi3ForCausalLM Phi3VForCausalLM PhiMoEForCausalLM QWenLMHeadModel Qwen2ForCausalLM
+    Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration Starcoder2ForCausalLM
+""")
+ARCHITECTURES = {
+    "0.6.2": _BOTH | _classes("DbrxForCausalLM FalconForCausalLM LlavaLlamaForCausalLM LlavaMistralForCausalLM"),
+    "0.18.0": _BOTH
+    | _classes("""
+        DeepseekV32ForCausalLM DeepseekV3ForCausalLM DeepseekV4ForCausalLM DeepseekVLV2ForCausalLM
+        Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4ForCausalLM Glm4MoeForCausalLM
+        Glm4MoeLiteForCausalLM Glm4vForConditionalGeneration GlmMoeDsaForCausalLM GptOssForCausalLM
+        HYV3ForCausalLM InternLM3ForCausalLM InternS1ForConditionalGeneration
+        InternVLForConditionalGeneration KimiK25ForConditionalGeneration Llama4ForConditionalGeneration
+        MiniCPMV Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM
+        Qwen3NextForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration
+        Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration SDARForCausalLM
+        SDARMoeForCausalLM
+    """),
+}
+
+
+def rules(version: str) -> tuple[LayerRule | ModelRule, ...]:
+    """The engine's limits at a version of the table."""
+
+    def known_class(model: Model) -> Iterator[Problem]:
+        if model.architecture not in ARCHITECTURES[version]:
+            named = model.architecture or "config.json names no architecture"
+            yield Problem((f"LMDeploy {version} has no class for it",), where=(named,))
+
+    return (
+        ModelRule("QB201", _dense_decoder_linears, f"lmdeploy {version}, pytorch/models/llama.py"),
+        ModelRule("QB202", _quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
+        ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
+        ModelRule("QB205", _new_tokenizer, "transformers 4.57.6, models/auto/tokenization_auto.py"),
+    )
+
+
+def _dense_decoder_linears(model: Model) -> Iterator[Problem]:
+    found = tuple(m for m in dense_linears(model.tensors) if is_decoder_linear(m))
+    if found:
+        total = len(found) + len(model.specs)
+        yield Problem((f"{len(found)} of {total} linears are not quantized",), where=found)
+
+
+def _quantized_head(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name in model.specs if is_head(name) or is_embedding(name))
+    if found:
+        yield Problem(where=found)
+
+
+def _new_tokenizer(model: Model) -> Iterator[Problem]:
+    if model.tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        fix = "sed -i s/TokenizersBackend/PreTrainedTokenizerFast/ DST/tokenizer_config.json"
+        yield Problem(("tokenizer_class is TokenizersBackend",), (fix,), ("tokenizer_config.json",))

@@ -1,0 +1,149 @@
+"""verify: are two checkpoints the same model? Codes, zero-points and scale bits first, values where bits differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.dtypes import Array, to_float64
+from qbridge.findings import Findings
+from qbridge.formats import decode
+from qbridge.hf_config import meaning
+from qbridge.ir import Layer, Spec
+from qbridge.report import Verification
+from qbridge.topology import natural
+from qbridge.values import row_index
+
+BLOCK = 8 << 20
+
+
+def verify(a: PathLike, b: PathLike, *, allow: Iterable[str] = ()) -> Verification:
+    """Compare two checkpoints of any formats layer by layer; `same` is the answer. Raises QBridgeError.
+
+    Peak memory is two blocks and the small parts of one layer.
+    """
+    start = time.monotonic()
+    allow = tuple(allow)
+    findings = Findings(frozenset(allow))
+    with open_checkpoint(a, allow=allow) as left, open_checkpoint(b, allow=allow) as right:
+        _compare_configs(left, right, findings)
+        common = _compare_names(left, right, findings)
+        kinds = [_compare_layer(left, right, name, findings) for name in common if name in left.model.specs]
+        for name in common:
+            if name in left.model.tensors:
+                _compare_tensor(left, right, name, findings)
+    return Verification(
+        a=str(Path(a)),
+        b=str(Path(b)),
+        formats=(left.format, right.format),
+        identical=kinds.count("identical"),
+        equal=kinds.count("equal"),
+        tensors=sum(name in left.model.tensors for name in common),
+        seconds=round(time.monotonic() - start, 3),
+        findings=tuple(findings),
+        same=not findings.errors,
+    )
+
+
+def _compare_configs(left: Checkpoint, right: Checkpoint, findings: Findings) -> None:
+    first, second = meaning(left.model.config), meaning(right.model.config)
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
+            findings.add("QB504", key, (f"{first.get(key)!r} and {second.get(key)!r}",))
+
+
+def _compare_names(left: Checkpoint, right: Checkpoint, findings: Findings) -> list[str]:
+    """Layers and unquantized tensors of both, in reading order; the others are findings."""
+    first = left.model.specs.keys() | left.model.tensors.keys()
+    second = right.model.specs.keys() | right.model.tensors.keys()
+    for here, names in (("the first", first - second), ("the second", second - first)):
+        if names:
+            findings.add("QB502", natural(names), (f"only {here} has it",))
+    return natural(name for name in first & second if (name in left.model.specs) == (name in right.model.specs))
+
+
+def _compare_tensor(left: Checkpoint, right: Checkpoint, name: str, findings: Findings) -> None:
+    if left.model.tensors[name] != right.model.tensors[name]:
+        is_, other = left.model.tensors[name], right.model.tensors[name]
+        findings.add("QB503", name, (f"{is_.dtype}{list(is_.shape)} and {other.dtype}{list(other.shape)}",))
+    elif not _same_bytes(left, right, name, name):
+        findings.add("QB503", name, ("its values",))
+
+
+def _same_bytes(left: Checkpoint, right: Checkpoint, name: str, other: str) -> bool:
+    blocks = zip_longest(left.source.blocks(name, BLOCK), right.source.blocks(other, BLOCK))
+    return all(x is not None and y is not None and np.array_equal(x, y) for x, y in blocks)
+
+
+def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, findings: Findings) -> str:
+    """`identical`, `equal` or `different`, with a finding for the last."""
+    specs = left.model.specs[name], right.model.specs[name]
+    unlike = _unlike(*specs)
+    if unlike:
+        findings.add("QB501", name, unlike)
+        return "different"
+    slots = left.model.slots[name]["code"], right.model.slots[name]["code"]
+    if not slots[0].same_bytes(slots[1]):
+        raise NotImplementedError(f"{name}: codes stored in two ways")
+    if not _same_bytes(left, right, slots[0].tensor, slots[1].tensor):
+        findings.add("QB501", name, ("codes",))
+        return "different"
+    layers = _small_parts(left, name), _small_parts(right, name)
+    differing = _differing_parts(*layers)
+    if differing:
+        findings.add("QB501", name, differing)
+        return "different"
+    same = specs[0].scale_dtype is specs[1].scale_dtype and specs[0].weight == specs[1].weight
+    return "identical" if same else "equal"
+
+
+def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:
+    """What two specs disagree on beyond how scales are stored."""
+    pairs = (
+        ("dims", (a.out_features, a.in_features), (b.out_features, b.in_features)),
+        ("code type", (a.weight.type, a.weight.bits), (b.weight.type, b.weight.bits)),
+        ("activations", str(a.activation), str(b.activation)),
+        ("bias", str(a.bias), str(b.bias)),
+        ("act-order", a.g_idx, b.g_idx),
+    )
+    return tuple(f"{what}: {x} and {y}" for what, x, y in pairs if x != y)
+
+
+def _small_parts(opened: Checkpoint, name: str) -> Layer:
+    slots = {part: slot for part, slot in opened.model.slots[name].items() if part != "code"}
+    stored = {slot.tensor: opened.source.read(slot.tensor) for slot in slots.values()}
+    return decode(opened.model.specs[name], slots, stored)
+
+
+def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
+    found = []
+    if not np.array_equal(_scales(a), _scales(b)):
+        found.append("scales")
+    if not np.array_equal(_zeros(a), _zeros(b)):
+        found.append("zero-points")
+    for part in ("bias", "g_idx", "input_zero"):
+        if part in a.arrays and a.arrays[part].tobytes() != b.arrays[part].tobytes():
+            found.append(part)
+    if "input_scale" in a.arrays:
+        first, second = (to_float64(x.arrays["input_scale"], x.spec.parts()["input_scale"][0]) for x in (a, b))
+        if not np.array_equal(first, second):
+            found.append("input_scale")
+    return tuple(found)
+
+
+def _scales(layer: Layer) -> Array:
+    """Scale values in float64, one row per output feature."""
+    values = to_float64(layer.arrays["scale"], layer.spec.scale_dtype)
+    return values[row_index(layer.spec)]
+
+
+def _zeros(layer: Layer) -> Array:
+    """Zero-points, one row per output feature; symmetric means zero."""
+    if "zero" not in layer.arrays:
+        return np.zeros(layer.spec.scale_shape, np.int16)[row_index(layer.spec)]
+    return layer.arrays["zero"][row_index(layer.spec)]

@@ -1,0 +1,317 @@
+"""The quantization block of compressed-tensors: where it lies, what its keys mean, which scheme a module has.
+
+Sources: compressed-tensors 0.20.0, quantization/quant_config.py, quant_scheme.py, quant_args.py, utils/match.py and
+config/base.py; older keys from the wheels 0.3.2 to 0.13.0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qbridge.findings import Findings
+from qbridge.ir import ActivationScheme, Granularity, WeightScheme
+from qbridge.topology import is_embedding
+
+BLOCK_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config")
+TOP_KEYS = frozenset(
+    {
+        "quant_method",
+        "version",
+        "format",
+        "quantization_status",
+        "global_compression_ratio",
+        "ignore",
+        "kv_cache_scheme",
+        "config_groups",
+        "sparsity_config",
+        "transform_config",
+        "moe_sparsity_config",
+        "run_compressed",
+    }
+)
+SCHEME_KEYS = frozenset({"targets", "weights", "input_activations", "output_activations", "format"})
+ARGS_KEYS = frozenset(
+    {
+        "num_bits",
+        "type",
+        "symmetric",
+        "group_size",
+        "strategy",
+        "block_structure",
+        "dynamic",
+        "actorder",
+        "scale_dtype",
+        "zp_dtype",
+        "observer",
+        "observer_kwargs",
+    }
+)
+_GRANULARITY = {
+    "tensor": Granularity.TENSOR,
+    "channel": Granularity.CHANNEL,
+    "group": Granularity.GROUP,
+    "block": Granularity.BLOCK,
+    "token": Granularity.TOKEN,
+}
+
+
+class SchemaError(ValueError):
+    """A key of the block is missing, unknown or has a value that means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One entry of config_groups, its arguments checked."""
+
+    name: str
+    targets: tuple[str, ...]
+    weight: WeightScheme | None
+    activation: ActivationScheme | None
+    format: str | None
+    outputs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A quantization block as checked data; `key` is where it stood in config.json."""
+
+    key: str
+    raw: Mapping[str, Any]
+    groups: tuple[Group, ...]
+    ignore: tuple[str, ...]
+
+
+def find_block(config: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """(key path, block), in the order in which vLLM and compressed-tensors look."""
+    holders = [("", config)]
+    if isinstance(config.get("text_config"), dict):
+        holders.append(("text_config.", config["text_config"]))
+    for key in BLOCK_KEYS:
+        for prefix, holder in holders:
+            block = holder.get(key)
+            if isinstance(block, dict) and isinstance(block.get("quantization_config"), dict):
+                # releases before 0.4 kept sparsity and quantization side by side in one block
+                inner = {**block["quantization_config"]}
+                if block.get("sparsity_config"):
+                    inner.setdefault("sparsity_config", block["sparsity_config"])
+                return f"{prefix}{key}.quantization_config", inner
+            if block is not None:
+                return prefix + key, block
+    return None
+
+
+def is_ours(block: Any) -> bool:
+    """Whether a block speaks compressed-tensors: by its method, or by config_groups where none is named."""
+    if not isinstance(block, dict):
+        return False
+    method = block.get("quant_method")
+    if method is None:
+        return "config_groups" in block
+    return isinstance(method, str) and method.lower().replace("_", "-") == "compressed-tensors"
+
+
+def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Block | None:
+    """The block as checked data; None with findings (QB013, QB014) where it makes no sense."""
+    unknown = sorted(raw.keys() - TOP_KEYS)
+    if unknown:
+        findings.add("QB103", [f"{key}.{name}" for name in unknown])
+    ignore = raw.get("ignore") or []
+    if not _strings(ignore):
+        findings.add("QB013", f"{key}.ignore", ("it is not a list of strings",))
+        return None
+    groups = _groups(key, raw.get("config_groups"), findings)
+    owners: dict[str, str] = {}
+    for entry in groups:
+        for target in entry.targets:
+            if owners.setdefault(target, entry.name) != entry.name:
+                findings.add("QB014", target, (f"groups {owners[target]} and {entry.name} both target it",))
+    sound = _patterns_compile(key, (*owners, *ignore), findings)
+    return Block(key, raw, tuple(groups), tuple(ignore)) if groups and sound else None
+
+
+def _groups(key: str, raw: Any, findings: Findings) -> list[Group]:
+    """Every group, or none with findings if one of them is malformed."""
+    if not isinstance(raw, dict) or not raw:
+        findings.add("QB013", f"{key}.config_groups", ("it is not an object with at least one group",))
+        return []
+    groups = []
+    for name, group in raw.items():
+        try:
+            groups.append(_group(name, group))
+        except SchemaError as fault:
+            findings.add("QB013", f"{key}.config_groups.{name}", (str(fault),))
+    return groups if len(groups) == len(raw) else []
+
+
+def _patterns_compile(key: str, targets: Iterable[str], findings: Findings) -> bool:
+    sound = True
+    for pattern in targets:
+        try:
+            re.compile(pattern[3:] if pattern.startswith("re:") else "")
+        except re.error as fault:
+            findings.add("QB013", f"{key}: {pattern!r}", (f"not a regular expression: {fault}",))
+            sound = False
+    return sound
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _group(name: str, raw: Any) -> Group:
+    if _strings(raw):  # the short form {PRESET: [targets]}
+        return _preset(name, raw)
+    if not isinstance(raw, dict):
+        raise SchemaError("it is not an object")
+    unknown = sorted(raw.keys() - SCHEME_KEYS)
+    if unknown:
+        raise SchemaError(f"unknown key {unknown[0]!r}")
+    if not _strings(raw.get("targets")):
+        raise SchemaError("targets is not a list of strings")
+    weights, inputs = raw.get("weights"), raw.get("input_activations")
+    return Group(
+        name,
+        tuple(raw["targets"]),
+        None if weights is None else _weight(_args("weights", weights)),
+        None if inputs is None else _activation(_args("input_activations", inputs)),
+        raw.get("format"),
+        raw.get("output_activations") is not None,
+    )
+
+
+def _preset(name: str, targets: list[str]) -> Group:
+    if name.upper() not in ("W8A8", "INT8"):
+        raise SchemaError(f"preset scheme {name!r} is not known here")
+    weight = WeightScheme(8, Granularity.CHANNEL)
+    activation = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
+    return Group(name, tuple(targets), weight, activation, None, False)
+
+
+def _args(where: str, raw: Any) -> dict[str, Any]:
+    """Quantization arguments with their defaults and the strategy inferred as the library does."""
+    if not isinstance(raw, dict):
+        raise SchemaError(f"{where} is not an object")
+    unknown = sorted(raw.keys() - ARGS_KEYS)
+    if unknown:
+        raise SchemaError(f"{where} has the unknown key {unknown[0]!r}")
+    args = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None, "dynamic": False, **raw}
+    kinds: dict[str, tuple[type, ...]] = {
+        "num_bits": (int,),
+        "type": (str,),
+        "symmetric": (bool,),
+        "group_size": (int, type(None)),
+        "dynamic": (bool, str),
+    }
+    for key, kind in kinds.items():
+        if not isinstance(args[key], kind) or (type(args[key]) is bool and bool not in kind):
+            raise SchemaError(f"{where}.{key} is {args[key]!r}")
+    if args.get("strategy") is None:
+        size = args["group_size"]
+        args["strategy"] = "tensor" if size is None else "channel" if size == -1 else "group"
+    if args["strategy"] not in (*_GRANULARITY, "tensor_group", "attn_head"):
+        raise SchemaError(f"{where}.strategy is {args['strategy']!r}")
+    args["where"] = where
+    return args
+
+
+def _weight(args: Mapping[str, Any]) -> WeightScheme:
+    granularity = _GRANULARITY.get(args["strategy"])
+    if granularity in (None, Granularity.TOKEN):
+        raise SchemaError(f"{args['where']}.strategy {args['strategy']!r} is not one that qbridge reads")
+    if args.get("actorder") not in (None, False, "weight", "static"):
+        raise SchemaError(f"{args['where']}.actorder {args['actorder']!r} is not one that qbridge reads")
+    block = args.get("block_structure")
+    if isinstance(block, str):
+        block = block.split("x")
+    kind = _code_type(args)
+    try:
+        return WeightScheme(
+            args["num_bits"],
+            granularity,
+            args["symmetric"],
+            kind,  # type: ignore[arg-type]
+            args["group_size"] if granularity is Granularity.GROUP else None,
+            (int(block[0]), int(block[1])) if block and granularity is Granularity.BLOCK else None,
+        )
+    except (ValueError, IndexError, TypeError) as fault:
+        raise SchemaError(f"{args['where']}: {fault}") from fault
+
+
+def _activation(args: Mapping[str, Any]) -> ActivationScheme:
+    granularity = _GRANULARITY.get(args["strategy"])
+    if granularity is None or isinstance(args["dynamic"], str):
+        raise SchemaError(f"{args['where']}.strategy {args['strategy']!r} is not one that qbridge reads")
+    if granularity is Granularity.TOKEN and not args["dynamic"]:
+        raise SchemaError(f"{args['where']}: strategy token is dynamic only")
+    return ActivationScheme(
+        args["num_bits"],
+        granularity,
+        args["dynamic"],
+        args["symmetric"],
+        _code_type(args),  # type: ignore[arg-type]
+        args["group_size"] if granularity is Granularity.GROUP else None,
+    )
+
+
+def _code_type(args: Mapping[str, Any]) -> str:
+    if args["type"] == "int":
+        return "int"
+    kinds = {8: "e4m3fn", 4: "e2m1"}
+    if args["type"] != "float" or args["num_bits"] not in kinds:
+        raise SchemaError(f"{args['where']}: type {args['type']!r} with {args['num_bits']} bits")
+    return kinds[args["num_bits"]]
+
+
+class Matcher:
+    """Which group a module belongs to, with the library's precedence.
+
+    A target is an exact name, `re:` and a regex matched from the start, or a class name. A module is quantized if
+    a target matches and no ignore entry does; exact beats regex beats class, ties go by the target's text.
+    """
+
+    def __init__(self, block: Block) -> None:
+        """Sort targets and ignore entries by kind once, so that a module costs two lookups and the regexes."""
+        targets = {target: group for group in block.groups for target in group.targets}
+        self._groups = {t: g for t, g in targets.items() if not t.startswith("re:")}
+        self._patterns = [(re.compile(t[3:]), targets[t]) for t in sorted(targets) if t.startswith("re:")]
+        self._ignored = {entry for entry in block.ignore if not entry.startswith("re:")}
+        self._ignored_patterns = [re.compile(e[3:]) for e in block.ignore if e.startswith("re:")]
+
+    def named(self, module: str) -> Group | None:
+        """The group that targets the module by name or regex."""
+        if module in self._groups:
+            return self._groups[module]
+        return next((group for pattern, group in self._patterns if pattern.match(module)), None)
+
+    def group(self, module: str) -> Group | None:
+        """The group whose target wins, whatever the ignore list says."""
+        return self.named(module) or self._groups.get(_class_of(module))
+
+    def ignored(self, module: str) -> bool:
+        """Whether an ignore entry matches."""
+        if module in self._ignored or _class_of(module) in self._ignored:
+            return True
+        return any(pattern.match(module) for pattern in self._ignored_patterns)
+
+
+def _class_of(module: str) -> str:
+    """The torch class that a module with a weight matrix most likely has."""
+    return "Embedding" if is_embedding(module) else "Linear"
+
+
+def args_of(scheme: WeightScheme | ActivationScheme) -> dict[str, Any]:
+    """The arguments object of a scheme, in the keys that every release since 0.9 knows."""
+    args: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": "int" if scheme.type == "int" else "float",
+        "symmetric": scheme.symmetric,
+        "strategy": str(scheme.granularity),
+        "group_size": scheme.group_size,
+        "dynamic": isinstance(scheme, ActivationScheme) and scheme.dynamic,
+    }
+    if isinstance(scheme, WeightScheme) and scheme.block:
+        args["block_structure"] = list(scheme.block)
+    return args

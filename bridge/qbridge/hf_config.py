@@ -1,7 +1,9 @@
-"""config.json across transformers 4 and 5: both spellings of what the mathematics depends on.
+"""config.json across transformers 4 and 5: the spellings of what the mathematics depends on.
 
 transformers 5 keeps rope_theta and rope_scaling inside rope_parameters and calls torch_dtype dtype; transformers 4
-reads its default there (rope_theta 10000) and says nothing. Engines pin either, so what is written says both.
+reads its default there (rope_theta 10000) and says nothing. So what is written is spelled for every transformers
+that may read it. An engine on transformers 4 gets no rope_parameters: LMDeploy 0.18.0 takes their presence as a
+rope scaling and dies on a rope that has none (pytorch/nn/rotary_embedding.py, _get_fope_parameters).
 Sources: transformers 4.57.6 and 5.23.0, configuration_utils.py and modeling_rope_utils.py.
 """
 
@@ -28,8 +30,8 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def spell(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with rope, dtype and experts spelled for transformers 4 and 5 alike."""
+def spell(config: Mapping[str, Any], transformers: tuple[int, ...] = (4, 5)) -> dict[str, Any]:
+    """The config with rope, dtype and experts spelled for these major versions of transformers."""
     spelled = dict(config)
     for names in _SYNONYMS:
         values = [spelled[name] for name in names if spelled.get(name) is not None]
@@ -43,11 +45,13 @@ def spell(config: Mapping[str, Any]) -> dict[str, Any]:
         if parameters:
             spelled["rope_scaling"] = scaling
             spelled["rope_parameters"] = parameters
+        if 5 not in transformers:
+            spelled.pop("rope_parameters", None)
         if scaling and "partial_rotary_factor" in scaling:
             spelled.setdefault("partial_rotary_factor", scaling["partial_rotary_factor"])
     for key in NESTED:
         if isinstance(spelled.get(key), dict):
-            spelled[key] = spell(spelled[key])
+            spelled[key] = spell(spelled[key], transformers)
     return spelled
 
 

@@ -116,7 +116,7 @@ def make_plan(
     for name, spec in model.specs.items():
         back = (recorded or {}).get(name, ())
         start = _walk(replace(spec, dialect=()), back)
-        ended, passes = _repair(start, model, rules, findings)
+        ended, passes = repair(start, model, rules, findings)
         after[name] = ended, (*back, *passes)
     result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
     for rule in rules:
@@ -131,7 +131,7 @@ def make_plan(
     }
     outputs = _outputs(source, model, layers)
     _check_names(outputs, findings)
-    return Plan(model, target, destination.NAME, layers, outputs, _config(destination, result))
+    return Plan(model, target, destination.NAME, layers, outputs, _config(destination, result, target))
 
 
 def _walk(spec: Spec, passes: tuple[Pass, ...]) -> Spec:
@@ -140,7 +140,7 @@ def _walk(spec: Spec, passes: tuple[Pass, ...]) -> Spec:
     return spec
 
 
-def _repair(
+def repair(
     spec: Spec, model: Model, rules: Sequence[LayerRule | ModelRule], findings: Findings
 ) -> tuple[Spec, tuple[Pass, ...]]:
     """The spec after the passes that its rules call for; a rule without a pass becomes a finding."""
@@ -195,5 +195,5 @@ def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:
         seen.add(output.name)
 
 
-def _config(destination: Format, result: Model) -> dict[str, Any]:
-    return {**spell(result.config), "quantization_config": destination.config(result)}
+def _config(destination: Format, result: Model, target: Target) -> dict[str, Any]:
+    return {**spell(result.config, target.transformers), "quantization_config": destination.config(result)}

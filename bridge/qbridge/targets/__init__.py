@@ -16,12 +16,16 @@ from qbridge.targets import lmdeploy
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A choice of formats (the first that fits is written) with the limits of who will read them."""
+    """A choice of formats (the first that fits is written) with the limits of who will read them.
+
+    `transformers` are the major versions of transformers that may parse the config.
+    """
 
     name: str
     summary: str
     formats: tuple[str, ...]
     rules: tuple[LayerRule | ModelRule, ...] = ()
+    transformers: tuple[int, ...] = (4, 5)
 
     @property
     def engine(self) -> str:
@@ -41,12 +45,14 @@ _ENGINES = (
         "LMDeploy's PyTorch engine; W8A8 as smooth-quant",
         ("smooth-quant",),
         lmdeploy.rules("0.18.0"),
+        lmdeploy.TRANSFORMERS,
     ),
     Target(
         "lmdeploy@0.6.2",
         "LMDeploy's PyTorch engine of November 2024; W8A8 as smooth-quant",
         ("smooth-quant",),
         lmdeploy.rules("0.6.2"),
+        lmdeploy.TRANSFORMERS,
     ),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qbridge.hf_config import rope
 from qbridge.ir import Model
 from qbridge.rules import LayerRule, ModelRule, Problem
 from qbridge.topology import dense_linears, is_decoder_linear, is_embedding, is_head
@@ -43,6 +44,13 @@ ARCHITECTURES = {
 }
 
 
+TRANSFORMERS = (4,)  # 0.18.0 pins transformers below 5, 0.6.2 is older than it
+
+# Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
+_OWN_ROPE_DIM = _classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalLM MiniCPM3ForCausalLM")
+_OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
+
+
 def rules(version: str) -> tuple[LayerRule | ModelRule, ...]:
     """The engine's limits at a version of the table."""
 
@@ -55,6 +63,8 @@ def rules(version: str) -> tuple[LayerRule | ModelRule, ...]:
         ModelRule("QB201", _dense_decoder_linears, f"lmdeploy {version}, pytorch/models/llama.py"),
         ModelRule("QB202", _quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
         ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
+        *([ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py")] if version == "0.6.2" else []),
+        ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
         ModelRule("QB205", _new_tokenizer, "transformers 4.57.6, models/auto/tokenization_auto.py"),
     )
 
@@ -76,3 +86,30 @@ def _new_tokenizer(model: Model) -> Iterator[Problem]:
     if model.tokenizer.get("tokenizer_class") == "TokenizersBackend":
         fix = "sed -i s/TokenizersBackend/PreTrainedTokenizerFast/ DST/tokenizer_config.json"
         yield Problem(("tokenizer_class is TokenizersBackend",), (fix,), ("tokenizer_config.json",))
+
+
+def _rope_per_layer(model: Model) -> Iterator[Problem]:
+    if rope(model.config)[2]:
+        yield Problem(("rope_parameters has one entry per kind of layer",), where=("config.json",))
+
+
+def _old_rope(model: Model) -> Iterator[Problem]:
+    """What 0.6.2 takes no notice of when it builds the rotary embedding of a Llama or Qwen2."""
+    config = model.config
+    hidden, heads, head_dim = (config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+    _, scaling, _ = rope(config)
+    if isinstance(hidden, int) and isinstance(heads, int) and heads and model.architecture not in _OWN_ROPE_DIM:
+        rotated = hidden // heads
+        if head_dim not in (None, rotated):
+            fact = f"head_dim is {head_dim}, it rotates hidden_size / num_attention_heads = {rotated}"
+            yield Problem((fact,), where=("head_dim",))
+    if scaling is None:
+        return
+    if model.architecture == "Qwen2ForCausalLM":
+        yield Problem((f"rope scaling {scaling['rope_type']} is not applied to a Qwen2",), where=("rope_scaling",))
+    elif scaling["rope_type"] not in _OLD_ROPE_TYPES:
+        yield Problem((f"rope type {scaling['rope_type']} is not known",), where=("rope_scaling",))
+    elif scaling["rope_type"] == "llama3" and scaling.get("original_max_position_embeddings") != 8192:
+        given = scaling.get("original_max_position_embeddings")
+        fact = f"original_max_position_embeddings is {given}, it always takes 8194"
+        yield Problem((fact,), where=("rope_scaling",))

@@ -1,0 +1,237 @@
+"""Strategies and laws that every format obeys, shipped so that a new format tests itself.
+
+    from qbridge.testing import check_format
+    def test_laws(): check_format("my-format")
+
+Needs hypothesis (`pip install qbridge[test]`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qbridge.catalogue import CATALOGUE
+from qbridge.checkpoint import open_checkpoint
+from qbridge.dtypes import Array, DType, from_float64
+from qbridge.findings import Findings
+from qbridge.formats import Format, decode, encode, find
+from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, TensorInfo, WeightScheme, identical
+from qbridge.passes import Pass
+from qbridge.planning import repair
+from qbridge.rules import LayerRule
+from qbridge.values import dequantize
+
+SCALES = (DType.F16, DType.BF16, DType.F32)
+
+
+@st.composite
+def weight_schemes(draw: st.DrawFn) -> WeightScheme:
+    """Integer schemes of every width and granularity; what a format cannot hold, its rules refuse."""
+    granularity = draw(st.sampled_from([Granularity.TENSOR, Granularity.CHANNEL, Granularity.GROUP]))
+    return WeightScheme(
+        draw(st.sampled_from([8, 8, 8, 4, 2, 3, 5, 6, 7, 1])),
+        granularity,
+        draw(st.booleans()),
+        group_size=draw(st.sampled_from([8, 16, 32])) if granularity is Granularity.GROUP else None,
+    )
+
+
+@st.composite
+def activation_schemes(draw: st.DrawFn) -> ActivationScheme | None:
+    """None, dynamic per token, or static per tensor."""
+    kind = draw(st.sampled_from(["token", "token", "tensor", "none"]))
+    if kind == "none":
+        return None
+    granularity = Granularity.TOKEN if kind == "token" else Granularity.TENSOR
+    return ActivationScheme(8, granularity, dynamic=kind == "token", symmetric=draw(st.booleans()))
+
+
+@st.composite
+def specs(draw: st.DrawFn, name: str = "model.layers.0.mlp.down_proj") -> Spec:
+    """Specs over the whole IR, small dims, features that no group or word divides included.
+
+    Half of them have a scheme that some engine serves, so that the laws of legal layers meet many.
+    """
+    if draw(st.booleans()):
+        return draw(common_specs(name))
+    activation = draw(activation_schemes())
+    static = activation is not None and not activation.dynamic
+    return Spec(
+        name=name,
+        out_features=draw(st.integers(2, 24)),
+        in_features=draw(st.integers(2, 70)),
+        weight=draw(weight_schemes()),
+        scale_dtype=draw(st.sampled_from(SCALES)),
+        activation=activation,
+        input_scale_dtype=draw(st.sampled_from(SCALES)) if static else None,
+        bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
+        g_idx=draw(st.sampled_from([False, False, False, True])),
+    )
+
+
+@st.composite
+def common_specs(draw: st.DrawFn, name: str) -> Spec:
+    """Specs of the schemes that engines serve: W8A8 with dynamic per-token activations."""
+    return Spec(
+        name=name,
+        out_features=draw(st.integers(2, 24)),
+        in_features=draw(st.integers(2, 70)),
+        weight=WeightScheme(8, draw(st.sampled_from([Granularity.TENSOR, Granularity.CHANNEL]))),
+        scale_dtype=draw(st.sampled_from(SCALES)),
+        activation=ActivationScheme(8, Granularity.TOKEN, dynamic=True),
+        bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
+    )
+
+
+def random_layer(spec: Spec, seed: int) -> Layer:
+    """A layer of random codes over the whole range, random finite scales, zeros and bias."""
+    random = np.random.default_rng(seed)
+    low, high = -(2 ** (spec.weight.bits - 1)), 2 ** (spec.weight.bits - 1) - 1
+    arrays: dict[str, Array] = {}
+    for part, (dtype, shape) in spec.parts().items():
+        if part == "code":
+            arrays[part] = random.integers(low, high, shape, endpoint=True).astype(dtype.numpy)
+        elif part in ("zero", "input_zero"):
+            least, most = (low, high) if part == "zero" else (-128, 127)
+            arrays[part] = random.integers(least, most, shape, endpoint=True).astype(dtype.numpy)
+        elif part == "g_idx":
+            arrays[part] = random.integers(0, spec.scale_shape[1], shape).astype(dtype.numpy)
+        else:
+            arrays[part] = from_float64(random.uniform(0.25, 2.0, shape) * 2.0 ** random.integers(-8, 2), dtype)
+    return Layer(spec, arrays)
+
+
+def layers(name: str = "model.layers.0.mlp.down_proj") -> st.SearchStrategy[Layer]:
+    """Random layers of random specs."""
+    return st.builds(random_layer, specs(name), st.integers(0, 2**32 - 1))
+
+
+def empty_model(format_name: str, layer: Layer) -> Model:
+    """A model of one layer, for rules that look at it."""
+    return Model(format_name, CONFIG, {layer.spec.name: layer.spec}, {}, {})
+
+
+CONFIG: Mapping[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float16"}
+
+
+def made_legal(format_: Format, layer: Layer) -> tuple[Layer, tuple[Pass, ...]] | None:
+    """The layer after the passes that the format's rules call for, or None if they refuse it.
+
+    A refusal must have a catalogued code.
+    """
+    findings = Findings()
+    rules = [rule for rule in format_.RULES if isinstance(rule, LayerRule)]
+    after, passes = repair(layer.spec, empty_model(format_.NAME, layer), rules, findings)
+    if findings.errors:
+        _require(all(f.code in CATALOGUE for f in findings), "a refusal without a catalogued code")
+        return None
+    for step in passes:
+        layer = step.apply(layer)
+    _require(layer.spec == after, "apply and plan disagree")
+    return layer, passes
+
+
+def check_layer(format_: Format, layer: Layer) -> None:
+    """The laws of one layer in one format; AssertionError names the one that is broken.
+
+    Sizes of what is encoded are those of the layout; decode undoes encode; undo undoes the passes; no value moves.
+    """
+    legal = made_legal(format_, layer)
+    if legal is None:
+        return
+    after, passes = legal
+    slots = format_.layout(after.spec)
+    _require(slots.keys() == after.spec.parts().keys(), "the layout leaves a part out")
+    stored = encode(after, slots)
+    for slot in slots.values():
+        array = stored[slot.tensor]
+        _require(
+            array.dtype == slot.dtype.numpy and array.shape == slot.shape, f"{slot.tensor} is not as the layout says"
+        )
+    back = decode(after.spec, slots, stored)
+    _require(identical(back, after), "decode(encode(x)) is not x")
+    _require(np.array_equal(dequantize(back), dequantize(layer)), "a value moved")
+    walked = [layer.spec]
+    for step in passes:
+        walked.append(step.plan(walked[-1]))
+    for step, before in zip(reversed(passes), reversed(walked[:-1]), strict=True):
+        back = step.undo(back, before)
+    _require(identical(back, layer), "undo does not give the layer back")
+
+
+def write_model(folder: Path, format_: Format, written: Sequence[Layer], others: Mapping[str, Array]) -> Model:
+    """A checkpoint of legal layers and float16 tensors in `folder`, by the format's own layout and config."""
+    from safetensors.numpy import save_file
+
+    tensors = {name: TensorInfo(DType.F16, array.shape) for name, array in others.items()}
+    specs_ = {layer.spec.name: layer.spec for layer in written}
+    slots = {layer.spec.name: format_.layout(layer.spec) for layer in written}
+    model = Model(format_.NAME, CONFIG, specs_, slots, tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, Array] = dict(others)
+    for layer in written:
+        stored.update(encode(layer, slots[layer.spec.name]))
+    bf16 = {slot.tensor for parts in slots.values() for slot in parts.values() if slot.dtype is DType.BF16}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    _relabel(folder / "model.safetensors", bf16)
+    config = {**CONFIG, "quantization_config": format_.config(model)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def _relabel(file: Path, names: set[str]) -> None:
+    """numpy has no bfloat16: its bits were saved as U16 and are called BF16 here."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for name in names:
+        header[name]["dtype"] = "BF16"
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def check_checkpoint(format_: Format, drawn: Sequence[Layer]) -> None:
+    """What a format writes, it reads back: detected by content, identical layer by layer."""
+    legal = [result[0] for layer in drawn if (result := made_legal(format_, layer))]
+    if not legal or len({layer.spec.weight for layer in legal}) > 1:
+        return
+    head = {"lm_head.weight": np.ones((4, 4), np.float16)}
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), format_, legal, head)
+        with open_checkpoint(folder) as read:
+            _require(read.format == format_.NAME, f"detected as {read.format}")
+            _require(read.specs.keys() == {layer.spec.name for layer in legal}, "other layers were read")
+            for layer in legal:
+                _require(identical(read.layer(layer.spec.name), layer), f"{layer.spec.name} is read as another layer")
+
+
+def check_format(name: str, examples: int = 200) -> None:
+    """Every law on random layers; raises AssertionError with the smallest counterexample."""
+    format_ = find(name)
+    quiet = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+
+    @quiet
+    @given(layers())
+    def one_layer(layer: Layer) -> None:
+        check_layer(format_, layer)
+
+    @settings(quiet, max_examples=examples // 4)
+    @given(st.tuples(layers("model.layers.0.mlp.up_proj"), layers("model.layers.1.mlp.up_proj")))
+    def whole_checkpoint(drawn: tuple[Layer, Layer]) -> None:
+        check_checkpoint(format_, drawn)
+
+    one_layer()
+    whole_checkpoint()
+
+
+def _require(holds: bool, law: str) -> None:
+    if not holds:
+        raise AssertionError(law)

@@ -1,0 +1,213 @@
+"""Load a checkpoint with the PyTorch engine of LMDeploy 0.18.0, on the CPU and rank by rank.
+
+    lmdeploy_018.py CKPT [--tp N] [--json F] [--out effective.safetensors]
+
+Report:
+
+    lmdeploy, tp    version of LMDeploy; tensor-parallel size
+    error           null, or LMDeploy's refusal to parse the config or to build the model
+    model_dtype     "float16": what LMDeploy computes in
+    quant_config    its QuantizationConfig as parsed: quant_method, quant_dtype, bits, group_size, ...
+    rope            {inv_freq: [head_dim / 2], scaling_factor}: of the model's rotary embedding
+    ranks           one object per rank that could be built:
+        rank
+        missing     [parameter]: not filled, at least in part; LMDeploy would run with random memory
+        unexpected  [{tensor, error}]: tensors that LMDeploy raises at
+        misshapen   [{tensor, parameter, given, expected, error}]: tensors that do not fit
+        lossy_casts [{tensor, parameter, given, stored}]: values changed by a silent cast
+
+--out: float32 weights under checkpoint names, put together from all ranks: weight * scale of quantized
+linears [N, K], biases, norms, embeddings. Nothing is written if LMDeploy refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import reporting
+
+reporting.use_offline_cpu()
+
+import torch  # noqa: E402
+from lmdeploy_loading import inert_operator, rotary_embedding, unfilled_parameters  # noqa: E402
+
+Sharding = Literal["whole", "rows", "columns", "summed"]
+
+
+class Piece(NamedTuple):
+    """One rank's part of a checkpoint tensor and how the parts make the whole."""
+
+    tensor: torch.Tensor
+    sharding: Sharding
+
+
+def stub_cuda() -> None:
+    """Answer the questions to a CUDA device; leave out attention, whose operator exists for CUDA only."""
+    from lmdeploy.pytorch import config
+    from lmdeploy.pytorch.backends.attention import PagedAttentionBuildSpec
+    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+
+    build_op = CudaOpsBackend.build_op
+
+    def build_op_on_cpu(spec: Any, **options: Any) -> Any:
+        return inert_operator() if isinstance(spec, PagedAttentionBuildSpec) else build_op(spec, **options)
+
+    CudaOpsBackend.build_op = build_op_on_cpu
+    config.is_bf16_supported = lambda *args: True
+    torch.cuda.get_device_capability = lambda *args: (9, 0)
+
+
+def build(path: str, tp: int, rank: int, report: reporting.Report) -> torch.nn.Module:
+    """The model of one rank, its parameters uninitialised."""
+    from lmdeploy.pytorch.config import DistConfig, ModelConfig
+    from lmdeploy.pytorch.distributed import DistContext, DistGroup, get_dist_manager
+    from lmdeploy.pytorch.model_inputs import BuildModelContext
+    from lmdeploy.pytorch.models.patch import build_patched_model
+
+    dist = DistConfig(tp=tp)
+    config = ModelConfig.from_pretrained(path, dist_config=dist)
+    report["model_dtype"] = str(config.dtype).removeprefix("torch.")
+    report["quant_config"] = {key: _plain(value) for key, value in vars(config.quant_config).items()}
+    group = DistGroup(rank=rank)
+    context = DistContext(
+        rank=rank,
+        dist_config=dist,
+        tp_group=group,
+        attn_tp_group=group,
+        mlp_tp_group=group,
+        moe_tp_group=group,
+    )
+    # Not left again: the weight loaders ask for the rank as well.
+    get_dist_manager().set_context(context)
+    options = BuildModelContext(quant_config=config.quant_config, tie_word_embeddings=config.tie_word_embeddings)
+    return build_patched_model(config, device=torch.device("cpu"), build_model_ctx=options)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str, list)) else str(value)
+
+
+class Watch:
+    """Replaces load_weight in the model's module, notes what goes wrong, and calls the real one."""
+
+    def __init__(self, model: torch.nn.Module, findings: dict[str, Any]) -> None:
+        from lmdeploy.pytorch.weight_loader.model_weight_loader import load_weight
+
+        self.load_weight = load_weight
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.findings = findings
+        self.tensor = ""
+
+    def __call__(self, parameter: torch.nn.Parameter, weight: torch.Tensor, **options: Any) -> None:
+        where = {"tensor": self.tensor, "parameter": self.names[id(parameter)]}
+        stored = weight.to(parameter.dtype)
+        if not torch.allclose(stored.double(), weight.double(), rtol=0, atol=0, equal_nan=True):
+            dtypes = {"given": str(weight.dtype), "stored": str(parameter.dtype)}
+            self.findings["lossy_casts"].append({**where, **dtypes})
+        try:
+            self.load_weight(parameter, weight, **options)
+        except (AssertionError, RuntimeError) as error:
+            shapes = {"given": list(weight.shape), "expected": list(parameter.shape)}
+            self.findings["misshapen"].append({**where, **shapes, "error": reporting.describe(error)})
+
+
+def load(model: torch.nn.Module, path: str) -> dict[str, Any]:
+    """Feed every tensor of the checkpoint, one by one so that each finding has its tensor's name."""
+    from lmdeploy.pytorch.weight_loader.model_weight_loader import ModelWeightLoader
+
+    findings: dict[str, Any] = {"unexpected": [], "misshapen": [], "lossy_casts": []}
+    watch = Watch(model, findings)
+    sys.modules[type(model).__module__].load_weight = watch
+    loader = ModelWeightLoader(path)
+    for shard in sorted(loader._shard_paths):
+        tensors = loader._rename_weights_iterator(loader._get_weights_iterator(shard), model)
+        for watch.tensor, tensor in tensors:
+            try:
+                model.load_weights([(watch.tensor, tensor)])
+            except KeyError as error:
+                finding = {"tensor": watch.tensor, "error": reporting.describe(error)}
+                findings["unexpected"].append(finding)
+    return findings
+
+
+def effective_pieces(model: torch.nn.Module) -> Iterator[tuple[str, Piece]]:
+    """(checkpoint name, this rank's piece) of everything that holds values."""
+    from lmdeploy.pytorch.nn.linear.base import LinearBase
+
+    for name, module in model.named_modules():
+        if isinstance(module, LinearBase):
+            yield from _linear_pieces(name, module, model.packed_modules_mapping)
+        elif not any(module.children()):
+            for leaf, parameter in module.named_parameters(recurse=False):
+                yield f"{name}.{leaf}", Piece(parameter.data, "whole")
+
+
+def _linear_pieces(name: str, linear: Any, packed: dict[str, list[str]]) -> Iterator[tuple[str, Piece]]:
+    parent, _, leaf = name.rpartition(".")
+    parts = packed.get(leaf, [leaf])
+    sizes = [int(size) for size in getattr(linear, "all_out_features", [linear.weight.shape[0]])]
+    along: Sharding = "whole" if not linear.is_tp else "rows" if linear.colwise else "columns"
+    of_bias: Sharding = "summed" if along == "columns" else along
+    tensors = {"weight": Piece(_dequantized(linear), along)}
+    if linear.bias is not None:
+        tensors["bias"] = Piece(linear.bias.data, of_bias)
+    for kind, (tensor, sharding) in tensors.items():
+        for part, rows in zip(parts, tensor.split(sizes), strict=True):
+            yield ".".join(filter(None, (parent, part, kind))), Piece(rows, sharding)
+
+
+def _dequantized(linear: Any) -> torch.Tensor:
+    """float32 [N, K]: what the kernel multiplies with."""
+    weight = linear.weight.data.float()
+    return weight * linear.scale.data if hasattr(linear, "scale") else weight
+
+
+def join(ranks: list[dict[str, Piece]]) -> dict[str, torch.Tensor]:
+    """{checkpoint name: whole tensor} from the pieces of all ranks."""
+    whole = {}
+    for name, (first, sharding) in ranks[0].items():
+        parts = [rank[name].tensor for rank in ranks]
+        if sharding == "whole":
+            whole[name] = first
+        elif sharding == "summed":
+            whole[name] = torch.stack(parts).sum(0)  # what the all-reduce adds up
+        else:
+            whole[name] = torch.cat(parts, 0 if sharding == "rows" else 1)
+    return whole
+
+
+def load_rank(path: str, tp: int, rank: int, report: reporting.Report) -> dict[str, Piece]:
+    """Load one rank, append its findings to the report, return its pieces."""
+    model = build(path, tp, rank, report)
+    report["rope"] = rotary_embedding(model)
+    findings: list[dict[str, Any]] = []
+    missing = unfilled_parameters(model, lambda: findings.append(load(model, path)))
+    if model.config.tie_word_embeddings:  # LMDeploy points lm_head at the embedding after loading
+        missing = [name for name in missing if name != "lm_head.weight"]
+        model.lm_head.weight = model.model.embed_tokens.weight
+    report["ranks"].append({"rank": rank, "missing": missing, **findings[0]})
+    return dict(effective_pieces(model))
+
+
+def main() -> None:
+    parser = reporting.parser(__doc__)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    import lmdeploy
+
+    stub_cuda()
+    report: reporting.Report = {"lmdeploy": lmdeploy.__version__, "tp": args.tp, "ranks": []}
+    pieces = []
+    with reporting.refusal_recorded(report), torch.inference_mode():
+        pieces = [load_rank(args.checkpoint, args.tp, rank, report) for rank in range(args.tp)]
+    if args.out and pieces:
+        reporting.save_float32(join(pieces), args.out)
+    reporting.write(report, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Load a checkpoint with the PyTorch engine of LMDeploy 0.6.2, on the CPU and rank by rank.
+
+    lmdeploy_062.py CKPT [--tp N] [--json F]
+
+Report:
+
+    lmdeploy, tp    version of LMDeploy; tensor-parallel size
+    error           null, or what LMDeploy raises while it parses the config, builds the model or loads
+    model_dtype     "float16": what LMDeploy computes in
+    rope            {inv_freq: [head_dim / 2], scaling_factor}: of the model's rotary embedding
+    ranks           [{rank, linears, missing}] of the ranks that load:
+        linears     {class of linear layer: count}: W8A8Linear where the quantization is understood
+        missing     [parameter]: not filled, at least in part; LMDeploy would run with random memory
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import reporting
+
+reporting.use_offline_cpu()
+
+import torch  # noqa: E402
+from lmdeploy_loading import inert_operator, rotary_embedding, unfilled_parameters  # noqa: E402
+
+# These operators hold no weights and exist for CUDA only, or import what needs CUDA.
+CUDA_OPERATORS = ("Attention", "ApplyRotaryEmb", "SiluAndMul")
+
+
+class InertBuilder:
+    """Builds nothing; stands in for the builder of a CUDA operator."""
+
+    @staticmethod
+    def build(*args: Any, **options: Any) -> Any:
+        return inert_operator()
+
+
+def stub_cuda() -> None:
+    """Leave out the CUDA operators without weights."""
+    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+
+    get_builder = CudaOpsBackend.get_layer_impl_builder
+
+    def get_builder_on_cpu(kind: Any) -> Any:
+        return InertBuilder if kind.name in CUDA_OPERATORS else get_builder(kind)
+
+    CudaOpsBackend.get_layer_impl_builder = get_builder_on_cpu
+    torch.cuda.get_device_capability = lambda *args: (7, 5)
+
+
+def load_rank(path: str, tp: int, rank: int, report: reporting.Report) -> None:
+    """Build and load one rank and append what was seen to the report."""
+    from lmdeploy.pytorch.config import ModelConfig
+    from lmdeploy.pytorch.distributed import DistContext, get_dist_manager
+    from lmdeploy.pytorch.models.patch import build_patched_model
+    from lmdeploy.pytorch.weight_loader.model_weight_loader import ModelWeightLoader
+
+    config = ModelConfig.from_pretrained(path)
+    report["model_dtype"] = str(config.dtype).removeprefix("torch.")
+    get_dist_manager().set_context(DistContext(rank=rank, world_size=tp))
+    model = build_patched_model(config, device=torch.device("cpu"))
+    report["rope"] = rotary_embedding(model)
+    linears = Counter(type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Linear"))
+    missing = unfilled_parameters(model, lambda: ModelWeightLoader(path).load_model_weights(model))
+    if config.hf_config.tie_word_embeddings:  # LMDeploy points lm_head at the embedding after loading
+        missing = [name for name in missing if name != "lm_head.weight"]
+    report["ranks"].append({"rank": rank, "linears": dict(linears), "missing": missing})
+
+
+def main() -> None:
+    parser = reporting.parser(__doc__)
+    parser.add_argument("--tp", type=int, default=1)
+    args = parser.parse_args()
+    import lmdeploy
+
+    stub_cuda()
+    report: reporting.Report = {"lmdeploy": lmdeploy.__version__, "tp": args.tp, "ranks": []}
+    with reporting.refusal_recorded(report), torch.inference_mode():
+        for rank in range(args.tp):
+            load_rank(args.checkpoint, args.tp, rank, report)
+    reporting.write(report, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Virtual environments of the real tools and engines that the tests and the fixture makers run.
+
+    python tests/engines/environments.py NAME [NAME ...]
+
+prints the path of one python interpreter per name, in order, as the last lines of stdout. From tests:
+
+    environments.python("lmdeploy-0.18.0") -> Path
+
+Each engine gets `${QBRIDGE_ENGINES:-~/.cache/qbridge-engines}/NAME`, because their pins exclude each other
+(LMDeploy needs transformers 4, llm-compressor 5). `pins/NAME.txt` lists every distribution exactly; torch
+is installed first, by itself, so that no other requirement can choose another build of it.
+
+A build takes about a minute with warm pip caches and 1.5 to 3.5 GB of disk. It counts as finished when its
+stamp file holds the digest of everything that went into it; anything else is built anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TORCH = "torch==2.13.0"
+PYTHON_VERSION = (3, 11)  # the pinned torch, vLLM and LMDeploy wheels are for CPython 3.11
+PINS = Path(__file__).parent / "pins"
+STAMP = ".qbridge-finished"
+SMOKE_TESTS = {
+    "llm-compressor": "import compressed_tensors, llmcompressor, transformers",
+    "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
+    "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
+    "vllm": "import vllm",
+}
+NAMES = tuple(SMOKE_TESTS)
+
+
+def root() -> Path:
+    """Folder that holds all environments."""
+    return Path(os.environ.get("QBRIDGE_ENGINES") or Path.home() / ".cache" / "qbridge-engines").expanduser()
+
+
+def python(name: str) -> Path:
+    """The interpreter of environment `name`, built first if it is missing, half-built or out of date."""
+    if name not in NAMES:
+        raise ValueError(f"no environment {name!r}; there are {', '.join(NAMES)}")
+    home = root() / name
+    interpreter = home / "bin" / "python"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with open(home.parent / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes may ask for it at once
+        if not is_ready(name):
+            _build(name, home, interpreter)
+    return interpreter
+
+
+def is_ready(name: str) -> bool:
+    """Whether environment `name` is finished and was built from the pins of this checkout."""
+    stamp = root() / name / STAMP
+    return stamp.is_file() and stamp.read_text().strip() == _digest(name)
+
+
+def _digest(name: str) -> str:
+    recipe = f"{PYTHON_VERSION}\n{TORCH}\n{(PINS / f'{name}.txt').read_text()}"
+    return hashlib.sha256(recipe.encode()).hexdigest()
+
+
+def _build(name: str, home: Path, interpreter: Path) -> None:
+    pins = PINS / f"{name}.txt"
+    pip = [interpreter, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq", "install"]
+    print(f"building {home}", file=sys.stderr)
+    _run([_base_python(), "-m", "venv", "--clear", home])
+    _run([*pip, "--constraint", pins, TORCH])
+    _run([*pip, "--no-deps", "--requirement", pins])
+    _run([interpreter, "-c", SMOKE_TESTS[name]])
+    (home / STAMP).write_text(_digest(name) + "\n")
+
+
+def _base_python() -> str:
+    if sys.version_info[:2] == PYTHON_VERSION:
+        return sys.executable
+    wanted = "python{}.{}".format(*PYTHON_VERSION)
+    found = shutil.which(wanted)
+    if found is None:
+        raise FileNotFoundError(f"the engines' wheels need {wanted}, which is not on PATH")
+    return found
+
+
+def _run(command: list[str | Path]) -> None:
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build environments of real engines; print their pythons.")
+    parser.add_argument("names", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    interpreters = [python(name) for name in parser.parse_args().names]
+    print("\n".join(map(str, interpreters)))
+
+
+if __name__ == "__main__":
+    main()

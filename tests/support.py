@@ -1,0 +1,110 @@
+"""Copies of fixtures to break, and what every refusal must look like."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import qbridge
+
+ROOT = Path(__file__).resolve().parent.parent
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def copy_fixture(tmp_path, case="compressed_tensors/llama_w8a8_rope"):
+    """A fixture's checkpoint at tmp_path/src; the one left out is single-file, float16 and small."""
+    return Path(shutil.copytree(ROOT / "fixtures" / case / "model", tmp_path / "src"))
+
+
+def edit_json(path, fn):
+    """Rewrite a JSON file with what `fn` makes of its value: in place, or the value that it returns."""
+    value = json.loads(path.read_text())
+    changed = fn(value)
+    path.write_text(json.dumps(value if changed is None else changed))
+
+
+def edit_quantization(src, fn):
+    edit_json(src / "config.json", lambda config: fn(config["quantization_config"]))
+
+
+def edit_header(path, fn):
+    """Rewrite a safetensors header like `edit_json`, its data untouched."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    changed = fn(header)
+    write_raw(path, json.dumps(header if changed is None else changed).encode(), data[8 + length :])
+
+
+def write_raw(path, header, data=b""):
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def rewrite_tensors(src, fn):
+    """Rewrite the tensors of a single-file float16 checkpoint with the safetensors library."""
+    tensors = load_file(src / SINGLE)
+    fn(tensors)
+    save_file(tensors, src / SINGLE, metadata={"format": "pt"})
+
+
+def split(src, files):
+    """Spread a single-file checkpoint over `files` {file name: tensor names}, with an index."""
+    tensors = load_file(src / SINGLE)
+    (src / SINGLE).unlink()
+    for file, names in files.items():
+        (src / file).parent.mkdir(exist_ok=True)
+        save_file({name: tensors[name] for name in names}, src / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, names in files.items() for name in names}
+    (src / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def contents(folder):
+    """Every file below a folder by relative name."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def only_neighbours(tmp_path, *names):
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(names)
+
+
+def codes(excinfo):
+    return {finding.code for finding in excinfo.value.findings if finding.severity is qbridge.Severity.ERROR}
+
+
+def refusal(src, exit_code, wanted, target="lmdeploy", source=None, **options):
+    """Convert to src/../dst, see it refused with these codes and nothing written; {code: findings}."""
+    before = sorted(src.parent.iterdir())
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.convert(src, src.parent / "dst", target, source, **options)
+    assert codes(excinfo) == set(wanted.split()), str(excinfo.value)
+    assert excinfo.value.exit_code == exit_code
+    assert sorted(src.parent.iterdir()) == before
+    found = {}
+    for finding in excinfo.value.findings:
+        found.setdefault(finding.code, []).append(finding)
+    return found
+
+
+def places(findings):
+    return {place for finding in findings for place in finding.where}
+
+
+def facts(findings):
+    return " ".join(fact for finding in findings for fact in finding.facts)
+
+
+def helps(findings):
+    return " ".join(line for finding in findings for line in finding.help)
+
+
+def cli(*arguments, **options):
+    """Run the program; its CompletedProcess with text."""
+    command = [sys.executable, "-m", "qbridge", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)

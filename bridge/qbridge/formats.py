@@ -191,16 +191,18 @@ def assemble(
     Findings: QB015 missing tensors, QB016 wrong dtype or shape, QB018 tensors that nobody claims.
     """
     claimed: set[str] = set()
+    missing: dict[str, list[str]] = {}
     for name, (_, slots) in layers.items():
         for slot in slots.values():
             claimed.add(slot.tensor)
             tensor = source.tensors.get(slot.tensor)
             if tensor is None:
-                suffix = slot.tensor.removeprefix(f"{name}.")
-                findings.add("QB015", name, (f"{suffix} {slot.dtype}{list(slot.shape)} is in no shard",))
+                missing.setdefault(slot.tensor.removeprefix(name), []).append(name)
             elif (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
                 is_, wanted = f"{tensor.dtype}{list(tensor.shape)}", f"{slot.dtype}{list(slot.shape)}"
                 findings.add("QB016", slot.tensor, (f"it is {is_}, the scheme gives {wanted}",))
+    for suffix, names in missing.items():
+        findings.add("QB015", names, (f"{len(names)} of {len(layers)} quantized layers lack *{suffix}",))
     rest = {
         name: TensorInfo(tensor.dtype, tensor.shape) for name, tensor in source.tensors.items() if name not in claimed
     }

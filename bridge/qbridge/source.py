@@ -95,11 +95,13 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
         fact = "there is no config.json" if root.is_dir() else "there is no such folder"
         raise error("QB001", str(root), (fact,))
     config = _json_object(root, "config.json", findings)
-    names = _shard_names(root, findings)
+    index = _weight_map(root, findings) if (root / INDEX).is_file() else None
+    findings.stop_on_errors()
+    names = _shard_names(root, index, findings)
     findings.stop_on_errors()
     tensors = _headers(root, names, findings)
-    if (root / INDEX).is_file() and tensors is not None:
-        _check_index(_weight_map(root, findings) or {}, tensors, findings)
+    if index is not None and tensors is not None:
+        _check_index(index, tensors, findings)
     sides = _side_files(root, names, findings)
     findings.stop_on_errors()
     return Source(root, config or {}, tensors or {}, [root / name for name in names], sides)
@@ -129,11 +131,10 @@ def _weight_map(root: Path, findings: Findings) -> dict[str, str] | None:
     return found
 
 
-def _shard_names(root: Path, findings: Findings) -> list[str]:
+def _shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings) -> list[str]:
     """The shards an engine would load: the index's, else model.safetensors, else the only one there is."""
-    if (root / INDEX).is_file():
-        names = sorted(set((_weight_map(root, findings) or {}).values()))
-        return [name for name in names if _is_inside(root, name, findings)]
+    if index is not None:
+        return [name for name in sorted(set(index.values())) if _is_inside(root, name, findings)]
     found = sorted(file.name for file in root.glob("*.safetensors"))
     if SINGLE in found or len(found) == 1:
         return [name for name in ([SINGLE] if SINGLE in found else found) if _is_inside(root, name, findings)]

@@ -31,6 +31,7 @@ PINS = Path(__file__).parent / "pins"
 STAMP = ".qbridge-finished"
 SMOKE_TESTS = {
     "llm-compressor": "import compressed_tensors, llmcompressor, transformers",
+    "llm-compressor-0.8.1": "import compressed_tensors, llmcompressor, transformers",
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
     "vllm": "import vllm",

@@ -1,43 +1,13 @@
-"""Every QB code: what it means, why it matters, an example, the way out, and where the rule comes from.
-
-The hundreds say who speaks: 0 the source on disk, 1 a format that cannot be read or written here, 2 a target's
-engine, 3 exactness, 4 the operating system, 5 `verify`, 9 qbridge itself.
-"""
+"""QB0xx: the source on disk, names and places."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
-
-REFUSED, USAGE, UNREADABLE, IO, BUG, INTERRUPTED = 1, 2, 3, 4, 70, 130
-
-ALLOW: Mapping[str, str] = {
-    "unknown-tensors": "carry over tensors that no layer and no known role claims",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """One entry of the catalogue; `exit` is the exit code of an error, `allow` the word that lets it pass."""
-
-    code: str
-    title: str
-    what: str
-    why: str
-    example: str
-    fix: str
-    source: str
-    exit: int = REFUSED
-    severity: Literal["error", "warning", "note"] = "error"
-    allow: str | None = None
-
+from qbridge.catalogue.code import UNREADABLE, USAGE, Code
 
 _SAFETENSORS = "safetensors 0.8.0, safetensors/src/tensor.rs"
 _CT = "compressed-tensors 0.20.0, quantization/quant_config.py and quant_args.py"
-_LMDEPLOY = "lmdeploy 0.18.0, pytorch/config.py and pytorch/nn/linear/w8a8.py"
 
-_ENTRIES = (
+ENTRIES = (
     Code(
         "QB001",
         "this is not a checkpoint folder",
@@ -137,7 +107,7 @@ _ENTRIES = (
         "qbridge moves integer codes; quantizing is another tool's work.",
         "a bfloat16 model straight from training",
         "Quantize it first, for example with llm-compressor.",
-        "qbridge, docs/design of the formats",
+        "the reasons that each format gives in the facts",
         UNREADABLE,
     ),
     Code(
@@ -280,173 +250,4 @@ _ENTRIES = (
         "qbridge.formats.detect",
         severity="note",
     ),
-    Code(
-        "QB101",
-        "this scheme is recognised and not yet read",
-        "The checkpoint is sound and its scheme is known by name, but this version of qbridge cannot read it.",
-        "Refused rather than guessed.",
-        "compressed-tensors pack-quantized (W4A16)",
-        "Watch the changelog; nothing is wrong with the checkpoint.",
-        "compressed-tensors 0.20.0, config/base.py (the names of format)",
-    ),
-    Code(
-        "QB102",
-        "a config key changes the mathematics",
-        "A key asks the engine for work beyond weights and activations: transforms, sparsity, output quantization.",
-        "Dropping it would change every result.",
-        "transform_config with a Hadamard rotation",
-        "There is no exact way out yet.",
-        _CT,
-    ),
-    Code(
-        "QB103",
-        "unknown keys in the quantization config",
-        "The quantization block has a key at its top level that no known version writes.",
-        "Readers ignore it, so it is probably harmless, but it is not carried over.",
-        '"my_tool_version": "3"',
-        "None needed if you know the key.",
-        _CT,
-        severity="warning",
-    ),
-    Code(
-        "QB110",
-        "the format cannot hold this scheme",
-        "The destination's layout has no place for something that the source says about a layer.",
-        "Writing it anyway would lose or change values.",
-        "zero-points into smooth-quant",
-        "Choose another target; the help names what stands in the way.",
-        "the page of the format under docs/formats",
-    ),
-    Code(
-        "QB201",
-        "LMDeploy leaves unquantized decoder layers uninitialised",
-        "A decoder linear is not quantized, and LMDeploy does not consult ignore lists for this model class.",
-        "It builds an int8 layer, finds no scale and no int8 weight, says nothing, and talks garbage.",
-        "model.layers.0.mlp.down_proj left in float16 of a Llama",
-        "Quantize every linear of the decoder.",
-        "lmdeploy 0.18.0, pytorch/models/llama.py and qwen2.py (linears built without a prefix)",
-    ),
-    Code(
-        "QB202",
-        "LMDeploy cannot load a quantized lm_head or embedding",
-        "lm_head or the embedding is quantized; LMDeploy builds both without a quantization config.",
-        "It would load integer codes as if they were weights.",
-        "lm_head.weight I8",
-        "Leave lm_head and embeddings unquantized (ignore: [lm_head]).",
-        "lmdeploy 0.18.0, pytorch/models/llama.py (lm_head is built without quant_config)",
-    ),
-    Code(
-        "QB203",
-        "LMDeploy quantizes activations dynamically, per token and symmetrically",
-        "The checkpoint's activation scheme is another one.",
-        "LMDeploy would drop the stored activation scales and compute something else.",
-        "int8 static symmetric per tensor",
-        "Quantize with dynamic per-token activations (llm-compressor's W8A8 preset).",
-        _LMDEPLOY,
-    ),
-    Code(
-        "QB204",
-        "LMDeploy does not know this model class",
-        "The architecture is not in the table of classes that this version of LMDeploy serves.",
-        "Whether it loads, and how it names its layers, is not known to qbridge.",
-        "MambaForCausalLM",
-        "Check LMDeploy's list of models; the tensors are converted as asked.",
-        "lmdeploy 0.18.0, pytorch/models/module_map.py",
-        severity="warning",
-    ),
-    Code(
-        "QB205",
-        "the target's transformers cannot load this tokenizer_config.json",
-        "The tokenizer class is spelled as transformers 5 spells it, and the engine runs transformers 4.",
-        "The weights load, but the server stops at the tokenizer: Tokenizer class TokenizersBackend does not exist.",
-        '"tokenizer_class": "TokenizersBackend"',
-        "Name PreTrainedTokenizerFast instead, which both read, or copy the tokenizer files of the original model.",
-        "transformers 4.57.6, models/auto/tokenization_auto.py (the version that lmdeploy 0.18.0 runs on)",
-        severity="warning",
-    ),
-    Code(
-        "QB206",
-        "this version of LMDeploy would rotate positions by other angles",
-        "LMDeploy 0.6.2 builds the rotary embedding without a key that this config.json sets.",
-        "It loads without a word, attends with wrong positions, and talks garbage.",
-        "head_dim 64 with hidden_size / num_attention_heads = 32",
-        "Serve it with a current LMDeploy (--to lmdeploy).",
-        "lmdeploy 0.6.2, pytorch/models/llama.py, qwen2.py and backends/default/rotary_embedding.py",
-    ),
-    Code(
-        "QB207",
-        "the rope of this config has no spelling for the target's transformers",
-        "rope_parameters differ by kind of layer, which only transformers 5 can say.",
-        "transformers 4 would read its default rope and say nothing.",
-        "full_attention and sliding_attention with their own theta",
-        "Choose a target on transformers 5.",
-        "transformers 4.57.6 and 5.23.0, modeling_rope_utils.py",
-    ),
-    Code(
-        "QB301",
-        "a scale does not survive the cast that the target needs",
-        "A scale has no exact value in the dtype that the destination stores.",
-        "Every weight under it would move.",
-        "BF16 1.0e-9 into F16",
-        "Choose a target that keeps the dtype.",
-        "IEEE 754; the page of the format under docs/formats",
-    ),
-    Code(
-        "QB401",
-        "the operating system refused",
-        "A read or write failed, the disk is full, or a permission is missing.",
-        "Nothing stands at DST; the temporary folder beside it has been removed where that was possible.",
-        "[Errno 28] No space left on device",
-        "Make room or mend the permission, then run the same command again.",
-        "errno(3)",
-        IO,
-    ),
-    Code(
-        "QB501",
-        "a layer differs",
-        "A layer has other codes, scales, zero-points or another scheme in the two checkpoints.",
-        "They are not the same model.",
-        "model.layers.0.mlp.down_proj: scale differs in 3 rows",
-        "Convert again from the source.",
-        "qbridge.verification",
-    ),
-    Code(
-        "QB502",
-        "a layer or tensor is in one checkpoint only",
-        "One of the two checkpoints lacks a layer or an unquantized tensor.",
-        "They are not the same model.",
-        "lm_head.weight",
-        "Convert again from the source.",
-        "qbridge.verification",
-    ),
-    Code(
-        "QB503",
-        "an unquantized tensor differs",
-        "An embedding, norm, bias or other unquantized tensor has other bytes, dtype or shape.",
-        "They are not the same model.",
-        "model.norm.weight",
-        "Convert again from the source.",
-        "qbridge.verification",
-    ),
-    Code(
-        "QB504",
-        "the configs describe different models",
-        "A key of config.json that the mathematics depends on differs (rope, eps, heads, dtype ...).",
-        "The same weights compute something else under another config.",
-        "rope theta 1000000.0 and 10000.0",
-        "Convert again from the source.",
-        "qbridge.hf_config",
-    ),
-    Code(
-        "QB900",
-        "qbridge has a bug",
-        "An internal check failed.",
-        "The output was not finished.",
-        "an unexpected exception",
-        "Please report it with the lines above.",
-        "qbridge",
-        BUG,
-    ),
 )
-
-CATALOGUE: Mapping[str, Code] = {entry.code: entry for entry in _ENTRIES}

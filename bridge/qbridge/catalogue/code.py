@@ -1,0 +1,29 @@
+"""One entry of the catalogue, the exit codes, and the words of --allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+REFUSED, USAGE, UNREADABLE, IO, BUG, INTERRUPTED = 1, 2, 3, 4, 70, 130
+
+ALLOW: Mapping[str, str] = {
+    "unknown-tensors": "carry over tensors that no layer and no known role claims",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One entry of the catalogue; `exit` is the exit code of an error, `allow` the word that lets it pass."""
+
+    code: str
+    title: str
+    what: str
+    why: str
+    example: str
+    fix: str
+    source: str
+    exit: int = REFUSED
+    severity: Literal["error", "warning", "note"] = "error"
+    allow: str | None = None

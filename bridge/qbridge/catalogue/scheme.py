@@ -1,0 +1,47 @@
+"""QB1xx: schemes that a format cannot be read from or written to."""
+
+from __future__ import annotations
+
+from qbridge.catalogue.code import Code
+
+_CT = "compressed-tensors 0.20.0, quantization/quant_config.py and quant_args.py"
+
+ENTRIES = (
+    Code(
+        "QB101",
+        "this scheme is recognised and not yet read",
+        "The checkpoint is sound and its scheme is known by name, but this version of qbridge cannot read it.",
+        "Refused rather than guessed.",
+        "compressed-tensors pack-quantized (W4A16)",
+        "Watch the changelog; nothing is wrong with the checkpoint.",
+        "compressed-tensors 0.20.0, config/base.py (the names of format)",
+    ),
+    Code(
+        "QB102",
+        "a config key changes the mathematics",
+        "A key asks the engine for work beyond weights and activations: transforms, sparsity, output quantization.",
+        "Dropping it would change every result.",
+        "transform_config with a Hadamard rotation",
+        "There is no exact way out yet.",
+        _CT,
+    ),
+    Code(
+        "QB103",
+        "unknown keys in the quantization config",
+        "The quantization block has a key at its top level that no known version writes.",
+        "Readers ignore it, so it is probably harmless, but it is not carried over.",
+        '"my_tool_version": "3"',
+        "None needed if you know the key.",
+        _CT,
+        severity="warning",
+    ),
+    Code(
+        "QB110",
+        "the format cannot hold this scheme",
+        "The destination's layout has no place for something that the source says about a layer.",
+        "Writing it anyway would lose or change values.",
+        "zero-points into smooth-quant",
+        "Choose another target; the help names what stands in the way.",
+        "the page of the format under docs/formats",
+    ),
+)

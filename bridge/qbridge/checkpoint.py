@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qbridge.catalogue import ALLOW
 from qbridge.dtypes import Array
-from qbridge.findings import Findings, QBridgeError, error
+from qbridge.findings import Findings, QBridgeError, error, io_as_finding
 from qbridge.formats import Format, Match, decode, detect, did_you_mean, find, load, registry
 from qbridge.ir import Layer, Model, Spec
 from qbridge.source import Source, open_source
@@ -62,7 +62,8 @@ def open_checkpoint(path: PathLike, format: str | None = None, allow: Iterable[s
     Raises QBridgeError with every fault of the folder, the config and the tensors.
     """
     findings = Findings(_words(allow))
-    source = open_source(path, findings)
+    with io_as_finding(str(path)):
+        source = open_source(path, findings)
     try:
         reader, match = _reader(source, format)
         model = reader.read(source, findings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import Array, nbytes
-from qbridge.findings import Findings, error
+from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import encode
 from qbridge.planning import OutputTensor, Plan, make_plan
 from qbridge.report import Report
@@ -46,12 +46,13 @@ def convert(
     start = time.monotonic()
     wanted = find_target(target)
     there, out = Path(src), Path(dst)
-    with open_checkpoint(src, source, allow) as opened:
+    with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:
+        check_destination(out, there, overwrite)
         plan = _plan(opened, wanted)
         shards = plan_shards(plan.outputs, max_shard_size)
         if not dry_run:
             documents = {"config.json": plan.config, MANIFEST: manifest.build(opened.source, plan)}
-            total, done = sum(shard.size for shard in shards), 0
+            total, done = sum(shard.data_size for shard in shards), 0
 
             def advance(count: int) -> None:
                 nonlocal done
@@ -59,13 +60,8 @@ def convert(
                 if progress:
                     progress(done, total)
 
-            try:
-                with staged(out, there, overwrite) as folder:
-                    write_checkpoint(folder, opened.source, shards, _encoder(opened, plan), documents, advance)
-            except OSError as fault:
-                raise error("QB401", str(fault.filename or out), (str(fault),)) from fault
-        else:
-            check_destination(out, there, overwrite)
+            with staged(out, there, overwrite) as folder:
+                write_checkpoint(folder, opened.source, shards, _encoder(opened, plan), documents, advance)
     passes: dict[str, int] = {}
     for layer in plan.layers.values():
         for step in layer.passes:
@@ -149,7 +145,8 @@ def stream(src: PathLike, target: str, source: str | None = None, *, allow: Iter
     wanted = find_target(target)
     opened = open_checkpoint(src, source, allow)
     try:
-        plan = _plan(opened, wanted)
+        with io_as_finding(str(src)):
+            plan = _plan(opened, wanted)
     except BaseException:
         opened.source.close()
         raise

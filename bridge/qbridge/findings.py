@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -90,6 +91,10 @@ class Findings:
         for place in (where,) if isinstance(where, str) else where:
             places[place] = None
 
+    def allows(self, code: str) -> bool:
+        """Whether the user let findings of this code pass."""
+        return CATALOGUE[code].allow in self.allow
+
     def __iter__(self) -> Iterator[Finding]:
         """Errors first, then by code, in the order found."""
         found = [Finding(c, tuple(w), f, h, s) for (c, f, h, s), w in self._found.items()]
@@ -119,6 +124,15 @@ class QBridgeError(Exception):
     def exit_code(self) -> int:
         """4 I/O before 3 unreadable input before 2 usage before 1 refused."""
         return max((f.entry.exit for f in self.findings if f.severity is Severity.ERROR), default=1)
+
+
+@contextmanager
+def io_as_finding(where: str) -> Iterator[None]:
+    """Turn an OSError into a QBridgeError (QB401)."""
+    try:
+        yield
+    except OSError as fault:
+        raise error("QB401", str(fault.filename or where), (str(fault),)) from fault
 
 
 def error(

@@ -7,7 +7,7 @@ through the entry-point group `qbridge.formats`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -15,12 +15,14 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from qbridge.findings import Findings, QBridgeError, error
 from qbridge.ir import Layer, Model, Spec, TensorInfo
-from qbridge.layout import Slot
+from qbridge.layout import ZEROS, Slot
 from qbridge.rules import LayerRule, ModelRule
 from qbridge.source import Source
-from qbridge.topology import unknown_tensors
+from qbridge.topology import canonical_module, module_of, unknown_tensors
 
 BUILTIN = ("compressed-tensors", "smooth-quant")
 
@@ -184,38 +186,56 @@ def assemble(
     config: Mapping[str, Any],
     layers: Mapping[str, tuple[Spec, Mapping[str, Slot]]],
     findings: Findings,
-    dialect: Mapping[str, Any] | None = None,
+    kv_cache: Mapping[str, Any] | None = None,
+    refused: Collection[str] = (),
 ) -> Model:
     """A Model from a reader's layers: checks every slot against its tensor and accounts for the others.
 
-    Findings: QB015 missing tensors, QB016 wrong dtype or shape, QB018 tensors that nobody claims.
+    `refused` are modules that the reader has a finding about already. Findings: QB010 no layer at all, QB015 missing
+    tensors, QB016 wrong dtype or shape, QB018 tensors that nobody claims.
     """
-    claimed: set[str] = set()
+    _check_slots(source, layers, findings)
+    claimed = {slot.tensor for _, slots in layers.values() for slot in slots.values()}
+    rest = {}
+    for name, tensor in source.tensors.items():
+        if name not in claimed:
+            module, leaf = module_of(name)
+            known_as = f"{canonical_module(module)}.{leaf}" if module else name
+            rest[known_as] = TensorInfo(tensor.dtype, tensor.shape, name)
+    for name in unknown_tensors(rest, bool(kv_cache)):
+        if module_of(rest[name].stored)[0] not in refused:
+            findings.add("QB018", rest[name].stored)
+    if not layers and not findings.errors:
+        findings.add("QB010", str(source.path), ("no module's weight is quantized",))
+    specs = {name: spec for name, (spec, _) in layers.items()}
+    slots_of = {name: slots for name, (_, slots) in layers.items()}
+    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {})
+
+
+def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, Slot]]], findings: Findings) -> None:
+    """Every slot against its tensor's header."""
     missing: dict[str, list[str]] = {}
-    for name, (_, slots) in layers.items():
+    for _, slots in layers.values():
+        stored = slots["code"].tensor.rpartition(".")[0]
         for slot in slots.values():
-            claimed.add(slot.tensor)
             tensor = source.tensors.get(slot.tensor)
             if tensor is None:
-                missing.setdefault(slot.tensor.removeprefix(name), []).append(name)
+                missing.setdefault(slot.tensor.removeprefix(stored), []).append(stored)
             elif (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
                 is_, wanted = f"{tensor.dtype}{list(tensor.shape)}", f"{slot.dtype}{list(slot.shape)}"
                 findings.add("QB016", slot.tensor, (f"it is {is_}, the scheme gives {wanted}",))
     for suffix, names in missing.items():
         findings.add("QB015", names, (f"{len(names)} of {len(layers)} quantized layers lack *{suffix}",))
-    rest = {
-        name: TensorInfo(tensor.dtype, tensor.shape) for name, tensor in source.tensors.items() if name not in claimed
-    }
-    for name in unknown_tensors(rest):
-        findings.add("QB018", name)
-    specs = {name: spec for name, (spec, _) in layers.items()}
-    slots_of = {name: slots for name, (_, slots) in layers.items()}
-    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), dialect or {})
 
 
 def encode(layer: Layer, slots: Mapping[str, Slot]) -> dict[str, Any]:
-    """The stored array of every part that the layer holds, by tensor name."""
-    return {slots[part].tensor: slots[part].codec.encode(array, slots[part]) for part, array in layer.arrays.items()}
+    """The stored array of every part that the layer holds, and of every tensor of zeros, by tensor name."""
+    nothing = np.empty(0)
+    return {
+        slot.tensor: slot.codec.encode(layer.arrays.get(part, nothing), slot)
+        for part, slot in slots.items()
+        if part in layer.arrays or slot.codec == ZEROS
+    }
 
 
 def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> Layer:
@@ -226,6 +246,6 @@ def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> 
         {
             part: slot.codec.decode(stored[slot.tensor], *parts[part])
             for part, slot in slots.items()
-            if slot.tensor in stored
+            if slot.tensor in stored and part in parts
         },
     )

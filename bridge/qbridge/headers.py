@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from qbridge.dtypes import DType, nbytes
 
 MAX_HEADER = 100_000_000  # the library's own limit
+MAX_RANK = 64  # numpy's
 MAX_DIM = 2**63 - 1
 
 
@@ -50,8 +52,8 @@ def parse_json(text: bytes) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
-            names = [name for name, _ in items]
-            raise DuplicateKeyError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+            twice, _ = Counter(name for name, _ in items).most_common(1)[0]
+            raise DuplicateKeyError(f"key {twice!r} appears twice")
         return found
 
     try:
@@ -87,6 +89,11 @@ def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> di
         if name == "__metadata__":
             continue
         try:
+            name.encode()
+        except UnicodeEncodeError:
+            faults.append((repr(name), "its name is not text"))
+            continue
+        try:
             found[name] = _tensor(file, name, entry, start)
         except ValueError as fault:
             faults.append((name, str(fault)))
@@ -105,8 +112,8 @@ def _tensor(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
     except ValueError:
         raise ValueError(f"unknown dtype {entry['dtype']!r}") from None
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _naturals(shape) or any(dim > MAX_DIM for dim in shape):
-        raise ValueError(f"shape {shape!r} is not a list of dims")
+    if not _naturals(shape) or len(shape) > MAX_RANK or any(dim > MAX_DIM for dim in shape):
+        raise ValueError(f"shape {str(shape)[:80]} is not a list of dims (at most {MAX_RANK})")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
         raise ValueError(f"data_offsets {offsets!r} are not [begin, end]")
     begin, end = offsets

@@ -24,14 +24,27 @@ _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without any quantization block, nested ones included."""
     return {
-        key: without_quantization(value) if key in NESTED and isinstance(value, dict) else value
+        key: {k: v for k, v in value.items() if k not in QUANTIZATION_KEYS} if _is_nested(key, value) else value
         for key, value in config.items()
         if key not in QUANTIZATION_KEYS
     }
 
 
+def _is_nested(key: str, value: Any) -> bool:
+    """Whether a key holds the text model's own config, as multimodal models have it, one level deep."""
+    return key in NESTED and isinstance(value, dict)
+
+
 def spell(config: Mapping[str, Any], transformers: tuple[int, ...] = (4, 5)) -> dict[str, Any]:
     """The config with rope, dtype and experts spelled for these major versions of transformers."""
+    spelled = _spell(config, transformers)
+    for key in NESTED:
+        if _is_nested(key, spelled.get(key)):
+            spelled[key] = _spell(spelled[key], transformers)
+    return spelled
+
+
+def _spell(config: Mapping[str, Any], transformers: tuple[int, ...]) -> dict[str, Any]:
     spelled = dict(config)
     for names in _SYNONYMS:
         values = [spelled[name] for name in names if spelled.get(name) is not None]
@@ -49,9 +62,6 @@ def spell(config: Mapping[str, Any], transformers: tuple[int, ...] = (4, 5)) -> 
             spelled.pop("rope_parameters", None)
         if scaling and "partial_rotary_factor" in scaling:
             spelled.setdefault("partial_rotary_factor", scaling["partial_rotary_factor"])
-    for key in NESTED:
-        if isinstance(spelled.get(key), dict):
-            spelled[key] = spell(spelled[key], transformers)
     return spelled
 
 
@@ -82,11 +92,15 @@ def _parameters(theta: float | None, scaling: Mapping[str, Any] | None) -> dict[
 
 def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says about the model, in one spelling, so that two configs can be compared."""
-    found = {
-        key: meaning(value) if key in NESTED and isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in _INCIDENTAL
-    }
+    found = _meaning(config)
+    for key in NESTED:
+        if _is_nested(key, found.get(key)):
+            found[key] = _meaning(found[key])
+    return found
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in config.items() if key not in _INCIDENTAL}
     for first, second in _SYNONYMS:
         value = found.pop(second, None)
         if found.get(first) is None and value is not None:

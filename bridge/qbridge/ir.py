@@ -59,7 +59,10 @@ class WeightScheme:
             raise ValueError("block goes with granularity block, and only with it")
         if self.granularity is Granularity.TOKEN:
             raise ValueError("weights have no tokens")
-        if any(size < 1 for size in (self.group_size or 1, *(self.block or ()))):
+        if self.block is not None and len(self.block) != 2:
+            raise ValueError("a block has rows and columns")
+        sizes = (*(self.block or ()), *(() if self.group_size is None else (self.group_size,)))
+        if any(size < 1 for size in sizes):
             raise ValueError("group and block sizes are positive")
 
     def scale_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
@@ -87,6 +90,15 @@ class ActivationScheme:
     symmetric: bool = True
     type: CodeType = "int"
     group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a scheme that has no meaning (ValueError)."""
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"activations have 1 to 16 bits, not {self.bits}")
+        if (self.granularity is Granularity.GROUP) != (self.group_size is not None):
+            raise ValueError("group_size goes with granularity group, and only with it")
+        if self.granularity is Granularity.TOKEN and not self.dynamic:
+            raise ValueError("one scale per token is dynamic only")
 
     def __str__(self) -> str:
         kind = f"int{self.bits}" if self.type == "int" else self.type
@@ -187,10 +199,11 @@ def identical(a: Layer, b: Layer) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Dtype and shape of a tensor that is not quantized."""
+    """Dtype and shape of a tensor that is not quantized, and its name on disk."""
 
     dtype: DType
     shape: tuple[int, ...]
+    stored: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +212,8 @@ class Model:
 
     `config` is the Hugging Face config without any quantization block. `slots` gives, by layer and part, the
     tensor that holds it on disk. `tensors` are the ones that are carried over as they are. `tokenizer` is
-    tokenizer_config.json, empty if there is none. `dialect` is what the format's writer needs to undo.
+    tokenizer_config.json, empty if there is none. `kv_cache` is the scheme of stored kv-cache scales, whose tensors
+    (`is_kv_scale`) are among `tensors`.
     """
 
     format: str
@@ -208,7 +222,7 @@ class Model:
     slots: Mapping[str, Mapping[str, Slot]]
     tensors: Mapping[str, TensorInfo]
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    dialect: Mapping[str, Any] = field(default_factory=dict)
+    kv_cache: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:

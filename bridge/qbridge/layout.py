@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from qbridge.dtypes import Array, DType
 
 
@@ -55,7 +57,26 @@ class Narrowed:
         return stored.astype(dtype.numpy).reshape(shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A tensor that holds nothing but zeros because its scheme says so; it stands for no part of the layer.
+
+    Decoding anything else is a ValueError.
+    """
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """Zeros in the dtype and shape of `slot`, whatever the array."""
+        return np.zeros(slot.shape, slot.dtype.numpy)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """`stored` itself, if it is all zero."""
+        if np.any(stored):
+            raise ValueError(f"{np.count_nonzero(stored)} of {stored.size} are not zero")
+        return stored
+
+
 PLAIN = Plain()
+ZEROS = Zeros()
 NARROWED = Narrowed()
 
 

@@ -19,8 +19,9 @@ from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
+from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.undo import Undo
-from qbridge.planning import LayerPlan, Plan
+from qbridge.planning import Plan, Trial
 from qbridge.source import MANIFEST, Source
 
 SCHEMA = 1
@@ -51,7 +52,7 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
         "source": {
             "format": plan.model.format,
             "config": source.config,
-            "shards": {file.name: header_digest(file) for file in source.shards},
+            "shards": {str(file.relative_to(source.path)): header_digest(file) for file in source.shards},
         },
         "target": {"name": plan.target.name, "format": plan.format},
         "steps": list(steps.values()),
@@ -103,14 +104,14 @@ def load(source: Source) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
 
 
-def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[Pass, ...]]:
-    """By layer, the passes that lead back to what the manifest records, where they apply and lose nothing.
+def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[Spec, tuple[Pass, ...]]]:
+    """By layer, the spec that the manifest records and the passes that lead back to it without loss.
 
     Empty unless the checkpoint was once converted from `format_name`. A layer whose spec or values are no longer
     what the conversion wrote is left out.
     """
     manifest = load(source)
-    found: dict[str, tuple[Pass, ...]] = {}
+    found: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
     try:
         if manifest is None or manifest["source"]["format"] != format_name:
             return {}
@@ -123,24 +124,21 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[
     return found
 
 
-def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> tuple[Pass, ...]:
+def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> tuple[Spec, tuple[Pass, ...]] | None:
     spec = model.specs[name]
     dims = (name, spec.out_features, spec.in_features)
     before, after = revive(*dims, entry["before"]), revive(*dims, entry["after"])
     if replace(spec, dialect=()) != replace(after, dialect=()):
-        return ()
+        return None
     walked, back = before, list[Pass]()
     for fields in entry["passes"]:
         step = _step(fields)
         back.insert(0, Undo(step, walked))
         walked = step.plan(walked)
-    touched = frozenset().union(*(step.parts for step in back))
-    try:
-        slots = model.slots[name]
-        LayerPlan(replace(spec, dialect=()), before, tuple(back), slots, slots).run(source, touched)
-    except ValueError:
-        return ()  # edited since: the values do not go back exactly
-    return tuple(back)
+    if replace(walked, dialect=()) != replace(after, dialect=()):
+        return None  # the manifest contradicts itself
+    edited = Trial(source, model, name)(tuple(back)) if back else None
+    return None if edited else (before, tuple(back))
 
 
 def _step(fields: Mapping[str, Any]) -> Pass:
@@ -149,5 +147,6 @@ def _step(fields: Mapping[str, Any]) -> Pass:
     makers: dict[str, Callable[[], Pass]] = {
         "recast": lambda: Recast(DType(fields["dtype"])),
         "broadcast": Broadcast,
+        "symmetrize": Symmetrize,
     }
     return makers[fields["pass"]]()

@@ -6,8 +6,9 @@ the manifest records lose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from qbridge.findings import Findings
 from qbridge.formats import Format, decode, find
 from qbridge.hf_config import spell
 from qbridge.ir import Layer, Model, Spec
-from qbridge.layout import Slot
+from qbridge.layout import ZEROS, Slot
 from qbridge.passes import Pass
 from qbridge.rules import LayerRule, ModelRule
 from qbridge.source import Source
@@ -72,7 +73,7 @@ class OutputTensor:
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    shard: str
+    shard: Path
     origin: str = ""
     layer: str = ""
     part: str = ""
@@ -103,55 +104,90 @@ def make_plan(
     model: Model,
     target: Target,
     findings: Findings,
-    recorded: Mapping[str, tuple[Pass, ...]] | None = None,
+    recorded: Mapping[str, tuple[Spec, tuple[Pass, ...]]] | None = None,
 ) -> Plan:
     """Plan a conversion; every problem becomes a finding, and the plan is only good if none is an error.
 
-    `recorded` gives, by layer, the passes that lead back to what a manifest records.
+    `recorded` gives, by layer, the spec that a manifest records and the passes that lead back to it.
     """
     survey(source, model, findings)
     destination = find(target.formats[0])
     rules = rules_of(target, destination.NAME)
     after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
     for name, spec in model.specs.items():
-        back = (recorded or {}).get(name, ())
-        start = _walk(replace(spec, dialect=()), back)
-        ended, passes = repair(start, model, rules, findings)
+        start, back = (recorded or {}).get(name, (replace(spec, dialect=()), ()))
+        trial = Trial(source, model, name, back)
+        ended, passes = repair(start, model, rules, findings, trial)
         after[name] = ended, (*back, *passes)
     result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
-    for rule in rules:
-        if isinstance(rule, ModelRule):
-            for problem in rule.check(result):
-                findings.add(rule.code, problem.where, problem.facts, problem.help)
+    result = _check_model(result, rules, findings)
     if findings.errors:
         return Plan(model, target, destination.NAME, {}, (), {})
     layers = {
         name: LayerPlan(model.specs[name], spec, passes, model.slots[name], destination.layout(spec))
         for name, (spec, passes) in after.items()
     }
-    outputs = _outputs(source, model, layers)
+    outputs = _outputs(source, result, layers)
     _check_names(outputs, findings)
     return Plan(model, target, destination.NAME, layers, outputs, _config(destination, result, target))
 
 
-def _walk(spec: Spec, passes: tuple[Pass, ...]) -> Spec:
-    for step in passes:
-        spec = step.plan(spec)
-    return spec
+def _check_model(model: Model, rules: Sequence[LayerRule | ModelRule], findings: Findings) -> Model:
+    """The model after what the user allowed to be dropped; every broken rule becomes a finding."""
+    for rule in rules:
+        if not isinstance(rule, ModelRule):
+            continue
+        problems = list(rule.check(model))
+        for problem in problems:
+            findings.add(rule.code, problem.where, problem.facts, problem.help)
+        if problems and rule.drop and findings.allows(rule.code):
+            model = rule.drop(model)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Applies passes to a layer's small parts, to learn whether its values let them."""
+
+    source: Source
+    model: Model
+    name: str
+    back: tuple[Pass, ...] = ()
+
+    def __call__(self, passes: tuple[Pass, ...]) -> str | None:
+        """Why the passes cannot be applied after `back`, or None if they can."""
+        steps = (*self.back, *passes)
+        slots = self.model.slots[self.name]
+        spec = self.model.specs[self.name]
+        plan = LayerPlan(spec, spec, steps, slots, slots)
+        try:
+            plan.run(self.source, plan.touched)
+        except ValueError as fault:
+            return str(fault)
+        return None
 
 
 def repair(
-    spec: Spec, model: Model, rules: Sequence[LayerRule | ModelRule], findings: Findings
+    spec: Spec,
+    model: Model,
+    rules: Sequence[LayerRule | ModelRule],
+    findings: Findings,
+    trial: Callable[[tuple[Pass, ...]], str | None],
 ) -> tuple[Spec, tuple[Pass, ...]]:
-    """The spec after the passes that its rules call for; a rule without a pass becomes a finding."""
+    """The spec after the passes that its rules call for; a rule without a pass becomes a finding.
+
+    `trial` tells why passes that depend on values cannot be applied.
+    """
     passes: list[Pass] = []
     for rule in rules:
         if not isinstance(rule, LayerRule):
             continue
         while (problem := rule.check(spec, model)) is not None:
             step = rule.fix(spec)
-            if step is None or len(passes) == _MOST_PASSES:
-                findings.add(rule.code, spec.name, problem.facts, problem.help)
+            fault = trial((*passes, step)) if step and step.needs_values(spec) else None
+            if step is None or fault or len(passes) == _MOST_PASSES:
+                facts = (*problem.facts, fault) if fault else problem.facts
+                findings.add(rule.code, spec.name, facts, problem.help)
                 break
             passes.append(step)
             spec = step.plan(spec)
@@ -159,30 +195,35 @@ def repair(
 
 
 def survey(source: Source, model: Model, findings: Findings) -> None:
-    """Read every scale once: one that is NaN or infinite is a finding (QB017)."""
+    """Read every scale once: one that is NaN or infinite is a finding (QB017).
+
+    So is a tensor that must be all zero and is not (QB020).
+    """
     for name, spec in model.specs.items():
-        for part in ("scale", "input_scale"):
-            slot = model.slots[name].get(part)
-            tensor = source.tensors.get(slot.tensor) if slot else None
-            if slot is None or tensor is None or (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
-                continue  # a finding of the reader already
-            dtype, _ = spec.parts()[part]
-            bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
-            if bad.size:
-                findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
+        for part, slot in model.slots[name].items():
+            if part in ("scale", "input_scale"):
+                dtype, _ = spec.parts()[part]
+                bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
+                if bad.size:
+                    findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
+            elif slot.codec == ZEROS:
+                try:
+                    ZEROS.decode(source.read(slot.tensor), slot.dtype, slot.shape)
+                except ValueError as fault:
+                    findings.add("QB020", slot.tensor, (str(fault),))
 
 
 def _outputs(source: Source, model: Model, layers: Mapping[str, LayerPlan]) -> list[OutputTensor]:
     """Every tensor of the output, in the order of the source's shards."""
     found = []
     for name, info in model.tensors.items():
-        shard = source.tensors[name].file.name
-        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=name))
+        shard = source.tensors[info.stored].file
+        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored))
     for name, layer in layers.items():
-        home = source.tensors[layer.read["code"].tensor].file.name
+        home = source.tensors[layer.read["code"].tensor].file
         for part, slot in layer.write.items():
             origin = layer.read[part].tensor if layer.copied(part) else ""
-            shard = source.tensors[layer.read[part].tensor].file.name if part in layer.read else home
+            shard = source.tensors[layer.read[part].tensor].file if part in layer.read else home
             found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part))
     return found
 

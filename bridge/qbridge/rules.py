@@ -33,8 +33,12 @@ class LayerRule:
 
 @dataclass(frozen=True, slots=True)
 class ModelRule:
-    """A limit on the model; each problem names its places."""
+    """A limit on the model; each problem names its places.
+
+    `drop` gives the model without what the rule objects to, for users who allow it (`--allow`).
+    """
 
     code: str
     check: Callable[[Model], Iterable[Problem]]
     source: str
+    drop: Callable[[Model], Model] | None = None

@@ -37,11 +37,14 @@ class Shard:
     offsets: Sequence[int]
 
     @property
+    def data_size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(nbytes(tensor.dtype, tensor.shape) for tensor in self.tensors)
+
+    @property
     def size(self) -> int:
         """Bytes of the file."""
-        if not self.tensors:
-            return len(self.header)
-        return self.offsets[-1] + nbytes(self.tensors[-1].dtype, self.tensors[-1].shape)
+        return len(self.header) + self.data_size
 
 
 def plan_shards(outputs: Sequence[OutputTensor], max_size: int | None = None) -> list[Shard]:
@@ -100,19 +103,26 @@ def write_json(path: Path, value: object) -> None:
 def staged(dst: Path, src: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling of `dst` that becomes `dst` when the block ends well and vanishes otherwise."""
     check_destination(dst, src, overwrite)
-    dst.parent.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in dst.parents if not folder.exists()]
     temporary = dst.parent / f".{dst.name}.qbridge-part"
-    lock = _locked(temporary)
+    lock = None
     try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(temporary)
         yield temporary
         (temporary / LOCK).unlink()
         _fsync_folder(temporary)
         _put(temporary, dst)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # innermost first, as far as they are empty
+            for folder in made:
+                folder.rmdir()
         raise
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
@@ -124,14 +134,23 @@ def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise error("QB031", str(dst), ("it exists",), ("--overwrite",))
+    if dst.is_symlink():
+        raise error("QB031", str(dst), ("it is a link; name the folder that it leads to",))
     if not dst.is_dir() or (any(dst.iterdir()) and not (dst / "config.json").is_file()):
         raise error("QB031", str(dst), ("it is no checkpoint, so --overwrite does not remove it",))
 
 
 def _locked(temporary: Path) -> int:
-    """Make the temporary folder ours: a stale one is emptied, one that is being written is refused."""
+    """Make the temporary folder ours: a stale one is emptied, one that is being written is refused.
+
+    Only a real folder that is empty or has our lock file is ours to empty.
+    """
+    if temporary.is_symlink() or (temporary.exists() and not temporary.is_dir()):
+        raise error("QB031", str(temporary), ("it is no folder of qbridge",))
     temporary.mkdir(exist_ok=True)
-    lock = os.open(temporary / LOCK, os.O_RDWR | os.O_CREAT)
+    if any(temporary.iterdir()) and not (temporary / LOCK).is_file():
+        raise error("QB031", str(temporary), ("it holds files and no lock of qbridge",), ("remove it yourself",))
+    lock = os.open(temporary / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -154,7 +173,12 @@ def _put(temporary: Path, dst: Path) -> None:
         if aside.exists():
             shutil.rmtree(aside)
         dst.rename(aside)
-    temporary.rename(dst)
+    try:
+        temporary.rename(dst)
+    except OSError:
+        if aside.exists():
+            aside.rename(dst)
+        raise
     _fsync_folder(dst.parent)
     if aside.exists():
         shutil.rmtree(aside)

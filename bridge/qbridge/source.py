@@ -49,7 +49,7 @@ class Source:
         while done < len(view):
             count = os.preadv(self.descriptor(tensor.file), [view[done:]], tensor.begin + offset + done)
             if count == 0:
-                raise error("QB004", str(tensor.file.name), (f"{name}: the file ended while it was read",))
+                raise error("QB004", tensor.file.name, (f"{name}: the file ended while it was read",))
             done += count
 
     def blocks(self, name: str, size: int) -> Iterator[Array]:
@@ -98,10 +98,10 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     index = _weight_map(root, findings) if (root / INDEX).is_file() else None
     findings.stop_on_errors()
     names = _shard_names(root, index, findings)
-    findings.stop_on_errors()
-    tensors = _headers(root, names, findings)
-    if index is not None and tensors is not None:
-        _check_index(index, tensors, findings)
+    found = [name for name in names if _is_inside(root, name, findings)]
+    tensors = _headers(root, found, findings)
+    if index is not None and tensors is not None and found == names:
+        _check_index(root, index, tensors, findings)
     sides = _side_files(root, names, findings)
     findings.stop_on_errors()
     return Source(root, config or {}, tensors or {}, [root / name for name in names], sides)
@@ -134,10 +134,12 @@ def _weight_map(root: Path, findings: Findings) -> dict[str, str] | None:
 def _shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings) -> list[str]:
     """The shards an engine would load: the index's, else model.safetensors, else the only one there is."""
     if index is not None:
-        return [name for name in sorted(set(index.values())) if _is_inside(root, name, findings)]
+        if not index:
+            findings.add("QB008", INDEX, ("its weight_map is empty",))
+        return sorted({str(Path(name)) for name in index.values()})
     found = sorted(file.name for file in root.glob("*.safetensors"))
     if SINGLE in found or len(found) == 1:
-        return [name for name in ([SINGLE] if SINGLE in found else found) if _is_inside(root, name, findings)]
+        return [SINGLE] if SINGLE in found else found
     if found:
         findings.add("QB005", found, (f"{len(found)} safetensors files and no {INDEX}",))
         return []
@@ -152,15 +154,24 @@ def _is_inside(root: Path, name: str, findings: Findings) -> bool:
     if plain.is_absolute() or ".." in plain.parts or "\0" in name:
         findings.add("QB006", name)
         return False
-    if not (root / plain).is_file():
+    try:
+        there = (root / plain).is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
         findings.add("QB003", name)
         return False
-    home = root.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any((root / plain).resolve().is_relative_to(place) for place in homes):
+    if not _stays(root, root / plain):
         findings.add("QB006", name, ("it is a link out of the folder",))
         return False
     return True
+
+
+def _stays(root: Path, file: Path) -> bool:
+    """Whether a file, its links followed, lies in the folder or in the blobs of its Hugging Face cache."""
+    home = root.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return any(file.resolve().is_relative_to(place) for place in homes)
 
 
 def _headers(root: Path, names: Sequence[str], findings: Findings) -> dict[str, StoredTensor] | None:
@@ -174,22 +185,23 @@ def _headers(root: Path, names: Sequence[str], findings: Findings) -> dict[str, 
             for tensor, what in fault.faults:
                 findings.add("QB004", f"{name}: {tensor}" if tensor else name, (what,))
             continue
-        for twice in found.keys() & header.keys():
-            findings.add("QB005", twice, (f"it is in {found[twice].file.name} and in {name}",))
+        for twice in sorted(found.keys() & header.keys()):
+            where = found[twice].file.relative_to(root)
+            findings.add("QB005", twice, (f"it is in {where} and in {name}",))
         found.update(header)
     return found if sound else None
 
 
-def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings) -> None:
-    findings_by_fact = (
+def _check_index(
+    root: Path, index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings
+) -> None:
+    both = sorted(index.keys() & tensors.keys())
+    moved = [name for name in both if root / index[name] != tensors[name].file]
+    for names, fact in (
         (sorted(index.keys() - tensors.keys()), "the index names it, no shard holds it"),
         (sorted(tensors.keys() - index.keys()), "a shard holds it, the index does not name it"),
-        (
-            sorted(n for n in index.keys() & tensors.keys() if Path(index[n]).name != tensors[n].file.name),
-            "it is in another shard than the index says",
-        ),
-    )
-    for names, fact in findings_by_fact:
+        (moved, "it is in another shard than the index says"),
+    ):
         if names:
             findings.add("QB005", names, (fact,))
 
@@ -200,11 +212,14 @@ def _side_files(root: Path, shards: Sequence[str], findings: Findings) -> list[P
     found, behind = [], []
     for folder, folders, files in os.walk(root, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        behind += [str(Path(folder, name).relative_to(root)) for name in folders if Path(folder, name).is_symlink()]
         for name in sorted(files):
             relative = (Path(folder) / name).relative_to(root)
             if name.startswith(".") or str(relative) in ours:
                 continue
-            if relative.suffix in WEIGHTS or name.endswith(tuple(f"{s}.index.json" for s in WEIGHTS)):
+            if not (root / relative).is_file() or not _stays(root, root / relative):
+                findings.add("QB006", str(relative), ("it is a link out of the folder, or to nothing",))
+            elif relative.suffix in WEIGHTS or name.endswith(tuple(f"{s}.index.json" for s in WEIGHTS)):
                 behind.append(str(relative))
             else:
                 found.append(relative)

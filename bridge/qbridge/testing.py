@@ -129,14 +129,27 @@ def made_legal(format_: Format, layer: Layer) -> tuple[Layer, tuple[Pass, ...]] 
     """
     findings = Findings()
     rules = [rule for rule in format_.RULES if isinstance(rule, LayerRule)]
-    after, passes = repair(layer.spec, empty_model(format_.NAME, layer), rules, findings)
+
+    def trial(passes: tuple[Pass, ...]) -> str | None:
+        try:
+            _applied(layer, passes)
+        except ValueError as fault:
+            return str(fault)
+        return None
+
+    after, passes = repair(layer.spec, empty_model(format_.NAME, layer), rules, findings, trial)
     if findings.errors:
         _require(all(f.code in CATALOGUE for f in findings), "a refusal without a catalogued code")
         return None
+    result = _applied(layer, passes)
+    _require(result.spec == after, "apply and plan disagree")
+    return result, passes
+
+
+def _applied(layer: Layer, passes: tuple[Pass, ...]) -> Layer:
     for step in passes:
         layer = step.apply(layer)
-    _require(layer.spec == after, "apply and plan disagree")
-    return layer, passes
+    return layer
 
 
 def check_layer(format_: Format, layer: Layer) -> None:
@@ -171,7 +184,7 @@ def write_model(folder: Path, format_: Format, written: Sequence[Layer], others:
     """A checkpoint of legal layers and float16 tensors in `folder`, by the format's own layout and config."""
     from safetensors.numpy import save_file
 
-    tensors = {name: TensorInfo(DType.F16, array.shape) for name, array in others.items()}
+    tensors = {name: TensorInfo(DType.F16, array.shape, name) for name, array in others.items()}
     specs_ = {layer.spec.name: layer.spec for layer in written}
     slots = {layer.spec.name: format_.layout(layer.spec) for layer in written}
     model = Model(format_.NAME, CONFIG, specs_, slots, tensors)

@@ -30,6 +30,8 @@ KNOWN_LEAVES = frozenset(
     }
 )
 
+KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point"})
+
 FUSED: Mapping[str, tuple[str, ...]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -61,7 +63,8 @@ def is_router(module: str) -> bool:
 
 def is_decoder_linear(module: str) -> bool:
     """Whether the module is a projection inside a decoder layer (routers are not)."""
-    return bool(_DECODER.search(module)) and module.endswith("_proj")
+    leaf = module.rpartition(".")[2]
+    return bool(_DECODER.search(module)) and (leaf.endswith("_proj") or leaf in ("w1", "w2", "w3"))
 
 
 def dense_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
@@ -74,11 +77,30 @@ def dense_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
     return found
 
 
-def unknown_tensors(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Tensors that are no float weight, bias or known buffer of an ordinary module."""
+def is_kv_scale(tensor: str) -> bool:
+    """Whether the tensor is a stored scale or zero-point of the kv cache, by its last name."""
+    return module_of(tensor)[1] in KV_LEAVES
+
+
+def unknown_tensors(tensors: Mapping[str, TensorInfo], kv_cache: bool = False) -> list[str]:
+    """Tensors that are no float weight, bias or known buffer of an ordinary module, nor an expected kv scale."""
     return [
-        name for name, info in tensors.items() if module_of(name)[1] not in KNOWN_LEAVES or not info.dtype.is_float
+        name
+        for name, info in tensors.items()
+        if not (kv_cache and is_kv_scale(name))
+        and (module_of(name)[1] not in KNOWN_LEAVES or not info.dtype.is_float)
     ]
+
+
+# Mixtral's experts as transformers 5 names them in memory, and as every engine expects them on disk.
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+_MIXTRAL_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.\d+)\.(gate_proj|down_proj|up_proj)")
+
+
+def canonical_module(module: str) -> str:
+    """The name that engines know a module by, whatever the tool wrote (llm-compressor's Mixtral experts)."""
+    match = _MIXTRAL_EXPERT.fullmatch(module)
+    return f"{match[1]}.{_MIXTRAL[match[2]]}" if match else module
 
 
 def natural(names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import Array, to_float64
-from qbridge.findings import Findings
+from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import decode
 from qbridge.hf_config import meaning
 from qbridge.ir import Layer, Spec
@@ -30,7 +30,11 @@ def verify(a: PathLike, b: PathLike, *, allow: Iterable[str] = ()) -> Verificati
     start = time.monotonic()
     allow = tuple(allow)
     findings = Findings(frozenset(allow))
-    with open_checkpoint(a, allow=allow) as left, open_checkpoint(b, allow=allow) as right:
+    with (
+        io_as_finding(f"{a}, {b}"),
+        open_checkpoint(a, allow=allow) as left,
+        open_checkpoint(b, allow=allow) as right,
+    ):
         _compare_configs(left, right, findings)
         common = _compare_names(left, right, findings)
         kinds = [_compare_layer(left, right, name, findings) for name in common if name in left.model.specs]

@@ -118,7 +118,7 @@ def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Block | None:
     unknown = sorted(raw.keys() - TOP_KEYS)
     if unknown:
         findings.add("QB103", [f"{key}.{name}" for name in unknown])
-    ignore = raw.get("ignore") or []
+    ignore = [] if raw.get("ignore") is None else raw["ignore"]
     if not _strings(ignore):
         findings.add("QB013", f"{key}.ignore", ("it is not a list of strings",))
         return None
@@ -151,7 +151,7 @@ def _patterns_compile(key: str, targets: Iterable[str], findings: Findings) -> b
     for pattern in targets:
         try:
             re.compile(pattern[3:] if pattern.startswith("re:") else "")
-        except re.error as fault:
+        except (re.error, OverflowError, RecursionError) as fault:
             findings.add("QB013", f"{key}: {pattern!r}", (f"not a regular expression: {fault}",))
             sound = False
     return sound
@@ -244,16 +244,17 @@ def _activation(args: Mapping[str, Any]) -> ActivationScheme:
     granularity = _GRANULARITY.get(args["strategy"])
     if granularity is None or isinstance(args["dynamic"], str):
         raise SchemaError(f"{args['where']}.strategy {args['strategy']!r} is not one that qbridge reads")
-    if granularity is Granularity.TOKEN and not args["dynamic"]:
-        raise SchemaError(f"{args['where']}: strategy token is dynamic only")
-    return ActivationScheme(
-        args["num_bits"],
-        granularity,
-        args["dynamic"],
-        args["symmetric"],
-        _code_type(args),  # type: ignore[arg-type]
-        args["group_size"] if granularity is Granularity.GROUP else None,
-    )
+    try:
+        return ActivationScheme(
+            args["num_bits"],
+            granularity,
+            args["dynamic"],
+            args["symmetric"],
+            _code_type(args),  # type: ignore[arg-type]
+            args["group_size"] if granularity is Granularity.GROUP else None,
+        )
+    except ValueError as fault:
+        raise SchemaError(f"{args['where']}: {fault}") from fault
 
 
 def _code_type(args: Mapping[str, Any]) -> str:
@@ -289,6 +290,12 @@ class Matcher:
     def group(self, module: str) -> Group | None:
         """The group whose target wins, whatever the ignore list says."""
         return self.named(module) or self._groups.get(_class_of(module))
+
+    def rivals(self, module: str) -> list[Group]:
+        """Every group whose target is of the kind that wins; readers differ in which of several they take."""
+        if module in self._groups:
+            return [self._groups[module]]
+        return [group for pattern, group in self._patterns if pattern.match(module)]
 
     def ignored(self, module: str) -> bool:
         """Whether an ignore entry matches."""

@@ -1,15 +1,16 @@
-"""compressed-tensors, as llm-compressor writes it: int-quantized weights with their scales beside them.
+"""compressed-tensors, as llm-compressor writes it: unpacked integer weights with their scales beside them.
 
-tensor                 dtype         shape             meaning (N = out_features, K = in_features, G = groups)
-<L>.weight             int8          [N, K]            codes, signed, also those of fewer than 8 bits
+tensor                 dtype         shape                   meaning (N = out_features, K = in_features, G = groups)
+<L>.weight             int8          [N, K]                  codes, signed, also those of fewer than 8 bits
 <L>.weight_scale       any float     [1] | [N, 1] | [N, G]   per tensor | channel | group
-<L>.weight_zero_point  int8          as weight_scale   only asymmetric, in the codes' signed domain
-<L>.input_scale        any float     [1]               only static activations
-<L>.input_zero_point   int8          [1]               only static asymmetric activations
-<L>.bias               model dtype   [N]               not quantized
+<L>.weight_zero_point  int8          as weight_scale         only asymmetric, in the codes' signed domain
+<L>.input_scale        any float     [1]                     only static activations
+<L>.input_zero_point   int8          [1]                     only static asymmetric activations
+<L>.bias               model dtype   [N]                     not quantized
 
-W = (weight - weight_zero_point) * weight_scale.  Sources: compressed-tensors 0.20.0,
-compressors/quantized_compressors/base.py and naive_quantized.py, quantization/lifecycle/initialize.py.
+W = (weight - weight_zero_point) * weight_scale.  Formats int-quantized (activations quantized) and naive-quantized
+(weights only). Sources: compressed-tensors 0.20.0, compressors/naive_quantized/base.py, compressors/format.py,
+quantization/lifecycle/initialize.py; dialects of older releases from the wheels 0.3.2 to 0.13.0.
 """
 
 from __future__ import annotations
@@ -21,35 +22,41 @@ from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
-from qbridge.ir import Dialect, Granularity, Model, Spec
-from qbridge.layout import NARROWED, PLAIN, Slot
+from qbridge.ir import Granularity, Model, Spec
+from qbridge.layout import NARROWED, PLAIN, ZEROS, Slot
 from qbridge.rules import LayerRule, ModelRule, Problem
 from qbridge.source import Source
-from qbridge.topology import dense_linears, is_embedding, is_router
-from qbridge_formats._ct_config import Block, Group, Matcher, args_of, find_block, is_ours, parse
+from qbridge.topology import dense_linears, is_kv_scale
+from qbridge_formats._ct_config import Block, args_of, find_block, is_ours, parse
+from qbridge_formats._ct_layers import Found, inferred_layers, listed_layers
 
 NAME = "compressed-tensors"
-SUMMARY = "llm-compressor's format: int8 weights, scales beside them (W8A8)"
+SUMMARY = "llm-compressor's format: int8 weights, scales beside them (W8A8, W4A8)"
 ALIASES = ("llm-compressor",)
 
 SCHEMA_VERSION = "0.20.0"  # the newest schema that what we write was validated with
-_STORED_CODES = (DType.I8, DType.U8, DType.F8_E4M3, DType.I32)
 
 
 def sniff(source: Source) -> Match | str:
-    """Evidence: the block in one of its places."""
+    """Evidence: the block in one of its places, or int8 matrices with a weight_scale where there is no block."""
     found = find_block(source.config)
     if found is not None and is_ours(found[1]):
         return Match(2, f"config.json has a compressed-tensors block under {found[0]}")
     if found is not None:
         return "the quantization block names another method"
-    return "config.json has no quantization block of it"
+    scaled = [n for n in source.tensors if n.endswith(".weight_scale") and n.removesuffix("_scale") in source.tensors]
+    if scaled:
+        return Match(1, f"there is no quantization block, but {len(scaled)} weights with a weight_scale")
+    return "config.json has no quantization block, and no weight has a weight_scale"
 
 
 def read(source: Source, findings: Findings) -> Model:
-    """Specs from the block's groups and the tensors' headers."""
+    """Specs from the block's groups and the tensors' headers, or from the tensors alone if there is no block."""
     found = find_block(source.config)
     config = without_quantization(source.config)
+    if found is None and isinstance(sniff(source), Match):
+        inferred = inferred_layers(source, findings)
+        return assemble(NAME, source, config, _with_slots(inferred), findings, refused=inferred.refused)
     block = None
     if found is None or not is_ours(found[1]):
         findings.add("QB013", "config.json", ("it has no compressed-tensors block",))
@@ -58,13 +65,18 @@ def read(source: Source, findings: Findings) -> Model:
     if block is None:
         return assemble(NAME, source, config, {}, Findings())
     _refuse_more_mathematics(block, findings)
-    layers = _layers(source, block, findings)
-    return assemble(NAME, source, config, layers, findings, {"block": dict(block.raw), "key": block.key})
+    listed = listed_layers(source, block, findings)
+    kv_cache = _kv_cache(source, block, findings)
+    return assemble(NAME, source, config, _with_slots(listed), findings, kv_cache, listed.refused)
+
+
+def _with_slots(found: Found) -> dict[str, tuple[Spec, Mapping[str, Slot]]]:
+    return {spec.name: (spec, layout(spec)) for spec in found.specs}
 
 
 def _refuse_more_mathematics(block: Block, findings: Findings) -> None:
     """Keys that ask for work beyond weights and input activations."""
-    for key in ("transform_config", "sparsity_config", "kv_cache_scheme", "moe_sparsity_config"):
+    for key in ("transform_config", "sparsity_config", "moe_sparsity_config"):
         value = block.raw.get(key)
         if value and not (isinstance(value, dict) and value.get("format") == "dense"):
             findings.add("QB102", f"{block.key}.{key}")
@@ -73,144 +85,85 @@ def _refuse_more_mathematics(block: Block, findings: Findings) -> None:
             findings.add("QB102", f"{block.key}.config_groups.{group.name}.output_activations")
 
 
-def _layers(source: Source, block: Block, findings: Findings) -> dict[str, tuple[Spec, Mapping[str, Slot]]]:
-    matcher = Matcher(block)
-    layers: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
-    for module in _matrices(source):
-        group = matcher.group(module)
-        codes = _is_quantized(source, module)
-        if group is None or group.weight is None:
-            if codes:
-                findings.add("QB013", module, ("its weight is quantized and no config group targets it",))
-            continue
-        if matcher.ignored(module):
-            if codes:
-                findings.add("QB019", module)
-            continue
-        if not codes and (is_router(module) or is_embedding(module)) and matcher.named(module) is None:
-            continue
-        refused = _not_read(source, module, group)
-        if refused:
-            findings.add("QB101", module, (refused,))
-            continue
-        spec = _spec(source, module, group, findings)
-        if spec is not None:
-            layers[module] = (spec, layout(spec))
-    return layers
-
-
-def _matrices(source: Source) -> list[str]:
-    """Modules that own a weight matrix, packed or not, in the order of their tensors."""
-    found: dict[str, None] = {}
-    for name, tensor in source.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf == "weight_packed" or (leaf == "weight" and len(tensor.shape) == 2):
-            found[module] = None
-    return list(found)
-
-
-def _is_quantized(source: Source, module: str) -> bool:
-    if f"{module}.weight_packed" in source.tensors or f"{module}.weight_scale" in source.tensors:
-        return True
-    return source.tensors[f"{module}.weight"].dtype in _STORED_CODES
-
-
-def _not_read(source: Source, module: str, group: Group) -> str | None:
-    """Why a sound layer is not read here, in the format's own names; None if it is."""
-    if f"{module}.weight_packed" in source.tensors:
-        bits = group.weight.bits if group.weight else 0
-        kind = "pack-quantized" if group.weight and group.weight.type == "int" else "nvfp4/mxfp4-pack-quantized"
-        return f"format {group.format or kind}, {bits}-bit packed weights"
-    if group.weight and group.weight.type != "int":
-        return f"format {group.format or 'float-quantized'}, {group.weight.type} weights"
-    return None
-
-
-def _spec(source: Source, module: str, group: Group, findings: Findings) -> Spec | None:
-    weight = source.tensors[f"{module}.weight"]
-    scale = source.tensors.get(f"{module}.weight_scale")
-    scale_dtype = scale.dtype if scale and scale.dtype.is_float else _model_dtype(source)
-    bias = source.tensors.get(f"{module}.bias")
-    static = group.activation is not None and not group.activation.dynamic
-    input_scale = source.tensors.get(f"{module}.input_scale")
-    dialect: Dialect = ()
-    if scale is not None and len(scale.shape) == 1 and scale.shape == (weight.shape[0],) != (1,):
-        dialect = (("scale_shape", "1-D"),)
-    try:
-        return Spec(
-            name=module,
-            out_features=weight.shape[0],
-            in_features=weight.shape[1],
-            weight=group.weight,  # type: ignore[arg-type]
-            scale_dtype=scale_dtype,
-            activation=group.activation,
-            input_scale_dtype=(input_scale.dtype if input_scale else scale_dtype) if static else None,
-            bias=bias.dtype if bias else None,
-            dialect=dialect,
-        )
-    except ValueError as fault:
-        findings.add("QB013", module, (str(fault),))
-        return None
-
-
-def _model_dtype(source: Source) -> DType:
-    """The dtype that missing scales would have had: that of the first float tensor."""
-    return next((t.dtype for t in source.tensors.values() if t.dtype.is_float), DType.F32)
+def _kv_cache(source: Source, block: Block, findings: Findings) -> Mapping[str, Any]:
+    """The scheme of stored kv-cache scales; without one, such tensors are claimed by nobody."""
+    scheme = block.raw.get("kv_cache_scheme")
+    if not scheme:
+        return {}
+    if not isinstance(scheme, dict):
+        findings.add("QB013", f"{block.key}.kv_cache_scheme", ("it is not an object",))
+        return {}
+    if not scheme.get("dynamic") and not any(is_kv_scale(name) for name in source.tensors):
+        findings.add("QB015", "self_attn", ("kv_cache_scheme is static and no tensor is a k_scale or v_scale",))
+    return scheme
 
 
 def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the table above."""
-    name, shape = spec.name, spec.scale_shape
-    if spec.weight.granularity is Granularity.TENSOR or ("scale_shape", "1-D") in spec.dialect:
-        shape = (shape[0],)  # type: ignore[assignment]
+    """The tensors of the table above, in the shapes and under the name that the dialect keeps."""
+    dialect = dict(spec.dialect)
+    name, shape = dialect.get("stored_as", spec.name), spec.scale_shape
+
+    def shape_of(leaf: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        kept = dialect.get(f"{leaf}.shape")
+        return default if kept is None else tuple(int(dim) for dim in kept.split("x") if dim)
+
+    def slot(leaf: str, dtype: DType | None, shape: tuple[int, ...], codec: Any = PLAIN) -> Slot:
+        return Slot(f"{name}.{leaf}", dtype or DType.F32, shape_of(leaf, shape), codec)
+
+    scale_shape = shape[:1] if spec.weight.granularity is Granularity.TENSOR else shape
     slots = {
-        "code": Slot(f"{name}.weight", DType.I8, (spec.out_features, spec.in_features), PLAIN),
-        "scale": Slot(f"{name}.weight_scale", spec.scale_dtype, shape, PLAIN),
-        "zero": Slot(f"{name}.weight_zero_point", DType.I8, shape, NARROWED),
-        "bias": Slot(f"{name}.bias", spec.bias or DType.F32, (spec.out_features,), PLAIN),
-        "input_scale": Slot(f"{name}.input_scale", spec.input_scale_dtype or DType.F32, (1,), PLAIN),
-        "input_zero": Slot(f"{name}.input_zero_point", DType.I8, (1,), NARROWED),
+        "code": slot("weight", DType.I8, (spec.out_features, spec.in_features)),
+        "scale": slot("weight_scale", spec.scale_dtype, scale_shape),
+        "zero": slot("weight_zero_point", DType.I8, scale_shape, NARROWED),
+        "bias": slot("bias", spec.bias, (spec.out_features,)),
+        "input_scale": slot("input_scale", spec.input_scale_dtype, (1,)),
+        "input_zero": slot("input_zero_point", DType.I8, (1,), NARROWED),
     }
     parts = spec.parts()
-    return {part: slot for part, slot in slots.items() if part in parts}
+    found = {part: slot for part, slot in slots.items() if part in parts}
+    if dialect.get("zero_point") == "zeros":
+        found["zero"] = slot("weight_zero_point", DType.I8, scale_shape, ZEROS)
+    return found
 
 
 def config(model: Model) -> dict[str, Any]:
     """A block that every release since 0.9 reads: one group per scheme, ignore by full names."""
     by_scheme: dict[tuple[Any, Any], list[str]] = {}
     for spec in model.specs.values():
-        by_scheme.setdefault((spec.weight, spec.activation), []).append(spec.name)
-    groups = {
-        f"group_{number}": {
-            "targets": ["Linear"] if len(by_scheme) == 1 else names,
+        name = dict(spec.dialect).get("stored_as", spec.name)
+        by_scheme.setdefault((spec.weight, spec.activation), []).append(name)
+    groups, formats = {}, []
+    for number, ((weight, activation), names) in enumerate(by_scheme.items()):
+        kind = "naive-quantized" if activation is None else "int-quantized"
+        formats.append(kind)
+        # vLLM quantizes lm_head only where a target names it
+        linear = ["Linear", *(name for name in names if name == "lm_head")]
+        groups[f"group_{number}"] = {
+            "targets": linear if len(by_scheme) == 1 else names,
             "weights": args_of(weight),
             "input_activations": None if activation is None else args_of(activation),
             "output_activations": None,
-            "format": "int-quantized",
+            "format": kind,
         }
-        for number, ((weight, activation), names) in enumerate(by_scheme.items())
-    }
     ignore = dense_linears(model.tensors)
     if "lm_head" not in model.specs and "lm_head" not in ignore:
         ignore.append("lm_head")  # tied: no tensor of its own, and the target Linear would claim it
     return {
         "quant_method": "compressed-tensors",
         "version": SCHEMA_VERSION,
-        "format": "int-quantized",
+        "format": formats[0] if len(set(formats)) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": ignore,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": dict(model.kv_cache) or None,
         "global_compression_ratio": None,
     }
 
 
 def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight, activation = spec.weight, spec.activation
+    weight = spec.weight
     if spec.g_idx or weight.type != "int" or weight.granularity is Granularity.BLOCK:
         return Problem((spec.scheme,))
-    if activation is None:
-        return Problem((f"{spec.scheme}: int-quantized means quantized activations",))
     return None
 
 

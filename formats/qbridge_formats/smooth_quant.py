@@ -70,9 +70,7 @@ def read(source: Source, findings: Findings) -> Model:
             bias=bias.dtype if bias else None,
         )
         layers[module] = (spec, layout(spec))
-    if not layers:
-        findings.add("QB010", str(source.path), ("no tensor is an int8 matrix",))
-    return assemble(NAME, source, without_quantization(source.config), layers, findings, {"block": block})
+    return assemble(NAME, source, without_quantization(source.config), layers, findings)
 
 
 def layout(spec: Spec) -> dict[str, Slot]:

@@ -9,6 +9,7 @@ from typing import Literal
 REFUSED, USAGE, UNREADABLE, IO, BUG, INTERRUPTED = 1, 2, 3, 4, 70, 130
 
 ALLOW: Mapping[str, str] = {
+    "assumed-activations": "assume dynamic per-token int8 activations where nothing says how they are quantized",
     "unknown-tensors": "carry over tensors that no layer and no known role claims",
 }
 

@@ -23,6 +23,9 @@ class Pass(Protocol):
     def parts(self) -> frozenset[str]:
         """The parts it reads and rewrites; `apply` may be given a layer with only these."""
 
+    def needs_values(self, spec: Spec) -> bool:
+        """Whether `apply` may refuse a layer of this spec (ValueError), so that its parts must be read to know."""
+
     def plan(self, spec: Spec) -> Spec:
         """The spec after the pass."""
 

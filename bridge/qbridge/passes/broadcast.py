@@ -30,6 +30,10 @@ class Broadcast:
         """Scale and zero."""
         return frozenset({"scale", "zero"})
 
+    def needs_values(self, spec: Spec) -> bool:
+        """Never."""
+        return False
+
     def plan(self, spec: Spec) -> Spec:
         """The spec with granularity channel."""
         return replace(spec, weight=replace(spec.weight, granularity=Granularity.CHANNEL))

@@ -33,6 +33,10 @@ class Recast:
         """Only the scale."""
         return frozenset({"scale"})
 
+    def needs_values(self, spec: Spec) -> bool:
+        """Unless every value of the old dtype is one of the new."""
+        return not survives(spec.scale_dtype, self.dtype)
+
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new scale dtype."""
         return replace(spec, scale_dtype=self.dtype)

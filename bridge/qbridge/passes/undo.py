@@ -32,6 +32,10 @@ class Undo:
         """The pass's own."""
         return self.step.parts
 
+    def needs_values(self, spec: Spec) -> bool:
+        """The values may have been edited since."""
+        return True
+
     def plan(self, spec: Spec) -> Spec:
         """The spec before the pass."""
         return self.before

@@ -15,9 +15,13 @@ Report:
         unexpected  [{tensor, error}]: tensors that LMDeploy raises at
         misshapen   [{tensor, parameter, given, expected, error}]: tensors that do not fit
         lossy_casts [{tensor, parameter, given, stored}]: values changed by a silent cast
+        unquantized [module]: linears of the decoder layers that LMDeploy built for 16-bit weights
+        misfed      [{norm, reader}]: the norm hands out int8 codes and scales, which its reader does not take;
+                    LMDeploy loads such a model and fails in the forward pass, or computes nonsense
 
 --out: float32 weights under checkpoint names, put together from all ranks: weight * scale of quantized
-linears [N, K], biases, norms, embeddings. Nothing is written if LMDeploy refused.
+linears and experts [N, K], biases, norms, embeddings. Nothing is written if LMDeploy refused. In models with
+LMDeploy's own embedding (Qwen3, Qwen3-MoE) the row of pad_token_id is zero, as LMDeploy makes it.
 """
 
 from __future__ import annotations
@@ -35,6 +39,15 @@ import torch  # noqa: E402
 from lmdeploy_loading import inert_operator, rotary_embedding, unfilled_parameters  # noqa: E402
 
 Sharding = Literal["whole", "rows", "columns", "summed"]
+QKV = ["q_proj", "k_proj", "v_proj"]
+PACKED = {"qkv_proj": QKV, "gate_up_proj": ["gate_proj", "up_proj"]}  # in models that do not say it themselves
+# Who reads the output of a norm, by names within its parent; q_norm and k_norm feed the rotary embedding.
+READERS = {
+    "input_layernorm": ["self_attn.qkv_proj"],
+    "post_attention_layernorm": ["mlp.gate_up_proj", "mlp.gate", "block_sparse_moe.gate"],
+    "q_norm": ["apply_rotary_pos_emb"],
+    "k_norm": ["apply_rotary_pos_emb"],
+}
 
 
 class Piece(NamedTuple):
@@ -133,13 +146,38 @@ def load(model: torch.nn.Module, path: str) -> dict[str, Any]:
     return findings
 
 
+def unquantized_linears(model: torch.nn.Module) -> list[str]:
+    """Names of the linears in decoder layers that were built without quantization."""
+    from lmdeploy.pytorch.nn.linear.base import LinearBase
+
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, LinearBase)}
+    return [name for name, module in linears.items() if ".layers." in name and not hasattr(module, "scale")]
+
+
+def misfed_readers(model: torch.nn.Module) -> list[dict[str, str]]:
+    """Norms fused with quantization whose output goes to something other than a quantized linear."""
+    from lmdeploy.pytorch.backends.qmodules import RMSNormW8A8Impl
+
+    modules = dict(model.named_modules())
+    norms = [name for name, m in modules.items() if isinstance(getattr(m, "impl", None), RMSNormW8A8Impl)]
+    found = []
+    for norm in norms:
+        parent, _, leaf = norm.rpartition(".")
+        readers = [f"{parent}.{reader}" for reader in READERS[leaf] if f"{parent}.{reader}" in modules]
+        found += [{"norm": norm, "reader": reader} for reader in readers if not hasattr(modules[reader], "scale")]
+    return found
+
+
 def effective_pieces(model: torch.nn.Module) -> Iterator[tuple[str, Piece]]:
     """(checkpoint name, this rank's piece) of everything that holds values."""
     from lmdeploy.pytorch.nn.linear.base import LinearBase
+    from lmdeploy.pytorch.nn.moe.default import LinearWeights
 
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
-            yield from _linear_pieces(name, module, model.packed_modules_mapping)
+            yield from _linear_pieces(name, module, getattr(model, "packed_modules_mapping", PACKED))
+        elif isinstance(module, LinearWeights):
+            yield from _expert_pieces(name, module)
         elif not any(module.children()):
             for leaf, parameter in module.named_parameters(recurse=False):
                 yield f"{name}.{leaf}", Piece(parameter.data, "whole")
@@ -159,8 +197,22 @@ def _linear_pieces(name: str, linear: Any, packed: dict[str, list[str]]) -> Iter
             yield ".".join(filter(None, (parent, part, kind))), Piece(rows, sharding)
 
 
+def _expert_pieces(name: str, experts: Any) -> Iterator[tuple[str, Piece]]:
+    """LMDeploy stacks the experts, and gate on up: [experts, N, K]."""
+    parent, _, leaf = name.rpartition(".")
+    original = "block_sparse_moe" in parent  # Mixtral, which LMDeploy reads under its original names
+    parts = {
+        "gate_up": ("w1", "w3") if original else ("gate_proj", "up_proj"),
+        "down": ("w2",) if original else ("down_proj",),
+    }[leaf]
+    along: Sharding = "columns" if leaf == "down" else "rows"
+    for index, weight in enumerate(_dequantized(experts)):
+        for part, rows in zip(parts, weight.chunk(len(parts)), strict=True):
+            yield f"{parent}.{index}.{part}.weight", Piece(rows, along)
+
+
 def _dequantized(linear: Any) -> torch.Tensor:
-    """float32 [N, K]: what the kernel multiplies with."""
+    """float32, shape of the weight: what the kernel multiplies with."""
     weight = linear.weight.data.float()
     return weight * linear.scale.data if hasattr(linear, "scale") else weight
 
@@ -188,7 +240,8 @@ def load_rank(path: str, tp: int, rank: int, report: reporting.Report) -> dict[s
     if model.config.tie_word_embeddings:  # LMDeploy points lm_head at the embedding after loading
         missing = [name for name in missing if name != "lm_head.weight"]
         model.lm_head.weight = model.model.embed_tokens.weight
-    report["ranks"].append({"rank": rank, "missing": missing, **findings[0]})
+    built = {"unquantized": unquantized_linears(model), "misfed": misfed_readers(model)}
+    report["ranks"].append({"rank": rank, "missing": missing, **findings[0], **built})
     return dict(effective_pieces(model))
 
 

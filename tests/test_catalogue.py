@@ -1,0 +1,68 @@
+"""The catalogue against the code that speaks in it and the tests that trigger it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qbridge.catalogue import ALLOW, CATALOGUE
+from support import ROOT, cli
+
+CODE = re.compile(r"QB\d{3}")
+ENTRIES = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
+LIBRARY = [file for folder in ("bridge", "formats") for file in (ROOT / folder).rglob("*.py")]
+PAGES = [file for file in LIBRARY if "catalogue" in (file.stem, file.parent.name)]
+
+
+def codes_in(files):
+    return {code for file in files for code in CODE.findall(file.read_text())}
+
+
+@ENTRIES
+def test_entry_says_everything(entry):
+    assert CODE.fullmatch(entry.code)
+    assert all((entry.title, entry.what, entry.why, entry.example, entry.fix, entry.source))
+    assert not entry.title.endswith(".") and "\n" not in entry.title
+    assert entry.severity in ("error", "warning", "note")
+    assert entry.exit in (1, 2, 3, 4, 70)
+    assert entry.allow is None or entry.severity == "error"
+
+
+def test_no_code_is_given_twice():
+    given = [code for file in PAGES for code in re.findall(r'^ +"(QB\d{3})",$', file.read_text(), re.MULTILINE)]
+    assert sorted(given) == sorted(CATALOGUE) and all(code == entry.code for code, entry in CATALOGUE.items())
+
+
+def test_every_code_is_triggered_by_a_test():
+    here = Path(__file__)
+    tests = [file for file in (*here.parent.rglob("*.py"), *here.parent.rglob("cli/*.md")) if file != here]
+    assert sorted(CATALOGUE.keys() - codes_in(tests)) == []
+
+
+def test_library_and_catalogue_name_the_same_codes():
+    assert codes_in(set(LIBRARY) - set(PAGES)) == CATALOGUE.keys()
+
+
+def test_words_of_allow_are_those_of_the_entries():
+    assert {entry.allow for entry in CATALOGUE.values() if entry.allow} == ALLOW.keys()
+    assert all(ALLOW.values())
+
+
+@ENTRIES
+def test_explain_prints_the_entry(entry, capsys, monkeypatch):
+    from qbridge.cli import main
+
+    monkeypatch.setattr("sys.argv", ["qbridge", "explain", entry.code.lower()])
+    with pytest.raises(SystemExit) as excinfo:
+        main()
+    assert excinfo.value.code == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"{entry.code}: {entry.title}\n")
+    assert all(text in told for text in (entry.what, entry.why, entry.example, entry.fix, entry.source))
+
+
+def test_program_explains_a_code():
+    done = cli("explain", "QB015")
+    assert done.returncode == 0 and done.stdout.startswith("QB015: ") and done.stderr == ""

@@ -14,8 +14,11 @@ import qbridge
 from qbridge.hf_config import meaning, rope, spell
 
 ROOT = Path(__file__).resolve().parent.parent
-CT = sorted((ROOT / "fixtures/compressed_tensors").glob("*_w8a8*/model"))
-SQ = sorted((ROOT / "fixtures/smooth_quant").glob("*_lite/model"))
+CT = [
+    ROOT / "fixtures/compressed_tensors" / case / "model"
+    for case in ("llama_w8a8", "qwen2_w8a8_tied", "llama_w8a8_sharded", "llama_w8a8_rope", "qwen3_w8a8")
+]
+SQ = [ROOT / "fixtures/smooth_quant" / case / "model" for case in ("llama_lite", "qwen2_lite")]
 
 
 def name(path):

@@ -129,11 +129,11 @@ def test_asymmetric_weights_are_not_for_lmdeploy(src):
 
     def with_zeros(tensors):
         for name in layers(tensors):
-            tensors[f"{name}.weight_zero_point"] = tensors[f"{name}.weight_scale"].astype(np.int8)
+            tensors[f"{name}.weight_zero_point"] = np.ones_like(tensors[f"{name}.weight_scale"], np.int8)
 
     rewrite_tensors(src, with_zeros)
-    found = refusal(src, 1, "QB110")
-    assert DOWN in places(found["QB110"]) and "asymmetric" in facts(found["QB110"])
+    found = refusal(src, 1, "QB211")
+    assert DOWN in places(found["QB211"]) and "asymmetric" in facts(found["QB211"])
 
 
 def test_group_wise_int8_is_not_for_lmdeploy(src):
@@ -145,13 +145,13 @@ def test_group_wise_int8_is_not_for_lmdeploy(src):
             tensors[f"{name}.weight_scale"] = np.repeat(tensors[f"{name}.weight_scale"], groups, axis=1)
 
     rewrite_tensors(src, by_group)
-    found = refusal(src, 1, "QB110")
-    assert DOWN in places(found["QB110"]) and "per group" in facts(found["QB110"])
+    found = refusal(src, 1, "QB212")
+    assert DOWN in places(found["QB212"]) and "per group" in facts(found["QB212"])
 
 
-def test_weight_only_int8_is_not_for_int_quantized(src):
+def test_weight_only_int8_is_not_for_lmdeploy(src):
     edit_quantization(src, lambda block: block["config_groups"]["group_0"].update(input_activations=None))
-    assert "activations" in facts(refusal(src, 1, "QB110", "compressed-tensors")["QB110"])
+    assert "activations not quantized" in facts(refusal(src, 1, "QB210")["QB210"])
 
 
 def test_scales_wider_than_the_target_stores_are_refused(src):

@@ -96,6 +96,8 @@ def _encoder(opened: Checkpoint, plan: Plan) -> Callable[[OutputTensor], Array]:
     """Encodes one part of one layer; a layer's small parts are decoded again for each, never kept."""
 
     def encoded(tensor: OutputTensor) -> Array:
+        if tensor.origin:
+            return opened.source.read(tensor.origin)
         step = plan.layers[tensor.layer]
         layer = step.run(opened.source, frozenset({tensor.part}))
         array: Array = encode(layer, step.write)[tensor.name]
@@ -125,8 +127,7 @@ class Stream:
         encoded = _encoder(self._opened, self._plan)
         for shard in plan_shards(self._plan.outputs):
             for tensor in shard.tensors:
-                array = self._opened.source.read(tensor.origin) if tensor.origin else encoded(tensor)
-                yield tensor.name, to_torch(array, tensor.dtype, tensor.shape)
+                yield tensor.name, to_torch(encoded(tensor), tensor.dtype, tensor.shape)
 
     def __enter__(self) -> Stream:
         return self

@@ -100,6 +100,17 @@ def from_float64(values: npt.NDArray[np.float64], dtype: DType) -> Array:
         return values.astype(dtype.numpy)
 
 
+def survives(before: DType, after: DType) -> bool:
+    """Whether every finite value of `before` has an exact value in `after`, so that none need be read."""
+    wider = {
+        DType.F16: {DType.F16, DType.F32, DType.F64},
+        DType.BF16: {DType.BF16, DType.F32, DType.F64},
+        DType.F32: {DType.F32, DType.F64},
+        DType.F64: {DType.F64},
+    }
+    return after in wider.get(before, set())
+
+
 def _bfloat16_bits(values: npt.NDArray[np.float64]) -> Array:
     """Nearest-even bfloat16 bits; float32 is reached by rounding to odd, so that nothing rounds twice."""
     with np.errstate(over="ignore"):

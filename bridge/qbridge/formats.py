@@ -20,7 +20,7 @@ import numpy as np
 from qbridge.findings import Findings, QBridgeError, error
 from qbridge.ir import Layer, Model, Spec, TensorInfo
 from qbridge.layout import ZEROS, Slot
-from qbridge.rules import LayerRule, ModelRule
+from qbridge.rules import Rule
 from qbridge.source import Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
@@ -77,7 +77,7 @@ class Format(Protocol):
         """Other names after --from and --to."""
 
     @property
-    def RULES(self) -> tuple[LayerRule | ModelRule, ...]:
+    def RULES(self) -> tuple[Rule, ...]:
         """What the layout can hold."""
 
     def sniff(self, source: Source) -> Match | str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.dtypes import DType
-from qbridge.headers import parse_json
+from qbridge.headers import MAX_HEADER, parse_json
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
@@ -52,17 +52,21 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
         "source": {
             "format": plan.model.format,
             "config": source.config,
-            "shards": {str(file.relative_to(source.path)): header_digest(file) for file in source.shards},
+            "shards": {} if source.memory else _digests(source),
         },
         "target": {"name": plan.target.name, "format": plan.format},
         "steps": list(steps.values()),
     }
 
 
+def _digests(source: Source) -> dict[str, str]:
+    return {str(file.relative_to(source.path)): header_digest(file) for file in source.shards}
+
+
 def header_digest(file: Path) -> str:
     """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data."""
     with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        length = min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)
         return hashlib.sha256(stream.read(length)).hexdigest()
 
 

@@ -6,14 +6,14 @@ the manifest records lose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qbridge.dtypes import DType, to_float64
+from qbridge.dtypes import Array, DType, to_float64
 from qbridge.exactness import Exactness, weakest
 from qbridge.findings import Findings
 from qbridge.formats import Format, decode, find
@@ -21,10 +21,11 @@ from qbridge.hf_config import spell
 from qbridge.ir import Layer, Model, Spec
 from qbridge.layout import ZEROS, Slot
 from qbridge.passes import Pass
-from qbridge.rules import LayerRule, ModelRule
+from qbridge.rules import LayerRule, ModelRule, Rule, ValueRule, Values
 from qbridge.source import Source
 from qbridge.targets import Target, rules_of
 
+_BLOCK = 8 << 20  # bytes; a multiple of every item size
 _MOST_PASSES = 8  # more means that a rule and its fix disagree
 
 
@@ -121,6 +122,7 @@ def make_plan(
         after[name] = ended, (*back, *passes)
     result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
     result = _check_model(result, rules, findings)
+    _check_values(result, SourceValues(source, model), rules, findings)
     if findings.errors:
         return Plan(model, target, destination.NAME, {}, (), {})
     layers = {
@@ -132,7 +134,7 @@ def make_plan(
     return Plan(model, target, destination.NAME, layers, outputs, _config(destination, result, target))
 
 
-def _check_model(model: Model, rules: Sequence[LayerRule | ModelRule], findings: Findings) -> Model:
+def _check_model(model: Model, rules: Sequence[Rule], findings: Findings) -> Model:
     """The model after what the user allowed to be dropped; every broken rule becomes a finding."""
     for rule in rules:
         if not isinstance(rule, ModelRule):
@@ -143,6 +145,34 @@ def _check_model(model: Model, rules: Sequence[LayerRule | ModelRule], findings:
         if problems and rule.drop and findings.allows(rule.code):
             model = rule.drop(model)
     return model
+
+
+@dataclass(frozen=True, slots=True)
+class SourceValues:
+    """The values of a source, for rules that ask."""
+
+    source: Source
+    model: Model
+
+    def part(self, layer: str, part: str) -> Array:
+        """A canonical part of a layer, as the source has it."""
+        slot = self.model.slots[layer][part]
+        return decode(self.model.specs[layer], {part: slot}, {slot.tensor: self.source.read(slot.tensor)}).arrays[
+            part
+        ]
+
+    def blocks(self, tensor: str) -> Iterator[Array]:
+        """An unquantized tensor in blocks, as flat arrays of its dtype."""
+        info = self.model.tensors[tensor]
+        for block in self.source.blocks(info.stored, _BLOCK):
+            yield block.view(info.dtype.numpy)
+
+
+def _check_values(model: Model, values: Values, rules: Sequence[Rule], findings: Findings) -> None:
+    for rule in rules:
+        if isinstance(rule, ValueRule):
+            for problem in rule.check(model, values):
+                findings.add(rule.code, problem.where, problem.facts, problem.help)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +200,7 @@ class Trial:
 def repair(
     spec: Spec,
     model: Model,
-    rules: Sequence[LayerRule | ModelRule],
+    rules: Sequence[Rule],
     findings: Findings,
     trial: Callable[[tuple[Pass, ...]], str | None],
 ) -> tuple[Spec, tuple[Pass, ...]]:

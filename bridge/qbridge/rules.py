@@ -1,13 +1,16 @@
 """Rules: one limit of a format or a target each, as data the planner walks over.
 
-A layer rule looks at one spec within its model and may offer an exact pass; a model rule looks at the whole.
+A layer rule looks at one spec within its model and may offer an exact pass; a model rule looks at the whole; a value
+rule needs the values of small tensors, or of tensors that a cast may change, and so a checkpoint with data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+from qbridge.dtypes import Array
 from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
 
@@ -42,3 +45,25 @@ class ModelRule:
     check: Callable[[Model], Iterable[Problem]]
     source: str
     drop: Callable[[Model], Model] | None = None
+
+
+class Values(Protocol):
+    """The data that value rules may ask for."""
+
+    def part(self, layer: str, part: str) -> Array:
+        """A canonical part of a layer as its spec describes it in the source."""
+
+    def blocks(self, tensor: str) -> Iterator[Array]:
+        """An unquantized tensor in blocks, as flat arrays of its dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRule:
+    """A limit that only values can show; `check` reads no more than it needs."""
+
+    code: str
+    check: Callable[[Model, Values], Iterable[Problem]]
+    source: str
+
+
+Rule = LayerRule | ModelRule | ValueRule

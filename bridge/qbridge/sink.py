@@ -245,7 +245,7 @@ class _Run:
 def _runs(source: Source, shard: Shard) -> Iterator[_Run | tuple[OutputTensor, int]]:
     run: _Run | None = None
     for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
-        if not tensor.origin:
+        if not tensor.origin or tensor.origin in source.memory:
             yield from [run] if run else []
             run = None
             yield tensor, offset

@@ -26,7 +26,8 @@ class Source:
     """An opened checkpoint folder.
 
     `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
-    order of their names; `side_files` what is neither weights nor config, relative to the folder.
+    order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
+    of tensors that lie in no safetensors file.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Source:
     tensors: Mapping[str, StoredTensor]
     shards: Sequence[Path]
     side_files: Sequence[Path]
+    memory: Mapping[str, Array] = field(default_factory=dict)
     _handles: dict[Path, int] = field(default_factory=dict)
 
     def read(self, name: str) -> Array:
@@ -45,6 +47,9 @@ class Source:
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
         """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""
+        if name in self.memory:
+            buffer[:] = self.memory[name][offset : offset + buffer.nbytes]
+            return
         tensor, view, done = self.tensors[name], buffer.data.cast("B"), 0
         while done < len(view):
             count = os.preadv(self.descriptor(tensor.file), [view[done:]], tensor.begin + offset + done)
@@ -98,6 +103,9 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     index = _weight_map(root, findings) if (root / INDEX).is_file() else None
     findings.stop_on_errors()
     names = _shard_names(root, index, findings)
+    if not names:
+        findings.stop_on_errors()
+        return _open_pickled(root, config or {}, findings)
     found = [name for name in names if _is_inside(root, name, findings)]
     tensors = _headers(root, found, findings)
     if index is not None and tensors is not None and found == names:
@@ -143,9 +151,30 @@ def _shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings
     if found:
         findings.add("QB005", found, (f"{len(found)} safetensors files and no {INDEX}",))
         return []
-    pickles = sorted(file.name for file in root.iterdir() if file.suffix in PICKLES)
-    findings.add("QB007" if pickles else "QB008", pickles or str(root))
+    pickled = _pickle_names(root)
+    if not pickled:
+        findings.add("QB008", str(root))
+    elif not findings.allows("QB007"):
+        findings.add("QB007", pickled)
     return []
+
+
+def _pickle_names(root: Path) -> list[str]:
+    """The pickled files that engines would load as weights, else every file that may be one."""
+    names = sorted(file.name for file in root.iterdir() if file.suffix in PICKLES)
+    return [name for name in names if name.startswith("pytorch_model")] or names
+
+
+def _open_pickled(root: Path, config: dict[str, Any], findings: Findings) -> Source:
+    """The source of pickled weights, which the user has allowed."""
+    from qbridge.pickles import read_pickles
+
+    names = [name for name in _pickle_names(root) if _is_inside(root, name, findings)]
+    findings.add("QB007", names)
+    tensors, memory = read_pickles(root, names, findings)
+    sides = _side_files(root, names, findings)
+    findings.stop_on_errors()
+    return Source(root, config, tensors, [root / name for name in names], sides, memory)
 
 
 def _is_inside(root: Path, name: str, findings: Findings) -> bool:

@@ -26,6 +26,14 @@ _TORCH = {
 }
 
 
+def dtype_of(kind: torch.dtype) -> DType:
+    """The tag of a torch dtype; ValueError for one that safetensors has no name for."""
+    for dtype, known in _TORCH.items():
+        if known is kind:
+            return dtype
+    raise ValueError(f"{kind} has no safetensors name")
+
+
 def to_torch(array: Array, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor over the array's memory; ValueError for a dtype that this torch lacks."""
     kind = _TORCH.get(dtype) or getattr(torch, "float8_e8m0fnu", None)

@@ -92,6 +92,15 @@ def unknown_tensors(tensors: Mapping[str, TensorInfo], kv_cache: bool = False) -
     ]
 
 
+def fused_siblings(modules: Iterable[str]) -> list[list[str]]:
+    """The modules that engines build as one linear, of those that are given: q, k, v and gate, up of one block."""
+    known, found = set(modules), []
+    for parts in FUSED.values():
+        for block in natural({m.rpartition(".")[0] for m in known if m.rpartition(".")[2] in parts}):
+            found.append([f"{block}.{part}" for part in parts if f"{block}.{part}" in known])
+    return [names for names in found if len(names) > 1]
+
+
 # Mixtral's experts as transformers 5 names them in memory, and as every engine expects them on disk.
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _MIXTRAL_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.\d+)\.(gate_proj|down_proj|up_proj)")

@@ -24,7 +24,7 @@ from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.layout import NARROWED, PLAIN, ZEROS, Slot
-from qbridge.rules import LayerRule, ModelRule, Problem
+from qbridge.rules import LayerRule, Problem, Rule
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
 from qbridge_formats._ct_config import Block, args_of, find_block, is_ours, parse
@@ -167,6 +167,4 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
     return None
 
 
-RULES: tuple[LayerRule | ModelRule, ...] = (
-    LayerRule("QB110", _unwritable, "compressed-tensors 0.20.0, compressors/format.py"),
-)
+RULES: tuple[Rule, ...] = (LayerRule("QB110", _unwritable, "compressed-tensors 0.20.0, compressors/format.py"),)

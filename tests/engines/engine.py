@@ -24,7 +24,7 @@ def ask(environment: str, driver: str, checkpoint: Path, *options: object) -> di
         return json.loads(report.read_text())
 
 
-FAULTS = ("missing", "unexpected", "misshapen", "lossy_casts")
+FAULTS = ("missing", "unexpected", "misshapen", "lossy_casts", "misfed")
 LMDEPLOY_DRIVERS = {"0.18.0": "lmdeploy_018.py", "0.6.2": "lmdeploy_062.py"}
 
 

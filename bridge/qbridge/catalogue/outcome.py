@@ -15,6 +15,16 @@ ENTRIES = (
         "IEEE 754; the page of the format under docs/formats",
     ),
     Code(
+        "QB302",
+        "values do not survive the cast that the engine does when it loads",
+        "The engine casts these tensors to the model's dtype, and some values have no exact one there.",
+        "They are rounded, overflow or vanish without a word, so it serves another model than the checkpoint.",
+        "a float32 norm in a model that config.json calls bfloat16",
+        "Set the dtype in config.json that holds them, or accept the engine's rounding.",
+        "IEEE 754; the page of the target under docs/targets",
+        allow="rounded",
+    ),
+    Code(
         "QB401",
         "the operating system refused",
         "A read or write failed, the disk is full, or a permission is missing.",

@@ -36,6 +36,16 @@ ENTRIES = (
         severity="warning",
     ),
     Code(
+        "QB104",
+        "the config no longer points to copied code",
+        "lmdeploy.lite 0.6.2 copies transformers' modeling file beside the weights and points auto_map to it.",
+        "A stale copy would run instead of the engine's own model class, and needs trust_remote_code.",
+        '"auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}',
+        "None needed; the file itself is carried over.",
+        "lmdeploy 0.6.2, lite/apis/smooth_quant.py",
+        severity="warning",
+    ),
+    Code(
         "QB110",
         "the format cannot hold this scheme",
         "The destination's layout has no place for something that the source says about a layer.",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.dtypes import Array, DType, from_float64, to_float64
+from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.exactness import Exactness
 from qbridge.ir import Layer, Spec
 
@@ -64,14 +64,3 @@ def cast(array: Array, before: DType, after: DType) -> Array:
     if moved:
         raise ValueError(f"{moved} of {values.size} values have no exact {after}")
     return result
-
-
-def survives(before: DType, after: DType) -> bool:
-    """Whether every finite value of `before` has an exact value in `after`, so that none need be read."""
-    wider = {
-        DType.F16: {DType.F16, DType.F32, DType.F64},
-        DType.BF16: {DType.BF16, DType.F32, DType.F64},
-        DType.F32: {DType.F32, DType.F64},
-        DType.F64: {DType.F64},
-    }
-    return after in wider.get(before, set())

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, registry
-from qbridge.rules import LayerRule, ModelRule
-from qbridge.targets import lmdeploy
+from qbridge.rules import Rule
+from qbridge.targets import lmdeploy, transformers, vllm
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Target:
     name: str
     summary: str
     formats: tuple[str, ...]
-    rules: tuple[LayerRule | ModelRule, ...] = ()
+    rules: tuple[Rule, ...] = ()
     transformers: tuple[int, ...] = (4, 5)
 
     @property
@@ -53,6 +53,13 @@ _ENGINES = (
         ("smooth-quant",),
         lmdeploy.rules("0.6.2"),
         lmdeploy.TRANSFORMERS,
+    ),
+    Target("vllm@0.33.0", "vLLM; W8A8 and W4A8 as compressed-tensors", ("compressed-tensors",), vllm.RULES),
+    Target(
+        "transformers@5.17.0",
+        "transformers with compressed-tensors installed",
+        ("compressed-tensors",),
+        transformers.RULES,
     ),
 )
 
@@ -89,6 +96,6 @@ def source_formats(name: str) -> tuple[str, ...]:
     return (find(name).NAME,)
 
 
-def rules_of(target: Target, format_name: str) -> tuple[LayerRule | ModelRule, ...]:
+def rules_of(target: Target, format_name: str) -> tuple[Rule, ...]:
     """The format's own limits, then the engine's."""
     return (*find(format_name).RULES, *target.rules)

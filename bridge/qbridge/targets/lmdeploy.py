@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qbridge.dtypes import DType
 from qbridge.hf_config import rope
 from qbridge.ir import Model
-from qbridge.rules import LayerRule, ModelRule, Problem
-from qbridge.topology import dense_linears, is_decoder_linear, is_embedding, is_head
+from qbridge.rules import ModelRule, Problem, Rule
+from qbridge.targets.common import drop_kv_scales, unquantized_tensors
+from qbridge.topology import (
+    dense_linears,
+    fused_siblings,
+    is_decoder_linear,
+    is_embedding,
+    is_head,
+    is_kv_scale,
+    natural,
+)
 
 
 def _classes(names: str) -> frozenset[str]:
@@ -44,6 +54,11 @@ ARCHITECTURES = {
 }
 
 
+# Classes of 0.18.0 that hand their modules a name, so that modules_to_not_convert is consulted (grep for add_prefix).
+PREFIXED = _classes(
+    "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
+)
+
 TRANSFORMERS = (4,)  # 0.18.0 pins transformers below 5, 0.6.2 is older than it
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
@@ -51,7 +66,7 @@ _OWN_ROPE_DIM = _classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausal
 _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
 
 
-def rules(version: str) -> tuple[LayerRule | ModelRule, ...]:
+def rules(version: str) -> tuple[Rule, ...]:
     """The engine's limits at a version of the table."""
 
     def known_class(model: Model) -> Iterator[Problem]:
@@ -59,9 +74,29 @@ def rules(version: str) -> tuple[LayerRule | ModelRule, ...]:
             named = model.architecture or "config.json names no architecture"
             yield Problem((f"LMDeploy {version} has no class for it",), where=(named,))
 
+    def dense_linears_in_decoder(model: Model) -> Iterator[Problem]:
+        if version == "0.6.2" or model.architecture not in PREFIXED:
+            yield from _dense_decoder_linears(model)
+        else:
+            yield from _partly_dense(model)
+
+    def float8(model: Model) -> Iterator[Problem]:
+        found = tuple(name for name, spec in model.specs.items() if spec.weight.type != "int")
+        if found and version == "0.6.2":
+            yield Problem((f"codes are {model.specs[found[0]].weight.type}",), where=found)
+
+    def experts(model: Model) -> Iterator[Problem]:
+        found = tuple(name for name in model.specs if ".experts." in name)
+        if found and version == "0.6.2":
+            yield Problem((f"{len(found)} linears of experts",), where=found)
+
     return (
-        ModelRule("QB201", _dense_decoder_linears, f"lmdeploy {version}, pytorch/models/llama.py"),
+        ModelRule("QB214", experts, "lmdeploy 0.6.2, pytorch/models/mixtral.py (experts without quantization)"),
+        ModelRule("QB201", dense_linears_in_decoder, f"lmdeploy {version}, pytorch/models/llama.py"),
+        ModelRule("QB208", _kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
+        ModelRule("QB213", float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
         ModelRule("QB202", _quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
+        unquantized_tensors(DType.F16, f"lmdeploy {version}, pytorch/config.py and weight_loader"),
         ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
         *([ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py")] if version == "0.6.2" else []),
         ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
@@ -74,6 +109,25 @@ def _dense_decoder_linears(model: Model) -> Iterator[Problem]:
     if found:
         total = len(found) + len(model.specs)
         yield Problem((f"{len(found)} of {total} linears are not quantized",), where=found)
+
+
+def _partly_dense(model: Model) -> Iterator[Problem]:
+    """q, k, v and gate, up are built as one linear, a layer's experts as one tensor: quantized as a whole or not."""
+    dense = {m for m in dense_linears(model.tensors) if is_decoder_linear(m)}
+    for names in fused_siblings([*model.specs, *dense]):
+        where = tuple(name for name in names if name in dense)
+        if where and len(where) < len(names):
+            yield Problem(("only a part of q, k, v or of gate, up is quantized, which are one linear",), where=where)
+    quantized_blocks = {m.partition(".experts.")[0] for m in model.specs if ".experts." in m}
+    experts = tuple(m for m in natural(dense) if m.partition(".experts.")[0] in quantized_blocks and ".experts." in m)
+    if experts:
+        yield Problem(("only some experts of a layer are quantized, which are one tensor",), where=experts)
+
+
+def _kv_scales(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name in model.tensors if is_kv_scale(name))
+    if found:
+        yield Problem((f"{len(found)} scales of the kv cache",), where=found)
 
 
 def _quantized_head(model: Model) -> Iterator[Problem]:

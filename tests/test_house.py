@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import qbridge
-from qbridge.formats import BUILTIN
+from qbridge.catalogue import CATALOGUE
+from qbridge.formats import BUILTIN, load
 
 ROOT = Path(__file__).resolve().parent.parent
 BRIDGE, FORMATS = ROOT / "bridge/qbridge", ROOT / "formats/qbridge_formats"
@@ -59,6 +61,31 @@ def test_format_ids_files_fixtures_tests_and_docs_agree():
 def test_every_engine_has_a_page():
     engines = {target.engine for target in qbridge.list_targets() if target.version}
     assert {page.stem for page in (ROOT / "docs/targets").glob("*.md")} == engines
+
+
+def codes_of(text):
+    return set(re.findall(r"QB\d{3}", text))
+
+
+def test_target_pages_name_exactly_the_codes_of_their_rules():
+    for page in (ROOT / "docs/targets").glob("*.md"):
+        rules = set()
+        for target in qbridge.list_targets():
+            if target.engine == page.stem:
+                own = {rule.code for name in target.formats for rule in load(name).RULES}
+                rules |= {rule.code for rule in target.rules} | (own if page.stem == "lmdeploy" else set())
+        assert codes_of(page.read_text()) == rules, page.name
+
+
+def test_format_pages_name_the_codes_of_their_rules():
+    for name in BUILTIN:
+        page = (ROOT / f"docs/formats/{name.replace('-', '_')}.md").read_text()
+        assert {rule.code for rule in load(name).RULES} <= codes_of(page), name
+
+
+def test_documentation_names_no_code_that_is_not_in_the_catalogue():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        assert codes_of(page.read_text()) <= CATALOGUE.keys(), page.name
 
 
 def test_format_names_are_their_module_names():

@@ -83,11 +83,11 @@ def nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
 
 def to_float64(array: Array, dtype: DType) -> npt.NDArray[np.float64]:
     """The exact values of a float array, any shape, as float64."""
-    if dtype is DType.BF16:
-        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     if not dtype.is_float:
         raise ValueError(f"{dtype} is not a float dtype")
-    return array.astype(np.float64)
+    wide = (array.astype(np.uint32) << 16).view(np.float32) if dtype is DType.BF16 else array
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN all the same
+        return wide.astype(np.float64)
 
 
 def from_float64(values: npt.NDArray[np.float64], dtype: DType) -> Array:
@@ -96,7 +96,7 @@ def from_float64(values: npt.NDArray[np.float64], dtype: DType) -> Array:
         return _bfloat16_bits(values)
     if not dtype.is_float:
         raise ValueError(f"{dtype} is not a float dtype")
-    with np.errstate(over="ignore"):  # beyond the range is infinity, which the caller compares
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond the range is infinity, which the caller compares
         return values.astype(dtype.numpy)
 
 
@@ -113,7 +113,7 @@ def survives(before: DType, after: DType) -> bool:
 
 def _bfloat16_bits(values: npt.NDArray[np.float64]) -> Array:
     """Nearest-even bfloat16 bits; float32 is reached by rounding to odd, so that nothing rounds twice."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         near = values.astype(np.float32)
     back = near.astype(np.float64)
     bits = near.view(np.uint32)

@@ -22,7 +22,7 @@ from qbridge.catalogue import CATALOGUE
 from qbridge.checkpoint import open_checkpoint
 from qbridge.dtypes import Array, DType, from_float64
 from qbridge.findings import Findings
-from qbridge.formats import Format, decode, encode, find
+from qbridge.formats import Format, decode, encode, find, registry
 from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, TensorInfo, WeightScheme, identical
 from qbridge.passes import Pass
 from qbridge.planning import repair
@@ -180,6 +180,31 @@ def check_layer(format_: Format, layer: Layer) -> None:
     _require(identical(back, layer), "undo does not give the layer back")
 
 
+def check_pair(first: Format, second: Format, layer: Layer) -> bool:
+    """A -> IR -> B -> IR -> A gives the identical layer wherever both can hold it; whether both can is returned."""
+    held = made_legal(first, layer)
+    start = held and through(first, held[0])
+    legal = start and made_legal(second, start)
+    if not start or not legal:
+        return False
+    there, passes = legal
+    back = through(second, there)
+    walked = [start.spec]
+    for step in passes:
+        walked.append(step.plan(walked[-1]))
+    for step, before in zip(reversed(passes), reversed(walked[:-1]), strict=True):
+        back = step.undo(back, before)
+    _require(identical(back, start), f"{first.NAME} -> {second.NAME} -> {first.NAME} is not the same layer")
+    _require(np.array_equal(dequantize(there), dequantize(start)), "a value moved")
+    return True
+
+
+def through(format_: Format, layer: Layer) -> Layer:
+    """A legal layer encoded and decoded."""
+    slots = format_.layout(layer.spec)
+    return decode(layer.spec, slots, encode(layer, slots))
+
+
 def write_model(folder: Path, format_: Format, written: Sequence[Layer], others: Mapping[str, Array]) -> Model:
     """A checkpoint of legal layers and float16 tensors in `folder`, by the format's own layout and config."""
     from safetensors.numpy import save_file
@@ -243,6 +268,28 @@ def check_format(name: str, examples: int = 200) -> None:
 
     one_layer()
     whole_checkpoint()
+
+
+def check_pairs(examples: int = 100) -> None:
+    """The law of there and back for every two formats of the registry; each pair must meet legal layers."""
+    names = list(registry())
+    for first in names:
+        for second in names:
+            met = _met(find(first), find(second), examples)
+            _require(met > 0, f"no layer was legal in both {first} and {second}")
+
+
+def _met(first: Format, second: Format, examples: int) -> int:
+    met = 0
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(layers())
+    def law(layer: Layer) -> None:
+        nonlocal met
+        met += check_pair(first, second, layer)
+
+    law()
+    return met
 
 
 def _require(holds: bool, law: str) -> None:

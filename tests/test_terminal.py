@@ -1,0 +1,37 @@
+"""What a person at a terminal sees, and what a pipe does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+
+def convert(fixtures, out, *options, **where):
+    source = fixtures / "compressed_tensors/llama_w8a8/model"
+    words = [sys.executable, "-m", "qbridge", "convert", str(source), str(out), "--to", "lmdeploy", *options]
+    return subprocess.run(words, check=True, **where)
+
+
+def test_progress_is_shown_on_a_terminal(fixtures, tmp_path):
+    master, slave = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    convert(fixtures, tmp_path / "out", stderr=slave, stdout=subprocess.DEVNULL, env=env)
+    os.close(slave)
+    seen = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "MB" in seen or "bytes" in seen
+
+
+def test_nothing_but_findings_goes_down_a_pipe(fixtures, tmp_path):
+    done = convert(fixtures, tmp_path / "out", capture_output=True, text=True)
+    assert "\x1b" not in done.stderr + done.stdout and "bytes" not in done.stderr
+
+
+def test_progress_for_pipelines_is_lines_of_json(fixtures, tmp_path):
+    done = convert(fixtures, tmp_path / "out", "--progress", "json", "--json", capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert lines[-1]["bytes_done"] == lines[-1]["bytes_total"] > 2_000_000
+    assert json.loads(done.stdout)["exactness"] == {"reversible": 14}

@@ -20,7 +20,7 @@ def cases(format_id: str) -> list[str]:
 
 
 ALLOW = {"llama_no_block": ["assumed-activations"], "llama_lite062": ["pickle"]}
-NOT_READ = {"llama_fp8_dynamic", "llama_w8a16"}
+NOT_READ = {"llama_fp8_dynamic"}
 
 
 def check(format_id: str, case: str) -> None:
@@ -29,7 +29,8 @@ def check(format_id: str, case: str) -> None:
     expected = json.loads((folder / "expected.json").read_text())["weights"]
     with qbridge.open(folder / "model", allow=ALLOW.get(case, ())) as checkpoint:
         assert checkpoint.format.replace("-", "_") == format_id
-        stored = {name: checkpoint.model.slots[name]["code"].tensor for name in checkpoint.specs}
+        slots = checkpoint.model.slots
+        stored = {name: slots[name]["code"].tensor.removesuffix("_packed") for name in checkpoint.specs}
         assert set(stored.values()) == expected.keys()
         for name, tensor in stored.items():
             values = dequantize(checkpoint.layer(name)).astype("<f4")

@@ -23,7 +23,7 @@ IDS = {name.replace("-", "_") for name in BUILTIN}
 # Who may import whom: a module imports only from its own row or the rows above.
 LAYERS = [
     {"dtypes", "catalogue", "exactness", "layout"},
-    {"ir", "findings", "headers"},
+    {"ir", "codes", "findings", "headers"},
     {"values", "passes", "tensors", "hf_config", "topology"},
     {"pickles"},
     {"source"},

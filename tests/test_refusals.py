@@ -50,15 +50,14 @@ def edit_weights(src, **fields):
 # schemes
 
 
-def pack(src):
+def pack_float4(src):
     def packed(tensors):
         for name in layers(tensors):
             rows, columns = tensors.pop(f"{name}.weight").shape
-            tensors[f"{name}.weight_packed"] = np.zeros((rows, columns // 8), np.int32)
-            tensors[f"{name}.weight_shape"] = np.array([rows, columns])
+            tensors[f"{name}.weight_packed"] = np.zeros((rows, columns // 2), np.uint8)
 
     rewrite_tensors(src, packed)
-    edit_weights(src, num_bits=4)
+    edit_weights(src, num_bits=4, type="float")
 
 
 def to_float8(src):
@@ -73,7 +72,7 @@ def to_float8(src):
 
 
 @pytest.mark.parametrize("target", BOTH)
-@pytest.mark.parametrize(("make", "fact"), [(pack, "4-bit packed weights"), (to_float8, "e4m3fn weights")])
+@pytest.mark.parametrize(("make", "fact"), [(pack_float4, "U8 packed weights"), (to_float8, "e4m3fn weights")])
 def test_scheme_that_is_not_read_yet_is_named(src, make, fact, target):
     with qbridge.open(src) as opened:
         quantized = set(opened.specs)

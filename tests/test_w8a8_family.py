@@ -33,7 +33,7 @@ FAMILY = {
     "llama_kv_int8": ("QB208", "QB223", "reversible"),
     "llama_lm_head": ("QB202", "reversible", "reversible"),
     "llama_partial": ("QB201", "reversible", "reversible"),
-    "llama_w8a16": ("QB101", "QB101", "QB101"),
+    "llama_w8a16": ("QB210 QB212", "reversible", "reversible"),
     "llama_fp8_dynamic": ("QB101", "QB101", "QB101"),
     "llama_old": ("reversible", "reversible", "reversible"),
     "llama_compression_config": ("reversible", "reversible", "reversible"),
@@ -67,10 +67,11 @@ def test_taken_or_refused(case, target, said, tmp_path):
 
 def test_every_fixture_is_in_the_table():
     extra = {"llama_w8a8_rope", "llama_w8a8_sharded", "qwen2_w8a8_tied"}
-    assert {path.parent.name for path in CT.glob("*/model")} == FAMILY.keys() | extra
+    packed = {"llama_w8a16_channel", *(path.parent.name for path in CT.glob("llama_w[34]a16*/model"))}
+    assert {path.parent.name for path in CT.glob("*/model")} == FAMILY.keys() | extra | packed
 
 
-@pytest.mark.parametrize("case", [case for case in FAMILY if case not in ("llama_w8a16", "llama_fp8_dynamic")])
+@pytest.mark.parametrize("case", [case for case in FAMILY if case != "llama_fp8_dynamic"])
 def test_to_compressed_tensors_itself_and_back_to_the_same_values(case, tmp_path):
     source, allow = CT / case / "model", ALLOW.get(case, ())
     report = qbridge.convert(source, tmp_path / "out", "compressed-tensors", allow=allow)
@@ -309,7 +310,7 @@ def test_what_is_written_validates_with_the_library_and_old_keys(tmp_path):
     from compressed_tensors.quantization import QuantizationConfig
 
     args = {"num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"}
-    for case in FAMILY.keys() - {"llama_w8a16", "llama_fp8_dynamic", "llama_no_block"}:
+    for case in FAMILY.keys() - {"llama_fp8_dynamic", "llama_no_block"}:
         qbridge.convert(CT / case / "model", tmp_path / case, "compressed-tensors")
         block = config(tmp_path / case)["quantization_config"]
         QuantizationConfig.model_validate({k: v for k, v in block.items() if k != "version"})

@@ -19,7 +19,7 @@ import numpy as np
 
 from qbridge.findings import Findings, QBridgeError, error
 from qbridge.ir import Layer, Model, Spec, TensorInfo
-from qbridge.layout import ZEROS, Slot
+from qbridge.layout import Slot, is_fixed
 from qbridge.rules import Rule
 from qbridge.source import Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
@@ -229,12 +229,12 @@ def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, S
 
 
 def encode(layer: Layer, slots: Mapping[str, Slot]) -> dict[str, Any]:
-    """The stored array of every part that the layer holds, and of every tensor of zeros, by tensor name."""
+    """The stored array of every part that the layer holds, and of every fixed tensor, by tensor name."""
     nothing = np.empty(0)
     return {
         slot.tensor: slot.codec.encode(layer.arrays.get(part, nothing), slot)
         for part, slot in slots.items()
-        if part in layer.arrays or slot.codec == ZEROS
+        if part in layer.arrays or is_fixed(slot.codec)
     }
 
 
@@ -246,6 +246,6 @@ def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> 
         {
             part: slot.codec.decode(stored[slot.tensor], *parts[part])
             for part, slot in slots.items()
-            if slot.tensor in stored and part in parts
+            if slot.tensor in stored and not is_fixed(slot.codec)
         },
     )

@@ -58,25 +58,54 @@ class Narrowed:
 
 
 @dataclass(frozen=True, slots=True)
-class Zeros:
-    """A tensor that holds nothing but zeros because its scheme says so; it stands for no part of the layer.
+class Constant:
+    """A tensor whose content the spec alone decides; it stands for no part of the layer.
 
-    Decoding anything else is a ValueError.
+    `values` fill it in order, a single one everywhere. Decoding anything else is a ValueError.
     """
 
+    values: tuple[int, ...]
+
     def encode(self, array: Array, slot: Slot) -> Array:
-        """Zeros in the dtype and shape of `slot`, whatever the array."""
-        return np.zeros(slot.shape, slot.dtype.numpy)
+        """The values in the dtype and shape of `slot`, whatever the array."""
+        flat = np.array(self.values, slot.dtype.numpy)
+        return flat.reshape(slot.shape) if len(self.values) > 1 else np.full(slot.shape, flat[0])
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
-        """`stored` itself, if it is all zero."""
-        if np.any(stored):
-            raise ValueError(f"{np.count_nonzero(stored)} of {stored.size} are not zero")
-        return stored
+        """`stored` itself, if it holds the values."""
+        wanted = np.array(self.values if len(self.values) > 1 else self.values * stored.size)
+        return _same(stored, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupIndex:
+    """The g_idx of columns in their own order, i // group_size: it says nothing, so it stands for no part."""
+
+    group_size: int
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """i // group_size in the dtype and shape of `slot`, whatever the array."""
+        return (np.arange(slot.shape[0]) // self.group_size).astype(slot.dtype.numpy)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """`stored` itself, if it is trivial."""
+        return _same(stored, np.arange(stored.size) // self.group_size)
+
+
+def _same(stored: Array, wanted: Array) -> Array:
+    differing = np.count_nonzero(stored.reshape(-1) != wanted)
+    if differing:
+        raise ValueError(f"{differing} of {stored.size} are not what the scheme says")
+    return stored
+
+
+def is_fixed(codec: Codec) -> bool:
+    """Whether a slot of this codec stands for no part of the layer."""
+    return isinstance(codec, Constant | GroupIndex)
 
 
 PLAIN = Plain()
-ZEROS = Zeros()
+ZEROS = Constant((0,))
 NARROWED = Narrowed()
 
 

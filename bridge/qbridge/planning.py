@@ -19,7 +19,7 @@ from qbridge.findings import Findings
 from qbridge.formats import Format, decode, find
 from qbridge.hf_config import spell
 from qbridge.ir import Layer, Model, Spec
-from qbridge.layout import ZEROS, Slot
+from qbridge.layout import Slot, is_fixed
 from qbridge.passes import Pass
 from qbridge.rules import LayerRule, ModelRule, Rule, ValueRule, Values
 from qbridge.source import Source
@@ -227,7 +227,7 @@ def repair(
 def survey(source: Source, model: Model, findings: Findings) -> None:
     """Read every scale once: one that is NaN or infinite is a finding (QB017).
 
-    So is a tensor that must be all zero and is not (QB020).
+    So is a tensor that the scheme fixes and that holds something else (QB016, QB020).
     """
     for name, spec in model.specs.items():
         for part, slot in model.slots[name].items():
@@ -236,11 +236,11 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
                 bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
                 if bad.size:
                     findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
-            elif slot.codec == ZEROS:
+            elif is_fixed(slot.codec):
                 try:
-                    ZEROS.decode(source.read(slot.tensor), slot.dtype, slot.shape)
+                    slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
                 except ValueError as fault:
-                    findings.add("QB020", slot.tensor, (str(fault),))
+                    findings.add("QB020" if part == "zero" else "QB016", slot.tensor, (str(fault),))
 
 
 def _outputs(source: Source, model: Model, layers: Mapping[str, LayerPlan]) -> list[OutputTensor]:

@@ -24,11 +24,13 @@ from qbridge.dtypes import Array, DType, from_float64
 from qbridge.findings import Findings
 from qbridge.formats import Format, decode, encode, find, registry
 from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, TensorInfo, WeightScheme, identical
+from qbridge.layout import is_fixed
 from qbridge.passes import Pass
 from qbridge.planning import repair
 from qbridge.rules import LayerRule
 from qbridge.values import dequantize
 
+W8A8 = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
 SCALES = (DType.F16, DType.BF16, DType.F32)
 
 
@@ -79,14 +81,25 @@ def specs(draw: st.DrawFn, name: str = "model.layers.0.mlp.down_proj") -> Spec:
 
 @st.composite
 def common_specs(draw: st.DrawFn, name: str) -> Spec:
-    """Specs of the schemes that engines serve: W8A8 with dynamic per-token activations."""
+    """Specs of the schemes that engines serve: W8A8 with dynamic per-token activations, or 4 and 8 bits alone."""
+    weight, activation = draw(
+        st.sampled_from(
+            [
+                (WeightScheme(8, Granularity.TENSOR), W8A8),
+                (WeightScheme(8, Granularity.CHANNEL), W8A8),
+                (WeightScheme(4, Granularity.GROUP, group_size=32), None),
+                (WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=32), None),
+                (WeightScheme(8, Granularity.CHANNEL), None),
+            ]
+        )
+    )
     return Spec(
         name=name,
         out_features=draw(st.integers(2, 24)),
         in_features=draw(st.integers(2, 70)),
-        weight=WeightScheme(8, draw(st.sampled_from([Granularity.TENSOR, Granularity.CHANNEL]))),
+        weight=weight,
         scale_dtype=draw(st.sampled_from(SCALES)),
-        activation=ActivationScheme(8, Granularity.TOKEN, dynamic=True),
+        activation=activation,
         bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
     )
 
@@ -162,7 +175,8 @@ def check_layer(format_: Format, layer: Layer) -> None:
         return
     after, passes = legal
     slots = format_.layout(after.spec)
-    _require(slots.keys() == after.spec.parts().keys(), "the layout leaves a part out")
+    held = {part for part, slot in slots.items() if not is_fixed(slot.codec)}
+    _require(held == after.spec.parts().keys(), "the layout leaves a part out")
     stored = encode(after, slots)
     for slot in slots.values():
         array = stored[slot.tensor]

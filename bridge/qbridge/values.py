@@ -9,7 +9,7 @@ from qbridge.dtypes import Array, to_float64
 from qbridge.ir import Granularity, Layer, Spec
 
 
-def group_index(spec: Spec, g_idx: npt.NDArray[np.int32] | None = None) -> npt.NDArray[np.intp]:
+def group_index(spec: Spec, g_idx: Array | None = None) -> npt.NDArray[np.intp]:
     """Column of scale and zero for each input feature, int [in_features]."""
     if g_idx is not None:
         return g_idx.astype(np.intp)

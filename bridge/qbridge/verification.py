@@ -15,9 +15,10 @@ from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import decode
 from qbridge.hf_config import meaning
 from qbridge.ir import Layer, Spec
+from qbridge.planning import SourceValues
 from qbridge.report import Verification
 from qbridge.topology import natural
-from qbridge.values import row_index
+from qbridge.values import group_index, row_index
 
 BLOCK = 8 << 20
 
@@ -91,10 +92,7 @@ def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, findings: Fin
     if unlike:
         findings.add("QB501", name, unlike)
         return "different"
-    slots = left.model.slots[name]["code"], right.model.slots[name]["code"]
-    if not slots[0].same_bytes(slots[1]):
-        raise NotImplementedError(f"{name}: codes stored in two ways")
-    if not _same_bytes(left, right, slots[0].tensor, slots[1].tensor):
+    if not _same_codes(left, right, name):
         findings.add("QB501", name, ("codes",))
         return "different"
     layers = _small_parts(left, name), _small_parts(right, name)
@@ -104,6 +102,15 @@ def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, findings: Fin
         return "different"
     same = specs[0].scale_dtype is specs[1].scale_dtype and specs[0].weight == specs[1].weight
     return "identical" if same else "equal"
+
+
+def _same_codes(left: Checkpoint, right: Checkpoint, name: str) -> bool:
+    """Byte by byte where both store codes alike, else decoded, one layer at a time."""
+    slots = left.model.slots[name]["code"], right.model.slots[name]["code"]
+    if slots[0].same_bytes(slots[1]):
+        return _same_bytes(left, right, slots[0].tensor, slots[1].tensor)
+    first, second = (SourceValues(side.source, side.model).part(name, "code") for side in (left, right))
+    return np.array_equal(first, second)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:
@@ -126,9 +133,9 @@ def _small_parts(opened: Checkpoint, name: str) -> Layer:
 
 def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
     found = []
-    if not np.array_equal(_scales(a), _scales(b)):
+    if not np.array_equal(*_alike(_scales(a), _scales(b), a, b)):
         found.append("scales")
-    if not np.array_equal(_zeros(a), _zeros(b)):
+    if not np.array_equal(*_alike(_zeros(a), _zeros(b), a, b)):
         found.append("zero-points")
     for part in ("bias", "g_idx", "input_zero"):
         if part in a.arrays and a.arrays[part].tobytes() != b.arrays[part].tobytes():
@@ -138,6 +145,13 @@ def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
         if not np.array_equal(first, second):
             found.append("input_scale")
     return tuple(found)
+
+
+def _alike(x: Array, y: Array, a: Layer, b: Layer) -> tuple[Array, Array]:
+    """Both with one column per input feature where their groups differ."""
+    if x.shape == y.shape:
+        return x, y
+    return x[:, group_index(a.spec, a.arrays.get("g_idx"))], y[:, group_index(b.spec, b.arrays.get("g_idx"))]
 
 
 def _scales(layer: Layer) -> Array:

@@ -221,8 +221,8 @@ def _weight(args: Mapping[str, Any]) -> WeightScheme:
     granularity = _GRANULARITY.get(args["strategy"])
     if granularity in (None, Granularity.TOKEN):
         raise SchemaError(f"{args['where']}.strategy {args['strategy']!r} is not one that qbridge reads")
-    if args.get("actorder") not in (None, False, "weight", "static"):
-        raise SchemaError(f"{args['where']}.actorder {args['actorder']!r} is not one that qbridge reads")
+    if args.get("actorder") not in (None, False, True, "weight", "static", "group", "dynamic"):
+        raise SchemaError(f"{args['where']}.actorder is {args['actorder']!r}")
     block = args.get("block_structure")
     if isinstance(block, str):
         block = block.split("x")

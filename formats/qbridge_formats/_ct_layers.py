@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.headers import StoredTensor
@@ -14,6 +16,7 @@ from qbridge.source import Source
 from qbridge.topology import canonical_module, is_embedding, is_router
 from qbridge_formats._ct_config import Block, Group, Matcher
 
+INFERRED = "inferred"
 _CODES = (DType.I8, DType.U8, DType.F8_E4M3, DType.I32)
 ASSUMED = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
 
@@ -107,7 +110,7 @@ def _inferred(source: Source, module: str) -> Group:
     static = f"{module}.input_scale" in source.tensors
     symmetric = f"{module}.input_zero_point" not in source.tensors
     activation = ActivationScheme(8, Granularity.TENSOR, False, symmetric) if static else ASSUMED
-    return Group("inferred", (), scheme, activation, None, False)
+    return Group(INFERRED, (), scheme, activation, None, False)
 
 
 def _elements(tensor: StoredTensor) -> int:
@@ -118,19 +121,19 @@ def _add(
     found: Found, source: Source, module: str, group: Group, block: Mapping[str, Any], findings: Findings
 ) -> None:
     """The module's spec to the found ones, or a finding and the module to the refused ones."""
-    weight = source.tensors.get(f"{module}.weight")
     not_read = _not_read(source, module, group)
-    if not_read or weight is None:
-        findings.add("QB101", module, (not_read or "packed weights",))
+    if not_read:
+        findings.add("QB101", module, (not_read,))
         found.refused.add(module)
         return
-    if weight.dtype.is_float and f"{module}.weight_scale" in source.tensors:
+    weight = source.tensors.get(f"{module}.weight")
+    if weight and weight.dtype.is_float and f"{module}.weight_scale" in source.tensors:
         fact = f"weight is {weight.dtype} beside a weight_scale: saved before it was compressed"
         findings.add("QB016", f"{module}.weight", (fact,), ("save it again with save_compressed=True",))
         found.refused.add(module)
         return
     try:
-        found.specs.append(_spec(source, module, weight, group, block))
+        found.specs.append(_spec(source, module, group, block))
     except ValueError as fault:
         findings.add("QB013", module, (str(fault),))
         found.refused.add(module)
@@ -139,10 +142,13 @@ def _add(
 def _not_read(source: Source, module: str, group: Group) -> str | None:
     """Why a sound layer is not read here, in the format's own names; None if it is."""
     weight = group.weight
-    if f"{module}.weight_packed" in source.tensors:
-        kind = "pack-quantized" if weight and weight.type == "int" else "nvfp4- or mxfp4-pack-quantized"
-        acts = "" if group.activation else ", activations not quantized"
-        return f"format {group.format or kind}: {weight.bits if weight else '?'}-bit packed weights{acts}"
+    packed = source.tensors.get(f"{module}.weight_packed")
+    if packed is not None and (weight is None or weight.type != "int" or packed.dtype is not DType.I32):
+        return f"format {group.format or 'nvfp4- or mxfp4-pack-quantized'}: {packed.dtype} packed weights"
+    if packed is not None and group.name == INFERRED:
+        return "packed weights without a quantization block, which alone has their bits"
+    if packed is not None:
+        return None
     stored = source.tensors[f"{module}.weight"].dtype
     if (weight and weight.type != "int") or stored in (DType.F8_E4M3, DType.F8_E5M2):
         kind = weight.type if weight and weight.type != "int" else str(stored)
@@ -150,17 +156,20 @@ def _not_read(source: Source, module: str, group: Group) -> str | None:
     return None
 
 
-def _spec(source: Source, module: str, weight: StoredTensor, group: Group, block: Mapping[str, Any]) -> Spec:
+def _spec(source: Source, module: str, group: Group, block: Mapping[str, Any]) -> Spec:
     if group.weight is None:
         raise ValueError("the group quantizes no weights")
+    (rows, columns), dialect = _dims(source, module, group.weight, group.activation is None)
     scale, bias = source.tensors.get(f"{module}.weight_scale"), source.tensors.get(f"{module}.bias")
     scale_dtype = scale.dtype if scale and scale.dtype.is_float else _model_dtype(source)
     static = group.activation is not None and not group.activation.dynamic
     input_scale = source.tensors.get(f"{module}.input_scale")
-    scheme, dialect = group.weight, {}
+    scheme = group.weight
     zero = source.tensors.get(f"{module}.weight_zero_point")
     if scheme.symmetric and zero is not None:
         dialect["zero_point"] = "zeros"
+    elif zero is not None and zero.dtype is DType.I8 and f"{module}.weight_packed" in source.tensors:
+        dialect["zero_point"] = "unpacked"
     elif not scheme.symmetric and zero is None and _drops_zeros(block):
         scheme, dialect["zero_point"] = replace(scheme, symmetric=True), "lost"
     name = canonical_module(module)
@@ -168,15 +177,52 @@ def _spec(source: Source, module: str, weight: StoredTensor, group: Group, block
         dialect["stored_as"] = module
     spec = Spec(
         name=name,
-        out_features=weight.shape[0],
-        in_features=weight.shape[1],
+        out_features=rows,
+        in_features=columns,
         weight=scheme,
         scale_dtype=scale_dtype,
         activation=group.activation,
         input_scale_dtype=(input_scale.dtype if input_scale else scale_dtype) if static else None,
         bias=bias.dtype if bias else None,
+        g_idx=_act_order(source, module, scheme, dialect),
     )
     return replace(spec, dialect=(*sorted(dialect.items()), *_shapes(source, module, spec)))
+
+
+def _dims(
+    source: Source, module: str, scheme: WeightScheme, weights_only: bool
+) -> tuple[tuple[int, int], dict[str, str]]:
+    """(out_features, in_features) and what the tensors say of the packing's dialect."""
+    packed = source.tensors.get(f"{module}.weight_packed")
+    if packed is None:
+        rows, columns = source.tensors[f"{module}.weight"].shape
+        return (rows, columns), {"packed": "no"} if weights_only else {}
+    dialect = {} if weights_only else {"packed": "yes"}
+    shape = source.tensors.get(f"{module}.weight_shape")
+    if len(packed.shape) != 2:
+        raise ValueError(f"weight_packed has the shape {list(packed.shape)}, not [rows, words]")
+    rows, words = packed.shape
+    columns = words * 32 // scheme.bits
+    if shape is not None and shape.shape == (2,) and shape.dtype in (DType.I64, DType.I32):
+        columns = int(source.read(shape.name)[1])
+        dialect |= {"weight_shape": "I32"} if shape.dtype is DType.I32 else {}
+    dense, padded = -(-columns * scheme.bits // 32), -(-columns // (32 // scheme.bits))
+    if words == padded != dense:
+        dialect["words"] = "padded"  # releases 0.17, for 3, 5, 6 and 7 bits
+    return (rows, columns), dialect
+
+
+def _act_order(source: Source, module: str, scheme: WeightScheme, dialect: dict[str, str]) -> bool:
+    """Whether weight_g_idx says anything, by its content; what it is otherwise goes to the dialect."""
+    tensor = source.tensors.get(f"{module}.weight_g_idx")
+    if tensor is None or tensor.dtype is not DType.I32 or len(tensor.shape) != 1:
+        return False
+    index = source.read(tensor.name).astype(np.int32)
+    if (index < 0).all():
+        dialect["g_idx"] = "unset"
+    elif (index == np.arange(index.size) // (scheme.group_size or index.size)).all():
+        dialect["g_idx"] = "trivial"
+    return "g_idx" not in dialect
 
 
 def _drops_zeros(block: Mapping[str, Any]) -> bool:
@@ -187,12 +233,9 @@ def _drops_zeros(block: Mapping[str, Any]) -> bool:
 def _shapes(source: Source, module: str, spec: Spec) -> Dialect:
     """Shapes that differ from today's only by dims of 1: [N] for [N, 1], [] for [1]."""
     column = spec.scale_shape[:1] if spec.weight.granularity is Granularity.TENSOR else spec.scale_shape
-    today = {
-        "weight_scale": column,
-        "weight_zero_point": column,
-        "input_scale": (1,),
-        "input_zero_point": (1,),
-    }
+    today = {"weight_scale": column, "input_scale": (1,), "input_zero_point": (1,)}
+    if f"{module}.weight_packed" not in source.tensors:
+        today["weight_zero_point"] = column
     found = []
     for leaf, shape in today.items():
         tensor = source.tensors.get(f"{module}.{leaf}")

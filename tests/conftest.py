@@ -2,7 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# the first use of a kernel compiles it, which no deadline should count
+hypothesis.settings.register_profile("qbridge", deadline=None)
+hypothesis.settings.load_profile("qbridge")
 
 ROOT = Path(__file__).resolve().parent.parent
 

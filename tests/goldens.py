@@ -20,7 +20,7 @@ def cases(format_id: str) -> list[str]:
 
 
 ALLOW = {"llama_no_block": ["assumed-activations"], "llama_lite062": ["pickle"]}
-NOT_READ = {"llama_fp8_dynamic"}
+NOT_READ = {"llama_fp8_dynamic", "llama_autogptq_zero0", "llama_gemv", "llama_gemv_fast"}
 
 
 def check(format_id: str, case: str) -> None:
@@ -30,7 +30,10 @@ def check(format_id: str, case: str) -> None:
     with qbridge.open(folder / "model", allow=ALLOW.get(case, ())) as checkpoint:
         assert checkpoint.format.replace("-", "_") == format_id
         slots = checkpoint.model.slots
-        stored = {name: slots[name]["code"].tensor.removesuffix("_packed") for name in checkpoint.specs}
+        stored = {
+            name: slots[name]["code"].tensor.removesuffix("_packed").replace(".qweight", ".weight")
+            for name in checkpoint.specs
+        }
         assert set(stored.values()) == expected.keys()
         for name, tensor in stored.items():
             values = dequantize(checkpoint.layer(name)).astype("<f4")

@@ -478,7 +478,7 @@ def test_integer_tensors_without_a_quantization_block_are_not_taken_for_unquanti
     assert "14 integer matrices" in facts(refusal(src, 3, "QB011")["QB011"])
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "gguf", "eetq", "hqq", "awq", "gptq", "GPTQ"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "gguf", "eetq", "hqq", "torchao", "quark", "HQQ"])
 def test_known_method_of_another_tool_is_named(src, method):
     edit_quantization(src, lambda block: block.update(quant_method=method))
     told = facts(refusal(src, 3, "QB011")["QB011"])
@@ -670,3 +670,10 @@ def test_program_tells_every_place_in_json(src):
     assert done.returncode == 3
     found = [f for f in json.loads(done.stdout)["findings"] if f["code"] == "QB017"]
     assert {place for f in found for place in f["where"]} == {f"{DOWN}.weight_scale", f"{UP}.weight_scale"}
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "GPTQ"])
+def test_method_without_its_tensors_is_said(src, method):
+    edit_quantization(src, lambda block: block.update(quant_method=method))
+    said = facts(refusal(src, 3, "QB011")["QB011"])
+    assert method in said and "whose tensors are not in the checkpoint" in said and "no module has a qweight" in said

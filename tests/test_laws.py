@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import qbridge
 from qbridge.dtypes import DType, from_float64, survives, to_float64
 from qbridge.ir import Granularity, Layer, Spec, WeightScheme, identical
 from qbridge.passes.broadcast import Broadcast
@@ -20,8 +21,12 @@ from qbridge.values import code_values, dequantize
 TORCH = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 
 
-def test_there_and_back_between_any_two_formats():
-    check_pairs()
+W8A8, WEIGHTS_ONLY = {"compressed-tensors", "smooth-quant"}, {"awq", "compressed-tensors", "gptq"}
+
+
+def test_there_and_back_between_any_two_formats_that_share_a_scheme():
+    shared = {(a, b) for family in (W8A8, WEIGHTS_ONLY) for a in family for b in family}
+    assert check_pairs() == shared and {name for pair in shared for name in pair} == set(qbridge.list_formats())
 
 
 @given(layers())

@@ -26,6 +26,8 @@ class BitPacked:
 
     A stored lane is (value + offset) modulo 2**bits. `along` is the canonical axis whose neighbours share a word: 0
     (out_features) or 1 (in_features, groups). `transposed` tensors have the canonical columns as their rows.
+    `word_minus` is subtracted from each whole word when it is stored, borrows between lanes included. With `wraps`
+    the lowest value takes the place of the one above the highest.
     """
 
     bits: int
@@ -34,6 +36,8 @@ class BitPacked:
     transposed: bool = False
     order: tuple[int, ...] = ()
     padded: bool = False
+    word_minus: int = 0
+    wraps: bool = False
 
     def stored_shape(self, shape: tuple[int, int], word_bits: int = 32) -> tuple[int, int]:
         """Shape of the stored tensor of words for a canonical shape."""
@@ -44,20 +48,28 @@ class BitPacked:
 
     def encode(self, array: Array, slot: Slot) -> Array:
         """The words of `array` in the dtype and shape of `slot`; ValueError for a value that does not fit."""
+        if self.wraps:
+            top = 2**self.bits - 1 - self.offset
+            array = np.where(array == top - 2**self.bits, top, array)
         low, high = int(array.min(initial=-self.offset)), int(array.max(initial=-self.offset))
         if low < -self.offset or high >= 2**self.bits - self.offset:
             raise ValueError(f"{slot.tensor}: values from {low} to {high} do not fit {self.bits} bits")
         words = np.zeros(slot.shape, f"<u{slot.dtype.itemsize}")
         pack, _ = _kernels()
         pack(self._lanes(array), self._rows(words), self.bits, self.offset, *self._plan(slot.dtype))
+        words -= words.dtype.type(self.word_minus)
         return words.view(slot.dtype.numpy)
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
         """The canonical array of stored words; what lies beyond its last lane is ignored."""
         array = np.empty(shape, dtype.numpy)
         words = np.ascontiguousarray(stored).view(f"<u{stored.dtype.itemsize}")
+        words = words + words.dtype.type(self.word_minus)
         _, unpack = _kernels()
         unpack(self._rows(words), self._lanes(array), self.bits, self.offset, *self._plan(words.dtype))
+        if self.wraps:
+            top = 2**self.bits - 1 - self.offset
+            array[array == top] -= 2**self.bits
         return array
 
     def _lanes(self, array: Array) -> Array:

@@ -61,7 +61,9 @@ def convert(
                     progress(done, total)
 
             with staged(out, there, overwrite) as folder:
-                write_checkpoint(folder, opened.source, shards, _encoder(opened, plan), documents, advance)
+                encoder = _encoder(opened, plan)
+                sides = [file for file in opened.source.side_files if str(file) not in opened.model.consumed]
+                write_checkpoint(folder, opened.source, shards, encoder, documents, sides, advance)
     passes: dict[str, int] = {}
     for layer in plan.layers.values():
         for step in layer.passes:

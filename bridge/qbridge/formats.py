@@ -24,13 +24,12 @@ from qbridge.rules import Rule
 from qbridge.source import Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
-BUILTIN = ("compressed-tensors", "smooth-quant")
+BUILTIN = ("awq", "compressed-tensors", "gptq", "smooth-quant")
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
     "aqlm": "AQLM vector codes",
     "auto-round": "AutoRound",
-    "awq": "AutoAWQ",
     "bitnet": "BitNet ternary weights",
     "bitsandbytes": "bitsandbytes (LLM.int8, NF4, FP4)",
     "eetq": "EETQ int8",
@@ -39,7 +38,6 @@ KNOWN_METHODS: Mapping[str, str] = {
     "fbgemm_fp8": "FBGEMM fp8",
     "fp8": "fine-grained or per-tensor fp8",
     "gguf": "GGUF (llama.cpp)",
-    "gptq": "GPTQ",
     "higgs": "HIGGS",
     "hqq": "HQQ",
     "marlin": "serialized Marlin",
@@ -85,6 +83,9 @@ class Format(Protocol):
 
     def read(self, source: Source, findings: Findings) -> Model:
         """The checkpoint's model from config and headers; every fault becomes a finding."""
+
+    def settle(self, model: Model) -> Model:
+        """A legal model with what must be the same for all its layers put into their dialects."""
 
     def layout(self, spec: Spec) -> dict[str, Slot]:
         """The slot of every part of a spec that the rules let through."""
@@ -172,6 +173,8 @@ def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
     if method is not None:
         known = KNOWN_METHODS.get(method.lower())
         named = f"{known}, which qbridge does not read yet" if known else "which qbridge does not know"
+        if method.lower() in aliases():
+            named = "whose tensors are not in the checkpoint"
         return error("QB011", str(source.path), (f"quant_method {method!r}: {named}", *reasons))
     codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
     if codes:
@@ -188,6 +191,7 @@ def assemble(
     findings: Findings,
     kv_cache: Mapping[str, Any] | None = None,
     refused: Collection[str] = (),
+    consumed: Collection[str] = (),
 ) -> Model:
     """A Model from a reader's layers: checks every slot against its tensor and accounts for the others.
 
@@ -209,7 +213,7 @@ def assemble(
         findings.add("QB010", str(source.path), ("no module's weight is quantized",))
     specs = {name: spec for name, (spec, _) in layers.items()}
     slots_of = {name: slots for name, (_, slots) in layers.items()}
-    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {})
+    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {}, frozenset(consumed))
 
 
 def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, Slot]]], findings: Findings) -> None:

@@ -92,6 +92,41 @@ class GroupIndex:
         return _same(stored, np.arange(stored.size) // self.group_size)
 
 
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """The canonical array with its two axes exchanged."""
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """`array` transposed."""
+        return np.ascontiguousarray(array.T)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """`stored` transposed."""
+        return np.ascontiguousarray(stored.T)
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A canonical part of `shape` that is `value` everywhere, stored through `codec` all the same.
+
+    It stands for no part (the zero-points of symmetric weights in formats that always store some).
+    """
+
+    codec: Codec
+    value: int
+    shape: tuple[int, int]
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """The filled part as its codec stores it, whatever the array."""
+        return self.codec.encode(np.full(self.shape, self.value, np.int16), slot)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """`stored` itself, if it is that part."""
+        found = self.codec.decode(stored, DType.I16, self.shape)
+        _same(found, np.full(found.size, self.value))
+        return stored
+
+
 def _same(stored: Array, wanted: Array) -> Array:
     differing = np.count_nonzero(stored.reshape(-1) != wanted)
     if differing:
@@ -101,10 +136,11 @@ def _same(stored: Array, wanted: Array) -> Array:
 
 def is_fixed(codec: Codec) -> bool:
     """Whether a slot of this codec stands for no part of the layer."""
-    return isinstance(codec, Constant | GroupIndex)
+    return isinstance(codec, Constant | GroupIndex | Filled)
 
 
 PLAIN = Plain()
+TRANSPOSED = Transposed()
 ZEROS = Constant((0,))
 NARROWED = Narrowed()
 

@@ -125,9 +125,12 @@ def make_plan(
     _check_values(result, SourceValues(source, model), rules, findings)
     if findings.errors:
         return Plan(model, target, destination.NAME, {}, (), {})
+    result = destination.settle(result)
     layers = {
-        name: LayerPlan(model.specs[name], spec, passes, model.slots[name], destination.layout(spec))
-        for name, (spec, passes) in after.items()
+        name: LayerPlan(
+            model.specs[name], result.specs[name], passes, model.slots[name], destination.layout(result.specs[name])
+        )
+        for name, (_, passes) in after.items()
     }
     outputs = _outputs(source, result, layers)
     _check_names(outputs, findings)

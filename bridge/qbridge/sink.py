@@ -198,14 +198,15 @@ def write_checkpoint(
     shards: Sequence[Shard],
     encode: Encode,
     documents: Mapping[str, object],
+    sides: Sequence[Path],
     progress: Progress,
 ) -> None:
-    """Shards, index, side files and JSON `documents` into `folder`, each flushed to the disk."""
+    """Shards, index, side files (relative paths) and JSON `documents` into `folder`, each flushed to the disk."""
     for shard in shards:
         _write_shard(folder / shard.name, source, shard, encode, progress)
     if len(shards) > 1:
         write_json(folder / INDEX, index_of(shards))
-    for relative in source.side_files:
+    for relative in sides:
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         with open(source.path / relative, "rb") as read, open(folder / relative, "wb") as write:
             shutil.copyfileobj(read, write, BLOCK)

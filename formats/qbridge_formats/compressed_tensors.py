@@ -162,6 +162,11 @@ def _packed_slots(spec: Spec, name: str, dialect: Mapping[str, str]) -> dict[str
     return found
 
 
+def settle(model: Model) -> Model:
+    """Every layer stands for itself."""
+    return model
+
+
 def config(model: Model) -> dict[str, Any]:
     """A block that every release since 0.9 reads: one group per scheme, ignore by full names."""
     by_scheme: dict[tuple[Any, Any, bool], list[str]] = {}

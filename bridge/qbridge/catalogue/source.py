@@ -224,6 +224,26 @@ ENTRIES = (
         allow="assumed-activations",
     ),
     Code(
+        "QB022",
+        "the checkpoint says GPTQ version 1 and stores zero-points of version 2",
+        "checkpoint_format is gptq, and the zero-points of symmetric layers are the middle code only without the "
+        "addition that version 1 calls for.",
+        "Engines that add 1 shift every weight and talk garbage; it is read as version 2 here.",
+        "qzeros of 0x88888888 under checkpoint_format gptq",
+        "None needed for the conversion; what is written says the version that it stores.",
+        "gptqmodel 7.7.0, utils/model.py (convert_gptq_v1_to_v2_format)",
+        severity="warning",
+    ),
+    Code(
+        "QB023",
+        "zero-points of GPTQ version 1 can be read in two ways",
+        "An asymmetric file, not by GPTQModel, stores zero-points of all ones: minus 1 wrapped, or the largest code.",
+        "AutoGPTQ's kernels disagree about them, and its packer destroyed the fields above such a one in a word.",
+        "a stored 15 of 4 bits: zero-point 0 or 16",
+        "Quantize or pack it again with GPTQModel (format gptq_v2).",
+        "auto-gptq 0.7.1, nn_modules/qlinear/qlinear_cuda.py and qlinear_exllama.py",
+    ),
+    Code(
         "QB030",
         "there is no such name",
         "A format, target, version or QB code that qbridge does not know.",

@@ -1,0 +1,128 @@
+"""The config of GPTQ checkpoints: two places, many aliases, overrides by module.
+
+Sources: gptqmodel 7.7.0, quantization/config.py; auto-gptq 0.7.1, quantization/config.py; transformers 5.23.0,
+utils/quantization_config.py (GPTQConfig).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qbridge.findings import Findings
+from qbridge.source import Source
+
+FILES = ("quantize_config.json", "quant_config.json")
+ALIASES = {
+    "w_bit": "bits",
+    "wbits": "bits",
+    "q_group_size": "group_size",
+    "format": "checkpoint_format",
+    "version": "checkpoint_format",
+    "method": "quant_method",
+}
+CHANGING = ("rotation", "activation")  # keys that ask for work beyond the linear itself
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Bits, group size (-1 for one group) and symmetry of one module, as the config says."""
+
+    bits: int
+    group_size: int
+    sym: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GptqConfig:
+    """The checked config; `files` are the side files that repeat it."""
+
+    scheme: Scheme
+    checkpoint_format: str
+    producer: str
+    dynamic: tuple[tuple[bool, re.Pattern[str], Mapping[str, Any]], ...]
+    files: tuple[str, ...]
+    raw: Mapping[str, Any]
+
+    def scheme_of(self, module: str) -> Scheme | None:
+        """The scheme of a module: the first override that matches wins, `-:` leaves it unquantized (None)."""
+        for skipped, pattern, keys in self.dynamic:
+            if pattern.match(module):
+                base = self.scheme
+                return (
+                    None
+                    if skipped
+                    else Scheme(
+                        keys.get("bits", base.bits),
+                        keys.get("group_size", base.group_size),
+                        keys.get("sym", base.sym),
+                    )
+                )
+        return self.scheme
+
+
+def find_config(source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The config's keys under their current names, and the side files among which they were found."""
+    block = source.config.get("quantization_config")
+    files = tuple(name for name in FILES if (source.path / name).is_file())
+    raw: dict[str, Any] = {}
+    for name in files:
+        try:
+            value = json.loads((source.path / name).read_bytes())
+        except ValueError:
+            continue  # config.json's own block decides alone
+        raw.update(value if isinstance(value, dict) else {})
+    raw.update(block if isinstance(block, dict) else {})
+    return {**{ALIASES[k]: v for k, v in raw.items() if k in ALIASES}, **raw}, files
+
+
+def parse(raw: Mapping[str, Any], files: tuple[str, ...], findings: Findings) -> GptqConfig | None:
+    """The config as checked data; None with findings (QB013, QB101, QB102) where it cannot be used."""
+    for key in CHANGING:
+        if raw.get(key):
+            findings.add("QB102", f"quantization_config.{key}")
+    faults = [
+        (key, value)
+        for key, value, kind in (
+            ("bits", raw.get("bits"), int),
+            ("group_size", raw.get("group_size", 128), int),
+            ("sym", raw.get("sym", True), bool),
+            ("dynamic", raw.get("dynamic") or {}, dict),
+        )
+        if type(value) is not kind
+    ]
+    for key, value in faults:
+        findings.add("QB013", f"quantization_config.{key}", (f"it is {value!r}",))
+    named = raw.get("checkpoint_format", "gptq")
+    if named not in ("gptq", "gptq_v2"):
+        findings.add("QB101", "quantization_config.checkpoint_format", (f"GPTQ layout {named!r}",))
+        return None
+    if raw.get("pack_dtype", "int32") != "int32":
+        findings.add("QB101", "quantization_config.pack_dtype", (f"words of {raw['pack_dtype']}",))
+        return None
+    dynamic = [] if faults else _dynamic(raw.get("dynamic") or {}, findings)
+    if faults or dynamic is None:
+        return None
+    scheme = Scheme(raw["bits"], raw.get("group_size", 128), raw.get("sym", True))
+    meta = raw.get("meta")
+    producer = str(meta.get("quantizer", "")) if isinstance(meta, dict) else ""
+    return GptqConfig(scheme, named, producer, tuple(dynamic), files, raw)
+
+
+def _dynamic(
+    raw: Mapping[str, Any], findings: Findings
+) -> list[tuple[bool, re.Pattern[str], Mapping[str, Any]]] | None:
+    """Overrides in the order in which GPTQModel tries them: those that skip a module first."""
+    found = []
+    for pattern, keys in raw.items():
+        skipped = pattern.startswith("-:")
+        try:
+            compiled = re.compile(pattern[2:] if pattern[:2] in ("-:", "+:") else pattern)
+        except (re.error, OverflowError, RecursionError) as fault:
+            findings.add("QB013", f"quantization_config.dynamic: {pattern!r}", (str(fault),))
+            return None
+        found.append((skipped, compiled, keys if isinstance(keys, dict) else {}))
+    return sorted(found, key=lambda entry: not entry[0])

@@ -1,0 +1,175 @@
+"""4-bit and other weight-only checkpoints between their layouts: the same codes, other words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qbridge
+from support import only_neighbours
+from test_conversion import assert_same_tensors, config, tensors
+
+ROOT = Path(__file__).resolve().parent.parent
+GPTQ, AWQ, CT = (ROOT / "fixtures" / name for name in ("gptq", "awq", "compressed_tensors"))
+
+# case: what --to compressed-tensors, gptq, awq say; an exactness class or the codes of the refusal
+GPTQ_CASES = {
+    "llama_v1_sym": ("reversible", "reversible"),
+    "llama_v1_asym": ("reversible", "reversible"),
+    "llama_v1_zero0": ("reversible", "reversible"),
+    "llama_v2_asym": ("reversible", "reversible"),
+    "llama_v2_zero0": ("reversible", "reversible"),
+    "llama_autogptq_sym": ("reversible", "reversible"),
+    "llama_autogptq_asym": ("reversible", "reversible"),
+    "llama_autogptq_zero0": ("QB023", "QB023"),
+    "llama_channel": ("reversible", "reversible"),
+    "llama_8bit": ("reversible", "QB110"),
+    "llama_3bit": ("reversible", "QB110"),
+    "llama_2bit": ("reversible", "QB110"),
+    "llama_desc_act": ("QB110", "QB110"),
+    "llama_lm_head": ("reversible", "QB110"),
+    "qwen2_dynamic": ("reversible", "QB110"),
+}
+AWQ_CASES = ["llama_gemm", "llama_gemm_g128", "llama_lmdeploy", "qwen2_gemm_skipped"]
+CT_CASES = {
+    "llama_w4a16": ("reversible", "reversible"),
+    "llama_w4a16_asym": ("reversible", "reversible"),
+    "llama_w4a16_old_zp": ("reversible", "reversible"),
+    "llama_w4a16_channel": ("reversible", "reversible"),
+    "llama_w8a16": ("reversible", "QB110"),
+    "llama_w8a16_channel": ("reversible", "QB110"),
+}
+
+
+def refused(source, target, tmp_path):
+    with pytest.raises(qbridge.QBridgeError) as caught:
+        qbridge.convert(source, tmp_path / "refused", target)
+    only_neighbours(tmp_path)
+    return {f.code for f in caught.value.findings if f.severity == "error"}
+
+
+def expect(source, target, said, tmp_path):
+    """The conversion keeps what the table says, and the way back gives identical tensors."""
+    if said.startswith("QB"):
+        assert said in refused(source, target, tmp_path)
+        return
+    report = qbridge.convert(source, tmp_path / "there", target)
+    assert set(report.exactness) == {said}
+    assert qbridge.verify(source, tmp_path / "there").same
+    qbridge.convert(tmp_path / "there", tmp_path / "back", report.source_format)
+    assert_same_tensors(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize(("target", "column"), [("compressed-tensors", 0), ("awq", 1)])
+@pytest.mark.parametrize("case", GPTQ_CASES)
+def test_from_gptq(case, target, column, tmp_path):
+    expect(GPTQ / case / "model", target, GPTQ_CASES[case][column], tmp_path)
+
+
+@pytest.mark.parametrize("target", ["compressed-tensors", "gptq"])
+@pytest.mark.parametrize("case", AWQ_CASES)
+def test_from_awq(case, target, tmp_path):
+    expect(AWQ / case / "model", target, "reversible", tmp_path)
+
+
+@pytest.mark.parametrize(("target", "column"), [("gptq", 0), ("awq", 1)])
+@pytest.mark.parametrize("case", CT_CASES)
+def test_from_compressed_tensors(case, target, column, tmp_path):
+    expect(CT / case / "model", target, CT_CASES[case][column], tmp_path)
+
+
+def test_act_order_of_compressed_tensors_goes_to_gptq_which_can_still_say_it(tmp_path):
+    source = CT / "llama_w4a16_g_idx/model"
+    assert set(qbridge.convert(source, tmp_path / "out", "gptq").exactness) == {"reversible"}
+    assert qbridge.verify(source, tmp_path / "out").same
+    assert config(tmp_path / "out")["quantization_config"]["desc_act"] is True
+    assert refused(source, "awq", tmp_path / "other") == {"QB110"}
+
+
+def test_every_fixture_is_in_a_table():
+    assert {path.parent.name for path in GPTQ.glob("*/model")} == GPTQ_CASES.keys()
+    unread = {"llama_gemv", "llama_gemv_fast"}
+    assert {path.parent.name for path in AWQ.glob("*/model")} == {*AWQ_CASES, *unread}
+
+
+@pytest.mark.parametrize("case", ["llama_gemv", "llama_gemv_fast"])
+def test_other_layouts_of_awq_are_named(case, tmp_path):
+    assert refused(AWQ / case / "model", "gptq", tmp_path) == {"QB101"}
+
+
+def test_zero_points_of_asymmetric_gptq_are_written_as_version_2(tmp_path):
+    qbridge.convert(CT / "llama_w4a16_asym/model", tmp_path / "out", "gptq")
+    assert config(tmp_path / "out")["quantization_config"]["checkpoint_format"] == "gptq_v2"
+    qbridge.convert(CT / "llama_w4a16/model", tmp_path / "sym", "gptq")
+    assert config(tmp_path / "sym")["quantization_config"]["checkpoint_format"] == "gptq"
+    zeros = [v for k, v in tensors(tmp_path / "sym").items() if k.endswith(".qzeros")]
+    assert all((value.numpy().view(np.uint32) == 0x77777777).all() for value in zeros)
+
+
+def test_symmetric_awq_stores_the_middle_code(tmp_path):
+    qbridge.convert(GPTQ / "llama_v1_sym/model", tmp_path / "out", "awq")
+    zeros = [v for k, v in tensors(tmp_path / "out").items() if k.endswith(".qzeros")]
+    assert zeros and all((value.numpy().view(np.uint32) == 0x88888888).all() for value in zeros)
+
+
+def test_version_2_under_the_name_of_version_1_is_recognised_by_value(tmp_path):
+    qbridge.convert(GPTQ / "llama_v1_sym/model", tmp_path / "model", "gptq")
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "model/model.safetensors"
+    edited = load_file(file)
+    for name in edited:
+        if name.endswith(".qzeros"):
+            edited[name] += 0x11111111
+    save_file(edited, file, metadata={"format": "pt"})
+    report = qbridge.convert(tmp_path / "model", tmp_path / "out", "compressed-tensors")
+    assert "QB022" in {f.code for f in report.findings}
+    assert qbridge.verify(GPTQ / "llama_v1_sym/model", tmp_path / "out").same
+
+
+def test_mixed_precision_is_said_for_each_reader(tmp_path):
+    qbridge.convert(GPTQ / "qwen2_dynamic/model", tmp_path / "there", "compressed-tensors")
+    groups = config(tmp_path / "there")["quantization_config"]["config_groups"]
+    assert sorted(group["weights"]["num_bits"] for group in groups.values()) == [4, 8]
+    qbridge.convert(tmp_path / "there", tmp_path / "back", "gptq")
+    block = config(tmp_path / "back")["quantization_config"]
+    assert block["dynamic"] == {
+        r"-:model\.layers\.0\.self_attn\.o_proj$": {},
+        r"+:model\.layers\.0\.mlp\.down_proj$": {"bits": 8, "group_size": 64, "sym": True},
+    }
+    assert "self_attn.o_proj" not in block["modules_in_block_to_quantize"][0]
+
+
+def test_the_sources_own_quantize_config_is_not_carried_over(tmp_path):
+    source = GPTQ / "llama_autogptq_sym/model"
+    qbridge.convert(source, tmp_path / "out", "compressed-tensors")
+    assert (source / "quantize_config.json").exists()
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "quantize_config.json" not in names and "model.safetensors" in names
+    assert not any(name.endswith(".bias") for name in tensors(tmp_path / "out"))
+
+
+def test_scales_that_have_no_float16_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    qbridge.convert(CT / "llama_w4a16/model", tmp_path / "model", "compressed-tensors")
+    file = tmp_path / "model/model.safetensors"
+    edited = load_file(file)
+    name = next(name for name in edited if name.endswith("weight_scale"))
+    edited = {k: v.float() if k.endswith("weight_scale") else v for k, v in edited.items()}
+    edited[name][0, 0] = 1 / 3
+    save_file(edited, file, metadata={"format": "pt"})
+    with pytest.raises(qbridge.QBridgeError) as caught:
+        qbridge.convert(tmp_path / "model", tmp_path / "out", "awq")
+    (finding,) = [f for f in caught.value.findings if f.severity == "error"]
+    assert (finding.code, finding.where) == ("QB301", (name.removesuffix(".weight_scale"),))
+    assert "1 of" in finding.facts[-1]
+
+
+def test_manifest_of_a_weight_only_conversion_is_json_without_arrays(tmp_path):
+    qbridge.convert(GPTQ / "llama_desc_act/model", tmp_path / "out", "gptq")
+    manifest = json.loads((tmp_path / "out/qbridge.json").read_text())
+    assert manifest["steps"][0]["before"]["g_idx"] is True

@@ -86,6 +86,7 @@ def test_act_order_of_compressed_tensors_goes_to_gptq_which_can_still_say_it(tmp
     assert set(qbridge.convert(source, tmp_path / "out", "gptq").exactness) == {"reversible"}
     assert qbridge.verify(source, tmp_path / "out").same
     assert config(tmp_path / "out")["quantization_config"]["desc_act"] is True
+    (tmp_path / "other").mkdir()
     assert refused(source, "awq", tmp_path / "other") == {"QB110"}
 
 

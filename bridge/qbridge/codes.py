@@ -7,9 +7,11 @@ only and leave their high bits zero.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,8 @@ from qbridge.dtypes import Array, DType
 from qbridge.layout import Slot
 
 _TILE = 64  # rows whose cache lines are reused word after word
+
+Kernel = Callable[[Any, Any, int, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,7 @@ class BitPacked:
         if low < -self.offset or high >= 2**self.bits - self.offset:
             raise ValueError(f"{slot.tensor}: values from {low} to {high} do not fit {self.bits} bits")
         words = np.zeros(slot.shape, f"<u{slot.dtype.itemsize}")
-        pack, _ = _kernels()
-        pack(self._lanes(array), self._rows(words), self.bits, self.offset, *self._plan(slot.dtype))
+        self._run(0, np.ascontiguousarray(array), words)
         words -= words.dtype.type(self.word_minus)
         return words.view(slot.dtype.numpy)
 
@@ -64,88 +67,167 @@ class BitPacked:
         """The canonical array of stored words; what lies beyond its last lane is ignored."""
         array = np.empty(shape, dtype.numpy)
         words = np.ascontiguousarray(stored).view(f"<u{stored.dtype.itemsize}")
-        words = words + words.dtype.type(self.word_minus)
-        _, unpack = _kernels()
-        unpack(self._rows(words), self._lanes(array), self.bits, self.offset, *self._plan(words.dtype))
+        if self.word_minus:
+            words = words + words.dtype.type(self.word_minus)
+        self._run(1, array, words)
         if self.wraps:
             top = 2**self.bits - 1 - self.offset
             array[array == top] -= 2**self.bits
         return array
 
-    def _lanes(self, array: Array) -> Array:
-        """The canonical array as [rows, lanes]."""
-        return array if self.along == 1 else array.T
-
-    def _rows(self, words: Array) -> Array:
-        """The stored words as [rows, words]."""
-        return words.T if self.transposed == (self.along == 1) else words
-
-    def _plan(self, word: DType | np.dtype[Any]) -> tuple[int, int, Array]:
-        """Bits of a word, its whole lanes (0 for a stream that crosses words), the lane of each place in it."""
-        width = word.itemsize * 8
+    def _run(self, which: int, array: Array, words: Array) -> None:
+        """One kernel over all rows of words, in as many threads as there are cores."""
+        rows = words.T if self.transposed == (self.along == 1) else words
+        width = words.dtype.itemsize * 8
         whole = width // self.bits if self.padded or width % self.bits == 0 else 0
-        return width, whole, np.array(self.order or range(max(whole, 1)), np.int64)
+        across = self.along == 0 and whole > 0
+        kernel = kernels(self.bits, width, whole, self.order, across)[which]
+        lanes = array if across or self.along == 1 else array.T
+        step = max(_TILE, -(-len(rows) // (2 * _threads()) // _TILE) * _TILE)
+        starts = range(0, len(rows), step)
+        if len(starts) == 1:
+            kernel(lanes, rows, self.offset, 0, len(rows))
+        else:
+            ends = (min(start + step, len(rows)) for start in starts)
+            list(_pool().map(lambda start, end: kernel(lanes, rows, self.offset, start, end), starts, ends))
 
 
-@lru_cache(maxsize=1)
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """(pack, unpack), compiled on first use, from numba's cache where it may write one."""
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Our own threads: numba's parallel loops abort the process when two threads start one."""
+    return ThreadPoolExecutor(_threads(), thread_name_prefix="qbridge-codes")
+
+
+@cache
+def kernels(bits: int, width: int, whole: int, order: tuple[int, ...], across: bool) -> tuple[Kernel, Kernel]:
+    """(pack, unpack) of (lanes, words [rows, n], offset, first row, end row), compiled for these constants.
+
+    `whole` is the number of lanes of a word, 0 for a stream that crosses words. Lanes are [rows, count], or [count,
+    rows] where neighbouring rows are neighbours in memory (`across`). `pack` wants zeroed words.
+    """
     import numba
 
-    def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    def compiled(function: Kernel) -> Kernel:
         try:
-            result: Callable[..., None] = numba.njit(nogil=True, cache=True)(function)
+            result: Kernel = numba.njit(nogil=True, cache=True)(function)
         except RuntimeError:  # neither the package's folder nor the home may be written
             result = numba.njit(nogil=True)(function)
         return result
 
-    return compiled(_pack), compiled(_unpack)
+    if not whole:
+        return compiled(_pack_stream(bits, width)), compiled(_unpack_stream(bits, width))
+    lane_of = order or tuple(range(whole))
+    makers = (_pack_across, _unpack_across) if across else (_pack_words, _unpack_words)
+    return compiled(makers[0](bits, whole, lane_of)), compiled(makers[1](bits, whole, lane_of))
 
 
-def _pack(lanes: Any, words: Any, bits: int, offset: int, width: int, whole: int, lane_of: Any) -> None:
-    """Or every lane of [rows, count] into zeroed [rows, n] words."""
-    rows, count = lanes.shape
+def _pack_stream(bits: int, width: int) -> Kernel:
     mask = (1 << bits) - 1
-    if whole == 0:
-        for row in range(rows):
-            for lane in range(count):
+
+    def pack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
+        for row in range(first, end):
+            for lane in range(lanes.shape[1]):
                 value = (lanes[row, lane] + offset) & mask
                 word, shift = lane * bits // width, lane * bits % width
                 words[row, word] |= value << shift
                 if shift + bits > width:
                     words[row, word + 1] |= value >> (width - shift)
-        return
-    for first in range(0, rows, _TILE):
-        for word in range(words.shape[1]):
-            base = word * whole
-            for row in range(first, min(first + _TILE, rows)):
-                packed = 0
-                for place in range(whole):
-                    lane = base + lane_of[place]
-                    if lane < count:
-                        packed |= ((lanes[row, lane] + offset) & mask) << (place * bits)
-                words[row, word] = packed
+
+    return pack
 
 
-def _unpack(words: Any, lanes: Any, bits: int, offset: int, width: int, whole: int, lane_of: Any) -> None:
-    """Fill [rows, count] lanes from [rows, n] words."""
-    rows, count = lanes.shape
+def _unpack_stream(bits: int, width: int) -> Kernel:
     mask = (1 << bits) - 1
-    if whole == 0:
-        for row in range(rows):
-            for lane in range(count):
+
+    def unpack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
+        for row in range(first, end):
+            for lane in range(lanes.shape[1]):
                 word, shift = lane * bits // width, lane * bits % width
                 value = np.int64(words[row, word]) >> shift
                 if shift + bits > width:
                     value |= np.int64(words[row, word + 1]) << (width - shift)
                 lanes[row, lane] = (value & mask) - offset
-        return
-    for first in range(0, rows, _TILE):
-        for word in range(words.shape[1]):
-            base = word * whole
-            for row in range(first, min(first + _TILE, rows)):
-                packed = np.int64(words[row, word])
+
+    return unpack
+
+
+def _pack_words(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
+    mask = np.uint32((1 << bits) - 1)
+
+    def pack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
+        count = lanes.shape[1]
+        for top in range(first, end, _TILE):
+            for word in range(words.shape[1]):
+                base = word * whole
+                for row in range(top, min(top + _TILE, end)):
+                    packed = np.uint32(0)
+                    for place in range(whole):
+                        if base + whole <= count or base + lane_of[place] < count:
+                            lane = np.uint32(lanes[row, base + lane_of[place]] + offset) & mask
+                            packed |= lane << np.uint32(place * bits)
+                    words[row, word] = packed
+
+    return pack
+
+
+def _unpack_words(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
+    mask = np.uint32((1 << bits) - 1)
+
+    def unpack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
+        count = lanes.shape[1]
+        for top in range(first, end, _TILE):
+            for word in range(words.shape[1]):
+                base = word * whole
+                for row in range(top, min(top + _TILE, end)):
+                    packed = np.uint32(words[row, word])
+                    for place in range(whole):
+                        if base + whole <= count or base + lane_of[place] < count:
+                            value = np.int32((packed >> np.uint32(place * bits)) & mask)
+                            lanes[row, base + lane_of[place]] = value - np.int32(offset)
+
+    return unpack
+
+
+def _pack_across(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
+    mask = np.uint32((1 << bits) - 1)
+
+    def pack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
+        packed = np.empty(_TILE, np.uint32)
+        for top in range(first, end, _TILE):
+            size = min(_TILE, end - top)
+            for word in range(words.shape[1]):
+                packed[:] = 0
                 for place in range(whole):
-                    lane = base + lane_of[place]
-                    if lane < count:
-                        lanes[row, lane] = ((packed >> (place * bits)) & mask) - offset
+                    lane = word * whole + lane_of[place]
+                    if lane < lanes.shape[0]:
+                        for row in range(size):
+                            value = np.uint32(np.int32(lanes[lane, top + row]) + np.int32(offset)) & mask
+                            packed[row] |= value << np.uint32(place * bits)
+                for row in range(size):
+                    words[top + row, word] = packed[row]
+
+    return pack
+
+
+def _unpack_across(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
+    mask = np.uint32((1 << bits) - 1)
+
+    def unpack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
+        packed = np.empty(_TILE, np.uint32)
+        for top in range(first, end, _TILE):
+            size = min(_TILE, end - top)
+            for word in range(words.shape[1]):
+                for row in range(size):
+                    packed[row] = words[top + row, word]
+                for place in range(whole):
+                    lane = word * whole + lane_of[place]
+                    if lane < lanes.shape[0]:
+                        for row in range(size):
+                            value = np.int32((packed[row] >> np.uint32(place * bits)) & mask)
+                            lanes[lane, top + row] = value - np.int32(offset)
+
+    return unpack

@@ -55,6 +55,14 @@ def test_float32_rounds_to_16_bits_as_in_torch(dtype, values):
     assert np.array_equal(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
+def test_ties_round_to_even_as_in_torch(dtype):
+    half = 2.0 ** (-11 if dtype is DType.F16 else -8)
+    ties = np.array([sign * (1 + (2 * step + 1) * half) for step in range(64) for sign in (1, -1)])
+    theirs = torch.from_numpy(ties).to(torch.float32).to(TORCH[dtype]).double().numpy()
+    assert np.array_equal(to_float64(from_float64(ties, dtype), dtype), theirs)
+
+
 def test_bfloat16_rounds_once_and_not_by_way_of_float32():
     # a hair above the tie between two bfloat16, which float32 rounds down to the tie itself
     value = 1.0 + 2.0**-8 + 2.0**-40

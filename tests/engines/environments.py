@@ -7,8 +7,8 @@ prints the path of one python interpreter per name, in order, as the last lines 
     environments.python("lmdeploy-0.18.0") -> Path
 
 Each engine gets `${QBRIDGE_ENGINES:-~/.cache/qbridge-engines}/NAME`, because their pins exclude each other
-(LMDeploy needs transformers 4, llm-compressor 5). `pins/NAME.txt` lists every distribution exactly; torch
-is installed first, by itself, so that no other requirement can choose another build of it.
+(LMDeploy needs transformers 4, llm-compressor 5). `pins/NAME.txt` lists every distribution exactly, but
+for the one in SOURCES; torch is installed first, by itself, so that no other requirement can choose another build.
 
 A build takes about a minute with warm pip caches and 1.5 to 3.5 GB of disk. It counts as finished when its
 stamp file holds the digest of everything that went into it; anything else is built anew.

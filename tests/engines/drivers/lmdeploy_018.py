@@ -19,9 +19,10 @@ Report:
         misfed      [{norm, reader}]: the norm hands out int8 codes and scales, which its reader does not take;
                     LMDeploy loads such a model and fails in the forward pass, or computes nonsense
 
---out: float32 weights under checkpoint names, put together from all ranks: weight * scale of quantized
-linears and experts [N, K], biases, norms, embeddings. Nothing is written if LMDeploy refused. In models with
-LMDeploy's own embedding (Qwen3, Qwen3-MoE) the row of pad_token_id is zero, as LMDeploy makes it.
+--out: float32 weights under checkpoint names, put together from all ranks: of smooth_quant linears and experts
+weight * scale, of awq linears what dequantize_gemm makes of scales widened to float32 (both [N, K]), biases, norms,
+embeddings. Nothing is written if LMDeploy refused. In models with LMDeploy's own embedding (Qwen3, Qwen3-MoE) the
+row of pad_token_id is zero, as LMDeploy makes it. With more ranks than key heads, k and v hold a copy per rank.
 """
 
 from __future__ import annotations
@@ -151,7 +152,12 @@ def unquantized_linears(model: torch.nn.Module) -> list[str]:
     from lmdeploy.pytorch.nn.linear.base import LinearBase
 
     linears = {name: module for name, module in model.named_modules() if isinstance(module, LinearBase)}
-    return [name for name, module in linears.items() if ".layers." in name and not hasattr(module, "scale")]
+    return [name for name, module in linears.items() if ".layers." in name and not is_quantized(module)]
+
+
+def is_quantized(module: torch.nn.Module) -> bool:
+    """Whether LMDeploy built a linear for smooth_quant or awq."""
+    return hasattr(module, "scale") or hasattr(module, "qweight")
 
 
 def misfed_readers(model: torch.nn.Module) -> list[dict[str, str]]:
@@ -186,10 +192,11 @@ def effective_pieces(model: torch.nn.Module) -> Iterator[tuple[str, Piece]]:
 def _linear_pieces(name: str, linear: Any, packed: dict[str, list[str]]) -> Iterator[tuple[str, Piece]]:
     parent, _, leaf = name.rpartition(".")
     parts = packed.get(leaf, [leaf])
-    sizes = [int(size) for size in getattr(linear, "all_out_features", [linear.weight.shape[0]])]
+    weight = _dequantized(linear)
+    sizes = [int(size) for size in getattr(linear, "all_out_features", [weight.shape[0]])]
     along: Sharding = "whole" if not linear.is_tp else "rows" if linear.colwise else "columns"
     of_bias: Sharding = "summed" if along == "columns" else along
-    tensors = {"weight": Piece(_dequantized(linear), along)}
+    tensors = {"weight": Piece(weight, along)}
     if linear.bias is not None:
         tensors["bias"] = Piece(linear.bias.data, of_bias)
     for kind, (tensor, sharding) in tensors.items():
@@ -212,7 +219,12 @@ def _expert_pieces(name: str, experts: Any) -> Iterator[tuple[str, Piece]]:
 
 
 def _dequantized(linear: Any) -> torch.Tensor:
-    """float32, shape of the weight: what the kernel multiplies with."""
+    """float32 [N, K] or [experts, N, K]: what the kernel multiplies with, the scales of awq widened to float32."""
+    if hasattr(linear, "qweight"):
+        from lmdeploy.pytorch.backends.default.awq_modules import dequantize_gemm
+
+        packed = (linear.qweight.data, linear.qzeros.data, linear.scales.data.float())
+        return dequantize_gemm(*packed, linear.w_bit, linear.group_size).T
     weight = linear.weight.data.float()
     return weight * linear.scale.data if hasattr(linear, "scale") else weight
 

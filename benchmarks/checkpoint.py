@@ -1,6 +1,6 @@
 """Write a big checkpoint: random codes, a 7B Llama's real shapes, W8A8 by llm-compressor or AWQ by AutoAWQ.
 
-    python benchmarks/checkpoint.py DST [--format w8a8|awq] [--gigabytes 2] [--shard-gigabytes 1]
+python benchmarks/checkpoint.py DST [--format w8a8|awq] [--gigabytes 2] [--shard-gigabytes 1]
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ def w8a8(module: str, shape: tuple[int, int], random: np.random.Generator):
 def awq(module: str, shape: tuple[int, int], random: np.random.Generator):
     """The tensors of one linear: 4-bit codes and zero-points in words of eight, groups of 128."""
     rows, columns = shape
-    words = np.iinfo(np.int32)
-    yield f"{module}.qweight", random.integers(words.min, words.max, (columns, rows // 8), np.int32, endpoint=True)
-    yield f"{module}.qzeros", random.integers(words.min, words.max, (columns // 128, rows // 8), np.int32, endpoint=True)
+
+    def words(count: int) -> np.ndarray:
+        return random.integers(0, 2**32, (count, rows // 8), np.uint32).view(np.int32)
+
+    yield f"{module}.qweight", words(columns)
+    yield f"{module}.qzeros", words(columns // 128)
     yield f"{module}.scales", random.uniform(1e-3, 1e-2, (columns // 128, rows)).astype(np.float16)
 
 

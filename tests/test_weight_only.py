@@ -174,3 +174,33 @@ def test_manifest_of_a_weight_only_conversion_is_json_without_arrays(tmp_path):
     qbridge.convert(GPTQ / "llama_desc_act/model", tmp_path / "out", "gptq")
     manifest = json.loads((tmp_path / "out/qbridge.json").read_text())
     assert manifest["steps"][0]["before"]["g_idx"] is True
+
+
+@pytest.mark.parametrize(
+    "source",
+    [GPTQ / "llama_v1_sym/model", GPTQ / "llama_v2_asym/model", AWQ / "llama_gemm/model", CT / "llama_w4a16/model"],
+    ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}",
+)
+def test_lmdeploy_gets_4_bit_weights_as_awq(source, tmp_path):
+    report = qbridge.convert(source, tmp_path / "out", "lmdeploy")
+    assert report.format == "awq" and set(report.exactness) == {"reversible"}
+    assert qbridge.verify(source, tmp_path / "out").same
+
+
+def test_lmdeploy_runs_awq_in_float16_whatever_the_config_says(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    qbridge.convert(AWQ / "llama_gemm/model", tmp_path / "model", "awq")
+    file = tmp_path / "model/model.safetensors"
+    edited = load_file(file)
+    edited["model.norm.weight"] = edited["model.norm.weight"].bfloat16() * 2.0**-30
+    save_file(edited, file, metadata={"format": "pt"})
+    described = config(tmp_path / "model")
+    described["dtype"] = described["torch_dtype"] = "bfloat16"
+    (tmp_path / "model/config.json").write_text(json.dumps(described))
+    assert refused(tmp_path / "model", "lmdeploy", only_here(tmp_path)) == {"QB302"}
+
+
+def only_here(tmp_path):
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"

@@ -85,10 +85,12 @@ def _words(allow: Iterable[str]) -> frozenset[str]:
 def _reader(source: Source, name: str | None) -> tuple[Format, Match]:
     if name is None:
         return detect(source)
-    among = source_formats(name)
-    if len(among) > 1:
-        return detect(source, among)
-    return find(among[0]), Match(2, f"--from {name}")
+    first, *others = source_formats(name)
+    for candidate in others:
+        match = load(candidate).sniff(source)
+        if isinstance(match, Match):
+            return load(candidate), match
+    return find(first), Match(2, f"--from {name}")
 
 
 def _suggest(source: Source, reader: Format, findings: Findings) -> None:

@@ -13,7 +13,7 @@ from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import Array, nbytes
 from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import encode
-from qbridge.planning import OutputTensor, Plan, make_plan
+from qbridge.planning import OutputTensor, Plan, choose, make_plan
 from qbridge.report import Report
 from qbridge.sink import check_destination, plan_shards, staged, write_checkpoint
 from qbridge.source import MANIFEST
@@ -88,8 +88,9 @@ def convert(
 
 
 def _plan(opened: Checkpoint, target: Target) -> Plan:
-    recorded = manifest.way_back(opened.source, opened.model, target.formats[0])
-    plan = make_plan(opened.source, opened.model, target, opened.findings, recorded)
+    destination = choose(target, opened.source, opened.model)
+    recorded = manifest.way_back(opened.source, opened.model, destination.NAME)
+    plan = make_plan(opened.source, opened.model, target, destination, opened.findings, recorded)
     opened.findings.stop_on_errors()
     return plan
 

@@ -135,11 +135,11 @@ def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tupl
     return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(sorted(known))}")
 
 
-def detect(source: Source, among: Sequence[str] | None = None) -> tuple[Format, Match]:
+def detect(source: Source) -> tuple[Format, Match]:
     """The format of a checkpoint, by content; QBridgeError with every format's reason if none or two fit."""
     matches: list[tuple[Format, Match]] = []
     reasons = []
-    for name in among or registry():
+    for name in registry():
         try:
             candidate = load(name)
         except QBridgeError as fault:

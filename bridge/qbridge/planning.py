@@ -104,15 +104,17 @@ def make_plan(
     source: Source,
     model: Model,
     target: Target,
+    destination: Format,
     findings: Findings,
     recorded: Mapping[str, tuple[Spec, tuple[Pass, ...]]] | None = None,
 ) -> Plan:
-    """Plan a conversion; every problem becomes a finding, and the plan is only good if none is an error.
+    """Plan a conversion into one of the target's formats; every problem becomes a finding.
+
+    The plan is only good if none of them is an error.
 
     `recorded` gives, by layer, the spec that a manifest records and the passes that lead back to it.
     """
     survey(source, model, findings)
-    destination = find(target.formats[0])
     rules = rules_of(target, destination.NAME)
     after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
     for name, spec in model.specs.items():
@@ -135,6 +137,21 @@ def make_plan(
     outputs = _outputs(source, result, layers)
     _check_names(outputs, findings)
     return Plan(model, target, destination.NAME, layers, outputs, _config(destination, result, target))
+
+
+def choose(target: Target, source: Source, model: Model) -> Format:
+    """The first of the target's formats that can hold every layer, else its first."""
+    first, *others = (find(name) for name in target.formats)
+    if not others or _holds(first, source, model):
+        return first
+    return next((other for other in others if _holds(other, source, model)), first)
+
+
+def _holds(format_: Format, source: Source, model: Model) -> bool:
+    silent = Findings()
+    for name, spec in model.specs.items():
+        repair(replace(spec, dialect=()), model, format_.RULES, silent, Trial(source, model, name))
+    return not silent.errors
 
 
 def _check_model(model: Model, rules: Sequence[Rule], findings: Findings) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine import ROOT, ask
+from engine import ROOT, ask, assert_loads, lmdeploy
 from safetensors.torch import load_file
 
 import qbridge
@@ -68,3 +68,25 @@ def test_compressed_tensors_itself_decodes_what_we_write(source, tmp_path):
         for name in opened.specs:
             values = torch.from_numpy(dequantize(opened.layer(name)).astype(np.float32))
             assert torch.equal(dense[f"{name}.weight"], values), name
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize(
+    "source",
+    [
+        GPTQ / "llama_v1_sym/model",
+        GPTQ / "llama_v1_zero0/model",
+        CT / "llama_w4a16/model",
+        CT / "llama_w4a16_asym/model",
+    ],
+    ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}",
+)
+def test_lmdeploy_loads_4_bit_weights_of_other_tools(source, tp, tmp_path):
+    qbridge.convert(source, tmp_path / "out", "lmdeploy")
+    dump = tmp_path / "effective.safetensors"
+    assert_loads(lmdeploy("0.18.0", tmp_path / "out", tp, dump), tp)
+    effective = load_file(dump)
+    with qbridge.open(source) as opened:
+        for name in opened.specs:
+            values = torch.from_numpy(dequantize(opened.layer(name)).astype(np.float32))
+            assert torch.equal(effective[f"{name}.weight"], values), name

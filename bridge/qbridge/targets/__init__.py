@@ -16,7 +16,9 @@ from qbridge.targets import lmdeploy, transformers, vllm
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A choice of formats (the first that fits is written) with the limits of who will read them.
+    """A choice of formats with the limits of who will read them.
+
+    The first format that can hold every layer is written; if none can, the first says why.
 
     `transformers` are the major versions of transformers that may parse the config.
     """
@@ -42,8 +44,8 @@ class Target:
 _ENGINES = (
     Target(
         "lmdeploy@0.18.0",
-        "LMDeploy's PyTorch engine; W8A8 as smooth-quant",
-        ("smooth-quant",),
+        "LMDeploy's PyTorch engine; W8A8 as smooth-quant, W4A16 as AWQ",
+        ("smooth-quant", "awq"),
         lmdeploy.rules("0.18.0"),
         lmdeploy.TRANSFORMERS,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -33,11 +33,14 @@ def moved(array: Array, before: DType, after: DType) -> int:
     return int(np.count_nonzero((back != values) & ~(np.isnan(back) & np.isnan(values))))
 
 
-def unquantized_tensors(default: DType, source: str) -> ValueRule:
-    """Every unquantized tensor must survive the cast to the model dtype (QB302)."""
+def unquantized_tensors(default: DType, source: str, forced: Mapping[str, DType] | None = None) -> ValueRule:
+    """Every unquantized tensor must survive the cast to the model dtype (QB302).
+
+    `forced` gives, by format, the dtype that the engine takes whatever the config says.
+    """
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
-        dtype = model_dtype(model, default)
+        dtype = (forced or {}).get(model.format) or model_dtype(model, default)
         found: dict[str, int] = {}
         for name, info in model.tensors.items():
             if info.dtype.is_float and not survives(info.dtype, dtype):

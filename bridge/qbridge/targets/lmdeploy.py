@@ -59,6 +59,8 @@ PREFIXED = _classes(
     "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
 )
 
+_FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
+
 TRANSFORMERS = (4,)  # 0.18.0 pins transformers below 5, 0.6.2 is older than it
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
@@ -96,7 +98,7 @@ def rules(version: str) -> tuple[Rule, ...]:
         ModelRule("QB208", _kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
         ModelRule("QB213", float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
         ModelRule("QB202", _quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
-        unquantized_tensors(DType.F16, f"lmdeploy {version}, pytorch/config.py and weight_loader"),
+        unquantized_tensors(DType.F16, f"lmdeploy {version}, pytorch/config.py and weight_loader", _FORCED),
         ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
         *([ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py")] if version == "0.6.2" else []),
         ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),

@@ -204,3 +204,59 @@ def test_lmdeploy_runs_awq_in_float16_whatever_the_config_says(tmp_path):
 def only_here(tmp_path):
     (tmp_path / "here").mkdir()
     return tmp_path / "here"
+
+
+def edited(source, folder, change, **described):
+    """A copy of a checkpoint with its tensors changed in place, and keys of its first group's weights."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    change(stored)
+    save_file(stored, file, metadata={"format": "pt"})
+    block = config(folder)
+    block["quantization_config"]["config_groups"]["group_0"]["weights"].update(described)
+    (folder / "config.json").write_text(json.dumps(block))
+    return folder
+
+
+def test_packed_zero_points_of_symmetric_layers_must_be_the_middle_code(tmp_path):
+    import torch
+
+    def middle(stored):
+        for name in [name for name in stored if name.endswith("weight_scale")]:
+            rows, groups = stored[name].shape
+            zeros = torch.full((rows // 8, groups), 0x88888888 - 2**32, dtype=torch.int32)
+            stored[name.replace("_scale", "_zero_point")] = zeros
+
+    model = edited(CT / "llama_w4a16/model", tmp_path / "model", middle)
+    qbridge.convert(model, tmp_path / "there", "awq")
+    assert qbridge.verify(CT / "llama_w4a16/model", tmp_path / "there").same
+    qbridge.convert(tmp_path / "there", tmp_path / "back", "compressed-tensors")
+    assert_same_tensors(model, tmp_path / "back")
+    edited(
+        model, tmp_path / "other", lambda stored: [v.add_(1) for k, v in stored.items() if k.endswith("zero_point")]
+    )
+    with pytest.raises(qbridge.QBridgeError) as caught:
+        qbridge.convert(tmp_path / "other", tmp_path / "refused", "awq")
+    assert {f.code for f in caught.value.findings if f.severity == "error"} == {"QB020"}
+
+
+@pytest.mark.parametrize(("case", "size"), [("llama_w4a16", 32), ("llama_w4a16_channel", None)])
+def test_g_idx_that_says_nothing_is_none(case, size, tmp_path):
+    import torch
+
+    def trivial(stored):
+        for name in [name for name in stored if name.endswith("weight_shape")]:
+            columns = torch.arange(int(stored[name][1]), dtype=torch.int32)
+            stored[name.replace("_shape", "_g_idx")] = columns // (size or len(columns))
+
+    model = edited(CT / case / "model", tmp_path / "model", trivial, actorder="group")
+    with qbridge.open(model) as opened:
+        assert not any(spec.g_idx for spec in opened.specs.values())
+    qbridge.convert(model, tmp_path / "there", "awq")
+    qbridge.convert(tmp_path / "there", tmp_path / "back", "compressed-tensors")
+    assert_same_tensors(model, tmp_path / "back")

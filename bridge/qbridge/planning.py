@@ -177,9 +177,8 @@ class SourceValues:
     def part(self, layer: str, part: str) -> Array:
         """A canonical part of a layer, as the source has it."""
         slot = self.model.slots[layer][part]
-        return decode(self.model.specs[layer], {part: slot}, {slot.tensor: self.source.read(slot.tensor)}).arrays[
-            part
-        ]
+        stored = {slot.tensor: self.source.read(slot.tensor)}
+        return decode(self.model.specs[layer], {part: slot}, stored).arrays[part]
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         """An unquantized tensor in blocks, as flat arrays of its dtype."""

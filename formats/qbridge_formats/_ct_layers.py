@@ -167,7 +167,7 @@ def _spec(source: Source, module: str, group: Group, block: Mapping[str, Any]) -
     scheme = group.weight
     zero = source.tensors.get(f"{module}.weight_zero_point")
     if scheme.symmetric and zero is not None:
-        dialect["zero_point"] = "zeros"
+        dialect["zero_point"] = "packed zeros" if zero.dtype is DType.I32 else "zeros"
     elif zero is not None and zero.dtype is DType.I8 and f"{module}.weight_packed" in source.tensors:
         dialect["zero_point"] = "unpacked"
     elif not scheme.symmetric and zero is None and _drops_zeros(block):

@@ -32,7 +32,7 @@ from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
-from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, GroupIndex, Slot, is_fixed
+from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, GroupIndex, Slot, is_fixed
 from qbridge.rules import LayerRule, Problem, Rule
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
@@ -138,7 +138,7 @@ def layout(spec: Spec) -> dict[str, Slot]:
         slots |= _packed_slots(spec, name, dialect)
     parts = spec.parts()
     found = {part: slot for part, slot in slots.items() if part in parts or is_fixed(slot.codec)}
-    if dialect.get("zero_point") == "zeros":
+    if dialect.get("zero_point") == "zeros" and "zero" not in found:
         found["zero"] = slot("weight_zero_point", DType.I8, scale_shape, ZEROS)
     return found
 
@@ -152,11 +152,16 @@ def _packed_slots(spec: Spec, name: str, dialect: Mapping[str, str]) -> dict[str
         "code": Slot(f"{name}.weight_packed", DType.I32, codes.stored_shape(shape), codes),
         "shape": Slot(f"{name}.weight_shape", DType(dialect.get("weight_shape", "I64")), (2,), Constant(shape)),
     }
-    if dialect.get("zero_point") != "unpacked":
+    kept = dialect.get("zero_point")
+    if not kept or kept == "packed zeros":
         stored = zeros.stored_shape(spec.scale_shape)
-        found["zero"] = Slot(f"{name}.weight_zero_point", DType.I32, stored, zeros)
+        codec: Codec = Filled(zeros, 0, spec.scale_shape) if kept else zeros
+        found["zero"] = Slot(f"{name}.weight_zero_point", DType.I32, stored, codec)
     index = f"{name}.weight_g_idx"
-    kinds: dict[str | None, Codec] = {"trivial": GroupIndex(spec.weight.group_size or 1), "unset": Constant((-1,))}
+    kinds: dict[str | None, Codec] = {
+        "trivial": GroupIndex(spec.weight.group_size or spec.in_features),
+        "unset": Constant((-1,)),
+    }
     if spec.g_idx or dialect.get("g_idx"):
         found["g_idx"] = Slot(index, DType.I32, (spec.in_features,), kinds.get(dialect.get("g_idx"), PLAIN))
     return found

@@ -35,3 +35,19 @@ def test_progress_for_pipelines_is_lines_of_json(fixtures, tmp_path):
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert lines[-1]["bytes_done"] == lines[-1]["bytes_total"] > 2_000_000
     assert json.loads(done.stdout)["exactness"] == {"reversible": 14}
+
+
+def test_an_interrupt_leaves_nothing_and_says_130(fixtures, tmp_path):
+    code = f"""
+import os, signal, sys
+import qbridge.sink as sink
+real = sink._write_shard
+sink._write_shard = lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGINT))
+sys.argv = ["qbridge", "convert", {str(fixtures / "compressed_tensors/llama_w8a8/model")!r},
+            {str(tmp_path / "out")!r}, "--to", "lmdeploy"]
+from qbridge.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and "interrupted" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -77,7 +77,8 @@ def rules(version: str) -> tuple[Rule, ...]:
             yield Problem((f"LMDeploy {version} has no class for it",), where=(named,))
 
     def dense_linears_in_decoder(model: Model) -> Iterator[Problem]:
-        if version == "0.6.2" or model.architecture not in PREFIXED:
+        tried = model.format == "smooth-quant"  # how its AWQ loader reads the list was not tried
+        if version == "0.6.2" or model.architecture not in PREFIXED or not tried:
             yield from _dense_decoder_linears(model)
         else:
             yield from _partly_dense(model)

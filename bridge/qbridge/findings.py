@@ -51,7 +51,8 @@ class Finding:
             "count": len(self.where),
             "where": list(self.where),
             "facts": list(self.facts),
-            "help": list(self.help),
+            "why": self.entry.why,
+            "help": [*self.help, self.entry.fix],
             "allow": self.entry.allow,
         }
 

@@ -34,7 +34,8 @@ def _finding(console: Console, finding: Finding) -> None:
         console.print(Text(f"  --> {finding.where[0]}{more}"))
     for fact in finding.facts:
         console.print(Text(f"   |  {fact}"))
-    for line in finding.help:
+    console.print(Text(f"   =  {finding.entry.why}"))
+    for line in (*finding.help, finding.entry.fix):
         console.print(Text("  help: ", "cyan").append(line))
     console.print()
 

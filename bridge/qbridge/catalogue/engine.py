@@ -14,7 +14,7 @@ ENTRIES = (
         "A decoder linear is not quantized, and LMDeploy does not consult ignore lists for this model class.",
         "It builds an int8 layer, finds no scale and no int8 weight, says nothing, and talks garbage.",
         "model.layers.0.mlp.down_proj left in float16 of a Llama",
-        "Quantize every linear of the decoder.",
+        "Quantize every linear of the decoder, or serve it with vLLM (--to vllm).",
         "lmdeploy 0.18.0, pytorch/models/llama.py and qwen2.py (linears built without a prefix)",
     ),
     Code(
@@ -32,7 +32,7 @@ ENTRIES = (
         "The layers store input scales from calibration; LMDeploy quantizes activations as they come, per token.",
         "It raises KeyError on input_scale, and without the scales it would compute something else.",
         "int8 static symmetric per tensor",
-        "Quantize with dynamic per-token activations (llm-compressor's W8A8 preset).",
+        "Serve it with vLLM (--to vllm), or quantize with dynamic per-token activations (llm-compressor's W8A8).",
         _LMDEPLOY,
     ),
     Code(
@@ -71,7 +71,7 @@ ENTRIES = (
         "The layers' activations are quantized with a zero-point.",
         "LMDeploy would quantize them symmetrically, which is another model.",
         "int8 dynamic asymmetric per token",
-        "Quantize with symmetric activations (llm-compressor's W8A8 preset).",
+        "Serve it with vLLM (--to vllm), or quantize with symmetric activations (llm-compressor's W8A8).",
         _LMDEPLOY,
     ),
     Code(
@@ -80,7 +80,7 @@ ENTRIES = (
         "The layers quantize weights only (W8A16).",
         "Its W8A8 linears would quantize the activations too, which is another model.",
         "int8 symmetric per channel, activations not quantized",
-        "Serve it with vLLM, or quantize to W8A8 or W4A16.",
+        "Serve it with vLLM (--to vllm), or quantize to W8A8 or W4A16.",
         _LMDEPLOY,
     ),
     Code(

@@ -51,7 +51,7 @@ ENTRIES = (
         "The destination's layout has no place for something that the source says about a layer.",
         "Writing it anyway would lose or change values.",
         "zero-points into smooth-quant",
-        "Choose another target; the help names what stands in the way.",
+        "Choose another target; the facts name what stands in the way.",
         "the page of the format under docs/formats",
     ),
 )

@@ -260,3 +260,16 @@ def test_g_idx_that_says_nothing_is_none(case, size, tmp_path):
     qbridge.convert(model, tmp_path / "there", "awq")
     qbridge.convert(tmp_path / "there", tmp_path / "back", "compressed-tensors")
     assert_same_tensors(model, tmp_path / "back")
+
+
+def test_a_read_that_fails_while_a_checkpoint_is_opened_is_an_io_error(monkeypatch):
+    import errno
+    import os
+
+    def failing(*words):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(qbridge.QBridgeError) as caught:
+        qbridge.inspect(GPTQ / "llama_v1_sym/model")
+    assert caught.value.exit_code == 4 and caught.value.findings[0].code == "QB401"

@@ -65,8 +65,9 @@ def open_checkpoint(path: PathLike, format: str | None = None, allow: Iterable[s
     with io_as_finding(str(path)):
         source = open_source(path, findings)
     try:
-        reader, match = _reader(source, format)
-        model = reader.read(source, findings)
+        with io_as_finding(str(path)):
+            reader, match = _reader(source, format)
+            model = reader.read(source, findings)
         _suggest(source, reader, findings)
         findings.stop_on_errors()
     except BaseException:

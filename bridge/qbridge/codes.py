@@ -1,4 +1,4 @@
-"""Bit packing: every width and order as data, two compiled kernels for all of them; no format is named here.
+"""Bit packing: every width and order as data, one pair of compiled loops per shape of them; no format is named here.
 
 A packed row is a little-endian bit stream of unsigned words: lane i of the row takes bits [i*b, (i+1)*b), across
 word borders where b does not divide the word. `order` permutes the lanes of a word; `padded` words hold whole lanes

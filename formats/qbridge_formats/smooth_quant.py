@@ -35,7 +35,6 @@ SUMMARY = "LMDeploy's own W8A8: int8 or float8 weights, one float32 scale per ou
 ALIASES: tuple[str, ...] = ()
 
 METHOD = "smooth_quant"
-INT8 = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
 FLOAT8: Mapping[str, tuple[DType, CodeType]] = {
     "float8_e4m3fn": (DType.F8_E4M3, "e4m3fn"),
     "float8_e5m2": (DType.F8_E5M2, "e5m2"),

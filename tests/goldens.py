@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import qbridge
-from qbridge.values import dequantize
+from qbridge.ir import Layer
+from qbridge.layout import ScaledZeros
+from qbridge.values import dequantize, group_index
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,8 +21,12 @@ def cases(format_id: str) -> list[str]:
     return sorted(found - NOT_READ)
 
 
-ALLOW = {"llama_no_block": ["assumed-activations"], "llama_lite062": ["pickle"]}
-NOT_READ = {"llama_fp8_dynamic", "llama_autogptq_zero0", "llama_gemv", "llama_gemv_fast"}
+ALLOW = {
+    "llama_no_block": ["assumed-activations"],
+    "llama_lite062": ["pickle"],
+    "llama_autogptq_zero0": ["v1-zeros-wrap"],
+}
+NOT_READ = {"llama_fp8_dynamic"}
 
 
 def check(format_id: str, case: str) -> None:
@@ -30,14 +36,22 @@ def check(format_id: str, case: str) -> None:
     with qbridge.open(folder / "model", allow=ALLOW.get(case, ())) as checkpoint:
         assert checkpoint.format.replace("-", "_") == format_id
         slots = checkpoint.model.slots
-        stored = {
-            name: slots[name]["code"].tensor.removesuffix("_packed").replace(".qweight", ".weight")
-            for name in checkpoint.specs
-        }
+        stored = {name: slots[name]["code"].tensor.rpartition(".")[0] + ".weight" for name in checkpoint.specs}
         assert set(stored.values()) == expected.keys()
         for name, tensor in stored.items():
-            values = dequantize(checkpoint.layer(name)).astype("<f4")
+            as_products = isinstance(slots[name]["zero"].codec, ScaledZeros) if "zero" in slots[name] else False
+            layer = checkpoint.layer(name)
+            values = with_rounded_products(layer) if as_products else dequantize(layer).astype("<f4")
             wanted = expected[tensor]
             assert list(values.shape) == wanted["shape"], name
             assert values[0, : len(wanted["head"])].tolist() == [np.float32(x) for x in wanted["head"]], name
             assert hashlib.sha256(values.tobytes()).hexdigest() == wanted["sha256"], name
+
+
+def with_rounded_products(layer: Layer) -> np.ndarray:
+    """What AWQ's fast kernels compute: code * scale + float16(-zero * scale), in float32."""
+    columns = group_index(layer.spec)
+    scale = layer.arrays["scale"].view(np.float16)
+    zeros = -((layer.arrays["zero"] + 8).astype(np.float16) * scale)
+    codes = layer.arrays["code"].astype(np.float32) + 8
+    return codes * scale.astype(np.float32)[:, columns] + zeros.astype(np.float32)[:, columns]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qbridge.catalogue import ALLOW
+from qbridge.catalogue import ALLOW, CHOICES
 from qbridge.dtypes import Array
 from qbridge.findings import Findings, QBridgeError, error, io_as_finding
 from qbridge.formats import Format, Match, decode, detect, did_you_mean, find, load, registry
@@ -78,7 +78,7 @@ def open_checkpoint(path: PathLike, format: str | None = None, allow: Iterable[s
 
 def _words(allow: Iterable[str]) -> frozenset[str]:
     words = frozenset(allow)
-    for word in sorted(words - ALLOW.keys()):
+    for word in sorted(words - ALLOW.keys() - CHOICES.keys()):
         raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
     return words
 

@@ -42,6 +42,12 @@ From = Annotated[
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", metavar="WHAT", help=f"Let a finding pass: {', '.join(ALLOW)}.")
 ]
+V1Zeros = Annotated[
+    str | None,
+    typer.Option(
+        "--v1-zeros", metavar="wrap|add", help="Read all-ones zero-points of GPTQ version 1 as 0, or plus 1."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -54,6 +60,13 @@ def _out() -> Console:
 
 def _err() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
+    """The words of --allow, and those that other options stand for."""
+    if v1_zeros not in (None, "wrap", "add"):
+        raise typer.BadParameter("wrap or add", param_hint="--v1-zeros")
+    return [*(allow or ()), *([f"v1-zeros-{v1_zeros}"] if v1_zeros else ())]
 
 
 @contextmanager
@@ -96,6 +109,7 @@ def convert(
         str | None, typer.Option(metavar="SIZE", help="For example 5GB; default: the source's shards.")
     ] = None,
     allow: Allow = None,
+    v1_zeros: V1Zeros = None,
     progress: Annotated[str, typer.Option(metavar="auto|json|none", help="Progress on stderr.")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -109,7 +123,7 @@ def convert(
             dst,
             to,
             source,
-            allow=allow or (),
+            allow=_words(allow, v1_zeros),
             dry_run=dry_run,
             overwrite=overwrite,
             max_shard_size=limit,
@@ -119,10 +133,12 @@ def convert(
 
 
 @app.command()
-def inspect(src: Source, source: From = None, allow: Allow = None, as_json: Json = False) -> None:
+def inspect(
+    src: Source, source: From = None, allow: Allow = None, v1_zeros: V1Zeros = None, as_json: Json = False
+) -> None:
     """Say what a checkpoint is: format, schemes, dims, sizes."""
     with _answering("inspect", as_json):
-        found = qbridge.inspect(src, source, allow=allow or ())
+        found = qbridge.inspect(src, source, allow=_words(allow, v1_zeros))
         _say(as_json, found, render.inspection, found.findings)
 
 
@@ -131,11 +147,12 @@ def verify(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
     allow: Allow = None,
+    v1_zeros: V1Zeros = None,
     as_json: Json = False,
 ) -> None:
     """Compare two checkpoints layer by layer, across formats; exit 1 if they are not the same model."""
     with _answering("verify", as_json):
-        done = qbridge.verify(a, b, allow=allow or ())
+        done = qbridge.verify(a, b, allow=_words(allow, v1_zeros))
         _say(as_json, done, render.verification, done.findings)
         if not done.same:
             raise typer.Exit(1)

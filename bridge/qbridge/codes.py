@@ -1,12 +1,13 @@
-"""Bit packing: every width and order as data, one pair of compiled loops per shape of them; no format is named here.
+"""Bit packing: every width and order as data, one pair of compiled loops for all of them; no format is named here.
 
-A packed row is a little-endian bit stream of unsigned words: lane i of the row takes bits [i*b, (i+1)*b), across
-word borders where b does not divide the word. `order` permutes the lanes of a word; `padded` words hold whole lanes
-only and leave their high bits zero.
+A packed row is a row of unsigned words that repeats a *period*: so many lanes in so many words. `pieces` says for a
+period which bits of which word are which bits of which lane; streams across word borders, permuted lanes, padded
+words and bit planes differ in nothing else.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,11 @@ import numpy as np
 from qbridge.dtypes import Array, DType
 from qbridge.layout import Slot
 
-_TILE = 64  # rows whose cache lines are reused word after word
+_ROWS = 128  # rows of a tile; with 16 words to a row, a tile and its lanes stay in the first cache
+_WORDS = 16  # one cache line of 32-bit words
+_BLOCK = 256  # output features that `repack` holds as codes at a time, per thread
 
-Kernel = Callable[[Any, Any, int, int, int], None]
+Kernel = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +32,11 @@ class BitPacked:
     """A canonical [rows, columns] part of signed integers, packed along one of its axes.
 
     A stored lane is (value + offset) modulo 2**bits. `along` is the canonical axis whose neighbours share a word: 0
-    (out_features) or 1 (in_features, groups). `transposed` tensors have the canonical columns as their rows.
-    `word_minus` is subtracted from each whole word when it is stored, borrows between lanes included. With `wraps`
-    the lowest value takes the place of the one above the highest.
+    (out_features) or 1 (in_features, groups). `transposed` tensors have the canonical columns as their rows. Lanes
+    form a little-endian bit stream, in which each run of len(order) of them is permuted: order[i] comes at place i.
+    `padded` words hold whole lanes only and leave their high bits zero. `planes` are the widths of bit planes, low
+    bits first, each of which holds its bits of 32 lanes. `word_minus` is subtracted from each whole word when it is
+    stored, borrows between lanes included. With `wraps` the lowest value takes the place of the one above the highest.
     """
 
     bits: int
@@ -42,6 +47,7 @@ class BitPacked:
     padded: bool = False
     word_minus: int = 0
     wraps: bool = False
+    planes: tuple[int, ...] = ()
 
     def stored_shape(self, shape: tuple[int, int], word_bits: int = 32) -> tuple[int, int]:
         """Shape of the stored tensor of words for a canonical shape."""
@@ -58,38 +64,120 @@ class BitPacked:
         low, high = int(array.min(initial=-self.offset)), int(array.max(initial=-self.offset))
         if low < -self.offset or high >= 2**self.bits - self.offset:
             raise ValueError(f"{slot.tensor}: values from {low} to {high} do not fit {self.bits} bits")
-        words = np.zeros(slot.shape, f"<u{slot.dtype.itemsize}")
-        self._run(0, np.ascontiguousarray(array), words)
+        words = np.empty(slot.shape, f"<u{slot.dtype.itemsize}")
+        lanes = np.ascontiguousarray(array)
+        _in_parallel(
+            lanes.shape[0], self._step(words), lambda first, end: self._run(0, lanes[first:end], words, first)
+        )
         words -= words.dtype.type(self.word_minus)
         return words.view(slot.dtype.numpy)
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
         """The canonical array of stored words; what lies beyond its last lane is ignored."""
-        array = np.empty(shape, dtype.numpy)
-        words = np.ascontiguousarray(stored).view(f"<u{stored.dtype.itemsize}")
+        lanes = np.empty(shape, dtype.numpy)
+        words = _unsigned(stored)
         if self.word_minus:
-            words = words + words.dtype.type(self.word_minus)
-        self._run(1, array, words)
+            words = np.add(words, words.dtype.type(self.word_minus))
+        _in_parallel(
+            lanes.shape[0], self._step(words), lambda first, end: self._run(1, lanes[first:end], words, first)
+        )
         if self.wraps:
             top = 2**self.bits - 1 - self.offset
-            array[array == top] -= 2**self.bits
-        return array
+            lanes[lanes == top] -= 2**self.bits
+        return lanes
 
-    def _run(self, which: int, array: Array, words: Array) -> None:
-        """One kernel over all rows of words, in as many threads as there are cores."""
-        rows = words.T if self.transposed == (self.along == 1) else words
-        width = words.dtype.itemsize * 8
-        whole = width // self.bits if self.padded or width % self.bits == 0 else 0
-        across = self.along == 0 and whole > 0
-        kernel = kernels(self.bits, width, whole, self.order, across)[which]
-        lanes = array if across or self.along == 1 else array.T
-        step = max(_TILE, -(-len(rows) // (2 * _threads()) // _TILE) * _TILE)
-        starts = range(0, len(rows), step)
-        if len(starts) == 1:
-            kernel(lanes, rows, self.offset, 0, len(rows))
+    def _step(self, words: Array) -> int:
+        """Canonical rows must be taken in multiples of this, so that no two threads write one word."""
+        return _pieces(self.bits, words.dtype.itemsize * 8, self.padded, self.order, self.planes)[0]
+
+    def _run(self, which: Literal[0, 1], lanes: Array, words: Array, first: int) -> None:
+        """Pack (0) canonical rows from `first` on into their words, or unpack (1) them."""
+        kernel = kernels(self.bits, words.dtype.itemsize * 8, self.padded, self.order, self.planes)[which]
+        row, lane = (first, 0) if self.along == 1 else (0, first)
+        kernel(lanes, words, self.offset, row, lane, self.transposed == (self.along == 1), self.along == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """Codes in tiles of (out_features, in_features), each laid out in an order of its own and then packed.
+
+    Place i of a tile holds its code order[i], counted row by row (out_features first). A stored row holds a row of
+    tiles along in_features, or along out_features with `across`; its places are packed as a row of `packed`.
+    """
+
+    tile: tuple[int, int]
+    order: tuple[int, ...]
+    packed: BitPacked
+    across: bool
+
+    def stored_shape(self, shape: tuple[int, int], word_bits: int = 32) -> tuple[int, int]:
+        """Shape of the stored tensor of words for a canonical shape of whole tiles; ValueError for another."""
+        if shape[0] % self.tile[0] or shape[1] % self.tile[1]:
+            raise ValueError(f"{shape[0]} x {shape[1]} is not whole tiles of {self.tile[0]} x {self.tile[1]}")
+        return self.packed.stored_shape(self._places(shape), word_bits)
+
+    def _places(self, shape: tuple[int, int]) -> tuple[int, int]:
+        along = shape[1] // self.tile[1] if self.across else shape[0] // self.tile[0]
+        return along, shape[0] * shape[1] // along
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """The words of `array` in the dtype and shape of `slot`; ValueError for a value that does not fit."""
+        (rows, columns), (high, wide) = array.shape, self.tile
+        axes = (2, 0, 1, 3) if self.across else (0, 2, 1, 3)
+        tiles = array.reshape(rows // high, high, columns // wide, wide).transpose(axes)
+        places = tiles.reshape(-1, high * wide)[:, self.order].reshape(self._places((rows, columns)))
+        return self.packed.encode(places, slot)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """The canonical array of stored words."""
+        (rows, columns), (high, wide) = shape, self.tile
+        places = self.packed.decode(stored, dtype, self._places((rows, columns)))
+        codes = places.reshape(-1, high * wide)[:, np.argsort(self.order)]
+        if self.across:
+            tiles = codes.reshape(columns // wide, rows // high, high, wide).transpose(1, 2, 0, 3)
         else:
-            ends = (min(start + step, len(rows)) for start in starts)
-            list(_pool().map(lambda start, end: kernel(lanes, rows, self.offset, start, end), starts, ends))
+            tiles = codes.reshape(rows // high, columns // wide, high, wide).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(tiles).reshape(shape)
+
+
+def can_repack(read: BitPacked, write: BitPacked) -> bool:
+    """Whether codes stored through `read` can go into the words of `write` block by block, none of them unfit."""
+    return (
+        read.bits <= write.bits
+        and (read.offset, write.offset) == (2 ** (read.bits - 1), 2 ** (write.bits - 1))
+        and not (read.word_minus or write.word_minus or read.wraps or write.wraps)
+    )
+
+
+def repack(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, int], slot: Slot) -> Array:
+    """The words of `write` for codes of `shape` stored through `read`, a few rows at a time (`can_repack`)."""
+    words, out = _unsigned(stored), np.empty(slot.shape, f"<u{slot.dtype.itemsize}")
+
+    def block(first: int, end: int) -> None:
+        for top in range(first, end, size):
+            codes = np.empty((min(size, end - top), shape[1]), np.int8)
+            read._run(1, codes, words, top)
+            write._run(0, codes, out, top)
+
+    step = math.lcm(read._step(words), write._step(out))
+    size = -(-_BLOCK // step) * step
+    _in_parallel(shape[0], step, block)
+    return out.view(slot.dtype.numpy)
+
+
+def _unsigned(stored: Array) -> Array:
+    return np.ascontiguousarray(stored).view(f"<u{stored.dtype.itemsize}")
+
+
+def _in_parallel(rows: int, step: int, work: Callable[[int, int], None]) -> None:
+    """`work` on ranges of rows that begin at multiples of `step`, in as many threads as there are cores."""
+    share = max(_ROWS, -(-rows // (2 * _threads())))
+    share = -(-share // step) * step
+    if rows <= share:
+        work(0, rows)
+    else:
+        starts = range(0, rows, share)
+        list(_pool().map(lambda start: work(start, min(start + share, rows)), starts))
 
 
 def _threads() -> int:
@@ -103,13 +191,135 @@ def _pool() -> ThreadPoolExecutor:
 
 
 @cache
-def kernels(bits: int, width: int, whole: int, order: tuple[int, ...], across: bool) -> tuple[Kernel, Kernel]:
-    """(pack, unpack) of (lanes, words [rows, n], offset, first row, end row), compiled for these constants.
+def _pieces(
+    bits: int, width: int, padded: bool, order: tuple[int, ...], planes: tuple[int, ...]
+) -> tuple[int, int, tuple[tuple[int, int, int, int], ...]]:
+    """(lanes, words) of a period, and by level and lane (word, shift in the word, shift in the lane, mask).
 
-    `whole` is the number of lanes of a word, 0 for a stream that crosses words. Lanes are [rows, count], or [count,
-    rows] where neighbouring rows are neighbours in memory (`across`). `pack` wants zeroed words.
+    A lane has as many pieces as there are levels, of which those with mask 0 say nothing.
+    """
+    if planes:
+        found, base, up = [], 0, 0
+        for plane in planes:
+            per = width // plane
+            found += [(base + i // per, i % per * plane, up, 2**plane - 1) for i in range(width)]
+            base, up = base + plane, up + plane
+        return width, bits, tuple(found)
+    whole = width // bits if padded or width % bits == 0 else 0
+    lanes, run = math.lcm(whole or width, len(order) or 1), len(order) or 1
+    low, high = [], []
+    for lane in range(lanes):
+        place = lane - lane % run + order.index(lane % run) if order else lane
+        word, shift = (place // whole, place % whole * bits) if whole else divmod(place * bits, width)
+        here = min(bits, width - shift)
+        low.append((word, shift, 0, 2**here - 1))
+        high.append((word + 1, 0, here, 2 ** (bits - here) - 1) if here < bits else (word, 0, 0, 0))
+    words = lanes // whole if whole else lanes * bits // width
+    return lanes, words, tuple(low) if whole else (*low, *high)
+
+
+@cache
+def kernels(  # noqa: C901, PLR0915 - numba compiles closures over constants, and cannot cache calls between them
+    bits: int, width: int, padded: bool, order: tuple[int, ...], planes: tuple[int, ...]
+) -> tuple[Kernel, Kernel]:
+    """(pack, unpack) of (lanes, words, offset, first row, first lane, flip_words, flip_lanes), compiled.
+
+    Both go through tiles of words and of raw lanes that lie row by row, whatever the two arrays look like: with
+    `flip_words` words are [words of a row, rows], with `flip_lanes` lanes are [lanes, rows].
     """
     import numba
+
+    lanes_of, words_of, pieces = _pieces(bits, width, padded, order, planes)
+    periods = max(1, _WORDS // words_of)
+    wide, deep, pieces_of = periods * words_of, periods * lanes_of, len(pieces)
+    word_type = np.dtype(f"u{width // 8}").type
+    places = tuple(piece[0] for piece in pieces)
+    shifts, ups, masks = (tuple(word_type(piece[i]) for piece in pieces) for i in (1, 2, 3))
+    lane_mask = np.uint8(2**bits - 1)
+    by_word = sorted(range(pieces_of), key=lambda at: pieces[at][0])
+    starts = tuple(sum(piece[0] < word for piece in pieces) for word in range(words_of + 1))
+    lane_of = tuple(at % lanes_of for at in by_word)
+    shift_of, up_of, mask_of = (tuple(column[at] for at in by_word) for column in (shifts, ups, masks))
+
+    def pack(  # noqa: C901
+        lanes: Any, words: Any, offset: int, row: int, lane: int, flip_words: bool, flip_lanes: bool
+    ) -> None:
+        rows, count = (lanes.shape[1], lanes.shape[0]) if flip_lanes else lanes.shape
+        tile, raw = np.empty(_ROWS * wide, word_type), np.zeros(_ROWS * deep, np.uint8)
+        for top in range(0, rows, _ROWS):
+            high = min(_ROWS, rows - top)
+            for begin in range(0, count, deep):
+                many = min(deep, count - begin)
+                if many < deep:
+                    raw[:] = 0
+                if flip_lanes:
+                    for i in range(many):
+                        line, into = lanes[begin + i, top : top + high], raw[i:]
+                        for j in range(high):
+                            into[j * deep] = np.uint8(line[j] + offset) & lane_mask
+                else:
+                    for j in range(high):
+                        line, into = lanes[top + j, begin : begin + many], raw[j * deep : j * deep + many]
+                        for i in range(many):
+                            into[i] = np.uint8(line[i] + offset) & lane_mask
+                for period in range(_ROWS * periods):
+                    for word in range(words_of):
+                        value = word_type(0)
+                        for at in range(starts[word], starts[word + 1]):
+                            piece = word_type(raw[period * lanes_of + lane_of[at]])
+                            value |= ((piece >> up_of[at]) & mask_of[at]) << shift_of[at]
+                        tile[period * words_of + word] = value
+                first = (lane + begin) // lanes_of * words_of
+                filled = -(-many // lanes_of) * words_of  # what lies beyond may be another thread's
+                if flip_words:
+                    for i in range(min(filled, words.shape[0] - first)):
+                        target, kept = words[first + i, row + top : row + top + high], tile[i:]
+                        for j in range(high):
+                            target[j] = kept[j * wide]
+                else:
+                    used = min(filled, words.shape[1] - first)
+                    for j in range(high):
+                        target, kept = words[row + top + j, first : first + used], tile[j * wide : j * wide + used]
+                        for i in range(used):
+                            target[i] = kept[i]
+
+    def unpack(  # noqa: C901
+        lanes: Any, words: Any, offset: int, row: int, lane: int, flip_words: bool, flip_lanes: bool
+    ) -> None:
+        rows, count = (lanes.shape[1], lanes.shape[0]) if flip_lanes else lanes.shape
+        tile, raw = np.zeros(_ROWS * wide, word_type), np.empty(_ROWS * deep, np.uint8)
+        for top in range(0, rows, _ROWS):
+            high = min(_ROWS, rows - top)
+            for begin in range(0, count, deep):
+                first = (lane + begin) // lanes_of * words_of
+                if flip_words:
+                    for i in range(min(wide, words.shape[0] - first)):
+                        origin, into = words[first + i, row + top : row + top + high], tile[i:]
+                        for j in range(high):
+                            into[j * wide] = origin[j]
+                else:
+                    used = min(wide, words.shape[1] - first)
+                    for j in range(high):
+                        origin, into = words[row + top + j, first : first + used], tile[j * wide : j * wide + used]
+                        for i in range(used):
+                            into[i] = origin[i]
+                for period in range(_ROWS * periods):
+                    for i in range(lanes_of):
+                        value = word_type(0)
+                        for at in range(i, pieces_of, lanes_of):
+                            value |= ((tile[period * words_of + places[at]] >> shifts[at]) & masks[at]) << ups[at]
+                        raw[period * lanes_of + i] = np.uint8(value)
+                many = min(deep, count - begin)
+                if flip_lanes:
+                    for i in range(many):
+                        line, kept = lanes[begin + i, top : top + high], raw[i:]
+                        for j in range(high):
+                            line[j] = kept[j * deep] - offset
+                else:
+                    for j in range(high):
+                        line, kept = lanes[top + j, begin : begin + many], raw[j * deep : j * deep + many]
+                        for i in range(many):
+                            line[i] = kept[i] - offset
 
     def compiled(function: Kernel) -> Kernel:
         try:
@@ -118,116 +328,4 @@ def kernels(bits: int, width: int, whole: int, order: tuple[int, ...], across: b
             result = numba.njit(nogil=True)(function)
         return result
 
-    if not whole:
-        return compiled(_pack_stream(bits, width)), compiled(_unpack_stream(bits, width))
-    lane_of = order or tuple(range(whole))
-    makers = (_pack_across, _unpack_across) if across else (_pack_words, _unpack_words)
-    return compiled(makers[0](bits, whole, lane_of)), compiled(makers[1](bits, whole, lane_of))
-
-
-def _pack_stream(bits: int, width: int) -> Kernel:
-    mask = (1 << bits) - 1
-
-    def pack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
-        for row in range(first, end):
-            for lane in range(lanes.shape[1]):
-                value = (lanes[row, lane] + offset) & mask
-                word, shift = lane * bits // width, lane * bits % width
-                words[row, word] |= value << shift
-                if shift + bits > width:
-                    words[row, word + 1] |= value >> (width - shift)
-
-    return pack
-
-
-def _unpack_stream(bits: int, width: int) -> Kernel:
-    mask = (1 << bits) - 1
-
-    def unpack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
-        for row in range(first, end):
-            for lane in range(lanes.shape[1]):
-                word, shift = lane * bits // width, lane * bits % width
-                value = np.int64(words[row, word]) >> shift
-                if shift + bits > width:
-                    value |= np.int64(words[row, word + 1]) << (width - shift)
-                lanes[row, lane] = (value & mask) - offset
-
-    return unpack
-
-
-def _pack_words(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
-    mask = np.uint32((1 << bits) - 1)
-
-    def pack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
-        count = lanes.shape[1]
-        for top in range(first, end, _TILE):
-            for word in range(words.shape[1]):
-                base = word * whole
-                for row in range(top, min(top + _TILE, end)):
-                    packed = np.uint32(0)
-                    for place in range(whole):
-                        if base + whole <= count or base + lane_of[place] < count:
-                            lane = np.uint32(lanes[row, base + lane_of[place]] + offset) & mask
-                            packed |= lane << np.uint32(place * bits)
-                    words[row, word] = packed
-
-    return pack
-
-
-def _unpack_words(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
-    mask = np.uint32((1 << bits) - 1)
-
-    def unpack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
-        count = lanes.shape[1]
-        for top in range(first, end, _TILE):
-            for word in range(words.shape[1]):
-                base = word * whole
-                for row in range(top, min(top + _TILE, end)):
-                    packed = np.uint32(words[row, word])
-                    for place in range(whole):
-                        if base + whole <= count or base + lane_of[place] < count:
-                            value = np.int32((packed >> np.uint32(place * bits)) & mask)
-                            lanes[row, base + lane_of[place]] = value - np.int32(offset)
-
-    return unpack
-
-
-def _pack_across(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
-    mask = np.uint32((1 << bits) - 1)
-
-    def pack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
-        packed = np.empty(_TILE, np.uint32)
-        for top in range(first, end, _TILE):
-            size = min(_TILE, end - top)
-            for word in range(words.shape[1]):
-                packed[:] = 0
-                for place in range(whole):
-                    lane = word * whole + lane_of[place]
-                    if lane < lanes.shape[0]:
-                        for row in range(size):
-                            value = np.uint32(np.int32(lanes[lane, top + row]) + np.int32(offset)) & mask
-                            packed[row] |= value << np.uint32(place * bits)
-                for row in range(size):
-                    words[top + row, word] = packed[row]
-
-    return pack
-
-
-def _unpack_across(bits: int, whole: int, lane_of: tuple[int, ...]) -> Kernel:
-    mask = np.uint32((1 << bits) - 1)
-
-    def unpack(lanes: Any, words: Any, offset: int, first: int, end: int) -> None:
-        packed = np.empty(_TILE, np.uint32)
-        for top in range(first, end, _TILE):
-            size = min(_TILE, end - top)
-            for word in range(words.shape[1]):
-                for row in range(size):
-                    packed[row] = words[top + row, word]
-                for place in range(whole):
-                    lane = word * whole + lane_of[place]
-                    if lane < lanes.shape[0]:
-                        for row in range(size):
-                            value = np.int32((packed[row] >> np.uint32(place * bits)) & mask)
-                            lanes[lane, top + row] = value - np.int32(offset)
-
-    return unpack
+    return compiled(pack), compiled(unpack)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import Array, nbytes
-from qbridge.findings import Findings, io_as_finding
-from qbridge.formats import encode
-from qbridge.planning import OutputTensor, Plan, choose, make_plan
+from qbridge.findings import Findings, error, io_as_finding
+from qbridge.ir import Spec
+from qbridge.passes import Pass
+from qbridge.planning import OutputTensor, Plan, best_plan, survey
 from qbridge.report import Report
 from qbridge.sink import check_destination, plan_shards, staged, write_checkpoint
 from qbridge.source import MANIFEST
@@ -75,6 +76,7 @@ def convert(
         because=opened.because,
         target=wanted.name,
         format=plan.format,
+        chosen=plan.because,
         architecture=opened.model.architecture,
         layers=len(plan.layers),
         tensors=len(plan.outputs),
@@ -88,9 +90,12 @@ def convert(
 
 
 def _plan(opened: Checkpoint, target: Target) -> Plan:
-    destination = choose(target, opened.source, opened.model)
-    recorded = manifest.way_back(opened.source, opened.model, destination.NAME)
-    plan = make_plan(opened.source, opened.model, target, destination, opened.findings, recorded)
+    survey(opened.source, opened.model, opened.findings)
+
+    def recorded(format_name: str) -> Mapping[str, tuple[Spec, tuple[Pass, ...]]]:
+        return manifest.way_back(opened.source, opened.model, format_name)
+
+    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded)
     opened.findings.stop_on_errors()
     return plan
 
@@ -101,10 +106,10 @@ def _encoder(opened: Checkpoint, plan: Plan) -> Callable[[OutputTensor], Array]:
     def encoded(tensor: OutputTensor) -> Array:
         if tensor.origin:
             return opened.source.read(tensor.origin)
-        step = plan.layers[tensor.layer]
-        layer = step.run(opened.source, frozenset({tensor.part}))
-        array: Array = encode(layer, step.write)[tensor.name]
-        return array
+        try:
+            return plan.layers[tensor.layer].encoded(opened.source, tensor.part)
+        except ValueError as fault:  # a checkpoint edited after the conversion that its manifest records
+            raise error("QB304", tensor.layer, (str(fault),)) from fault
 
     return encoded
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -70,9 +70,7 @@ class Findings:
     """
 
     allow: frozenset[str] = frozenset()
-    _found: dict[tuple[str, tuple[str, ...], tuple[str, ...], Severity], dict[str, None]] = field(
-        default_factory=dict
-    )
+    _found: dict[tuple[str, tuple[str, ...], tuple[str, ...], Severity], dict[str, int]] = field(default_factory=dict)
 
     def add(
         self,
@@ -80,8 +78,9 @@ class Findings:
         where: str | Iterable[str] = (),
         facts: Sequence[str] = (),
         help: Sequence[str] = (),
+        values: int = 0,
     ) -> None:
-        """Note a finding under its catalogue severity."""
+        """Note a finding under its catalogue severity; `values` is how many values of each place it is about."""
         entry = CATALOGUE[code]
         severity = Severity(entry.severity)
         if entry.allow in self.allow and severity is Severity.ERROR:
@@ -90,7 +89,12 @@ class Findings:
             help = (*help, f"--allow {entry.allow}")
         places = self._found.setdefault((code, tuple(facts), tuple(help), severity), {})
         for place in (where,) if isinstance(where, str) else where:
-            places[place] = None
+            places[place] = values
+
+    def merge(self, other: Findings) -> None:
+        """Note everything that another collection with the same `allow` has."""
+        for key, places in other._found.items():
+            self._found.setdefault(key, {}).update(places)
 
     def allows(self, code: str) -> bool:
         """Whether the user let findings of this code pass."""
@@ -98,7 +102,7 @@ class Findings:
 
     def __iter__(self) -> Iterator[Finding]:
         """Errors first, then by code, in the order found."""
-        found = [Finding(c, tuple(w), f, h, s) for (c, f, h, s), w in self._found.items()]
+        found = [Finding(c, tuple(w), (*f, *_counted(w)), h, s) for (c, f, h, s), w in self._found.items()]
         order = list(Severity)
         return iter(sorted(found, key=lambda f: (order.index(f.severity), f.code)))
 
@@ -111,6 +115,15 @@ class Findings:
         """Raise QBridgeError with all findings if one of them is an error."""
         if self.errors:
             raise QBridgeError(tuple(self))
+
+
+def _counted(places: Mapping[str, int]) -> tuple[str, ...]:
+    """How many values a finding is about and where most of them are, if it counts any."""
+    total = sum(places.values())
+    if not total:
+        return ()
+    worst = max(places, key=places.__getitem__)
+    return (f"{total} values in {len(places)} places; worst: {worst}, {places[worst]}",)
 
 
 class QBridgeError(Exception):

@@ -17,19 +17,19 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from qbridge.dtypes import Array
 from qbridge.findings import Findings, QBridgeError, error
 from qbridge.ir import Layer, Model, Spec, TensorInfo
-from qbridge.layout import Slot, is_fixed
+from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.rules import Rule
 from qbridge.source import Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
-BUILTIN = ("awq", "compressed-tensors", "gptq", "smooth-quant")
+BUILTIN = ("auto-round", "awq", "compressed-tensors", "gptq", "marlin", "smooth-quant")
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
     "aqlm": "AQLM vector codes",
-    "auto-round": "AutoRound",
     "bitnet": "BitNet ternary weights",
     "bitsandbytes": "bitsandbytes (LLM.int8, NF4, FP4)",
     "eetq": "EETQ int8",
@@ -40,9 +40,10 @@ KNOWN_METHODS: Mapping[str, str] = {
     "gguf": "GGUF (llama.cpp)",
     "higgs": "HIGGS",
     "hqq": "HQQ",
-    "marlin": "serialized Marlin",
     "modelopt": "NVIDIA ModelOpt",
     "mxfp4": "MXFP4 (gpt-oss)",
+    "paroquant": "ParoQuant (rotated weights)",
+    "qqq": "QQQ (W4A8 with scales of two levels)",
     "quanto": "optimum-quanto",
     "quark": "AMD Quark",
     "spqr": "SpQR",
@@ -232,24 +233,42 @@ def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, S
         findings.add("QB015", names, (f"{len(names)} of {len(layers)} quantized layers lack *{suffix}",))
 
 
+def needed(slots: Mapping[str, Slot], parts: Collection[str]) -> dict[str, Slot]:
+    """The slots of `parts`, and of the scale where one of them cannot be read or written without it."""
+    found = {part: slot for part, slot in slots.items() if part in parts}
+    if any(isinstance(slot.codec, ScaledZeros) for slot in found.values()):
+        found["scale"] = slots["scale"]
+    return found
+
+
 def encode(layer: Layer, slots: Mapping[str, Slot]) -> dict[str, Any]:
     """The stored array of every part that the layer holds, and of every fixed tensor, by tensor name."""
-    nothing = np.empty(0)
     return {
-        slot.tensor: slot.codec.encode(layer.arrays.get(part, nothing), slot)
+        slot.tensor: encode_part(layer, part, slot)
         for part, slot in slots.items()
         if part in layer.arrays or is_fixed(slot.codec)
     }
 
 
+def encode_part(layer: Layer, part: str, slot: Slot) -> Array:
+    """The stored array of one part (or fixed tensor) of a layer; ValueError for a value that the slot cannot hold."""
+    array = layer.arrays.get(part, np.empty(0))
+    if isinstance(slot.codec, ScaledZeros):
+        return slot.codec.encode_with(array, slot, layer.arrays["scale"])
+    return slot.codec.encode(array, slot)
+
+
 def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> Layer:
-    """The layer of stored arrays by tensor name; parts whose tensor is not given are left out."""
-    parts = spec.parts()
-    return Layer(
-        spec,
-        {
-            part: slot.codec.decode(stored[slot.tensor], *parts[part])
-            for part, slot in slots.items()
-            if slot.tensor in stored and not is_fixed(slot.codec)
-        },
-    )
+    """The layer of stored arrays by tensor name; parts whose tensor is not given are left out.
+
+    ValueError for stored values that no array of the layer could have given.
+    """
+    parts, arrays = spec.parts(), dict[str, Array]()
+    for part, slot in sorted(slots.items(), key=lambda item: isinstance(item[1].codec, ScaledZeros)):
+        if slot.tensor not in stored or is_fixed(slot.codec):
+            continue
+        if isinstance(slot.codec, ScaledZeros):
+            arrays[part] = slot.codec.decode_with(stored[slot.tensor], parts[part][1], arrays["scale"])
+        else:
+            arrays[part] = slot.codec.decode(stored[slot.tensor], *parts[part])
+    return Layer(spec, arrays)

@@ -17,6 +17,7 @@ NESTED = ("text_config", "llm_config")
 
 # Two names of one value; whichever is there is written under both.
 _SYNONYMS = (("torch_dtype", "dtype"), ("num_experts", "num_local_experts"))
+COMPUTE_DTYPE = "torch_dtype"  # the name that `meaning` keeps
 # Keys that say nothing about what the model computes.
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *QUANTIZATION_KEYS})
 
@@ -33,6 +34,14 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 def _is_nested(key: str, value: Any) -> bool:
     """Whether a key holds the text model's own config, as multimodal models have it, one level deep."""
     return key in NESTED and isinstance(value, dict)
+
+
+def as_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with another dtype to compute in, nested ones included; unchanged if that is an empty string."""
+    if not dtype:
+        return dict(config)
+    named = {"torch_dtype": dtype, "dtype": dtype}
+    return {**{k: {**v, **named} if _is_nested(k, v) else v for k, v in config.items()}, **named}
 
 
 def spell(config: Mapping[str, Any], transformers: tuple[int, ...] = (4, 5)) -> dict[str, Any]:

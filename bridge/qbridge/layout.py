@@ -7,7 +7,7 @@ engine knows that a tensor can be copied instead of decoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -127,6 +127,69 @@ class Filled:
         return stored
 
 
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """A matrix stored through `codec` in the upper left corner of a larger one, `shape` of it, the rest zero."""
+
+    codec: Codec
+    shape: tuple[int, int]
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """The inner array in a matrix of zeros of the slot's shape."""
+        stored = np.zeros(slot.shape, slot.dtype.numpy)
+        stored[: self.shape[0], : self.shape[1]] = self.codec.encode(array, replace(slot, shape=self.shape))
+        return stored
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """The inner array; ValueError if anything beyond it is not zero."""
+        inner = np.ascontiguousarray(stored[: self.shape[0], : self.shape[1]])
+        if np.count_nonzero(stored) != np.count_nonzero(inner):
+            raise ValueError("what lies beyond its last group is not zero")
+        return self.codec.decode(inner, dtype, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffled:
+    """The canonical columns as rows, each run of len(order) elements permuted: place i holds element order[i]."""
+
+    order: tuple[int, ...]
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """`array` transposed and permuted."""
+        return np.ascontiguousarray(array.T).reshape(-1, len(self.order))[:, self.order].reshape(slot.shape)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """`stored` permuted back and transposed."""
+        back = stored.reshape(-1, len(self.order))[:, np.argsort(self.order)]
+        return np.ascontiguousarray(back.reshape(shape[::-1]).T)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledZeros:
+    """Zero-points stored as -(zero + offset) * scale in float16, rounded once, groups as rows; `scale` is needed."""
+
+    offset: int
+
+    def encode_with(self, array: Array, slot: Slot, scale: Array) -> Array:
+        """The products in the shape of `slot`, zero beyond the last group."""
+        stored = np.zeros(slot.shape, np.float16)
+        zeros = (array + self.offset).astype(np.float16)
+        stored[: array.shape[1]] = -(zeros * scale.view(np.float16)).T
+        return stored
+
+    def decode_with(self, stored: Array, shape: tuple[int, ...], scale: Array) -> Array:
+        """The integers, int16 of `shape`; ValueError if other products than theirs are stored."""
+        inner, scales = stored[: shape[1]].T, scale.view(np.float16)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.nan_to_num(np.rint(inner.astype(np.float64) / -scales.astype(np.float64)))
+        zeros: Array = (np.clip(found, -(2**14), 2**14) - self.offset).astype(np.int16)
+        again = self.encode_with(zeros, Slot("", DType.F16, stored.shape), scale)
+        differing = int(np.count_nonzero(again.view(np.uint16) != stored.view(np.uint16)))
+        if differing or (scales == 0).any():
+            raise ValueError(f"{differing} of {inner.size} are no integer times their scale")
+        return zeros
+
+
 def _same(stored: Array, wanted: Array) -> Array:
     differing = np.count_nonzero(stored.reshape(-1) != wanted)
     if differing:
@@ -134,7 +197,7 @@ def _same(stored: Array, wanted: Array) -> Array:
     return stored
 
 
-def is_fixed(codec: Codec) -> bool:
+def is_fixed(codec: Codec | ScaledZeros) -> bool:
     """Whether a slot of this codec stands for no part of the layer."""
     return isinstance(codec, Constant | GroupIndex | Filled)
 
@@ -152,7 +215,7 @@ class Slot:
     tensor: str
     dtype: DType
     shape: tuple[int, ...]
-    codec: Codec = PLAIN
+    codec: Codec | ScaledZeros = PLAIN
 
     def same_bytes(self, other: Slot) -> bool:
         """Whether the same part stored through the other slot has the same bytes."""

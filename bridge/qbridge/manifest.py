@@ -19,8 +19,10 @@ from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
+from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.undo import Undo
+from qbridge.passes.widen import Widen
 from qbridge.planning import Plan, Trial
 from qbridge.source import MANIFEST, Source
 
@@ -146,11 +148,13 @@ def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> 
 
 
 def _step(fields: Mapping[str, Any]) -> Pass:
-    if fields.get("undo"):
-        raise ValueError("a conversion back is not undone")
+    if fields.get("undo") or fields.get("rounded"):
+        raise ValueError("neither a conversion back nor a rounding is undone")
     makers: dict[str, Callable[[], Pass]] = {
         "recast": lambda: Recast(DType(fields["dtype"])),
         "broadcast": Broadcast,
+        "regroup": lambda: Regroup(fields["group_size"]),
         "symmetrize": Symmetrize,
+        "widen": lambda: Widen(fields["bits"]),
     }
     return makers[fields["pass"]]()

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from qbridge.codes import BitPacked, can_repack, repack
 from qbridge.dtypes import Array, DType, to_float64
 from qbridge.exactness import Exactness, weakest
 from qbridge.findings import Findings
-from qbridge.formats import Format, decode, find
-from qbridge.hf_config import spell
+from qbridge.formats import decode, encode_part, find, needed
+from qbridge.hf_config import as_dtype, spell
 from qbridge.ir import Layer, Model, Spec
-from qbridge.layout import Slot, is_fixed
+from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.passes import Pass
-from qbridge.rules import LayerRule, ModelRule, Rule, ValueRule, Values
+from qbridge.passes.recast import Moved
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
 from qbridge.source import Source
 from qbridge.targets import Target, rules_of
+from qbridge.targets.choice import Choice
 
 _BLOCK = 8 << 20  # bytes; a multiple of every item size
 _MOST_PASSES = 8  # more means that a rule and its fix disagree
@@ -56,12 +59,22 @@ class LayerPlan:
 
     def run(self, source: Source, parts: frozenset[str]) -> Layer:
         """The layer after the passes, with at least `parts` of it."""
-        spec_parts = self.before.parts().keys()
-        slots = {part: self.read[part] for part in spec_parts & (parts | self.touched)}
+        wanted = needed(self.write, parts).keys() | parts | self.touched
+        slots = needed(self.read, self.before.parts().keys() & wanted)
         layer = decode(self.before, slots, {slot.tensor: source.read(slot.tensor) for slot in slots.values()})
         for step in self.passes:
             layer = step.apply(layer)
         return layer
+
+    def encoded(self, source: Source, part: str) -> Array:
+        """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""
+        slot = self.write[part]
+        if part == "code" and "code" not in self.touched:
+            origin, shape = self.read[part], (self.after.out_features, self.after.in_features)
+            read, write = origin.codec, slot.codec
+            if isinstance(read, BitPacked) and isinstance(write, BitPacked) and can_repack(read, write):
+                return repack(source.read(origin.tensor), read, write, shape, slot)
+        return encode_part(self.run(source, frozenset({part})), part, slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,7 @@ class Plan:
     layers: Mapping[str, LayerPlan]
     outputs: Sequence[OutputTensor]
     config: Mapping[str, Any]
+    because: str = ""
 
     @property
     def exactness(self) -> dict[str, int]:
@@ -104,27 +118,27 @@ def make_plan(
     source: Source,
     model: Model,
     target: Target,
-    destination: Format,
+    choice: Choice,
     findings: Findings,
     recorded: Mapping[str, tuple[Spec, tuple[Pass, ...]]] | None = None,
+    values: bool = True,
 ) -> Plan:
-    """Plan a conversion into one of the target's formats; every problem becomes a finding.
+    """Plan a conversion into one format of a target; every problem becomes a finding.
 
-    The plan is only good if none of them is an error.
-
-    `recorded` gives, by layer, the spec that a manifest records and the passes that lead back to it.
+    The plan is only good if none of them is an error, and if the value rules were walked (`values`). `recorded`
+    gives, by layer, the spec that a manifest records and the passes that lead back to it.
     """
-    survey(source, model, findings)
-    rules = rules_of(target, destination.NAME)
+    destination, rules = find(choice.format), rules_of(choice)
     after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
     for name, spec in model.specs.items():
-        start, back = (recorded or {}).get(name, (replace(spec, dialect=()), ()))
+        start, back = (recorded or {}).get(name, (replace(spec, dialect=choice.dialect), ()))
         trial = Trial(source, model, name, back)
         ended, passes = repair(start, model, rules, findings, trial)
         after[name] = ended, (*back, *passes)
     result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
     result = _check_model(result, rules, findings)
-    _check_values(result, SourceValues(source, model), rules, findings)
+    if values:
+        _check_values(result, SourceValues(source, model), rules, findings)
     if findings.errors:
         return Plan(model, target, destination.NAME, {}, (), {})
     result = destination.settle(result)
@@ -136,22 +150,35 @@ def make_plan(
     }
     outputs = _outputs(source, result, layers)
     _check_names(outputs, findings)
-    return Plan(model, target, destination.NAME, layers, outputs, _config(destination, result, target))
+    config = spell(as_dtype(result.config, choice.dtype), target.transformers)
+    config["quantization_config"] = destination.config(result)
+    return Plan(model, target, destination.NAME, layers, outputs, config)
 
 
-def choose(target: Target, source: Source, model: Model) -> Format:
-    """The first of the target's formats that can hold every layer, else its first."""
-    first, *others = (find(name) for name in target.formats)
-    if not others or _holds(first, source, model):
-        return first
-    return next((other for other in others if _holds(other, source, model)), first)
+Recorded = Callable[[str], Mapping[str, tuple[Spec, tuple[Pass, ...]]]]
 
 
-def _holds(format_: Format, source: Source, model: Model) -> bool:
-    silent = Findings()
-    for name, spec in model.specs.items():
-        repair(replace(spec, dialect=()), model, format_.RULES, silent, Trial(source, model, name))
-    return not silent.errors
+def best_plan(source: Source, model: Model, target: Target, findings: Findings, recorded: Recorded) -> Plan:
+    """The plan for the first of the target's formats that can hold the model, or for the one with fewest problems.
+
+    `recorded` gives, for a format, what `make_plan` is given. The plan's `because` says why it is this format.
+    """
+    because = ""
+    failed: list[tuple[int, Choice]] = []
+    for choice in target.in_order(model.format):
+        for values in (False, True):
+            tried = Findings(findings.allow)
+            plan = make_plan(source, model, target, choice, tried, recorded(choice.format), values)
+            if tried.errors:
+                because = f"not {choice.format}: {tried.errors[0]}"
+                failed.append((sum(max(1, len(f.where)) for f in tried.errors), choice))
+                break
+        else:
+            findings.merge(tried)
+            own = target.keeps and choice.format == model.format
+            return replace(plan, because="the source's own format" if own else because)
+    fewest = min(failed, key=lambda entry: entry[0])[1]
+    return make_plan(source, model, target, fewest, findings, recorded(fewest.format))
 
 
 def _check_model(model: Model, rules: Sequence[Rule], findings: Findings) -> Model:
@@ -176,9 +203,9 @@ class SourceValues:
 
     def part(self, layer: str, part: str) -> Array:
         """A canonical part of a layer, as the source has it."""
-        slot = self.model.slots[layer][part]
-        stored = {slot.tensor: self.source.read(slot.tensor)}
-        return decode(self.model.specs[layer], {part: slot}, stored).arrays[part]
+        slots = needed(self.model.slots[layer], {part})
+        stored = {slot.tensor: self.source.read(slot.tensor) for slot in slots.values()}
+        return decode(self.model.specs[layer], slots, stored).arrays[part]
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         """An unquantized tensor in blocks, as flat arrays of its dtype."""
@@ -203,7 +230,7 @@ class Trial:
     name: str
     back: tuple[Pass, ...] = ()
 
-    def __call__(self, passes: tuple[Pass, ...]) -> str | None:
+    def __call__(self, passes: tuple[Pass, ...]) -> ValueError | None:
         """Why the passes cannot be applied after `back`, or None if they can."""
         steps = (*self.back, *passes)
         slots = self.model.slots[self.name]
@@ -212,7 +239,7 @@ class Trial:
         try:
             plan.run(self.source, plan.touched)
         except ValueError as fault:
-            return str(fault)
+            return fault
         return None
 
 
@@ -221,7 +248,7 @@ def repair(
     model: Model,
     rules: Sequence[Rule],
     findings: Findings,
-    trial: Callable[[tuple[Pass, ...]], str | None],
+    trial: Callable[[tuple[Pass, ...]], ValueError | None],
 ) -> tuple[Spec, tuple[Pass, ...]]:
     """The spec after the passes that its rules call for; a rule without a pass becomes a finding.
 
@@ -232,15 +259,27 @@ def repair(
         if not isinstance(rule, LayerRule):
             continue
         while (problem := rule.check(spec, model)) is not None:
-            step = rule.fix(spec)
+            step = rule.fix(spec, model)
             fault = trial((*passes, step)) if step and step.needs_values(spec) else None
+            if step and fault and findings.allows(rule.code) and (lossy := step.lossy()):
+                _note(findings, rule.code, spec, problem, fault)
+                step, fault = lossy, trial((*passes, lossy))
+                if fault:
+                    _note(findings, "QB303", spec, problem, fault)
+                    break
             if step is None or fault or len(passes) == _MOST_PASSES:
-                facts = (*problem.facts, fault) if fault else problem.facts
-                findings.add(rule.code, spec.name, facts, problem.help)
+                _note(findings, rule.code, spec, problem, fault)
                 break
             passes.append(step)
             spec = step.plan(spec)
     return spec, tuple(passes)
+
+
+def _note(findings: Findings, code: str, spec: Spec, problem: Problem, fault: ValueError | None) -> None:
+    """A layer's broken rule, with why its pass cannot help."""
+    count = fault.count if isinstance(fault, Moved) else 0
+    facts = problem.facts if count or not fault else (*problem.facts, str(fault))
+    findings.add(code, spec.name, facts, problem.help, count)
 
 
 def survey(source: Source, model: Model, findings: Findings) -> None:
@@ -255,6 +294,11 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
                 bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
                 if bad.size:
                     findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
+            elif isinstance(slot.codec, ScaledZeros):
+                try:
+                    SourceValues(source, model).part(name, part)
+                except ValueError as fault:
+                    findings.add("QB025", slot.tensor, (str(fault),))
             elif is_fixed(slot.codec):
                 try:
                     slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
@@ -283,7 +327,3 @@ def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:
         if output.name in seen:
             findings.add("QB033", output.name)
         seen.add(output.name)
-
-
-def _config(destination: Format, result: Model, target: Target) -> dict[str, Any]:
-    return {**spell(result.config, target.transformers), "quantization_config": destination.config(result)}

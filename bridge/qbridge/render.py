@@ -60,7 +60,7 @@ def report(console: Console, done: Report) -> None:
     rows = [
         ("source", f"{done.source}: {done.source_format} ({done.because})"),
         ("model", f"{done.architecture}, {_count(done.layers, 'quantized layer')}"),
-        ("target", f"{done.target}: {done.format}"),
+        ("target", f"{done.target}: {done.format}{f' ({done.chosen})' if done.chosen else ''}"),
         ("exactness", exact),
         ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
         (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),

@@ -16,7 +16,8 @@ SCHEMA = 1
 class Report:
     """The result of a conversion, or of its plan with `dry_run`.
 
-    `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file.
+    `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `chosen` says why
+    it is this format, where the target left a choice.
     """
 
     source: str
@@ -25,6 +26,7 @@ class Report:
     because: str
     target: str
     format: str
+    chosen: str
     architecture: str
     layers: int
     tensors: int

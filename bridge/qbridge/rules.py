@@ -26,12 +26,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class LayerRule:
-    """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none."""
+    """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none.
+
+    Both are given the spec as it has become and the model as it was read.
+    """
 
     code: str
     check: Callable[[Spec, Model], Problem | None]
     source: str
-    fix: Callable[[Spec], Pass | None] = lambda spec: None
+    fix: Callable[[Spec, Model], Pass | None] = lambda spec, model: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +70,22 @@ class ValueRule:
 
 
 Rule = LayerRule | ModelRule | ValueRule
+
+
+def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> ValueRule:
+    """Every zero-point must be a code (QB111), in the unsigned domain from `lowest(spec)` to 2**bits - 1.
+
+    GPTQ version 1 can say one that is not: 2**bits.
+    """
+
+    def check(model: Model, values: Values) -> Iterator[Problem]:
+        for name, spec in model.specs.items():
+            if spec.weight.symmetric or spec.weight.type != "int":
+                continue
+            half, zeros = 2 ** (spec.weight.bits - 1), values.part(name, "zero")
+            low, high = int(zeros.min()) + half, int(zeros.max()) + half
+            if low < lowest(spec) or high >= 2 * half:
+                ranges = f"zero-points from {low} to {high}", f"it holds {lowest(spec)} to {2 * half - 1}"
+                yield Problem(ranges, where=(name,))
+
+    return ValueRule("QB111", check, source)

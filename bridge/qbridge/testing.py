@@ -144,11 +144,11 @@ def made_legal(format_: Format, layer: Layer) -> tuple[Layer, tuple[Pass, ...]] 
     findings = Findings()
     rules = [rule for rule in format_.RULES if isinstance(rule, LayerRule)]
 
-    def trial(passes: tuple[Pass, ...]) -> str | None:
+    def trial(passes: tuple[Pass, ...]) -> ValueError | None:
         try:
             _applied(layer, passes)
         except ValueError as fault:
-            return str(fault)
+            return fault
         return None
 
     after, passes = repair(layer.spec, empty_model(format_.NAME, layer), rules, findings, trial)

@@ -13,7 +13,7 @@ from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import Array, to_float64
 from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import decode
-from qbridge.hf_config import meaning
+from qbridge.hf_config import COMPUTE_DTYPE, meaning
 from qbridge.ir import Layer, Spec
 from qbridge.planning import SourceValues
 from qbridge.report import Verification
@@ -59,7 +59,8 @@ def _compare_configs(left: Checkpoint, right: Checkpoint, findings: Findings) ->
     first, second = meaning(left.model.config), meaning(right.model.config)
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key):
-            findings.add("QB504", key, (f"{first.get(key)!r} and {second.get(key)!r}",))
+            code = "QB505" if key == COMPUTE_DTYPE else "QB504"
+            findings.add(code, key, (f"{first.get(key)!r} and {second.get(key)!r}",))
 
 
 def _compare_names(left: Checkpoint, right: Checkpoint, findings: Findings) -> list[str]:
@@ -101,6 +102,7 @@ def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, findings: Fin
         findings.add("QB501", name, differing)
         return "different"
     same = specs[0].scale_dtype is specs[1].scale_dtype and specs[0].weight == specs[1].weight
+    same = same and specs[0].g_idx == specs[1].g_idx
     return "identical" if same else "equal"
 
 
@@ -117,10 +119,9 @@ def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:
     """What two specs disagree on beyond how scales are stored."""
     pairs = (
         ("dims", (a.out_features, a.in_features), (b.out_features, b.in_features)),
-        ("code type", (a.weight.type, a.weight.bits), (b.weight.type, b.weight.bits)),
+        ("code type", a.weight.type, b.weight.type),
         ("activations", str(a.activation), str(b.activation)),
         ("bias", str(a.bias), str(b.bias)),
-        ("act-order", a.g_idx, b.g_idx),
     )
     return tuple(f"{what}: {x} and {y}" for what, x, y in pairs if x != y)
 
@@ -137,7 +138,7 @@ def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
         found.append("scales")
     if not np.array_equal(*_alike(_zeros(a), _zeros(b), a, b)):
         found.append("zero-points")
-    for part in ("bias", "g_idx", "input_zero"):
+    for part in ("bias", "input_zero"):
         if part in a.arrays and a.arrays[part].tobytes() != b.arrays[part].tobytes():
             found.append(part)
     if "input_scale" in a.arrays:
@@ -149,7 +150,8 @@ def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
 
 def _alike(x: Array, y: Array, a: Layer, b: Layer) -> tuple[Array, Array]:
     """Both with one column per input feature where their groups differ."""
-    if x.shape == y.shape:
+    orders = [layer.arrays["g_idx"].tobytes() if "g_idx" in layer.arrays else b"" for layer in (a, b)]
+    if x.shape == y.shape and orders[0] == orders[1]:
         return x, y
     return x[:, group_index(a.spec, a.arrays.get("g_idx"))], y[:, group_index(b.spec, b.arrays.get("g_idx"))]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from qbridge.findings import Findings
 from qbridge.source import Source
+from qbridge_formats._gptq_layers import Scheme
 
 FILES = ("quantize_config.json", "quant_config.json")
 ALIASES = {
@@ -25,15 +26,6 @@ ALIASES = {
     "method": "quant_method",
 }
 CHANGING = ("rotation", "activation")  # keys that ask for work beyond the linear itself
-
-
-@dataclass(frozen=True, slots=True)
-class Scheme:
-    """Bits, group size (-1 for one group) and symmetry of one module, as the config says."""
-
-    bits: int
-    group_size: int
-    sym: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +89,10 @@ def parse(raw: Mapping[str, Any], files: tuple[str, ...], findings: Findings) ->
     for key, value in faults:
         findings.add("QB013", f"quantization_config.{key}", (f"it is {value!r}",))
     named = raw.get("checkpoint_format", "gptq")
-    if named not in ("gptq", "gptq_v2"):
+    if named not in ("gptq", "gptq_v2", "gptq_p"):
         findings.add("QB101", "quantization_config.checkpoint_format", (f"GPTQ layout {named!r}",))
         return None
-    if raw.get("pack_dtype", "int32") != "int32":
+    if raw.get("pack_dtype", "int32") not in ("int32", "int16", "int8"):
         findings.add("QB101", "quantization_config.pack_dtype", (f"words of {raw['pack_dtype']}",))
         return None
     dynamic = [] if faults else _dynamic(raw.get("dynamic") or {}, findings)

@@ -1,126 +1,135 @@
-"""AWQ in its GEMM layout, as AutoAWQ and lmdeploy.lite write it.
+"""AWQ in the layouts of AutoAWQ, lmdeploy.lite, GPTQModel and llm-awq.
 
-tensor         dtype    shape          meaning (N = out_features, K = in_features, G = groups)
+Version gemm, in which everything is written (N = out_features, K = in_features, G = groups):
+
+tensor         dtype    shape          meaning
 <L>.qweight    int32    [K, N / 8]     codes + 8, eight output features to a word
 <L>.qzeros     int32    [G, N / 8]     zero-points + 8, the same way; also for symmetric weights
 <L>.scales     float16  [G, N]
 <L>.bias       float16  [N]            not quantized
 
 W = (code - zero) * scale.  The nibble at bits 4i of a word holds its output feature 0, 2, 4, 6, 1, 3, 5, 7 for
-i = 0 .. 7.  Sources: autoawq 0.2.9, awq/modules/linear/gemm.py and awq/utils/packing_utils.py; lmdeploy 0.18.0,
-pytorch/backends/default/awq_modules.py.
+i = 0 .. 7.  GPTQModel writes other widths b as a stream across out_features, [K, N b / 32].  Versions that are read,
+and written on the way back to them (W = words of zero-points, padded for the kernel):
+
+version    qweight           zero-points                            scales
+gemv       int32 [N, K/8]    qzeros int32 [N, W]                    float16 [N, 8W]
+gemv_fast  int16 [N/4, K]    qzeros float16 [8W, N], -(z * s)       float16 [8W, N]
+llm-awq    int16 [N/4, K]    scaled_zeros, as in gemv_fast          float16 [8W, N]
+
+Sources: autoawq 0.2.9, awq/modules/linear and awq/utils/packing_utils.py; lmdeploy 0.18.0,
+pytorch/backends/default/awq_modules.py; gptqmodel 7.7.0, nn_modules/qlinear/gemm_awq.py; llm-awq's layout by
+transformers 4.51.3, integrations/awq.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
-import numpy as np
-
-from qbridge.codes import BitPacked
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.layout import TRANSPOSED, Codec, Filled, Slot
+from qbridge.ir import Granularity, Model, Spec
+from qbridge.layout import Slot
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.passes.regroup import Regroup
+from qbridge.passes.widen import Widen
+from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears
+from qbridge_formats import _awq_layers as layers
+from qbridge_formats._awq_layers import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
 
 NAME = "awq"
-SUMMARY = "AutoAWQ's format in its GEMM layout: 4 bits, one zero-point and scale per group"
+SUMMARY = "AWQ: AutoAWQ's GEMM layout is written, its GEMV layouts, llm-awq's and GPTQModel's are read"
 ALIASES: tuple[str, ...] = ()
 
-PACKED = BitPacked(4, 0, 8, transposed=True, order=(0, 2, 4, 6, 1, 3, 5, 7))
 _FILES = ("quant_config.json", "quantize_config.json")
-_ALIASES = {"w_bit": "bits", "q_group_size": "group_size"}
-_OTHERS = ("gemv", "gemv_fast", "llm-awq", "marlin", "exllama", "ipex")
+_ALIASES = {"w_bit": "bits", "q_group_size": "group_size", "format": "version", "checkpoint_format": "version"}
+_DEFAULT_GROUP = 128  # transformers 4.51.3, AwqConfig; llm-awq's own checkpoints name none
 
 
-def _block(source: Source) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Config:
+    method: str
+    version: str
+    bits: Any
+    group_size: Any
+    files: tuple[str, ...]
+
+
+def _config(source: Source) -> _Config:
+    """The keys that say what the tensors are, from config.json and from the side files that may repeat it."""
     block = source.config.get("quantization_config")
-    raw = block if isinstance(block, dict) else {}
-    return {**{_ALIASES[k]: v for k, v in raw.items() if k in _ALIASES}, **raw}
+    files, raw = tuple(name for name in _FILES if (source.path / name).is_file()), dict[str, Any]()
+    for name in files:
+        try:
+            value = json.loads((source.path / name).read_bytes())
+        except ValueError:
+            continue  # config.json's own block decides alone
+        raw.update(value if isinstance(value, dict) else {})
+    raw.update(block if isinstance(block, dict) else {})
+    known = {**{_ALIASES[key]: value for key, value in raw.items() if key in _ALIASES}, **raw}
+    version = str(known.get("version", GEMM)).lower()
+    if raw.get("backend") == LLM_AWQ:
+        version = LLM_AWQ
+    method = str(known.get("quant_method", known.get("method", ""))).lower()
+    if method != NAME and version not in VERSIONS:
+        version = GEMM  # the label is wrong as a whole; `sniff` has looked at the shapes
+    return _Config(method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP), files)
+
+
+def _modules(source: Source) -> list[str]:
+    return [name.removesuffix(".qweight") for name in source.tensors if name.endswith(".qweight")]
 
 
 def sniff(source: Source) -> Match | str:
-    """Evidence: the method in config.json, and modules with a qweight."""
-    method = str(_block(source).get("quant_method", "")).lower()
-    packed = [name for name in source.tensors if name.endswith(".qweight")]
-    if method == "awq" and packed:
+    """Evidence: modules with a qweight, and the method, or the shapes under GPTQ's name (GPTQModel does that)."""
+    config, packed = _config(source), _modules(source)
+    if not packed:
+        return "no module has a qweight"
+    if config.method == "awq" and config.version != "marlin":
         return Match(2, f"quant_method is 'awq' and {len(packed)} modules have a qweight")
-    return f"quant_method is {method!r}" if packed else "no module has a qweight"
+    if config.method in ("gptq", "") and all(is_awq_shaped(source, module) for module in packed):
+        named = f"quant_method is {config.method!r}" if config.method else "there is no quant_method"
+        return Match(2, f"{named}, but {len(packed)} modules are packed as AWQ packs them")
+    return f"quant_method is {config.method!r}, version {config.version!r}"
 
 
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer; a symmetric one is known by its zero-points."""
-    block = _block(source)
-    version = str(block.get("version", "gemm")).lower()
-    if version in _OTHERS or block.get("bits", 4) != 4:
-        findings.add("QB101", "quantization_config", (f"AWQ {version}, {block.get('bits', 4)} bits",))
+    config = _config(source)
+    if config.version not in VERSIONS or (config.bits != 4 and config.version != GEMM):
+        findings.add("QB101", "quantization_config", (f"AWQ {config.version}, {config.bits} bits",))
         return assemble(NAME, source, {}, {}, Findings())
-    size = block.get("group_size", 128)
-    if type(size) is not int or size == 0 or version != "gemm":
-        findings.add("QB013", "quantization_config", (f"group_size is {size!r}, version {version!r}",))
+    if type(config.bits) is not int or type(config.group_size) is not int or config.group_size == 0:
+        findings.add("QB013", "quantization_config", (f"bits {config.bits!r}, group_size {config.group_size!r}",))
         return assemble(NAME, source, {}, {}, Findings())
-    layers: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
+    found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
-    for module in [name.removesuffix(".qweight") for name in source.tensors if name.endswith(".qweight")]:
+    for module in _modules(source):
         try:
-            spec = _spec(source, module, size)
-            layers[module] = (spec, layout(spec))
+            spec = layers.read_spec(source, module, config.version, config.bits, config.group_size)
+            found[module] = (spec, layout(spec))
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
-    config = without_quantization(source.config)
-    files = [name for name in _FILES if (source.path / name).is_file()]
-    return assemble(NAME, source, config, layers, findings, refused=refused, consumed=files)
-
-
-def _spec(source: Source, module: str, size: int) -> Spec:
-    codes, scales = source.tensors[f"{module}.qweight"], source.tensors.get(f"{module}.scales")
-    if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2 or not scales.dtype.is_float:
-        raise ValueError("qweight and scales are not two matrices")
-    bias, grouped = source.tensors.get(f"{module}.bias"), size > 0
-    spec = Spec(
-        name=module,
-        out_features=codes.shape[1] * 8,
-        in_features=codes.shape[0],
-        weight=WeightScheme(
-            4,
-            Granularity.GROUP if grouped else Granularity.CHANNEL,
-            symmetric=False,
-            group_size=size if grouped else None,
-        ),
-        scale_dtype=scales.dtype,
-        bias=bias.dtype if bias else None,
-    )
-    zeros = source.tensors.get(f"{module}.qzeros")
-    wanted = PACKED.stored_shape(spec.scale_shape)
-    if zeros is None or (zeros.dtype, zeros.shape) != (DType.I32, wanted):
-        is_ = "absent" if zeros is None else f"{zeros.dtype}{list(zeros.shape)}"
-        raise ValueError(f"qzeros is {is_}, the scheme gives I32{list(wanted)}")
-    symmetric = not np.any(PACKED.decode(source.read(zeros.name), DType.I16, spec.scale_shape))
-    return replace(spec, weight=replace(spec.weight, symmetric=symmetric))
+    if config.version in (FAST, LLM_AWQ) and found:
+        findings.add("QB026", list(found))
+    plain = without_quantization(source.config)
+    return assemble(NAME, source, plain, found, findings, refused=refused, consumed=config.files)
 
 
 def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the table above."""
-    name, (rows, columns) = spec.name, spec.scale_shape
-    shape = (spec.out_features, spec.in_features)
-    zeros: Codec = Filled(PACKED, 0, spec.scale_shape) if spec.weight.symmetric else PACKED
-    found = {
-        "code": Slot(f"{name}.qweight", DType.I32, PACKED.stored_shape(shape), PACKED),
-        "scale": Slot(f"{name}.scales", spec.scale_dtype, (columns, rows), TRANSPOSED),
-        "zero": Slot(f"{name}.qzeros", DType.I32, PACKED.stored_shape(spec.scale_shape), zeros),
-    }
-    if spec.bias is not None:
-        found["bias"] = Slot(f"{name}.bias", spec.bias, (spec.out_features,))
-    return found
+    """The tensors of the tables above."""
+    return layers.layout(spec)
 
 
 def settle(model: Model) -> Model:
@@ -131,34 +140,61 @@ def settle(model: Model) -> Model:
 def config(model: Model) -> dict[str, Any]:
     """The block that AutoAWQ, LMDeploy, vLLM and transformers read; zero-points are stored in any case."""
     skipped = [module for module in dense_linears(model.tensors) if module != "lm_head"]
+    first = next(iter(model.specs.values()))
+    version = _version(first)
     return {
         "quant_method": "awq",
-        "version": "gemm",
-        "bits": 4,
-        "group_size": next(spec.weight.group_size or -1 for spec in model.specs.values()),
+        "version": GEMM if version == STREAM else version,
+        "bits": first.weight.bits,
+        "group_size": first.weight.group_size or -1,
         "zero_point": True,
         "modules_to_not_convert": skipped or None,
+        **({"lm_head": True} if "lm_head" in model.specs else {}),
+        **({"backend": LLM_AWQ} if version == LLM_AWQ else {}),
     }
+
+
+def _version(spec: Spec) -> str:
+    """The version that the way back asks for, else GEMM."""
+    return dict(spec.dialect).get("version", GEMM)
 
 
 def _unwritable(spec: Spec, model: Model) -> Problem | None:
     weight = spec.weight
-    if weight.type != "int" or weight.bits != 4:
+    if weight.type != "int" or (weight.bits > 4 and _version(spec) != STREAM):
         return Problem((f"weights {weight}: AWQ has 4 bits",))
     if spec.activation is not None or spec.g_idx:
         return Problem((f"{spec.scheme}: AWQ has weights only, in their own order",))
-    if weight.granularity not in (Granularity.CHANNEL, Granularity.GROUP):
+    if weight.granularity is Granularity.BLOCK:
         return Problem((f"weights {weight}: AWQ has scales per channel or group",))
-    if spec.out_features % 8 or spec.in_features % (weight.group_size or 1):
-        return Problem((f"{spec.out_features} x {spec.in_features} is not whole words of 8 and whole groups",))
+    if spec.out_features % 8:
+        return Problem((f"{spec.out_features} x {spec.in_features} is not whole words of 8",))
     return None
 
 
-def _one_group_size(model: Model) -> Iterator[Problem]:
-    sizes = {spec.weight.group_size for spec in model.specs.values()}
-    if len(sizes) > 1:
-        named = ", ".join(str(size or "channel") for size in sorted(sizes, key=lambda size: size or 0))
-        yield Problem((f"group sizes {named}: AWQ has one for the whole model",), where=tuple(model.specs))
+def _width(spec: Spec, model: Model) -> Problem | None:
+    fits = spec.weight.bits == 4 or _version(spec) == STREAM
+    return None if fits else Problem((f"weights {spec.weight}: AWQ has 4 bits",))
+
+
+def _group(spec: Spec, model: Model) -> Problem | None:
+    if spec.weight.granularity is Granularity.TENSOR:
+        return Problem((f"weights {spec.weight}: AWQ has scales per channel or group",))
+    if spec.weight.group_size == group_size(model) or spec.weight.granularity is Granularity.BLOCK:
+        return None
+    return Problem((f"weights {spec.weight}: AWQ has one group size for the whole model, whole groups only",))
+
+
+def _regrouped(spec: Spec, model: Model) -> Pass:
+    return Broadcast() if spec.weight.granularity is Granularity.TENSOR else Regroup(group_size(model))
+
+
+def group_size(model: Model) -> int | None:
+    """The largest group size that divides that of every layer, and its in_features; None if all are per channel."""
+    specs = model.specs.values()
+    if all(spec.weight.group_size is None for spec in specs):
+        return None
+    return gcd(*(gcd(spec.weight.group_size or spec.in_features, spec.in_features) for spec in specs))
 
 
 def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
@@ -168,6 +204,8 @@ def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
 _SOURCE = "autoawq 0.2.9, awq/modules/linear/gemm.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
-    LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec: Recast(DType.F16)),
-    ModelRule("QB110", _one_group_size, _SOURCE),
+    LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(4)),
+    LayerRule("QB110", _group, _SOURCE, _regrouped),
+    LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
+    zeros_fit(_SOURCE),
 )

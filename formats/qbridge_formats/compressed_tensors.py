@@ -24,6 +24,7 @@ quantization/lifecycle/initialize.py; dialects of older releases from the wheels
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import gcd
 from typing import Any
 
 from qbridge.codes import BitPacked
@@ -33,7 +34,9 @@ from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, GroupIndex, Slot, is_fixed
-from qbridge.rules import LayerRule, Problem, Rule
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.regroup import Regroup
+from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
 from qbridge_formats._ct_config import Block, args_of, find_block, is_ours, parse
@@ -210,9 +213,29 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
     weight = spec.weight
     if spec.g_idx or weight.type != "int" or weight.granularity is Granularity.BLOCK:
         return Problem((spec.scheme,))
-    if is_packed(spec) and not weight.symmetric and weight.granularity is Granularity.TENSOR:
+    return None
+
+
+def _packed_zeros(spec: Spec, model: Model) -> Problem | None:
+    if is_packed(spec) and not spec.weight.symmetric and spec.weight.granularity is Granularity.TENSOR:
         return Problem((f"{spec.scheme}: packed zero-points are per channel or group",))
     return None
 
 
-RULES: tuple[Rule, ...] = (LayerRule("QB110", _unwritable, "compressed-tensors 0.20.0, compressors/format.py"),)
+def _short_group(spec: Spec, model: Model) -> Problem | None:
+    if spec.in_features % (spec.weight.group_size or 1) == 0:
+        return None
+    return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
+
+
+def _whole_groups(spec: Spec, model: Model) -> Regroup:
+    return Regroup(gcd(spec.weight.group_size or 1, spec.in_features))
+
+
+_SOURCE = "compressed-tensors 0.20.0, compressors/format.py"
+RULES: tuple[Rule, ...] = (
+    LayerRule("QB110", _unwritable, _SOURCE),
+    LayerRule("QB110", _packed_zeros, _SOURCE, lambda spec, model: Broadcast()),
+    LayerRule("QB110", _short_group, "compressed-tensors 0.20.0, quantization/lifecycle/forward.py", _whole_groups),
+    zeros_fit(_SOURCE),
+)

@@ -169,7 +169,7 @@ def _granularity(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"weights {spec.weight}, smooth-quant has one scale per output channel",))
 
 
-def _one_per_channel(spec: Spec) -> Pass | None:
+def _one_per_channel(spec: Spec, model: Model) -> Pass | None:
     return Broadcast() if spec.weight.granularity is Granularity.TENSOR else None
 
 
@@ -207,9 +207,9 @@ _LINEAR = "lmdeploy 0.18.0, pytorch/nn/linear/w8a8.py"
 _KERNEL = "lmdeploy 0.18.0, pytorch/kernels/cuda/w8a8_triton_kernels.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _other_weights, _LINEAR),
-    LayerRule("QB211", _zero_points, _LINEAR, lambda spec: Symmetrize()),
+    LayerRule("QB211", _zero_points, _LINEAR, lambda spec, model: Symmetrize()),
     LayerRule("QB212", _granularity, _LINEAR, _one_per_channel),
-    LayerRule("QB301", _scale_dtype, _LINEAR, lambda spec: Recast(DType.F32)),
+    LayerRule("QB301", _scale_dtype, _LINEAR, lambda spec, model: Recast(DType.F32)),
     LayerRule("QB210", _unquantized_activations, _LINEAR),
     LayerRule("QB203", _static_activations, _KERNEL),
     LayerRule("QB209", _asymmetric_activations, _KERNEL),

@@ -34,6 +34,12 @@ def lmdeploy(version: str, checkpoint: Path, tp: int, out: Path | None = None) -
     return ask(f"lmdeploy-{version}", LMDEPLOY_DRIVERS[version], checkpoint, *options)
 
 
+def turbomind(checkpoint: Path, tp: int, out: Path | None = None) -> dict[str, Any]:
+    """What the TurboMind engine of LMDeploy 0.18.0 says of a checkpoint."""
+    options: list[object] = ["--tp", tp, *(["--out", out] if out else [])]
+    return ask("lmdeploy-0.18.0", "lmdeploy_turbomind.py", checkpoint, *options)
+
+
 def assert_loads(report: dict[str, Any], tp: int) -> None:
     """No parameter missing, unexpected, misshapen or changed by a cast, on any rank."""
     assert report["error"] is None, report["error"]

@@ -17,6 +17,13 @@ ALLOW: Mapping[str, str] = {
 }
 
 
+# Words of `allow` that choose between readings of a source; the command line has options for them.
+CHOICES: Mapping[str, str] = {
+    "v1-zeros-add": "read all-ones zero-points of GPTQ version 1 by adding 1 (--v1-zeros add)",
+    "v1-zeros-wrap": "read all-ones zero-points of GPTQ version 1 as 0 (--v1-zeros wrap)",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """One entry of the catalogue; `exit` is the exit code of an error, `allow` the word that lets it pass."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qbridge.catalogue.code import Code
 
 _LMDEPLOY = "lmdeploy 0.18.0, pytorch/config.py and pytorch/nn/linear/w8a8.py"
+_TURBOMIND = "lmdeploy 0.18.0, turbomind/converter.py and turbomind/weight_format.py"
 _VLLM = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 
 ENTRIES = (
@@ -138,6 +139,36 @@ ENTRIES = (
         "lmdeploy 0.6.2, pytorch/models/mixtral.py",
     ),
     Code(
+        "QB215",
+        "LMDeploy's engines want groups of 128",
+        "The layers' groups are of another size, and groups of 128 are what both of LMDeploy's engines load.",
+        "TurboMind refuses any other size of AWQ; the PyTorch engine wants one size for the whole model.",
+        "a scale per channel, groups of 256",
+        "Nothing: groups that 128 divides are split on the way, which changes no value.",
+        _TURBOMIND,
+    ),
+    Code(
+        "QB216",
+        "only one of LMDeploy's two engines loads this",
+        "LMDeploy chooses an engine by itself; with the other one, loading is refused.",
+        "A server that names its backend may stop at the first start.",
+        "AWQ in groups of 64: TurboMind has groups of 128 only",
+        "Name the backend that the facts name.",
+        _TURBOMIND,
+        severity="warning",
+    ),
+    Code(
+        "QB217",
+        "LMDeploy adds this bias wrongly on more than two GPUs",
+        "o_proj or down_proj has a bias; the AWQ loader of the PyTorch engine drops it on rank 0 and keeps it on all "
+        "others, so it is added tp - 1 times.",
+        "At tp 2 that is once, which is right; from tp 3 on the model is another one, without a word.",
+        "model.layers.0.self_attn.o_proj.bias",
+        "Serve it with tp 1 or 2, or with TurboMind.",
+        "lmdeploy 0.18.0, pytorch/nn/linear/awq.py (weight_loader_with_quant)",
+        severity="warning",
+    ),
+    Code(
         "QB220",
         "vLLM has no scheme for these layers",
         "The combination of weights and activations is none that vLLM serves from integer codes.",
@@ -175,6 +206,24 @@ ENTRIES = (
         allow="drop-kv-scales",
     ),
     Code(
+        "QB224",
+        "vLLM does not serve these layers as GPTQ",
+        "Its GPTQ layers are symmetric, of 4 or 8 bits, in groups of 32, 64, 128 or per channel, in their own order.",
+        "It raises ValueError: Unsupported quantization config, or Marlin does not support group_size.",
+        "asymmetric GPTQ (refused since 0.22), act-order (since 0.30)",
+        "Write compressed-tensors or AWQ, which hold the same codes (--to vllm chooses).",
+        "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py",
+    ),
+    Code(
+        "QB225",
+        "vLLM's AWQ kernels have other group sizes",
+        "Groups larger than 128 are split into groups of 128.",
+        "Its Marlin kernel refuses them, and its Triton kernel is slow.",
+        "AWQ in groups of 256",
+        "Nothing: the split changes no value.",
+        "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py",
+    ),
+    Code(
         "QB231",
         "transformers cannot load int8 experts",
         "The checkpoint is a mixture of experts with int8 linears in them.",
@@ -183,5 +232,50 @@ ENTRIES = (
         "model.layers.0.mlp.experts.0.gate_proj",
         "Serve it with vLLM or LMDeploy.",
         "transformers 5.17.0, conversion_mapping.py and quantizers/quantizer_compressed_tensors.py",
+    ),
+    Code(
+        "QB240",
+        "TurboMind has no kernel for these layers",
+        "It has 4-bit weights alone, in groups of 128 (compressed-tensors also 32), symmetric ones only as GPTQ.",
+        "It refuses: Unsupported group_size, unsupported quant config, or a kernel's K and N.",
+        "8 bits, groups of 64",
+        "Serve it with LMDeploy's PyTorch engine or with vLLM, which have more.",
+        _TURBOMIND,
+    ),
+    Code(
+        "QB241",
+        "TurboMind ignores act-order",
+        "A g_idx permutes the groups, and TurboMind never reads it.",
+        "It loads without a word, takes the scales of other groups, and talks garbage.",
+        "GPTQ with desc_act and a g_idx that is not in order",
+        "Quantize without act-order (desc_act false, or static_groups).",
+        "lmdeploy 0.18.0, turbomind/weight_format.py",
+    ),
+    Code(
+        "QB242",
+        "TurboMind wants gate and up in one format",
+        "Only one of gate_proj and up_proj is quantized, and TurboMind builds them as one linear.",
+        "It raises RuntimeError while it loads.",
+        "gate_proj left in float16",
+        "Quantize both or neither.",
+        "lmdeploy 0.18.0, turbomind/linear.py",
+    ),
+    Code(
+        "QB243",
+        "TurboMind reads the first config group only",
+        "The layers have more than one scheme, so config_groups has more than group_0.",
+        "It takes the scheme of group_0 for every layer: sizes do not fit, or weights are misread.",
+        "attention in 4 bits, MLP in 8",
+        "Serve it with vLLM, which reads all of them.",
+        "lmdeploy 0.18.0, turbomind/converter.py (get_tm_config)",
+    ),
+    Code(
+        "QB244",
+        "TurboMind misreads GPTQ version 2 by one",
+        "Zero-points are stored as they are, and TurboMind adds 1 to every one without reading checkpoint_format.",
+        "It loads without a word, every weight is shifted by one step, and it talks garbage.",
+        "checkpoint_format gptq_v2",
+        "Write AWQ (--to lmdeploy), or GPTQ version 1.",
+        "lmdeploy 0.18.0, turbomind/weight_format.py",
     ),
 )

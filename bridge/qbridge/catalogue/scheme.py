@@ -54,4 +54,22 @@ ENTRIES = (
         "Choose another target; the facts name what stands in the way.",
         "the page of the format under docs/formats",
     ),
+    Code(
+        "QB111",
+        "a zero-point is no code that the format can store",
+        "GPTQ of version 1 stores zero-points minus 1: it can say 2**bits and not 0; other layouts the reverse.",
+        "Stored modulo 2**bits it would shift every weight of its group by the whole range.",
+        "a zero-point of 16 of 4 bits into AWQ",
+        "Choose a target of the other kind, or one whose codes are wider; the facts name the range.",
+        "gptqmodel 7.7.0, utils/model.py (convert_gptq_v1_to_v2_format)",
+    ),
+    Code(
+        "QB112",
+        "Marlin has no zero-points",
+        "The layers' weights are asymmetric, with zero-points that are not all the middle code.",
+        "The serialized Marlin layout stores none: its kernel takes the middle code.",
+        "int4 asymmetric per group 128",
+        "Write GPTQ version 2, AWQ or compressed-tensors, which store zero-points.",
+        "auto-gptq 0.7.1, nn_modules/qlinear/qlinear_marlin.py",
+    ),
 )

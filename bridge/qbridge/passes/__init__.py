@@ -35,5 +35,8 @@ class Pass(Protocol):
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """The layer that `apply` was given, whose spec was `before`."""
 
+    def lossy(self) -> Pass | None:
+        """The pass that rounds where this one refuses, for users who allow it (`--allow rounded`)."""
+
     def as_dict(self) -> dict[str, Any]:
         """Name and arguments, as the manifest keeps them."""

@@ -14,9 +14,13 @@ from qbridge.ir import Layer, Spec
 
 @dataclass(frozen=True, slots=True)
 class Recast:
-    """Weight scales to `dtype`; ValueError when applied to a scale that has no exact value there."""
+    """Weight scales to `dtype`; ValueError when applied to a scale that has no exact value there.
+
+    With `rounded` such a scale becomes the nearest, and undo does not give it back.
+    """
 
     dtype: DType
+    rounded: bool = False
 
     @property
     def name(self) -> str:
@@ -25,8 +29,8 @@ class Recast:
 
     @property
     def exactness(self) -> Exactness:
-        """The values stay, and casting back gives the same bits."""
-        return Exactness.REVERSIBLE
+        """The values stay, and casting back gives the same bits, unless they are rounded."""
+        return Exactness.ROUNDED if self.rounded else Exactness.REVERSIBLE
 
     @property
     def parts(self) -> frozenset[str]:
@@ -34,16 +38,16 @@ class Recast:
         return frozenset({"scale"})
 
     def needs_values(self, spec: Spec) -> bool:
-        """Unless every value of the old dtype is one of the new."""
-        return not survives(spec.scale_dtype, self.dtype)
+        """Unless every value of the old dtype is one of the new, or may be rounded."""
+        return not self.rounded and not survives(spec.scale_dtype, self.dtype)
 
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new scale dtype."""
         return replace(spec, scale_dtype=self.dtype)
 
     def apply(self, layer: Layer) -> Layer:
-        """Every scale cast, its value unchanged."""
-        scale = cast(layer.arrays["scale"], layer.spec.scale_dtype, self.dtype)
+        """Every scale cast, its value unchanged unless `rounded`."""
+        scale = cast(layer.arrays["scale"], layer.spec.scale_dtype, self.dtype, self.rounded)
         return Layer(self.plan(layer.spec), {**layer.arrays, "scale": scale})
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
@@ -51,16 +55,34 @@ class Recast:
         scale = cast(layer.arrays["scale"], layer.spec.scale_dtype, before.scale_dtype)
         return Layer(before, {**layer.arrays, "scale": scale})
 
+    def lossy(self) -> Recast:
+        """The same to the nearest value."""
+        return replace(self, rounded=True)
+
     def as_dict(self) -> dict[str, Any]:
-        """Name and dtype."""
-        return {"pass": self.name, "dtype": str(self.dtype)}
+        """Name, dtype, and whether it rounds."""
+        return {"pass": self.name, "dtype": str(self.dtype), **({"rounded": True} if self.rounded else {})}
 
 
-def cast(array: Array, before: DType, after: DType) -> Array:
-    """`array` in the bits of `after`; ValueError naming how many values would move."""
+class Moved(ValueError):
+    """`count` values have no exact value in the new dtype."""
+
+    def __init__(self, count: int, size: int, after: DType) -> None:
+        """Say how many of how many."""
+        self.count = count
+        super().__init__(f"{count} of {size} values have no exact {after}")
+
+
+def cast(array: Array, before: DType, after: DType, rounded: bool = False) -> Array:
+    """`array` in the bits of `after`; Moved if that changes a value, unless it may be `rounded`.
+
+    A value that would become infinite or zero is Moved in any case.
+    """
     values = to_float64(array, before)
     result = from_float64(values, after)
-    moved = int(np.count_nonzero(to_float64(result, after) != values))
-    if moved:
-        raise ValueError(f"{moved} of {values.size} values have no exact {after}")
+    back = to_float64(result, after)
+    moved = int(np.count_nonzero(back != values))
+    lost = int(np.count_nonzero((np.isfinite(values) & ~np.isfinite(back)) | ((values != 0) & (back == 0))))
+    if moved and (lost or not rounded):
+        raise Moved(lost if rounded else moved, values.size, after)
     return result

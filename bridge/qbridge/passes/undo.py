@@ -48,6 +48,9 @@ class Undo:
         """The pass again."""
         return self.step.apply(layer)
 
+    def lossy(self) -> None:
+        """What was edited since is not undone."""
+
     def as_dict(self) -> dict[str, Any]:
         """The pass's own, marked."""
         return {**self.step.as_dict(), "undo": True}

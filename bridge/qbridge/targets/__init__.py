@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, registry
 from qbridge.rules import Rule
-from qbridge.targets import lmdeploy, transformers, vllm
+from qbridge.targets import lmdeploy, transformers, turbomind, vllm
+from qbridge.targets.choice import Choice
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A choice of formats with the limits of who will read them.
+    """The formats that may be written for a reader, with its limits on each.
 
-    The first format that can hold every layer is written; if none can, the first says why.
-
-    `transformers` are the major versions of transformers that may parse the config.
+    The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
+    the fewest problems says why. `transformers` are the major versions of transformers that may parse the config.
     """
 
     name: str
     summary: str
-    formats: tuple[str, ...]
-    rules: tuple[Rule, ...] = ()
+    choices: tuple[Choice, ...]
     transformers: tuple[int, ...] = (4, 5)
+    keeps: bool = False
 
     @property
     def engine(self) -> str:
@@ -39,42 +39,81 @@ class Target:
         """The version after `@`, or an empty string for a format."""
         return self.name.partition("@")[2]
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of its choices."""
+        return tuple(choice.format for choice in self.choices)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The engine's limits on any of its formats."""
+        return tuple(rule for choice in self.choices for rule in choice.rules)
+
+    def in_order(self, source_format: str) -> list[Choice]:
+        """Its choices, best first for a source of some format."""
+        own = [choice for choice in self.choices if self.keeps and choice.format == source_format]
+        return [*own, *(choice for choice in self.choices if choice not in own)]
+
 
 # Newest version of each engine first; `engine` alone means that one.
 _ENGINES = (
     Target(
         "lmdeploy@0.18.0",
-        "LMDeploy's PyTorch engine; W8A8 as smooth-quant, W4A16 as AWQ",
-        ("smooth-quant", "awq"),
-        lmdeploy.rules("0.18.0"),
+        "LMDeploy: W8A8 as smooth-quant; W4A16 as AWQ, which both its engines load, or as TurboMind alone takes it",
+        (*lmdeploy.choices("0.18.0"), turbomind.ALONE),
         lmdeploy.TRANSFORMERS,
     ),
     Target(
         "lmdeploy@0.6.2",
         "LMDeploy's PyTorch engine of November 2024; W8A8 as smooth-quant",
-        ("smooth-quant",),
-        lmdeploy.rules("0.6.2"),
+        lmdeploy.choices("0.6.2"),
         lmdeploy.TRANSFORMERS,
     ),
-    Target("vllm@0.33.0", "vLLM; W8A8 and W4A8 as compressed-tensors", ("compressed-tensors",), vllm.RULES),
     Target(
-        "transformers@5.17.0",
-        "transformers with compressed-tensors installed",
-        ("compressed-tensors",),
-        transformers.RULES,
+        "lmdeploy-turbomind@0.18.0",
+        "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ",
+        turbomind.CHOICES,
+        lmdeploy.TRANSFORMERS,
+    ),
+    Target(
+        "vllm@0.33.0",
+        "vLLM; compressed-tensors, or GPTQ and AWQ where it serves them as they are",
+        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ),
+        keeps=True,
+    ),
+    Target("vllm-gptq@0.33.0", "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve", (vllm.GPTQ,)),
+    Target("vllm-marlin@0.33.0", "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it", (vllm.GPTQ,)),
+    Target("transformers@5.17.0", "transformers with compressed-tensors installed", (transformers.CHOICE,)),
+)
+# Formats under another name, with what their dialect must be.
+_VARIANTS = (
+    Target(
+        "gptq-v1",
+        "GPTQ with zero-points of version 1, as AutoGPTQ knows them",
+        (Choice("gptq", dialect=(("zeros", "v1"),)),),
+    ),
+    Target(
+        "gptq-v2",
+        "GPTQ with zero-points of version 2, symmetric ones included",
+        (Choice("gptq", dialect=(("zeros", "v2"),)),),
     ),
 )
 
 
 def targets() -> list[Target]:
     """Every engine at every version in the table, then every format by its own name."""
-    return [*_ENGINES, *(Target(name, find(name).SUMMARY, (name,)) for name in registry())]
+    return [*_ENGINES, *(_by_format(name) for name in registry()), *_VARIANTS]
+
+
+def _by_format(name: str) -> Target:
+    return Target(name, find(name).SUMMARY, (Choice(name),))
 
 
 def _names() -> Iterator[str]:
     for target in _ENGINES:
         yield target.engine
         yield target.name
+    yield from (target.name for target in _VARIANTS)
     yield from aliases()
 
 
@@ -85,19 +124,21 @@ def find_target(name: str) -> Target:
         if target.engine == engine and (not at or f"{target.version}.".startswith(f"{version}.")):
             return target
     if not at and name in aliases():
-        known = aliases()[name]
-        return Target(known, find(known).SUMMARY, (known,))
+        return _by_format(aliases()[name])
+    for target in _VARIANTS:
+        if target.name == name:
+            return target
     raise error("QB030", name, help=did_you_mean(name, sorted(set(_names()))))
 
 
 def source_formats(name: str) -> tuple[str, ...]:
     """The formats that --from NAME means: one, or those of an engine."""
-    for target in _ENGINES:
-        if target.engine == name:
+    for target in (*_ENGINES, *_VARIANTS):
+        if name in (target.engine, target.name):
             return target.formats
     return (find(name).NAME,)
 
 
-def rules_of(target: Target, format_name: str) -> tuple[Rule, ...]:
+def rules_of(choice: Choice) -> tuple[Rule, ...]:
     """The format's own limits, then the engine's."""
-    return (*find(format_name).RULES, *target.rules)
+    return (*find(choice.format).RULES, *choice.rules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -33,14 +33,14 @@ def moved(array: Array, before: DType, after: DType) -> int:
     return int(np.count_nonzero((back != values) & ~(np.isnan(back) & np.isnan(values))))
 
 
-def unquantized_tensors(default: DType, source: str, forced: Mapping[str, DType] | None = None) -> ValueRule:
+def unquantized_tensors(default: DType, source: str, forced: DType | None = None) -> ValueRule:
     """Every unquantized tensor must survive the cast to the model dtype (QB302).
 
-    `forced` gives, by format, the dtype that the engine takes whatever the config says.
+    `forced` is the dtype that the engine takes whatever the config says.
     """
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
-        dtype = (forced or {}).get(model.format) or model_dtype(model, default)
+        dtype = forced or model_dtype(model, default)
         found: dict[str, int] = {}
         for name, info in model.tensors.items():
             if info.dtype.is_float and not survives(info.dtype, dtype):
@@ -53,13 +53,18 @@ def unquantized_tensors(default: DType, source: str, forced: Mapping[str, DType]
     return ValueRule("QB302", check, source)
 
 
-def weight_scales(default: DType, source: str) -> ValueRule:
-    """Every weight scale must survive the cast to the model dtype (QB302)."""
+def weight_scales(default: DType, source: str, weight_only: bool = False) -> ValueRule:
+    """Every weight scale must survive the cast to the model dtype (QB302).
+
+    `weight_only` leaves out layers whose activations are quantized.
+    """
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
         dtype = model_dtype(model, default)
         found: dict[str, int] = {}
         for name, spec in model.specs.items():
+            if weight_only and spec.activation is not None:
+                continue
             if not survives(spec.scale_dtype, dtype):
                 count = moved(values.part(name, "scale"), spec.scale_dtype, dtype)
                 if count:

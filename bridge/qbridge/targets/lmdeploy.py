@@ -7,11 +7,14 @@ pytorch/nn/linear/w8a8.py; transformers 4.57.6, which both run on.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 
 from qbridge.dtypes import DType
 from qbridge.hf_config import rope
-from qbridge.ir import Model
-from qbridge.rules import ModelRule, Problem, Rule
+from qbridge.ir import Model, Spec
+from qbridge.passes.regroup import Regroup
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.targets.choice import Choice
 from qbridge.targets.common import drop_kv_scales, unquantized_tensors
 from qbridge.topology import (
     dense_linears,
@@ -24,12 +27,13 @@ from qbridge.topology import (
 )
 
 
-def _classes(names: str) -> frozenset[str]:
+def classes(names: str) -> frozenset[str]:
+    """Model classes, as config.json names them under architectures."""
     return frozenset(names.split())
 
 
 # Classes that a checkpoint of quantized linears can be for (pytorch/models/module_map.py).
-_BOTH = _classes("""
+_BOTH = classes("""
     BaichuanForCausalLM ChatGLMForConditionalGeneration CogVLMForCausalLM DeepseekForCausalLM
     DeepseekV2ForCausalLM Gemma2ForCausalLM GemmaForCausalLM InternLM2ForCausalLM InternLMForCausalLM
     InternVLChatModel LlamaForCausalLM LlavaForConditionalGeneration LlavaNextForConditionalGeneration
@@ -38,9 +42,9 @@ _BOTH = _classes("""
     Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration Starcoder2ForCausalLM
 """)
 ARCHITECTURES = {
-    "0.6.2": _BOTH | _classes("DbrxForCausalLM FalconForCausalLM LlavaLlamaForCausalLM LlavaMistralForCausalLM"),
+    "0.6.2": _BOTH | classes("DbrxForCausalLM FalconForCausalLM LlavaLlamaForCausalLM LlavaMistralForCausalLM"),
     "0.18.0": _BOTH
-    | _classes("""
+    | classes("""
         DeepseekV32ForCausalLM DeepseekV3ForCausalLM DeepseekV4ForCausalLM DeepseekVLV2ForCausalLM
         Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4ForCausalLM Glm4MoeForCausalLM
         Glm4MoeLiteForCausalLM Glm4vForConditionalGeneration GlmMoeDsaForCausalLM GptOssForCausalLM
@@ -55,7 +59,7 @@ ARCHITECTURES = {
 
 
 # Classes of 0.18.0 that hand their modules a name, so that modules_to_not_convert is consulted (grep for add_prefix).
-PREFIXED = _classes(
+PREFIXED = classes(
     "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
 )
 
@@ -64,12 +68,20 @@ _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 TRANSFORMERS = (4,)  # 0.18.0 pins transformers below 5, 0.6.2 is older than it
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
-_OWN_ROPE_DIM = _classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalLM MiniCPM3ForCausalLM")
+_OWN_ROPE_DIM = classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalLM MiniCPM3ForCausalLM")
 _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
 
 
-def rules(version: str) -> tuple[Rule, ...]:
-    """The engine's limits at a version of the table."""
+def choices(version: str) -> tuple[Choice, ...]:
+    """W8A8 as smooth-quant; 4-bit weights as AWQ, which 0.18.0's other engine loads as well."""
+    found = [Choice("smooth-quant", rules(version, "smooth-quant"))]
+    if version != "0.6.2":
+        found.append(Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16"))
+    return tuple(found)
+
+
+def rules(version: str, format_name: str) -> tuple[Rule, ...]:
+    """The engine's limits on a format at a version of the table."""
 
     def known_class(model: Model) -> Iterator[Problem]:
         if model.architecture not in ARCHITECTURES[version]:
@@ -77,34 +89,75 @@ def rules(version: str) -> tuple[Rule, ...]:
             yield Problem((f"LMDeploy {version} has no class for it",), where=(named,))
 
     def dense_linears_in_decoder(model: Model) -> Iterator[Problem]:
-        tried = model.format == "smooth-quant"  # how its AWQ loader reads the list was not tried
+        tried = format_name == "smooth-quant"  # how its AWQ loader reads the list was not tried
         if version == "0.6.2" or model.architecture not in PREFIXED or not tried:
             yield from _dense_decoder_linears(model)
         else:
             yield from _partly_dense(model)
 
-    def float8(model: Model) -> Iterator[Problem]:
-        found = tuple(name for name, spec in model.specs.items() if spec.weight.type != "int")
-        if found and version == "0.6.2":
-            yield Problem((f"codes are {model.specs[found[0]].weight.type}",), where=found)
-
-    def experts(model: Model) -> Iterator[Problem]:
-        found = tuple(name for name in model.specs if ".experts." in name)
-        if found and version == "0.6.2":
-            yield Problem((f"{len(found)} linears of experts",), where=found)
-
+    old = (
+        ModelRule("QB214", _experts, "lmdeploy 0.6.2, pytorch/models/mixtral.py (experts without quantization)"),
+        ModelRule("QB213", _float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
+        ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py"),
+    )
     return (
-        ModelRule("QB214", experts, "lmdeploy 0.6.2, pytorch/models/mixtral.py (experts without quantization)"),
+        *(old if version == "0.6.2" else ()),
         ModelRule("QB201", dense_linears_in_decoder, f"lmdeploy {version}, pytorch/models/llama.py"),
         ModelRule("QB208", _kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
-        ModelRule("QB213", float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
-        ModelRule("QB202", _quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
-        unquantized_tensors(DType.F16, f"lmdeploy {version}, pytorch/config.py and weight_loader", _FORCED),
+        ModelRule("QB202", quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
+        unquantized_tensors(
+            DType.F16, f"lmdeploy {version}, pytorch/config.py and weight_loader", _FORCED.get(format_name)
+        ),
         ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
-        *([ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py")] if version == "0.6.2" else []),
-        ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
-        ModelRule("QB205", _new_tokenizer, "transformers 4.57.6, models/auto/tokenization_auto.py"),
+        *PARSING,
     )
+
+
+def _float8(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name, spec in model.specs.items() if spec.weight.type != "int")
+    if found:
+        yield Problem((f"codes are {model.specs[found[0]].weight.type}",), where=found)
+
+
+def _experts(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name in model.specs if ".experts." in name)
+    if found:
+        yield Problem((f"{len(found)} linears of experts",), where=found)
+
+
+def _group(spec: Spec, model: Model) -> Problem | None:
+    if spec.weight.group_size == best_group(model):
+        return None
+    return Problem((f"weights {spec.weight}: groups of 128 are what both engines load",))
+
+
+def best_group(model: Model) -> int:
+    """128 where groups of 128 divide every layer's, else the largest size that does."""
+    return gcd(*(gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values()))
+
+
+def _one_engine(model: Model) -> Iterator[Problem]:
+    sizes = {spec.weight.group_size for spec in model.specs.values()}
+    if sizes != {128}:
+        named = ", ".join(map(str, sorted(size or 0 for size in sizes)))
+        yield Problem((f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only",))
+
+
+def _row_biases(model: Model) -> Iterator[Problem]:
+    """o_proj and down_proj are split along their inputs, so their bias must be added once."""
+    rows = ("o_proj", "down_proj", "w2")
+    found = tuple(n for n, spec in model.specs.items() if spec.bias and n.rpartition(".")[2] in rows)
+    if found:
+        yield Problem((f"{len(found)} row-parallel linears have a bias",), where=found)
+
+
+AWQ_RULES: tuple[Rule, ...] = (
+    LayerRule(
+        "QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py", lambda spec, model: Regroup(best_group(model))
+    ),
+    ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
+    ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
+)
 
 
 def _dense_decoder_linears(model: Model) -> Iterator[Problem]:
@@ -133,7 +186,8 @@ def _kv_scales(model: Model) -> Iterator[Problem]:
         yield Problem((f"{len(found)} scales of the kv cache",), where=found)
 
 
-def _quantized_head(model: Model) -> Iterator[Problem]:
+def quantized_head(model: Model) -> Iterator[Problem]:
+    """lm_head or an embedding that is quantized."""
     found = tuple(name for name in model.specs if is_head(name) or is_embedding(name))
     if found:
         yield Problem(where=found)
@@ -170,3 +224,9 @@ def _old_rope(model: Model) -> Iterator[Problem]:
         given = scaling.get("original_max_position_embeddings")
         fact = f"original_max_position_embeddings is {given}, it always takes 8194"
         yield Problem((fact,), where=("rope_scaling",))
+
+
+PARSING: tuple[Rule, ...] = (
+    ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
+    ModelRule("QB205", _new_tokenizer, "transformers 4.57.6, models/auto/tokenization_auto.py"),
+)

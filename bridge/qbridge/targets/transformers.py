@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from qbridge.dtypes import DType
 from qbridge.ir import Model
-from qbridge.rules import ModelRule, Problem, Rule
+from qbridge.rules import ModelRule, Problem
+from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
@@ -18,13 +19,16 @@ _LOADING = "transformers 5.17.0, core_model_loading.py"
 
 def _int8_experts(model: Model) -> Iterator[Problem]:
     """Experts are one fused tensor in memory, and the converter of names knows packed and float8 codes only."""
-    found = tuple(name for name in model.specs if ".experts." in name)
+    found = tuple(n for n, spec in model.specs.items() if ".experts." in n and spec.activation is not None)
     if found:
         yield Problem((f"{len(found)} expert linears",), where=found)
 
 
-RULES: tuple[Rule, ...] = (
-    ModelRule("QB231", _int8_experts, "transformers 5.17.0, conversion_mapping.py"),
-    weight_scales(DType.F32, _LOADING),
-    unquantized_tensors(DType.F32, _LOADING),
+CHOICE = Choice(
+    "compressed-tensors",
+    (
+        ModelRule("QB231", _int8_experts, "transformers 5.17.0, conversion_mapping.py"),
+        weight_scales(DType.F32, _LOADING),
+        unquantized_tensors(DType.F32, _LOADING),
+    ),
 )

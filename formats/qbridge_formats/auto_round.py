@@ -1,0 +1,220 @@
+"""AutoRound's own checkpoints: GPTQ's or AWQ's tensors under one config, whose packing_format says which.
+
+packing_format            tensors of                       zero-points                  written for
+auto_round:auto_gptq      GPTQ, without g_idx              version 1 (minus 1)          symmetric weights
+auto_round:gptqmodel      GPTQ                             version 2 (as they are)      on the way back
+auto_round                GPTQ, without g_idx              version 2                    asymmetric, 2 to 8 bits
+auto_round:auto_awq       AWQ in its GEMM layout           as they are                  asymmetric, 4 bits
+
+Codes of 3, 5, 6 and 7 bits are a stream across words, for AWQ with every eight in its order. Which modules are
+quantized is decided by the tensors: AutoRound lists some in extra_config that it has left alone. Sources: auto-round
+0.16.1, export/export_to_autoround, export/export_to_awq/utils.py and inference/convert_model.py; vllm 0.32.0,
+model_executor/layers/quantization/inc.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from qbridge.dtypes import DType
+from qbridge.findings import Findings
+from qbridge.formats import Match, assemble
+from qbridge.hf_config import without_quantization
+from qbridge.ir import Granularity, Model, Spec
+from qbridge.layout import Slot
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.recast import Recast
+from qbridge.passes.widen import Widen
+from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
+from qbridge.source import Source
+from qbridge.topology import dense_linears
+from qbridge_formats import _awq_layers, _gptq_layers
+from qbridge_formats._gptq_layers import Scheme, Zeros, modules_of, zero_biases
+
+NAME = "auto-round"
+SUMMARY = "AutoRound's own format: 2 to 8 bits in GPTQ's or AWQ's tensors"
+ALIASES = ("intel/auto-round",)
+
+GPTQ, GPTQMODEL, RAW, AWQ = "auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round", "auto_round:auto_awq"
+_ZEROS = {GPTQ: Zeros("v1"), GPTQMODEL: Zeros("v2"), RAW: Zeros("v2")}
+_FILE = "quantization_config.json"
+_UNQUANTIZED = 16
+
+
+def _block(source: Source) -> Mapping[str, Any]:
+    block = source.config.get("quantization_config")
+    return block if isinstance(block, dict) else {}
+
+
+def sniff(source: Source) -> Match | str:
+    """Evidence: the method in config.json, and modules with a qweight."""
+    method = str(_block(source).get("quant_method", "")).lower()
+    if method not in (NAME, *ALIASES):
+        return f"quant_method is {method!r}"
+    packed = modules_of(source)
+    return (
+        Match(2, f"quant_method is {method!r} and {len(packed)} modules have a qweight") if packed else "no qweight"
+    )
+
+
+def read(source: Source, findings: Findings) -> Model:
+    """Every module with a qweight is a layer, of the scheme that the config gives it."""
+    block = _block(source)
+    packing = str(block.get("packing_format", RAW))
+    kinds = (("bits", int), ("group_size", int), ("sym", bool))
+    faults = [key for key, kind in kinds if type(block.get(key)) is not kind]
+    for key in faults:
+        findings.add("QB013", f"quantization_config.{key}", (f"it is {block.get(key)!r}",))
+    if packing not in (*_ZEROS, AWQ) or block.get("data_type", "int") != "int":
+        findings.add("QB101", "quantization_config", (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
+    if block.get("rotation_config"):
+        findings.add("QB102", "quantization_config.rotation_config")
+    if findings.errors:
+        return assemble(NAME, source, {}, {}, Findings())
+    found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
+    refused: set[str] = set()
+    modules = modules_of(source)
+    empty = zero_biases(source, modules)
+    for module in modules:
+        try:
+            spec = _spec(source, module, block, packing, module in empty, findings)
+            found[module] = (spec, layout(spec))
+        except (ValueError, re.error) as fault:
+            findings.add("QB016", module, (str(fault),))
+            refused.add(module)
+    files = [_FILE] if (source.path / _FILE).is_file() else []
+    config = without_quantization(source.config)
+    return assemble(NAME, source, config, found, findings, refused=refused, consumed=files)
+
+
+def _spec(
+    source: Source, module: str, block: Mapping[str, Any], packing: str, empty_bias: bool, findings: Findings
+) -> Spec:
+    scheme = _scheme(block, module)
+    if packing == AWQ:
+        version = _awq_layers.GEMM if scheme.bits == 4 else _awq_layers.ORDERED
+        spec = _awq_layers.read_spec(source, module, version, scheme.bits, scheme.group_size)
+    else:
+        spec = _gptq_layers.read_spec(source, module, scheme, _ZEROS[packing], empty_bias, findings)
+    return replace(spec, dialect=tuple(sorted((*spec.dialect, ("packing_format", packing)))))
+
+
+def _scheme(block: Mapping[str, Any], module: str) -> Scheme:
+    """The model's scheme with what extra_config says of the module: by its name, a regex, or the name's end."""
+    extra = block.get("extra_config")
+    extra = extra if isinstance(extra, dict) else {}
+    key = module if module in extra else next((key for key in extra if re.fullmatch(key, module)), None)
+    key = key or next((key for key in extra if module.endswith(f".{key}")), None)
+    own = extra.get(key) if key else {}
+    keys = {**block, **(own if isinstance(own, dict) else {})}
+    if keys["bits"] == _UNQUANTIZED:
+        raise ValueError("the config leaves it unquantized (extra_config), and it has a qweight")
+    if (type(keys["bits"]), type(keys["group_size"]), type(keys["sym"])) != (int, int, bool):
+        raise ValueError(f"extra_config says {own!r}")
+    return Scheme(keys["bits"], keys["group_size"], keys["sym"])
+
+
+def layout(spec: Spec) -> dict[str, Slot]:
+    """The tensors of the packing format that is settled, else of the one for such a layer alone."""
+    packing = dict(spec.dialect).get("packing_format") or _packing([spec])
+    return _awq_layers.layout(spec) if packing == AWQ else _gptq_layers.layout(spec)
+
+
+def _packing(specs: list[Spec]) -> str:
+    """The packing format that AutoRound itself takes for such layers."""
+    if all(spec.weight.symmetric and spec.weight.bits in (2, 3, 4, 8) and not spec.g_idx for spec in specs):
+        return GPTQ
+    whole = all(spec.weight.bits == 4 and spec.in_features % (spec.weight.group_size or 1) == 0 for spec in specs)
+    return AWQ if whole else RAW
+
+
+def settle(model: Model) -> Model:
+    """One packing format and one version of zero-points for the model."""
+    specs = list(model.specs.values())
+    kept = {dict(spec.dialect).get("packing_format") for spec in specs}
+    packing = str(kept.pop()) if len(kept) == 1 and None not in kept else _packing(specs)
+    added = {"packing_format": packing}
+    if packing != AWQ:
+        added |= {"zeros": _ZEROS[packing].version, **({} if packing == GPTQMODEL else {"g_idx": "absent"})}
+    return replace(
+        model,
+        specs={
+            name: replace(spec, dialect=tuple(sorted({**added, **dict(spec.dialect)}.items())))
+            for name, spec in model.specs.items()
+        },
+    )
+
+
+def config(model: Model) -> dict[str, Any]:
+    """The commonest scheme for the model, extra_config for what differs and for what is not quantized."""
+    schemes = Counter(_scheme_of(spec) for spec in model.specs.values())
+    base = schemes.most_common(1)[0][0]
+    extra: dict[str, dict[str, Any]] = {
+        module: {"bits": _UNQUANTIZED} for module in dense_linears(model.tensors) if module != "lm_head"
+    }
+    for name, spec in model.specs.items():
+        scheme = _scheme_of(spec)
+        if scheme != base or name == "lm_head":
+            extra[name] = {
+                "bits": scheme.bits,
+                "group_size": scheme.group_size,
+                "sym": scheme.sym,
+                "data_type": "int",
+            }
+    first = next(iter(model.specs.values()))
+    blocks = dict.fromkeys(name.partition(".layers.")[0] + ".layers" for name in model.specs if ".layers." in name)
+    return {
+        "quant_method": NAME,
+        "bits": base.bits,
+        "group_size": base.group_size,
+        "sym": base.sym,
+        "data_type": "int",
+        "packing_format": dict(first.dialect).get("packing_format") or _packing(list(model.specs.values())),
+        "block_name_to_quantize": ",".join(blocks) or None,
+        **({"extra_config": extra} if extra else {}),
+    }
+
+
+def _scheme_of(spec: Spec) -> Scheme:
+    return Scheme(spec.weight.bits, spec.weight.group_size or -1, spec.weight.symmetric)
+
+
+def _unwritable(spec: Spec, model: Model) -> Problem | None:
+    weight = spec.weight
+    if weight.type != "int" or spec.activation is not None or spec.g_idx:
+        return Problem((f"{spec.scheme}: AutoRound has integer weights alone, in their own order",))
+    if weight.granularity is Granularity.BLOCK:
+        return Problem((f"weights {weight}: AutoRound has scales per channel or group",))
+    if spec.in_features % 32 or spec.out_features % 32:
+        return Problem((f"{spec.out_features} x {spec.in_features}: AutoRound packs multiples of 32",))
+    return None
+
+
+def _width(spec: Spec, model: Model) -> Problem | None:
+    return Problem((f"weights {spec.weight}: AutoRound has 2 to 8 bits",)) if spec.weight.bits == 1 else None
+
+
+def _one_scale(spec: Spec, model: Model) -> Problem | None:
+    if spec.weight.granularity is not Granularity.TENSOR:
+        return None
+    return Problem((f"weights {spec.weight}: AutoRound has scales per channel or group",))
+
+
+def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
+    if spec.scale_dtype in (DType.F16, DType.BF16):
+        return None
+    return Problem((f"scales are {spec.scale_dtype}, AutoRound stores F16",))
+
+
+_SOURCE = "auto-round 0.16.1, export/export_to_autoround/export.py"
+RULES: tuple[Rule, ...] = (
+    LayerRule("QB110", _unwritable, _SOURCE),
+    LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(2)),
+    LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
+    LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
+    zeros_fit(_SOURCE),
+)

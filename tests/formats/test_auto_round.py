@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import pytest
+
+import goldens
+from qbridge.testing import check_format
+
+
+@pytest.mark.parametrize("case", goldens.cases("auto_round"))
+def test_values_are_those_of_the_tool(case):
+    goldens.check("auto_round", case)
+
+
+def test_laws():
+    check_format("auto-round")

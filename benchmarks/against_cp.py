@@ -1,14 +1,16 @@
 """Time `qbridge convert` against `cp -r` and `sync` on the same checkpoint, in turn; print ratios and peak memory.
 
-    python benchmarks/against_cp.py SRC --to lmdeploy [--rounds 5]
+    python benchmarks/against_cp.py SRC --to lmdeploy [--rounds 5] [--beside "COMMAND {src} {out}"]
 
-Both are whole processes with a warm page cache; each writes to a fresh folder that is removed afterwards.
+All are whole processes with a warm page cache; each writes to a fresh folder that is removed afterwards. `--beside`
+is another tool's command, timed once.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("src", type=Path)
     parser.add_argument("--to", default="lmdeploy")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--beside", metavar="COMMAND", help="another tool, with {src} and {out}")
     args = parser.parse_args()
     out = args.src.parent / f"{args.src.name}-out"
     commands = {
@@ -52,6 +55,9 @@ def main() -> None:
             seconds, peak = timed(command, out)
             times[name].append(seconds)
             peaks[name] = max(peaks[name], peak)
+    if args.beside:
+        seconds, peak = timed(shlex.split(args.beside.format(src=args.src, out=out)), out)
+        times["beside"], peaks["beside"] = [seconds], peak
     medians = {name: statistics.median(found) for name, found in times.items()}
     print("| command | median s | of cp + sync | peak MB |\n|---|---|---|---|")
     for name, median in medians.items():

@@ -431,7 +431,7 @@ def test_every_layer_without_its_scale_is_named(src):
 def test_wrong_source_format_names_every_layer_and_the_right_format(src):
     with qbridge.open(src) as opened:
         layers = set(opened.specs)
-    found = refusal(src, 3, "QB015 QB018", source="lmdeploy")
+    found = refusal(src, 3, "QB015 QB018", source="smooth-quant")
     assert places(found["QB015"]) == layers
     assert "looks like compressed-tensors" in facts(found["QB034"])
     assert helps(found["QB034"]) == "--from compressed-tensors"
@@ -478,7 +478,7 @@ def test_integer_tensors_without_a_quantization_block_are_not_taken_for_unquanti
     assert "14 integer matrices" in facts(refusal(src, 3, "QB011")["QB011"])
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "gguf", "eetq", "hqq", "torchao", "quark", "HQQ"])
+@pytest.mark.parametrize("method", sorted({*KNOWN_METHODS, "HQQ"}))
 def test_known_method_of_another_tool_is_named(src, method):
     edit_quantization(src, lambda block: block.update(quant_method=method))
     told = facts(refusal(src, 3, "QB011")["QB011"])

@@ -21,7 +21,8 @@ from qbridge.values import code_values, dequantize
 TORCH = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 
 
-W8A8, WEIGHTS_ONLY = {"compressed-tensors", "smooth-quant"}, {"awq", "compressed-tensors", "gptq"}
+W8A8 = {"compressed-tensors", "smooth-quant"}
+WEIGHTS_ONLY = {"auto-round", "awq", "compressed-tensors", "gptq", "marlin"}
 
 
 def test_there_and_back_between_any_two_formats_that_share_a_scheme():

@@ -36,7 +36,7 @@ class BitPacked:
     form a little-endian bit stream, in which each run of len(order) of them is permuted: order[i] comes at place i.
     `padded` words hold whole lanes only and leave their high bits zero. `planes` are the widths of bit planes, low
     bits first, each of which holds its bits of 32 lanes. `word_minus` is subtracted from each whole word when it is
-    stored, borrows between lanes included. With `wraps` the lowest value takes the place of the one above the highest.
+    stored, borrows between lanes included. With `wraps` the lowest value stands in for the one above the highest.
     """
 
     bits: int

@@ -129,11 +129,16 @@ def make_plan(
     gives, by layer, the spec that a manifest records and the passes that lead back to it.
     """
     destination, rules = find(choice.format), rules_of(choice)
-    after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
+    back_to_a_format = not target.version  # an engine is given today's layout, whatever the original was
+    starts: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
     for name, spec in model.specs.items():
-        start, back = (recorded or {}).get(name, (replace(spec, dialect=choice.dialect), ()))
-        trial = Trial(source, model, name, back)
-        ended, passes = repair(start, model, rules, findings, trial)
+        start, back = (recorded or {}).get(name, (spec, ()))
+        kept = dict(start.dialect) if back_to_a_format and name in (recorded or {}) else {}
+        starts[name] = replace(start, dialect=tuple(sorted({**kept, **dict(choice.dialect)}.items()))), back
+    started = replace(model, specs={name: start for name, (start, _) in starts.items()})
+    after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
+    for name, (start, back) in starts.items():
+        ended, passes = repair(start, started, rules, findings, Trial(source, model, name, back))
         after[name] = ended, (*back, *passes)
     result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
     result = _check_model(result, rules, findings)

@@ -7,12 +7,13 @@ rule needs the values of small tensors, or of tensors that a cast may change, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from qbridge.dtypes import Array
 from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
+from qbridge.topology import is_kv_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Problem:
 class LayerRule:
     """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none.
 
-    Both are given the spec as it has become and the model as it was read.
+    Both are given the spec as it has become, and the model as it was before the first rule.
     """
 
     code: str
@@ -70,6 +71,23 @@ class ValueRule:
 
 
 Rule = LayerRule | ModelRule | ValueRule
+
+
+def drop_kv_scales(model: Model) -> Model:
+    """The model without stored kv-cache scales."""
+    tensors = {name: info for name, info in model.tensors.items() if not is_kv_scale(name)}
+    return replace(model, tensors=tensors, kv_cache={})
+
+
+def no_kv_scales(source: str) -> ModelRule:
+    """No stored kv-cache scales (QB113), for formats whose config cannot say what they are."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        found = tuple(name for name in model.tensors if is_kv_scale(name))
+        if found:
+            yield Problem((f"{len(found)} scales of the kv cache",), where=found)
+
+    return ModelRule("QB113", check, source, drop_kv_scales)
 
 
 def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> ValueRule:

@@ -11,7 +11,9 @@ import fcntl
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from qbridge.planning import OutputTensor
 from qbridge.source import INDEX, SINGLE, Source
 
 BLOCK = 8 << 20
+_AHEAD = 96 << 20  # bytes of encoded tensors that may wait to be written
 LOCK = ".qbridge.lock"
 
 Encode = Callable[[OutputTensor], Array]
@@ -202,8 +205,18 @@ def write_checkpoint(
     progress: Progress,
 ) -> None:
     """Shards, index, side files (relative paths) and JSON `documents` into `folder`, each flushed to the disk."""
-    for shard in shards:
-        _write_shard(folder / shard.name, source, shard, encode, progress)
+    with ThreadPoolExecutor(1, "qbridge-encode") as encoding, ThreadPoolExecutor(1, "qbridge-sync") as flushing:
+        flushed = []
+        for shard in shards:
+            out = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                _write_shard(out, source, shard, _ahead(_runs(source, shard), encode, encoding), progress)
+            except BaseException:
+                os.close(out)
+                raise
+            flushed.append(flushing.submit(_flush, out))
+        for flush in flushed:
+            flush.result()
     if len(shards) > 1:
         write_json(folder / INDEX, index_of(shards))
     for relative in sides:
@@ -216,21 +229,48 @@ def write_checkpoint(
         write_json(folder / name, value)
 
 
-def _write_shard(path: Path, source: Source, shard: Shard, encode: Encode, progress: Progress) -> None:
-    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def _write_shard(
+    out: int, source: Source, shard: Shard, work: Iterator[_Run | tuple[int, Future[Array]]], progress: Progress
+) -> None:
+    _write_all(out, shard.header, 0)
+    for run in work:
+        if isinstance(run, _Run):
+            _copy(source.descriptor(run.file), out, run, progress)
+        else:
+            offset, encoded = run
+            data = encoded.result()
+            _write_all(out, data.reshape(-1).view("u1").data, offset)
+            progress(data.nbytes)
+
+
+def _flush(out: int) -> None:
+    """Wait until a finished shard is on the disk."""
     try:
-        _write_all(out, shard.header, 0)
-        for run in _runs(source, shard):
-            if isinstance(run, _Run):
-                _copy(source.descriptor(run.file), out, run, progress)
-            else:
-                tensor, offset = run
-                data = encode(tensor)
-                _write_all(out, data.reshape(-1).view("u1").data, offset)
-                progress(data.nbytes)
         os.fsync(out)
     finally:
         os.close(out)
+
+
+def _ahead(
+    runs: Iterator[_Run | tuple[OutputTensor, int]], encode: Encode, encoding: ThreadPoolExecutor
+) -> Iterator[_Run | tuple[int, Future[Array]]]:
+    """The runs in their order, tensors as futures that are encoded while what comes before them is written."""
+    waiting: deque[tuple[int, _Run | tuple[int, Future[Array]]]] = deque()
+    held = 0
+    for run in runs:
+        if isinstance(run, _Run):
+            waiting.append((0, run))
+        else:
+            tensor, offset = run
+            size = nbytes(tensor.dtype, tensor.shape)
+            while waiting and held + size > _AHEAD:
+                freed, ready = waiting.popleft()
+                held -= freed
+                yield ready
+            held += size
+            waiting.append((size, (offset, encoding.submit(encode, tensor))))
+    while waiting:
+        yield waiting.popleft()[1]
 
 
 @dataclass(slots=True)

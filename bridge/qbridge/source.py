@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class Source:
     side_files: Sequence[Path]
     memory: Mapping[str, Array] = field(default_factory=dict)
     _handles: dict[Path, int] = field(default_factory=dict)
+    _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, name: str) -> Array:
         """A whole tensor in its stored shape, as the numpy dtype of its tag."""
@@ -77,9 +79,10 @@ class Source:
 
     def descriptor(self, file: Path) -> int:
         """An open read-only file descriptor of a shard."""
-        if file not in self._handles:
-            self._handles[file] = os.open(file, os.O_RDONLY)
-        return self._handles[file]
+        with self._opening:
+            if file not in self._handles:
+                self._handles[file] = os.open(file, os.O_RDONLY)
+            return self._handles[file]
 
     def close(self) -> None:
         """Close every file; the source can be read again afterwards."""

@@ -101,6 +101,17 @@ def fused_siblings(modules: Iterable[str]) -> list[list[str]]:
     return [names for names in found if len(names) > 1]
 
 
+def fused_names(modules: Iterable[str]) -> dict[str, list[str]]:
+    """The complete groups of `fused_siblings` by the name of the one linear that engines build of them."""
+    by_part = {part: fused for fused, parts in FUSED.items() for part in parts}
+    found = {}
+    for names in fused_siblings(modules):
+        block, _, leaf = names[0].rpartition(".")
+        if len(names) == len(FUSED[by_part[leaf]]):
+            found[f"{block}.{by_part[leaf]}"] = names
+    return found
+
+
 # Mixtral's experts as transformers 5 names them in memory, and as every engine expects them on disk.
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _MIXTRAL_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.\d+)\.(gate_proj|down_proj|up_proj)")

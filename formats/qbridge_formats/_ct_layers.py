@@ -17,6 +17,7 @@ from qbridge.topology import canonical_module, is_embedding, is_router
 from qbridge_formats._ct_config import Block, Group, Matcher
 
 INFERRED = "inferred"
+ACT_ORDER = "act-order"
 _CODES = (DType.I8, DType.U8, DType.F8_E4M3, DType.I32)
 ASSUMED = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
 
@@ -222,7 +223,9 @@ def _act_order(source: Source, module: str, scheme: WeightScheme, dialect: dict[
         dialect["g_idx"] = "unset"
     elif (index == np.arange(index.size) // (scheme.group_size or index.size)).all():
         dialect["g_idx"] = "trivial"
-    return "g_idx" not in dialect
+    else:
+        dialect["g_idx"] = ACT_ORDER
+    return dialect["g_idx"] == ACT_ORDER
 
 
 def _drops_zeros(block: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ from qbridge.layout import Slot
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears
 from qbridge_formats import _awq_layers, _gptq_layers
@@ -37,11 +37,12 @@ from qbridge_formats._gptq_layers import Scheme, Zeros, modules_of, zero_biases
 
 NAME = "auto-round"
 SUMMARY = "AutoRound's own format: 2 to 8 bits in GPTQ's or AWQ's tensors"
-ALIASES = ("intel/auto-round",)
+ALIASES: tuple[str, ...] = ()
 
 GPTQ, GPTQMODEL, RAW, AWQ = "auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round", "auto_round:auto_awq"
 _ZEROS = {GPTQ: Zeros("v1"), GPTQMODEL: Zeros("v2"), RAW: Zeros("v2")}
 _FILE = "quantization_config.json"
+_METHODS = (NAME, f"intel/{NAME}")
 _UNQUANTIZED = 16
 
 
@@ -53,7 +54,7 @@ def _block(source: Source) -> Mapping[str, Any]:
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, and modules with a qweight."""
     method = str(_block(source).get("quant_method", "")).lower()
-    if method not in (NAME, *ALIASES):
+    if method not in _METHODS:
         return f"quant_method is {method!r}"
     packed = modules_of(source)
     return (
@@ -217,4 +218,5 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
     LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
     zeros_fit(_SOURCE),
+    no_kv_scales(_SOURCE),
 )

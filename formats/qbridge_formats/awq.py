@@ -41,7 +41,7 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears
 from qbridge_formats import _awq_layers as layers
@@ -173,8 +173,8 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
 
 
 def _width(spec: Spec, model: Model) -> Problem | None:
-    fits = spec.weight.bits == 4 or _version(spec) == STREAM
-    return None if fits else Problem((f"weights {spec.weight}: AWQ has 4 bits",))
+    narrow = spec.weight.type == "int" and spec.weight.bits < 4 and _version(spec) != STREAM
+    return Problem((f"weights {spec.weight}: AWQ has 4 bits",)) if narrow else None
 
 
 def _group(spec: Spec, model: Model) -> Problem | None:
@@ -208,4 +208,5 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _group, _SOURCE, _regrouped),
     LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
     zeros_fit(_SOURCE),
+    no_kv_scales(_SOURCE),
 )

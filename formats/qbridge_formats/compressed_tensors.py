@@ -40,7 +40,7 @@ from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
 from qbridge_formats._ct_config import Block, args_of, find_block, is_ours, parse
-from qbridge_formats._ct_layers import Found, inferred_layers, listed_layers
+from qbridge_formats._ct_layers import ACT_ORDER, Found, inferred_layers, listed_layers
 
 NAME = "compressed-tensors"
 SUMMARY = "llm-compressor's format: integer weights of 1 to 8 bits, packed or not (W8A8, W4A16 ...)"
@@ -211,7 +211,9 @@ def config(model: Model) -> dict[str, Any]:
 
 def _unwritable(spec: Spec, model: Model) -> Problem | None:
     weight = spec.weight
-    if spec.g_idx or weight.type != "int" or weight.granularity is Granularity.BLOCK:
+    if spec.g_idx and dict(spec.dialect).get("g_idx") != ACT_ORDER:
+        return Problem((f"{spec.scheme}: act-order was removed in 0.18, so it is only written back to where it was",))
+    if weight.type != "int" or weight.granularity is Granularity.BLOCK:
         return Problem((spec.scheme,))
     return None
 

@@ -29,9 +29,9 @@ from qbridge.layout import Slot
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, zeros_fit
 from qbridge.source import Source
-from qbridge.topology import dense_linears
+from qbridge.topology import dense_linears, fused_names
 from qbridge_formats import _gptq_layers as layers
 from qbridge_formats._gptq_config import find_config, parse
 from qbridge_formats._gptq_layers import ONES, Scheme, Zeros, is_gptq_shaped, modules_of, zero_biases
@@ -104,15 +104,7 @@ def config(model: Model) -> dict[str, Any]:
     versions = {dialect.get("zeros", "v1") for dialect in kept} - {"absent"}
     borrowed = "v1-words" in versions or ("v1-wraps" in versions and base.bits not in ONES)
     named = "gptq_v2" if "v2" in versions else "gptq"
-    dynamic: dict[str, dict[str, Any]] = {}
-    for module in dense_linears(model.tensors):
-        if module != "lm_head":
-            dynamic[f"-:{_exactly(module)}"] = {}
-    for spec in model.specs.values():
-        scheme = _scheme_of(spec)
-        if scheme != base:
-            keys = {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.sym}
-            dynamic[f"+:{_exactly(spec.name)}"] = keys
+    dynamic = _dynamic(model, base)
     return {
         "quant_method": "gptq",
         "bits": base.bits,
@@ -126,6 +118,22 @@ def config(model: Model) -> dict[str, Any]:
         **({"modules_in_block_to_quantize": [_in_blocks(model)]} if dynamic else {}),
         **({"meta": {"quantizer": ["gptqmodel:7.7.0"]}} if borrowed else {}),
     }
+
+
+def _dynamic(model: Model, base: Scheme) -> dict[str, dict[str, Any]]:
+    """What is skipped or quantized in another way, by the names of GPTQModel and, for fused linears, those of vLLM."""
+    apart: dict[str, Scheme | None] = {m: None for m in dense_linears(model.tensors) if m != "lm_head"}
+    for spec in model.specs.values():
+        if _scheme_of(spec) != base:
+            apart[spec.name] = _scheme_of(spec)
+    for fused, parts in fused_names([*model.specs, *apart]).items():
+        if all(part in apart and apart[part] == apart[parts[0]] for part in parts):
+            apart[fused] = apart[parts[0]]
+    skipped: dict[str, dict[str, Any]] = {f"-:{_exactly(name)}": {} for name, own in apart.items() if own is None}
+    for name, own in apart.items():
+        if own is not None:
+            skipped[f"+:{_exactly(name)}"] = {"bits": own.bits, "group_size": own.group_size, "sym": own.sym}
+    return skipped
 
 
 _PACK_DTYPES = {"I32": "int32", "I16": "int16", "I8": "int8"}
@@ -159,7 +167,7 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
 
 
 def _width(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.bits in WIDTHS or dict(spec.dialect).get("packing") == "planar":
+    if spec.weight.type != "int" or spec.weight.bits in WIDTHS or dict(spec.dialect).get("packing") == "planar":
         return None
     return Problem((f"weights {spec.weight}: GPTQ has {', '.join(map(str, WIDTHS))} bits",))
 
@@ -192,4 +200,5 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
     LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
     zeros_fit(_SOURCE, _lowest_zero),
+    no_kv_scales(_SOURCE),
 )

@@ -32,7 +32,7 @@ from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears
 from qbridge_formats._gptq_layers import zero_biases
@@ -204,7 +204,8 @@ def _asymmetric(spec: Spec, model: Model) -> Problem | None:
 
 
 def _width(spec: Spec, model: Model) -> Problem | None:
-    return None if spec.weight.bits == 4 else Problem((f"weights {spec.weight}: Marlin has 4 bits",))
+    narrow = spec.weight.type == "int" and spec.weight.bits < 4
+    return Problem((f"weights {spec.weight}: Marlin has 4 bits",)) if narrow else None
 
 
 def _group(spec: Spec, model: Model) -> Problem | None:
@@ -236,4 +237,5 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _group, _SOURCE, _regrouped),
     LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
     ModelRule("QB110", _one_kind, _SOURCE),
+    no_kv_scales(_SOURCE),
 )

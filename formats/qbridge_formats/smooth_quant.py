@@ -26,7 +26,7 @@ from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.symmetrize import Symmetrize
-from qbridge.rules import LayerRule, Problem, Rule
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_decoder_linear, is_router
 
@@ -214,4 +214,5 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB203", _static_activations, _KERNEL),
     LayerRule("QB209", _asymmetric_activations, _KERNEL),
     LayerRule("QB110", _other_activations, _KERNEL),
+    no_kv_scales(_LINEAR),
 )

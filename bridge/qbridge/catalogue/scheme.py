@@ -64,6 +64,16 @@ ENTRIES = (
         "gptqmodel 7.7.0, utils/model.py (convert_gptq_v1_to_v2_format)",
     ),
     Code(
+        "QB113",
+        "the format has no place for kv-cache scales",
+        "The checkpoint stores scales for a quantized kv cache; the destination's config cannot say what they are.",
+        "Nobody who reads the output could claim those tensors.",
+        "model.layers.0.self_attn.k_scale into AWQ",
+        "Leave them out with --allow drop-kv-scales; weights and activations are not touched.",
+        "the page of the format under docs/formats",
+        allow="drop-kv-scales",
+    ),
+    Code(
         "QB112",
         "Marlin has no zero-points",
         "The layers' weights are asymmetric, with zero-points that are not all the middle code.",

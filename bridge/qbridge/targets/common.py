@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 
 from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.ir import Model
 from qbridge.rules import Problem, ValueRule, Values
-from qbridge.topology import is_kv_scale
 
 _NAMES = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32, "float": DType.F32, "half": DType.F16}
 
@@ -81,9 +79,3 @@ def _problem(found: dict[str, int], dtype: DType) -> Problem:
         f"{sum(found.values())} values in {len(found)} tensors have no exact {dtype}; worst: {worst}, {found[worst]}"
     )
     return Problem((fact,), where=tuple(found))
-
-
-def drop_kv_scales(model: Model) -> Model:
-    """The model without stored kv-cache scales."""
-    tensors = {name: info for name, info in model.tensors.items() if not is_kv_scale(name)}
-    return replace(model, tensors=tensors, kv_cache={})

@@ -13,9 +13,9 @@ from qbridge.dtypes import DType
 from qbridge.hf_config import rope
 from qbridge.ir import Model, Spec
 from qbridge.passes.regroup import Regroup
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import drop_kv_scales, unquantized_tensors
+from qbridge.targets.common import unquantized_tensors
 from qbridge.topology import (
     dense_linears,
     fused_siblings,
@@ -103,7 +103,7 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
     return (
         *(old if version == "0.6.2" else ()),
         ModelRule("QB201", dense_linears_in_decoder, f"lmdeploy {version}, pytorch/models/llama.py"),
-        ModelRule("QB208", _kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
+        ModelRule("QB208", kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
         ModelRule("QB202", quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
         unquantized_tensors(
             DType.F16, f"lmdeploy {version}, pytorch/config.py and weight_loader", _FORCED.get(format_name)
@@ -180,7 +180,8 @@ def _partly_dense(model: Model) -> Iterator[Problem]:
         yield Problem(("only some experts of a layer are quantized, which are one tensor",), where=experts)
 
 
-def _kv_scales(model: Model) -> Iterator[Problem]:
+def kv_scales(model: Model) -> Iterator[Problem]:
+    """Stored scales of the kv cache."""
     found = tuple(name for name in model.tensors if is_kv_scale(name))
     if found:
         yield Problem((f"{len(found)} scales of the kv cache",), where=found)

@@ -15,11 +15,11 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors
-from qbridge.targets.lmdeploy import PARSING, classes, quantized_head
-from qbridge.topology import dense_linears, fused_siblings, is_kv_scale
+from qbridge.targets.lmdeploy import PARSING, classes, kv_scales, quantized_head
+from qbridge.topology import dense_linears, fused_siblings
 
 # turbomind/supported_models.py (SUPPORTED_ARCHS)
 ARCHITECTURES = classes("""
@@ -102,18 +102,12 @@ def _version(model: Model) -> Iterator[Problem]:
         yield Problem(("zero-points of version 2 are stored",), where=found)
 
 
-def _kv_scales(model: Model) -> Iterator[Problem]:
-    found = tuple(name for name in model.tensors if is_kv_scale(name))
-    if found:
-        yield Problem((f"{len(found)} scales of the kv cache",), where=found)
-
-
 _COMMON: tuple[Rule, ...] = (
     LayerRule("QB240", _four_bits, _CONVERTER, _wider),
     LayerRule("QB241", _act_order, "lmdeploy 0.18.0, turbomind/weight_format.py (g_idx is never read)"),
     LayerRule("QB240", _tiles, "lmdeploy 0.18.0, turbomind/linear.py"),
     ModelRule("QB202", quantized_head, "lmdeploy 0.18.0, turbomind/text_model.py (not tried)"),
-    ModelRule("QB208", _kv_scales, "lmdeploy 0.18.0, turbomind/checkpoint.py"),
+    ModelRule("QB208", kv_scales, "lmdeploy 0.18.0, turbomind/checkpoint.py", drop_kv_scales),
     ModelRule("QB242", _unlike_halves, "lmdeploy 0.18.0, turbomind/linear.py"),
     ModelRule("QB204", _known_class, "lmdeploy 0.18.0, turbomind/supported_models.py"),
     unquantized_tensors(DType.F16, "lmdeploy 0.18.0, turbomind/converter.py", DType.F16),

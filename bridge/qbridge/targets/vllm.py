@@ -17,9 +17,9 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values, drop_kv_scales
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import drop_kv_scales, unquantized_tensors, weight_scales
+from qbridge.targets.common import unquantized_tensors, weight_scales
 from qbridge.topology import fused_siblings, is_kv_scale
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
@@ -88,7 +88,7 @@ def _kv_cache(model: Model) -> Iterator[Problem]:
 
 def _stock_width(spec: Spec, model: Model) -> Problem | None:
     """Kernels that come with vLLM have 4 and 8 bits; other widths need the package humming."""
-    if spec.activation is not None or spec.weight.bits in (4, 8):
+    if spec.activation is not None or spec.weight.type != "int" or spec.weight.bits in (4, 8):
         return None
     return Problem((f"weights {spec.weight}: its kernels have 4 and 8 bits",))
 

@@ -62,31 +62,9 @@ def convert(
                     progress(done, total)
 
             with staged(out, there, overwrite) as folder:
-                encoder = _encoder(opened, plan)
                 sides = [file for file in opened.source.side_files if str(file) not in opened.model.consumed]
-                write_checkpoint(folder, opened.source, shards, encoder, documents, sides, advance)
-    passes: dict[str, int] = {}
-    for layer in plan.layers.values():
-        for step in layer.passes:
-            passes[step.name] = passes.get(step.name, 0) + 1
-    return Report(
-        source=str(there),
-        destination=str(out),
-        source_format=opened.format,
-        because=opened.because,
-        target=wanted.name,
-        format=plan.format,
-        chosen=plan.because,
-        architecture=opened.model.architecture,
-        layers=len(plan.layers),
-        tensors=len(plan.outputs),
-        exactness=plan.exactness,
-        passes=passes,
-        files={shard.name: shard.size for shard in shards},
-        dry_run=dry_run,
-        seconds=round(time.monotonic() - start, 3),
-        findings=tuple(opened.findings),
-    )
+                write_checkpoint(folder, opened.source, shards, encoder(opened, plan), documents, sides, advance)
+    return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
 
 
 def _plan(opened: Checkpoint, target: Target) -> Plan:
@@ -100,7 +78,7 @@ def _plan(opened: Checkpoint, target: Target) -> Plan:
     return plan
 
 
-def _encoder(opened: Checkpoint, plan: Plan) -> Callable[[OutputTensor], Array]:
+def encoder(opened: Checkpoint, plan: Plan) -> Callable[[OutputTensor], Array]:
     """Encodes one part of one layer; a layer's small parts are decoded again for each, never kept."""
 
     def encoded(tensor: OutputTensor) -> Array:
@@ -132,7 +110,7 @@ class Stream:
         """Every tensor of the target, converted when it is asked for."""
         from qbridge.tensors import to_torch
 
-        encoded = _encoder(self._opened, self._plan)
+        encoded = encoder(self._opened, self._plan)
         for shard in plan_shards(self._plan.outputs):
             for tensor in shard.tensors:
                 yield tensor.name, to_torch(encoded(tensor), tensor.dtype, tensor.shape)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from qbridge.headers import MAX_HEADER, parse_json
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.pad import Pad
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
@@ -41,12 +42,15 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
     """The manifest of a plan; layers that were treated alike share an entry."""
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in plan.layers.items():
-        entry = {
+        entry: dict[str, Any] = {
             "before": describe(layer.before),
             "after": describe(layer.after),
             "passes": [step.as_dict() for step in layer.passes],
             "exactness": str(layer.exactness),
         }
+        dims = _dims(layer.before), _dims(layer.after)
+        if dims[0] != dims[1]:
+            entry["dims"] = dims
         steps.setdefault(json.dumps(entry), {**entry, "layers": []})["layers"].append(name)
     return {
         "schema": SCHEMA,
@@ -54,11 +58,23 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
         "source": {
             "format": plan.model.format,
             "config": source.config,
+            "files": _texts(source, plan.model.consumed),
+            "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
+            "dropped": sorted(plan.model.tensors.keys() - {output.name for output in plan.outputs}),
             "shards": {} if source.memory else _digests(source),
         },
         "target": {"name": plan.target.name, "format": plan.format},
         "steps": list(steps.values()),
     }
+
+
+def _texts(source: Source, names: Collection[str]) -> dict[str, str]:
+    """Side files that are not carried over, for `restore`."""
+    return {name: (source.path / name).read_bytes().decode("utf-8", "replace") for name in sorted(names)}
+
+
+def _dims(spec: Spec) -> list[int]:
+    return [spec.out_features, spec.in_features]
 
 
 def _digests(source: Source) -> dict[str, str]:
@@ -132,8 +148,9 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[
 
 def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> tuple[Spec, tuple[Pass, ...]] | None:
     spec = model.specs[name]
-    dims = (name, spec.out_features, spec.in_features)
-    before, after = revive(*dims, entry["before"]), revive(*dims, entry["after"])
+    was, now = entry.get("dims", [_dims(spec), _dims(spec)])
+    before = revive(name, was[0], was[1], entry["before"])
+    after = revive(name, now[0], now[1], entry["after"])
     if replace(spec, dialect=()) != replace(after, dialect=()):
         return None
     walked, back = before, list[Pass]()
@@ -151,6 +168,7 @@ def _step(fields: Mapping[str, Any]) -> Pass:
     if fields.get("undo") or fields.get("rounded"):
         raise ValueError("neither a conversion back nor a rounding is undone")
     makers: dict[str, Callable[[], Pass]] = {
+        "pad": lambda: Pad(fields["out_features"], fields["in_features"]),
         "recast": lambda: Recast(DType(fields["dtype"])),
         "broadcast": Broadcast,
         "regroup": lambda: Regroup(fields["group_size"]),

@@ -59,7 +59,9 @@ class LayerPlan:
 
     def run(self, source: Source, parts: frozenset[str]) -> Layer:
         """The layer after the passes, with at least `parts` of it."""
-        wanted = needed(self.write, parts).keys() | parts | self.touched
+        wanted = frozenset(needed(self.write, parts)) | parts
+        for step in reversed(self.passes):
+            wanted = step.inputs(wanted)
         slots = needed(self.read, self.before.parts().keys() & wanted)
         layer = decode(self.before, slots, {slot.tensor: source.read(slot.tensor) for slot in slots.values()})
         for step in self.passes:
@@ -153,7 +155,7 @@ def make_plan(
         )
         for name, (_, passes) in after.items()
     }
-    outputs = _outputs(source, result, layers)
+    outputs = outputs_of(source, result, layers)
     _check_names(outputs, findings)
     config = spell(as_dtype(result.config, choice.dtype), target.transformers)
     config["quantization_config"] = destination.config(result)
@@ -311,7 +313,7 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
                     findings.add("QB020" if part == "zero" else "QB016", slot.tensor, (str(fault),))
 
 
-def _outputs(source: Source, model: Model, layers: Mapping[str, LayerPlan]) -> list[OutputTensor]:
+def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) -> list[OutputTensor]:
     """Every tensor of the output, in the order of the source's shards."""
     found = []
     for name, info in model.tensors.items():

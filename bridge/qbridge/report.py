@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qbridge.findings import Finding
 from qbridge.ir import Model, Spec
+
+if TYPE_CHECKING:
+    from qbridge.checkpoint import Checkpoint
+    from qbridge.planning import Plan
+    from qbridge.sink import Shard
 
 SCHEMA = 1
 
@@ -36,6 +43,41 @@ class Report:
     dry_run: bool
     seconds: float
     findings: Sequence[Finding] = ()
+
+    @classmethod
+    def of_plan(
+        cls,
+        src: Path,
+        dst: Path,
+        opened: Checkpoint,
+        plan: Plan,
+        shards: Sequence[Shard],
+        dry_run: bool,
+        start: float,
+    ) -> Report:
+        """The report of a plan that was carried out, or not (`dry_run`), since `start` (monotonic seconds)."""
+        passes: dict[str, int] = {}
+        for layer in plan.layers.values():
+            for step in layer.passes:
+                passes[step.name] = passes.get(step.name, 0) + 1
+        return cls(
+            source=str(src),
+            destination=str(dst),
+            source_format=opened.format,
+            because=opened.because,
+            target=plan.target.name,
+            format=plan.format,
+            chosen=plan.because,
+            architecture=opened.model.architecture,
+            layers=len(plan.layers),
+            tensors=len(plan.outputs),
+            exactness=plan.exactness,
+            passes=passes,
+            files={shard.name: shard.size for shard in shards},
+            dry_run=dry_run,
+            seconds=round(time.monotonic() - start, 3),
+            findings=tuple(opened.findings),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `convert --json` prints."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qbridge.dtypes import Array, nbytes
 from qbridge.findings import error
@@ -26,6 +27,7 @@ BLOCK = 8 << 20
 _AHEAD = 96 << 20  # bytes of encoded tensors that may wait to be written
 LOCK = ".qbridge.lock"
 
+Document = str | Mapping[str, Any]
 Encode = Callable[[OutputTensor], Array]
 Progress = Callable[[int], None]
 
@@ -87,17 +89,17 @@ def _shard(name: str, group: Sequence[OutputTensor]) -> Shard:
     return Shard(name, header, tensors, [len(header) + begin for begin in begins])
 
 
-def index_of(shards: Sequence[Shard]) -> dict[str, object]:
+def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
     """model.safetensors.index.json with the total size of all tensors."""
     tensors = sorted((t.name, shard.name) for shard in shards for t in shard.tensors)
     total = sum(nbytes(t.dtype, t.shape) for shard in shards for t in shard.tensors)
     return {"metadata": {"total_size": total}, "weight_map": dict(tensors)}
 
 
-def write_json(path: Path, value: object) -> None:
-    """Indented JSON with a final newline, flushed to the disk."""
-    with open(path, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_document(path: Path, value: Document) -> None:
+    """A text as it is, anything else as indented JSON with a final newline, flushed to the disk."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        stream.write(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -200,11 +202,11 @@ def write_checkpoint(
     source: Source,
     shards: Sequence[Shard],
     encode: Encode,
-    documents: Mapping[str, object],
+    documents: Mapping[str, Document],
     sides: Sequence[Path],
     progress: Progress,
 ) -> None:
-    """Shards, index, side files (relative paths) and JSON `documents` into `folder`, each flushed to the disk."""
+    """Shards, index, side files (relative paths) and `documents` into `folder`, each flushed to the disk."""
     with ThreadPoolExecutor(1, "qbridge-encode") as encoding, ThreadPoolExecutor(1, "qbridge-sync") as flushing:
         flushed = []
         for shard in shards:
@@ -218,7 +220,7 @@ def write_checkpoint(
         for flush in flushed:
             flush.result()
     if len(shards) > 1:
-        write_json(folder / INDEX, index_of(shards))
+        write_document(folder / INDEX, index_of(shards))
     for relative in sides:
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         with open(source.path / relative, "rb") as read, open(folder / relative, "wb") as write:
@@ -226,7 +228,7 @@ def write_checkpoint(
             write.flush()
             os.fsync(write.fileno())
     for name, value in documents.items():
-        write_json(folder / name, value)
+        write_document(folder / name, value)
 
 
 def _write_shard(

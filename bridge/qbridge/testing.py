@@ -137,6 +137,27 @@ def layers(name: str = "model.layers.0.mlp.down_proj") -> st.SearchStrategy[Laye
     return st.builds(random_layer, specs(name), st.integers(0, 2**32 - 1))
 
 
+@st.composite
+def grouped_layers(draw: st.DrawFn, g_idx: bool = False) -> Layer:
+    """Random layers of weights alone in groups or per channel, in act-order with `g_idx`, for passes over groups."""
+    size = draw(st.sampled_from([None, 8, 16, 24, 32, 64]))
+    spec = Spec(
+        name="model.layers.0.mlp.down_proj",
+        out_features=draw(st.integers(1, 9)),
+        in_features=draw(st.one_of(st.sampled_from([32, 64, 128]), st.integers(1, 150))),
+        weight=WeightScheme(
+            draw(st.integers(1, 8)),
+            Granularity.GROUP if size else Granularity.CHANNEL,
+            draw(st.booleans()),
+            group_size=size,
+        ),
+        scale_dtype=draw(st.sampled_from(SCALES)),
+        bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
+        g_idx=g_idx,
+    )
+    return random_layer(spec, draw(st.integers(0, 2**32 - 1)))
+
+
 def empty_model(format_name: str, layer: Layer) -> Model:
     """A model of one layer, for rules that look at it."""
     return Model(format_name, CONFIG, {layer.spec.name: layer.spec}, {}, {})

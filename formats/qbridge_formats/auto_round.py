@@ -3,8 +3,8 @@
 packing_format            tensors of                       zero-points                  written for
 auto_round:auto_gptq      GPTQ, without g_idx              version 1 (minus 1)          symmetric weights
 auto_round:gptqmodel      GPTQ                             version 2 (as they are)      on the way back
-auto_round                GPTQ, without g_idx              version 2                    asymmetric, 2 to 8 bits
-auto_round:auto_awq       AWQ in its GEMM layout           as they are                  asymmetric, 4 bits
+auto_round                GPTQ, without g_idx              version 2                    anything else
+auto_round:auto_awq       AWQ in its GEMM layout           as they are                  4 bits, some asymmetric
 
 Codes of 3, 5, 6 and 7 bits are a stream across words, for AWQ with every eight in its order. Which modules are
 quantized is decided by the tensors: AutoRound lists some in extra_config that it has left alone. Sources: auto-round
@@ -206,7 +206,7 @@ def _one_scale(spec: Spec, model: Model) -> Problem | None:
 
 
 def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
-    if spec.scale_dtype in (DType.F16, DType.BF16):
+    if spec.scale_dtype is DType.F16:
         return None
     return Problem((f"scales are {spec.scale_dtype}, AutoRound stores F16",))
 

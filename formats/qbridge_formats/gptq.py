@@ -121,7 +121,7 @@ def config(model: Model) -> dict[str, Any]:
 
 
 def _dynamic(model: Model, base: Scheme) -> dict[str, dict[str, Any]]:
-    """What is skipped or quantized in another way, by the names of GPTQModel and, for fused linears, those of vLLM."""
+    """What is skipped or quantized in another way, by GPTQModel's names and, for fused linears, by vLLM's."""
     apart: dict[str, Scheme | None] = {m: None for m in dense_linears(model.tensors) if m != "lm_head"}
     for spec in model.specs.values():
         if _scheme_of(spec) != base:

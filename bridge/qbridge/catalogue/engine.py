@@ -211,7 +211,7 @@ ENTRIES = (
         "Its GPTQ layers are symmetric, of 4 or 8 bits, in groups of 32, 64, 128 or per channel, in their own order.",
         "It raises ValueError: Unsupported quantization config, or Marlin does not support group_size.",
         "asymmetric GPTQ (refused since 0.22), act-order (since 0.30)",
-        "Write compressed-tensors or AWQ, which hold the same codes (--to vllm chooses).",
+        "Asymmetric codes go into compressed-tensors or AWQ (--to vllm chooses); act-order must be quantized away.",
         "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py",
     ),
     Code(

@@ -12,7 +12,7 @@ ENTRIES = (
         "this scheme is recognised and not yet read",
         "The checkpoint is sound and its scheme is known by name, but this version of qbridge cannot read it.",
         "Refused rather than guessed.",
-        "compressed-tensors float-quantized (FP8), AWQ in its GEMV layout",
+        "compressed-tensors float-quantized (FP8)",
         "Watch the changelog; nothing is wrong with the checkpoint.",
         "compressed-tensors 0.20.0, config/base.py (the names of format)",
     ),
@@ -57,10 +57,10 @@ ENTRIES = (
     Code(
         "QB111",
         "a zero-point is no code that the format can store",
-        "GPTQ of version 1 stores zero-points minus 1: it can say 2**bits and not 0; other layouts the reverse.",
+        "GPTQ of version 1 stores zero-points minus 1, so that 0 has no place; one of 2**bits has none anywhere else.",
         "Stored modulo 2**bits it would shift every weight of its group by the whole range.",
         "a zero-point of 16 of 4 bits into AWQ",
-        "Choose a target of the other kind, or one whose codes are wider; the facts name the range.",
+        "For a zero-point of 0 write version 2 (--to gptq-v2) or another format; for 2**bits one with wider codes.",
         "gptqmodel 7.7.0, utils/model.py (convert_gptq_v1_to_v2_format)",
     ),
     Code(

@@ -226,8 +226,8 @@ ENTRIES = (
     Code(
         "QB022",
         "the checkpoint says GPTQ version 1 and stores zero-points of version 2",
-        "checkpoint_format is gptq, and the zero-points of symmetric layers are the middle code only without the "
-        "addition that version 1 calls for.",
+        "The config says version 1 (checkpoint_format gptq, or AutoRound's auto_gptq), and the zero-points of "
+        "symmetric layers are the middle code only without the addition that version 1 calls for.",
         "Engines that add 1 shift every weight and talk garbage; it is read as version 2 here.",
         "qzeros of 0x88888888 under checkpoint_format gptq",
         "None needed for the conversion; what is written says the version that it stores.",
@@ -312,6 +312,24 @@ ENTRIES = (
         "Rename the tensor in the source, or remove it if it is not needed.",
         "qbridge.planning",
         UNREADABLE,
+    ),
+    Code(
+        "QB036",
+        "there is nothing to restore from",
+        "No qbridge.json lies beside the checkpoint, or none that this version understands.",
+        "It alone says what the original was.",
+        "qbridge restore on a checkpoint that qbridge did not write",
+        "Convert it instead (qbridge convert).",
+        "qbridge.manifest",
+    ),
+    Code(
+        "QB037",
+        "the original cannot be restored",
+        "What qbridge.json records cannot be undone: values were rounded, left out, or edited since.",
+        "Anything else than the identical tensors would not be a restoration.",
+        "a scale rounded with --allow rounded",
+        "Convert it instead (qbridge convert), or take the original.",
+        "qbridge.manifest",
     ),
     Code(
         "QB034",

@@ -26,6 +26,9 @@ class Pass(Protocol):
     def needs_values(self, spec: Spec) -> bool:
         """Whether `apply` may refuse a layer of this spec (ValueError), so that its parts must be read to know."""
 
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """The parts that `apply` and `undo` must be given to yield these; any others may be left out."""
+
     def plan(self, spec: Spec) -> Spec:
         """The spec after the pass."""
 

@@ -34,6 +34,10 @@ class Broadcast:
         """Never."""
         return False
 
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """Each part comes from itself alone."""
+        return parts
+
     def plan(self, spec: Spec) -> Spec:
         """The spec with granularity channel."""
         return replace(spec, weight=replace(spec.weight, granularity=Granularity.CHANNEL))

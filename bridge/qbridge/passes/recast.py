@@ -41,19 +41,27 @@ class Recast:
         """Unless every value of the old dtype is one of the new, or may be rounded."""
         return not self.rounded and not survives(spec.scale_dtype, self.dtype)
 
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """Each part comes from itself alone."""
+        return parts
+
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new scale dtype."""
         return replace(spec, scale_dtype=self.dtype)
 
     def apply(self, layer: Layer) -> Layer:
         """Every scale cast, its value unchanged unless `rounded`."""
-        scale = cast(layer.arrays["scale"], layer.spec.scale_dtype, self.dtype, self.rounded)
-        return Layer(self.plan(layer.spec), {**layer.arrays, "scale": scale})
+        return self._cast(layer, self.plan(layer.spec), self.rounded)
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """Every scale cast back."""
-        scale = cast(layer.arrays["scale"], layer.spec.scale_dtype, before.scale_dtype)
-        return Layer(before, {**layer.arrays, "scale": scale})
+        return self._cast(layer, before)
+
+    def _cast(self, layer: Layer, after: Spec, rounded: bool = False) -> Layer:
+        arrays = dict(layer.arrays)
+        if "scale" in arrays:
+            arrays["scale"] = cast(arrays["scale"], layer.spec.scale_dtype, after.scale_dtype, rounded)
+        return Layer(after, arrays)
 
     def lossy(self) -> Recast:
         """The same to the nearest value."""

@@ -43,6 +43,10 @@ class Regroup:
         old = _size(spec)
         return self.group_size is None or (old < spec.in_features and old % self.group_size != 0)
 
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """Each part comes from itself alone."""
+        return parts
+
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new group size."""
         kind = Granularity.CHANNEL if self.group_size is None else Granularity.GROUP

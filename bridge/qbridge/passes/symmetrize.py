@@ -34,14 +34,18 @@ class Symmetrize:
         """Only the zeros themselves tell."""
         return True
 
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """Each part comes from itself alone."""
+        return parts
+
     def plan(self, spec: Spec) -> Spec:
         """The spec, symmetric."""
         return replace(spec, weight=replace(spec.weight, symmetric=True))
 
     def apply(self, layer: Layer) -> Layer:
         """The layer without its zeros."""
-        zero = layer.arrays["zero"]
-        if np.any(zero):
+        zero = layer.arrays.get("zero")
+        if zero is not None and np.any(zero):
             raise ValueError(f"{np.count_nonzero(zero)} of {zero.size} zero-points are not zero")
         rest = {part: array for part, array in layer.arrays.items() if part != "zero"}
         return Layer(self.plan(layer.spec), rest)

@@ -36,6 +36,10 @@ class Undo:
         """The values may have been edited since."""
         return True
 
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """The pass's own."""
+        return self.step.inputs(parts)
+
     def plan(self, spec: Spec) -> Spec:
         """The spec before the pass."""
         return self.before

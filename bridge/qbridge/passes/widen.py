@@ -36,6 +36,10 @@ class Widen:
         """Never."""
         return False
 
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """Each part comes from itself alone."""
+        return parts
+
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new width."""
         return replace(spec, weight=replace(spec.weight, bits=self.bits))

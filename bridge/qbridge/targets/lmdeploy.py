@@ -1,4 +1,4 @@
-"""What LMDeploy's PyTorch engine takes, and what it would silently load as garbage.
+"""What LMDeploy's PyTorch engine takes of W8A8 and AWQ, and what it would silently load as garbage.
 
 Sources: lmdeploy 0.18.0 and 0.6.2, pytorch/models/module_map.py, pytorch/models/llama.py and qwen2.py,
 pytorch/nn/linear/w8a8.py; transformers 4.57.6, which both run on.
@@ -138,9 +138,10 @@ def best_group(model: Model) -> int:
 
 def _one_engine(model: Model) -> Iterator[Problem]:
     sizes = {spec.weight.group_size for spec in model.specs.values()}
-    if sizes != {128}:
+    if sizes != {128} and None not in sizes and {spec.weight.bits for spec in model.specs.values()} == {4}:
         named = ", ".join(map(str, sorted(size or 0 for size in sizes)))
-        yield Problem((f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only",))
+        fact = f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only"
+        yield Problem((fact,), ("--backend pytorch",), ("config.json",))
 
 
 def _row_biases(model: Model) -> Iterator[Problem]:

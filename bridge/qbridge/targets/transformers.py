@@ -1,4 +1,4 @@
-"""What transformers takes of compressed-tensors int8 checkpoints.
+"""What transformers takes of compressed-tensors checkpoints of integer codes.
 
 Source: transformers 5.17.0 with compressed-tensors 0.20.0, quantizers/quantizer_compressed_tensors.py and
 conversion_mapping.py; tried there.

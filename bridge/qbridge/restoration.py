@@ -1,0 +1,74 @@
+"""restore: undo what the manifest beside a checkpoint records, to the tensor and to the key of config.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qbridge import manifest
+from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.conversion import encoder
+from qbridge.findings import error, io_as_finding
+from qbridge.formats import find
+from qbridge.planning import LayerPlan, OutputTensor, Plan, outputs_of
+from qbridge.report import Report
+from qbridge.sink import Document, check_destination, plan_shards, staged, write_checkpoint
+from qbridge.source import MANIFEST
+from qbridge.targets import find_target
+
+
+def restore(
+    src: PathLike, dst: PathLike, *, allow: Iterable[str] = (), dry_run: bool = False, overwrite: bool = False
+) -> Report:
+    """Write the checkpoint that `src` was converted from into the folder `dst`: identical tensors and config.
+
+    The manifest alone says how. Raises QBridgeError: QB036 where there is none, QB037 where it cannot be followed.
+    """
+    start = time.monotonic()
+    there, out = Path(src), Path(dst)
+    with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
+        check_destination(out, there, overwrite)
+        recorded = manifest.load(opened.source)
+        if recorded is None:
+            raise error("QB036", str(there))
+        plan = _plan(opened, recorded)
+        shards = plan_shards(plan.outputs)
+        if not dry_run:
+            texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
+            documents: dict[str, Document] = {"config.json": plan.config, **texts}
+            sides = [file for file in opened.source.side_files if str(file) not in documents]
+            with staged(out, there, overwrite) as folder:
+                write_checkpoint(
+                    folder, opened.source, shards, encoder(opened, plan), documents, sides, lambda count: None
+                )
+    return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
+
+
+def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
+    """The plan of the way back; QBridgeError (QB037) where a layer or tensor cannot be what it was."""
+    try:
+        origin = recorded["source"]
+        destination = find(origin["format"])
+        back = manifest.way_back(opened.source, opened.model, destination.NAME)
+        lost = [name for name in opened.specs if name not in back]
+        if lost:
+            fact = "rounded, or edited since the conversion"
+            raise error("QB037", lost, (f"{len(lost)} of {len(opened.specs)} layers: {fact}",))
+        if origin["dropped"]:
+            raise error("QB037", origin["dropped"], ("left out of the conversion",))
+        layers = {
+            name: LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], destination.layout(spec))
+            for name, (spec, passes) in back.items()
+        }
+        outputs = [_renamed(output, origin["renamed"]) for output in outputs_of(opened.source, opened.model, layers)]
+        return Plan(opened.model, find_target(destination.NAME), destination.NAME, layers, outputs, origin["config"])
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise error("QB037", MANIFEST, (f"{type(fault).__name__}: {fault}",)) from fault
+
+
+def _renamed(output: OutputTensor, names: Mapping[str, str]) -> OutputTensor:
+    """An unquantized tensor under the name that it had."""
+    return output if output.layer else replace(output, name=str(names.get(output.name, output.name)))

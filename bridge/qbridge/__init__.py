@@ -19,6 +19,7 @@ from qbridge.inspection import Inspection, inspect
 from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, WeightScheme, identical
 from qbridge.manifest import qbridge_version
 from qbridge.report import Report, Verification
+from qbridge.restoration import restore
 from qbridge.targets import Target
 from qbridge.targets import targets as _targets
 from qbridge.verification import verify
@@ -60,6 +61,7 @@ __all__ = [
     "list_formats",
     "list_targets",
     "open",
+    "restore",
     "stream",
     "verify",
 ]

@@ -26,6 +26,7 @@ from qbridge import render
 from qbridge.catalogue import ALLOW, BUG, CATALOGUE, INTERRUPTED
 from qbridge.findings import Finding, QBridgeError, error
 from qbridge.formats import did_you_mean, load
+from qbridge.wishes import Wishes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -103,6 +104,17 @@ def convert(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")],
     to: Annotated[str, typer.Option("--to", metavar="TARGET", help="Engine[@version] or format.")],
     source: From = None,
+    tp: Annotated[str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel sizes to be legal at.")] = "1",
+    pad: Annotated[
+        bool, typer.Option("--pad", help="Let MLPs grow to be legal; exact, and undone by restore.")
+    ] = False,
+    regroup: Annotated[
+        int | None, typer.Option("--regroup", metavar="G", help="Group size to have; exact, or refused.")
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option("--bits", metavar="4|8", help="Width to widen narrower codes to.")
+    ] = None,
+    no_passes: Annotated[bool, typer.Option("--no-passes", help="Change the layout only.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")] = False,
     max_shard_size: Annotated[
@@ -117,6 +129,11 @@ def convert(
     if progress not in ("auto", "json", "none"):
         raise typer.BadParameter("auto, json or none", param_hint="--progress")
     limit = None if max_shard_size is None else _bytes(max_shard_size)
+    sizes = _sizes(tp)
+    try:
+        Wishes(sizes, pad, regroup, bits, not no_passes)
+    except ValueError as fault:
+        raise typer.BadParameter(str(fault)) from fault
     with _answering("convert", as_json), _progress(progress) as advance:
         done = qbridge.convert(
             src,
@@ -128,7 +145,27 @@ def convert(
             overwrite=overwrite,
             max_shard_size=limit,
             progress=advance,
+            tp=sizes,
+            pad=pad,
+            regroup=regroup,
+            bits=bits,
+            passes=not no_passes,
         )
+        _say(as_json, done, render.report, done.findings)
+
+
+@app.command()
+def restore(
+    src: Source,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")],
+    allow: Allow = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
+    with _answering("restore", as_json):
+        done = qbridge.restore(src, dst, allow=allow or (), dry_run=dry_run, overwrite=overwrite)
         _say(as_json, done, render.report, done.findings)
 
 
@@ -211,6 +248,13 @@ def _main(
     ] = False,
 ) -> None:
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as fault:
+        raise typer.BadParameter("numbers with commas between them, such as 2,4,8", param_hint="--tp") from fault
 
 
 def _bytes(text: str) -> int:

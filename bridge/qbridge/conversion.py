@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,14 @@ from qbridge.dtypes import Array, nbytes
 from qbridge.findings import Findings, error, io_as_finding
 from qbridge.ir import Spec
 from qbridge.passes import Pass
-from qbridge.planning import OutputTensor, Plan, best_plan, survey
+from qbridge.plan import OutputTensor, Plan
+from qbridge.planning import best_plan
+from qbridge.repairs import survey
 from qbridge.report import Report
 from qbridge.sink import check_destination, plan_shards, staged, write_checkpoint
 from qbridge.source import MANIFEST
 from qbridge.targets import Target, find_target
+from qbridge.wishes import NONE, Wishes
 
 if TYPE_CHECKING:
     import torch
@@ -37,19 +40,29 @@ def convert(
     overwrite: bool = False,
     max_shard_size: int | None = None,
     progress: Progress | None = None,
+    tp: int | Sequence[int] = 1,
+    pad: bool = False,
+    regroup: int | None = None,
+    bits: int | None = None,
+    passes: bool = True,
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
     `target` is an engine (`lmdeploy`, `lmdeploy@0.6.2`) or a format; `source` the format of `src`, detected if None.
     `max_shard_size` is in bytes of tensor data, None keeps the source's shards. `progress` is called with bytes done
     and in all. Nothing stands at `dst` unless the report is returned. Raises QBridgeError.
+
+    The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
+    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. ValueError for numbers
+    that mean nothing.
     """
     start = time.monotonic()
     wanted = find_target(target)
+    wishes = Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes)
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:
         check_destination(out, there, overwrite)
-        plan = _plan(opened, wanted)
+        plan = _plan(opened, wanted, wishes)
         shards = plan_shards(plan.outputs, max_shard_size)
         if not dry_run:
             documents = {"config.json": plan.config, MANIFEST: manifest.build(opened.source, plan)}
@@ -67,13 +80,13 @@ def convert(
     return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
 
 
-def _plan(opened: Checkpoint, target: Target) -> Plan:
+def _plan(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
     survey(opened.source, opened.model, opened.findings)
 
     def recorded(format_name: str) -> Mapping[str, tuple[Spec, tuple[Pass, ...]]]:
         return manifest.way_back(opened.source, opened.model, format_name)
 
-    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded)
+    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, wishes)
     opened.findings.stop_on_errors()
     return plan
 

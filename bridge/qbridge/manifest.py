@@ -24,7 +24,8 @@ from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.undo import Undo
 from qbridge.passes.widen import Widen
-from qbridge.planning import Plan, Trial
+from qbridge.plan import Plan
+from qbridge.repairs import Trial
 from qbridge.source import MANIFEST, Source
 
 SCHEMA = 1

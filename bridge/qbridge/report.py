@@ -13,7 +13,7 @@ from qbridge.ir import Model, Spec
 
 if TYPE_CHECKING:
     from qbridge.checkpoint import Checkpoint
-    from qbridge.planning import Plan
+    from qbridge.plan import Plan
     from qbridge.sink import Shard
 
 SCHEMA = 1

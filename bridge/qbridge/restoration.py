@@ -13,7 +13,8 @@ from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.conversion import encoder
 from qbridge.findings import error, io_as_finding
 from qbridge.formats import find
-from qbridge.planning import LayerPlan, OutputTensor, Plan, outputs_of
+from qbridge.plan import LayerPlan, OutputTensor, Plan
+from qbridge.planning import outputs_of
 from qbridge.report import Report
 from qbridge.sink import Document, check_destination, plan_shards, staged, write_checkpoint
 from qbridge.source import MANIFEST

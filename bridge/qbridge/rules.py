@@ -73,6 +73,11 @@ class ValueRule:
 Rule = LayerRule | ModelRule | ValueRule
 
 
+def without_fix(rule: Rule) -> Rule:
+    """The same limit, to be reported where it would be mended."""
+    return replace(rule, fix=lambda spec, model: None) if isinstance(rule, LayerRule) else rule
+
+
 def drop_kv_scales(model: Model) -> Model:
     """The model without stored kv-cache scales."""
     tensors = {name: info for name, info in model.tensors.items() if not is_kv_scale(name)}

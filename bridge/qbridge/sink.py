@@ -20,7 +20,7 @@ from typing import Any
 
 from qbridge.dtypes import Array, nbytes
 from qbridge.findings import error
-from qbridge.planning import OutputTensor
+from qbridge.plan import OutputTensor
 from qbridge.source import INDEX, SINGLE, Source
 
 BLOCK = 8 << 20

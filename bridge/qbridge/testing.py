@@ -27,7 +27,7 @@ from qbridge.formats import Format, decode, encode, find, registry
 from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, TensorInfo, WeightScheme, identical
 from qbridge.layout import is_fixed
 from qbridge.passes import Pass
-from qbridge.planning import repair
+from qbridge.repairs import repair
 from qbridge.rules import LayerRule
 from qbridge.values import dequantize
 

@@ -15,7 +15,7 @@ from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import decode
 from qbridge.hf_config import COMPUTE_DTYPE, meaning
 from qbridge.ir import Layer, Spec
-from qbridge.planning import SourceValues
+from qbridge.repairs import SourceValues
 from qbridge.report import Verification
 from qbridge.topology import natural
 from qbridge.values import group_index, row_index

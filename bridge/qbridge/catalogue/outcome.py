@@ -44,6 +44,15 @@ ENTRIES = (
         "qbridge.manifest",
     ),
     Code(
+        "QB310",
+        "what was asked for cannot be done exactly",
+        "A pass that an option asks for does not apply to the values of a layer.",
+        "Doing it all the same would change weights.",
+        "--regroup 256 where two groups of 128 have other scales",
+        "Leave the option out, or ask for less: a divisor of the group size always works.",
+        "qbridge.passes",
+    ),
+    Code(
         "QB401",
         "the operating system refused",
         "A read or write failed, the disk is full, or a permission is missing.",

@@ -57,7 +57,7 @@ ENTRIES = (
     Code(
         "QB111",
         "a zero-point is no code that the format can store",
-        "GPTQ of version 1 stores zero-points minus 1, so that 0 has no place; one of 2**bits has none anywhere else.",
+        "GPTQ of version 1 stores zero-points minus 1, so that 0 has no place; 2**bits has none anywhere else.",
         "Stored modulo 2**bits it would shift every weight of its group by the whole range.",
         "a zero-point of 16 of 4 bits into AWQ",
         "For a zero-point of 0 write version 2 (--to gptq-v2) or another format; for 2**bits one with wider codes.",

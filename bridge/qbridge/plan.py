@@ -1,0 +1,102 @@
+"""What a plan is: passes and slots per layer, output tensors, config; no decision is taken here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qbridge.codes import BitPacked, can_repack, repack
+from qbridge.dtypes import Array, DType
+from qbridge.exactness import Exactness, weakest
+from qbridge.formats import decode, encode_part, needed
+from qbridge.ir import Layer, Model, Spec
+from qbridge.layout import Slot
+from qbridge.passes import Pass
+from qbridge.source import Source
+from qbridge.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What happens to one layer; `read` and `write` are its slots by part."""
+
+    before: Spec
+    after: Spec
+    passes: tuple[Pass, ...]
+    read: Mapping[str, Slot]
+    write: Mapping[str, Slot]
+
+    @property
+    def exactness(self) -> Exactness:
+        """The weakest promise of its passes."""
+        return weakest(*(p.exactness for p in self.passes))
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """The parts that some pass reads or rewrites."""
+        return frozenset().union(*(p.parts for p in self.passes))
+
+    def copied(self, part: str) -> bool:
+        """Whether the part's bytes do not change, so that the tensor is copied and not decoded."""
+        kept = part not in self.touched and part in self.read
+        return kept and self.read[part].same_bytes(self.write[part])
+
+    def run(self, source: Source, parts: frozenset[str]) -> Layer:
+        """The layer after the passes, with at least `parts` of it."""
+        wanted = frozenset(needed(self.write, parts)) | parts
+        for step in reversed(self.passes):
+            wanted = step.inputs(wanted)
+        slots = needed(self.read, self.before.parts().keys() & wanted)
+        layer = decode(self.before, slots, {slot.tensor: source.read(slot.tensor) for slot in slots.values()})
+        for step in self.passes:
+            layer = step.apply(layer)
+        return layer
+
+    def encoded(self, source: Source, part: str) -> Array:
+        """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""
+        slot = self.write[part]
+        if part == "code" and "code" not in self.touched:
+            origin, shape = self.read[part], (self.after.out_features, self.after.in_features)
+            read, write = origin.codec, slot.codec
+            if isinstance(read, BitPacked) and isinstance(write, BitPacked) and can_repack(read, write):
+                return repack(source.read(origin.tensor), read, write, shape, slot)
+        return encode_part(self.run(source, frozenset({part})), part, slot)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor to write: a copy of the source tensor `origin`, or the encoded `part` of `layer`.
+
+    `shard` is the source file beside whose other tensors it is written.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    shard: Path
+    origin: str = ""
+    layer: str = ""
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Everything decided before a weight is read."""
+
+    model: Model
+    target: Target
+    format: str
+    layers: Mapping[str, LayerPlan]
+    outputs: Sequence[OutputTensor]
+    config: Mapping[str, Any]
+    because: str = ""
+
+    @property
+    def exactness(self) -> dict[str, int]:
+        """Layers by class."""
+        counts: dict[str, int] = {}
+        for layer in self.layers.values():
+            counts[str(layer.exactness)] = counts.get(str(layer.exactness), 0) + 1
+        return counts

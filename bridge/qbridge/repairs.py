@@ -1,0 +1,130 @@
+"""What values say before anything is planned (the survey), and the passes that make a layer legal.
+
+Only small tensors are read: scales, zero-points, g_idx, and whatever else a rule asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qbridge.dtypes import Array, to_float64
+from qbridge.findings import Findings
+from qbridge.formats import decode, needed
+from qbridge.ir import Model, Spec
+from qbridge.layout import ScaledZeros, is_fixed
+from qbridge.passes import Pass
+from qbridge.passes.recast import Moved
+from qbridge.plan import LayerPlan
+from qbridge.rules import LayerRule, Problem, Rule
+from qbridge.source import Source
+
+_BLOCK = 8 << 20  # bytes; a multiple of every item size
+_MOST_PASSES = 8  # more means that a rule and its fix disagree
+
+
+@dataclass(frozen=True, slots=True)
+class SourceValues:
+    """The values of a source, for rules that ask."""
+
+    source: Source
+    model: Model
+
+    def part(self, layer: str, part: str) -> Array:
+        """A canonical part of a layer, as the source has it."""
+        slots = needed(self.model.slots[layer], {part})
+        stored = {slot.tensor: self.source.read(slot.tensor) for slot in slots.values()}
+        return decode(self.model.specs[layer], slots, stored).arrays[part]
+
+    def blocks(self, tensor: str) -> Iterator[Array]:
+        """An unquantized tensor in blocks, as flat arrays of its dtype."""
+        info = self.model.tensors[tensor]
+        for block in self.source.blocks(info.stored, _BLOCK):
+            yield block.view(info.dtype.numpy)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Applies passes to a layer's small parts, to learn whether its values let them."""
+
+    source: Source
+    model: Model
+    name: str
+    back: tuple[Pass, ...] = ()
+
+    def __call__(self, passes: tuple[Pass, ...]) -> ValueError | None:
+        """Why the passes cannot be applied after `back`, or None if they can."""
+        steps = (*self.back, *passes)
+        slots = self.model.slots[self.name]
+        spec = self.model.specs[self.name]
+        plan = LayerPlan(spec, spec, steps, slots, slots)
+        try:
+            plan.run(self.source, plan.touched)
+        except ValueError as fault:
+            return fault
+        return None
+
+
+def repair(
+    spec: Spec,
+    model: Model,
+    rules: Sequence[Rule],
+    findings: Findings,
+    trial: Callable[[tuple[Pass, ...]], ValueError | None],
+) -> tuple[Spec, tuple[Pass, ...]]:
+    """The spec after the passes that its rules call for; a rule without a pass becomes a finding.
+
+    `trial` tells why passes that depend on values cannot be applied.
+    """
+    passes: list[Pass] = []
+    for rule in rules:
+        if not isinstance(rule, LayerRule):
+            continue
+        while (problem := rule.check(spec, model)) is not None:
+            step = rule.fix(spec, model)
+            fault = trial((*passes, step)) if step and step.needs_values(spec) else None
+            if step and fault and findings.allows(rule.code) and (lossy := step.lossy()):
+                _note(findings, rule.code, spec, problem, fault)
+                step, fault = lossy, trial((*passes, lossy))
+                if fault:
+                    _note(findings, "QB303", spec, problem, fault)
+                    break
+            if step is None or fault or len(passes) == _MOST_PASSES:
+                _note(findings, rule.code, spec, problem, fault)
+                break
+            passes.append(step)
+            spec = step.plan(spec)
+    return spec, tuple(passes)
+
+
+def _note(findings: Findings, code: str, spec: Spec, problem: Problem, fault: ValueError | None) -> None:
+    """A layer's broken rule, with why its pass cannot help."""
+    count = fault.count if isinstance(fault, Moved) else 0
+    facts = problem.facts if count or not fault else (*problem.facts, str(fault))
+    findings.add(code, spec.name, facts, problem.help, count)
+
+
+def survey(source: Source, model: Model, findings: Findings) -> None:
+    """Read every scale once: one that is NaN or infinite is a finding (QB017).
+
+    So is a tensor that the scheme fixes and that holds something else (QB016, QB020).
+    """
+    for name, spec in model.specs.items():
+        for part, slot in model.slots[name].items():
+            if part in ("scale", "input_scale"):
+                dtype, _ = spec.parts()[part]
+                bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
+                if bad.size:
+                    findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
+            elif isinstance(slot.codec, ScaledZeros):
+                try:
+                    SourceValues(source, model).part(name, part)
+                except ValueError as fault:
+                    findings.add("QB025", slot.tensor, (str(fault),))
+            elif is_fixed(slot.codec):
+                try:
+                    slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
+                except ValueError as fault:
+                    findings.add("QB020" if part == "zero" else "QB016", slot.tensor, (str(fault),))

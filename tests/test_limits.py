@@ -1,0 +1,146 @@
+"""Limits of engines on weight-only checkpoints: each code, where it is said and where it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import qbridge
+from qbridge.ir import Model
+from qbridge.targets import find_target
+from support import ROOT, copy_fixture, edit_json, facts, places, refusal, rewrite_tensors
+from test_conversion import assert_same_tensors
+
+# fixture, target, a code of the refusal
+REFUSED = [
+    ("gptq/llama_v2_asym", "vllm-gptq", "QB224"),
+    ("gptq/llama_desc_act", "vllm", "QB224"),
+    ("gptq/llama_planar_5bit", "vllm-gptq", "QB224"),
+    ("gptq/llama_8bit", "lmdeploy-turbomind", "QB240"),
+    ("auto_round/llama_6bit_asym", "lmdeploy-turbomind", "QB240"),
+    ("gptq/llama_desc_act", "lmdeploy-turbomind", "QB241"),
+    ("auto_round/llama_regex", "lmdeploy-turbomind", "QB242"),
+    ("compressed_tensors/llama_w4a16_unlike", "vllm", "QB221"),
+    ("compressed_tensors/llama_w4a16_unlike", "vllm-gptq", "QB221"),
+    ("auto_round/llama_mixed", "vllm", "QB221"),
+    ("gptq/llama_v1_asym", "marlin", "QB112"),
+]
+
+
+@pytest.mark.parametrize(("case", "target", "code"), REFUSED)
+def test_what_an_engine_does_not_serve_is_named(case, target, code, tmp_path):
+    with pytest.raises(qbridge.QBridgeError) as caught:
+        qbridge.convert(ROOT / "fixtures" / case / "model", tmp_path / "out", target)
+    assert code in {f.code for f in caught.value.findings if f.severity == "error"}
+    assert all(f.where for f in caught.value.findings) and not list(tmp_path.iterdir())
+
+
+def broken(target, code, model):
+    """What the rules of this code say about a model, layer by layer or as a whole."""
+    found = []
+    for rule in find_target(target).rules:
+        if rule.code == code:
+            checked = [rule.check(spec, model) for spec in model.specs.values()] if hasattr(rule, "fix") else []
+            found += checked or rule.check(model)
+    return [problem for problem in found if problem]
+
+
+def model_of(case) -> Model:
+    with qbridge.open(ROOT / "fixtures" / case / "model") as opened:
+        return opened.model
+
+
+@pytest.mark.parametrize(
+    ("case", "target", "code", "count"),
+    [
+        ("gptq/llama_channel", "lmdeploy", "QB215", 7),
+        ("awq/llama_gemm_g128", "lmdeploy", "QB215", 0),
+        ("compressed_tensors/llama_w4a16_mixed", "lmdeploy-turbomind", "QB243", 1),
+        ("compressed_tensors/llama_w4a16", "lmdeploy-turbomind", "QB243", 0),
+        ("gptq/llama_v2_asym", "lmdeploy-turbomind", "QB244", 1),
+        ("gptq/llama_v1_sym", "lmdeploy-turbomind", "QB244", 0),
+        ("awq/llama_gemm", "vllm", "QB225", 0),
+    ],
+)
+def test_limits_that_another_choice_or_a_pass_gets_round(case, target, code, count):
+    assert len(broken(target, code, model_of(case))) == count
+
+
+def test_groups_of_256_are_split_for_the_kernels_of_vllm(tmp_path):
+    import json
+
+    from qbridge.dtypes import DType
+    from qbridge.formats import find
+    from qbridge.ir import Granularity, Spec, WeightScheme
+    from qbridge.testing import random_layer, write_model
+
+    name = "model.layers.0.mlp.down_proj"
+    weight = WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=256)
+    layer = random_layer(Spec(name, 64, 512, weight, DType.F16), 0)
+    write_model(tmp_path / "src", find("awq"), [layer], {"lm_head.weight": np.ones((4, 4), np.float16)})
+    assert len(broken("vllm", "QB225", model_at(tmp_path / "src"))) == 1
+    report = qbridge.convert(tmp_path / "src", tmp_path / "out", "vllm")
+    assert (report.format, report.passes, report.exactness) == ("awq", {"regroup": 1}, {"equal": 1})
+    assert qbridge.verify(tmp_path / "src", tmp_path / "out").same
+    assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["group_size"] == 128
+    qbridge.convert(tmp_path / "out", tmp_path / "back", "awq")
+    assert qbridge.verify(tmp_path / "src", tmp_path / "back").same
+
+
+def model_at(folder) -> Model:
+    with qbridge.open(folder) as opened:
+        return opened.model
+
+
+@pytest.mark.parametrize(("case", "said"), [("llama_gemm", True), ("llama_gemm_g128", False)])
+def test_awq_that_one_engine_alone_loads_is_a_warning(case, said, tmp_path):
+    report = qbridge.convert(ROOT / "fixtures/awq" / case / "model", tmp_path / "out", "lmdeploy")
+    found = [f for f in report.findings if f.code == "QB216"]
+    assert bool(found) is said and all(f.severity == "warning" for f in found)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "said"), [("self_attn.o_proj", True), ("mlp.down_proj", True), ("mlp.up_proj", False)]
+)
+def test_bias_that_is_added_once_too_often_is_a_warning(leaf, said, tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm_g128")
+    name = f"model.layers.0.{leaf}"
+    rewrite_tensors(src, lambda t: t.update({f"{name}.bias": np.ones(t[f"{name}.scales"].shape[1], np.float16)}))
+    report = qbridge.convert(src, tmp_path / "out", "lmdeploy")
+    assert places(f for f in report.findings if f.code == "QB217") == ({name} if said else set())
+    assert qbridge.verify(src, tmp_path / "out").same
+
+
+def test_unlike_parts_of_a_fused_linear_are_said_with_their_schemes(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_unlike")
+    found = refusal(src, 1, "QB221", "vllm")
+    assert "int4" in facts(found["QB221"]) and any("_proj" in place for place in places(found["QB221"]))
+
+
+def test_another_dtype_to_compute_in_is_a_warning_of_verify(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_g128")
+    edit_json(src / "config.json", lambda config: config.update(dtype="float32", torch_dtype="float32"))
+    qbridge.convert(src, tmp_path / "out", "lmdeploy")
+    found = qbridge.verify(src, tmp_path / "out")
+    assert found.same
+    assert [(f.code, str(f.severity), f.facts) for f in found.findings] == [
+        ("QB505", "warning", ("'float32' and 'float16'",))
+    ]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "gptq/qwen2_tied",
+        "compressed_tensors/qwen2_w4a16_tied",
+        "gptq/qwen3_moe_v1_sym",
+        "compressed_tensors/qwen3_moe_w4a16",
+    ],
+)
+@pytest.mark.parametrize("target", ["awq", "gptq-v2", "auto-round", "lmdeploy", "lmdeploy-turbomind", "vllm"])
+def test_tied_embeddings_and_experts_go_there_and_come_back(case, target, tmp_path):
+    source = ROOT / "fixtures" / case / "model"
+    report = qbridge.convert(source, tmp_path / "there", target)
+    assert qbridge.verify(source, tmp_path / "there").same
+    qbridge.convert(tmp_path / "there", tmp_path / "back", report.source_format)
+    assert_same_tensors(source, tmp_path / "back")

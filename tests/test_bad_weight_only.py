@@ -241,7 +241,7 @@ SOUND = {("marlin/llama_autogptq_channel", "B", 9), ("awq/llama_gemv", "qweight"
 
 @pytest.mark.parametrize(("case", "leaf"), [(case, leaf) for case, leaves in LEAVES.items() for leaf in leaves])
 def test_tensors_of_wrong_dims_or_dtype_are_refused(case, leaf, tmp_path):
-    """QB110 where what is left is a sound layer of other dims; GPTQ files need no g_idx, and wide scales are exact."""
+    """QB110 where what is left is a sound layer of other dims; GPTQ needs no g_idx, and wide scales are exact."""
     wrong = []
     for number, spoil in enumerate(shapes(leaf)):
         folder = tmp_path / str(number)

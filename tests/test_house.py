@@ -24,11 +24,12 @@ IDS = {name.replace("-", "_") for name in BUILTIN}
 LAYERS = [
     {"dtypes", "catalogue", "exactness", "layout"},
     {"ir", "codes", "findings", "headers"},
-    {"values", "passes", "tensors", "hf_config", "topology"},
+    {"values", "passes", "tensors", "hf_config", "topology", "sharding"},
     {"pickles"},
     {"source"},
     {"rules"},
     {"formats"},
+    {"padding"},
     {"targets"},
     {"checkpoint", "plan", "wishes"},
     {"repairs"},

@@ -13,6 +13,7 @@ from qbridge.findings import Findings
 from qbridge.formats import find
 from qbridge.hf_config import as_dtype, spell
 from qbridge.ir import Model, Spec
+from qbridge.padding import follow, growth
 from qbridge.passes import Pass
 from qbridge.plan import LayerPlan, OutputTensor, Plan
 from qbridge.repairs import SourceValues, Trial, repair
@@ -40,7 +41,7 @@ def make_plan(
     The plan is only good if none of them is an error, and if the value rules were walked (`values`). `recorded`
     gives, by layer, the spec that a manifest records and the passes that lead back to it.
     """
-    destination, rules = find(choice.format), rules_of(choice)
+    destination, rules = find(choice.format), rules_of(target, choice, wishes.tp)
     if not wishes.passes:
         rules, recorded = tuple(without_fix(rule) for rule in rules), None
     back_to_a_format = not target.version  # an engine is given today's layout, whatever the original was
@@ -50,6 +51,8 @@ def make_plan(
         kept = dict(start.dialect) if back_to_a_format and name in (recorded or {}) else {}
         start = replace(start, dialect=tuple(sorted({**kept, **dict(choice.dialect)}.items())))
         starts[name] = _asked_for(start, back, wishes, Trial(source, model, name), findings)
+    if wishes.pad:
+        _grow(starts, model, target, wishes, source, findings)
     started = replace(model, specs={name: start for name, (start, _) in starts.items()})
     after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
     for name, (start, back) in starts.items():
@@ -70,7 +73,7 @@ def make_plan(
     }
     outputs = outputs_of(source, result, layers)
     _check_names(outputs, findings)
-    config = spell(as_dtype(result.config, choice.dtype), target.transformers)
+    config = spell(as_dtype(follow(result.config, result.specs), choice.dtype), target.transformers)
     config["quantization_config"] = destination.config(result)
     return Plan(model, target, destination.NAME, layers, outputs, config)
 
@@ -87,6 +90,28 @@ def _asked_for(
             continue
         spec, passes = step.plan(spec), (*passes, step)
     return spec, passes
+
+
+def _grow(
+    starts: dict[str, tuple[Spec, tuple[Pass, ...]]],
+    model: Model,
+    target: Target,
+    wishes: Wishes,
+    source: Source,
+    findings: Findings,
+) -> None:
+    """Pad the MLPs that are not legal at the sizes asked for; those that cannot be become findings."""
+    started = replace(model, specs={name: start for name, (start, _) in starts.items()})
+    found = growth(started, wishes.tp, target.parallel.multiple)
+    for block, reason in found.refused.items():
+        findings.add("QB254", block, (reason,))
+    for name, step in found.passes.items():
+        spec, passes = starts[name]
+        fault = Trial(source, model, name)((*passes, step)) if step.needs_values(spec) else None
+        if fault:
+            findings.add("QB254", name, (str(fault),))
+        else:
+            starts[name] = step.plan(spec), (*passes, step)
 
 
 def best_plan(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, registry
 from qbridge.rules import Rule
-from qbridge.targets import lmdeploy, transformers, turbomind, vllm
+from qbridge.targets import lmdeploy, parallel, transformers, turbomind, vllm
 from qbridge.targets.choice import Choice
+from qbridge.targets.parallel import ANY, Parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Target:
     """The formats that may be written for a reader, with its limits on each.
 
     The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
-    the fewest problems says why. `transformers` are the major versions of transformers that may parse the config.
+    the fewest problems says why. `transformers` are the major versions of transformers that may parse the config,
+    `parallel` the limits on what a rank holds.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Target:
     choices: tuple[Choice, ...]
     transformers: tuple[int, ...] = (4, 5)
     keeps: bool = False
+    parallel: Parallel = ANY
 
     @property
     def engine(self) -> str:
@@ -62,6 +65,7 @@ _ENGINES = (
         "LMDeploy: W8A8 as smooth-quant; W4A16 as AWQ, which both its engines load, or as TurboMind alone takes it",
         (*lmdeploy.choices("0.18.0"), turbomind.ALONE),
         lmdeploy.TRANSFORMERS,
+        parallel=parallel.LMDEPLOY,
     ),
     Target(
         "lmdeploy@0.6.2",
@@ -74,15 +78,41 @@ _ENGINES = (
         "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ",
         turbomind.CHOICES,
         lmdeploy.TRANSFORMERS,
+        parallel=parallel.TURBOMIND,
     ),
     Target(
         "vllm@0.33.0",
         "vLLM; compressed-tensors, or GPTQ and AWQ where it serves them as they are",
         (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ),
         keeps=True,
+        parallel=parallel.VLLM,
     ),
-    Target("vllm-gptq@0.33.0", "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve", (vllm.GPTQ,)),
-    Target("vllm-marlin@0.33.0", "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it", (vllm.GPTQ,)),
+    Target(
+        "vllm@0.23.0",
+        "vLLM before its Marlin kernels padded tiles",
+        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ),
+        keeps=True,
+        parallel=parallel.OLD_VLLM,
+    ),
+    Target(
+        "vllm@0.5.4",
+        "vLLM of August 2024, which says: not divisible by min_thread_k",
+        (vllm.COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
+        keeps=True,
+        parallel=parallel.OLD_VLLM,
+    ),
+    Target(
+        "vllm-gptq@0.33.0",
+        "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve",
+        (vllm.GPTQ,),
+        parallel=parallel.VLLM,
+    ),
+    Target(
+        "vllm-marlin@0.33.0",
+        "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
+        (vllm.GPTQ,),
+        parallel=parallel.VLLM,
+    ),
     Target("transformers@5.17.0", "transformers with compressed-tensors installed", (transformers.CHOICE,)),
 )
 # Formats under another name, with what their dialect must be.
@@ -139,6 +169,6 @@ def source_formats(name: str) -> tuple[str, ...]:
     return (find(name).NAME,)
 
 
-def rules_of(choice: Choice) -> tuple[Rule, ...]:
-    """The format's own limits, then the engine's."""
-    return (*find(choice.format).RULES, *choice.rules)
+def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> tuple[Rule, ...]:
+    """The format's own limits, then the engine's, then those of a rank at some tensor-parallel sizes."""
+    return (*find(choice.format).RULES, *choice.rules, *target.parallel.rules(choice.format, sizes))

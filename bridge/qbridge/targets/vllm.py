@@ -162,3 +162,5 @@ GPTQ = Choice(
     ),
 )
 AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON))
+# 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
+OLD_GPTQ = Choice("gptq", _COMMON)

@@ -1,0 +1,104 @@
+"""Which MLPs must grow to be legal at some tensor-parallel sizes, by how much, and what config.json says then.
+
+An MLP computes down(act(gate(x)) * up(x)). With zero rows appended to gate and up and zero columns to down, every new
+intermediate value is act(0) * 0 = 0, so the output does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import lcm
+from typing import Any
+
+from qbridge.hf_config import NESTED
+from qbridge.ir import Granularity, Model, Spec
+from qbridge.passes.pad import Pad
+from qbridge.sharding import Block, family, intermediate_key, mlp_blocks
+
+Multiple = Callable[[Spec, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The pass of every layer that grows, and why blocks that should grow cannot (block name to reason)."""
+
+    passes: Mapping[str, Pad] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
+    """The smallest intermediate sizes at which every block is legal at all tensor-parallel `sizes`.
+
+    `multiple(spec, tp)` is what the intermediate size must be a multiple of for a down projection, as a whole.
+    """
+    wanted: dict[str, int] = {}
+    by_key: dict[str, list[Block]] = {}
+    refused: dict[str, str] = {}
+    for block in mlp_blocks([*model.specs, *_dense(model)]):
+        reason = _refusal(block, model)
+        down = model.specs.get(block.down)
+        if down is None:
+            continue
+        step = lcm(*(multiple(down, tp) for tp in sizes))
+        size = -(-down.in_features // step) * step
+        key = intermediate_key(block.name, model.config) or block.name
+        by_key.setdefault(key, []).append(block)
+        if size != down.in_features and reason:
+            refused[block.name] = reason
+        wanted[key] = max(wanted.get(key, 0), size)
+    passes: dict[str, Pad] = {}
+    for key, blocks in by_key.items():
+        for block in blocks:
+            if block.name not in refused:
+                passes |= _passes(block, model, wanted[key])
+    return Growth(passes, refused)
+
+
+def _passes(block: Block, model: Model, size: int) -> dict[str, Pad]:
+    gate, up, down = (model.specs.get(name) for name in (block.gate, block.up, block.down))
+    if gate is None or up is None or down is None or down.in_features == size:
+        return {}
+    return {
+        block.gate: Pad(size, gate.in_features),
+        block.up: Pad(size, up.in_features),
+        block.down: Pad(down.out_features, size),
+    }
+
+
+def _refusal(block: Block, model: Model) -> str:
+    """Why a block cannot grow, or an empty string."""
+    known = family(model.config)
+    if known is None:
+        return f"{model.architecture or 'the architecture'} is not known to qbridge"
+    if not known.gated:
+        return f"the MLP of {model.architecture} is not known to be act(gate) * up with act(0) = 0"
+    parts = [model.specs.get(name) for name in (block.gate, block.up, block.down)]
+    if None in parts:
+        return "a part of it is not quantized"
+    if any(spec and spec.weight.granularity is Granularity.BLOCK for spec in parts):
+        return "its scales are for blocks"
+    return ""
+
+
+def _dense(model: Model) -> list[str]:
+    return [name.removesuffix(".weight") for name in model.tensors if name.endswith(".weight")]
+
+
+def follow(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
+    """The config with the intermediate sizes that the layers have, wherever its keys for them lie."""
+    sizes: dict[str, set[int]] = {}
+    for block in mlp_blocks(specs):
+        key, down = intermediate_key(block.name, config), specs.get(block.down)
+        if key and down:
+            sizes.setdefault(key, set()).add(down.in_features)
+    found = dict(config)
+    for key, seen in sizes.items():
+        if len(seen) != 1:
+            continue
+        for holder in (None, *NESTED):
+            place = found if holder is None else found.get(holder)
+            if isinstance(place, dict) and isinstance(place.get(key), int) and place[key] != next(iter(seen)):
+                changed = {**place, key: next(iter(seen))}
+                found = changed if holder is None else {**found, holder: changed}
+    return found

@@ -1,0 +1,203 @@
+"""Tensor parallelism: what a rank's share of each linear must be, by engine, and the way out where it is not.
+
+A quantization group that crosses the border of two ranks has its scale on one of them only. Sources: vllm 0.33.0,
+model_executor/layers/quantization (create_weights of GPTQ, AWQ and compressed-tensors) and
+kernels/linear/mixed_precision; vllm 0.5.4 and 0.23.0, layers/quantization/utils/marlin_utils.py; lmdeploy 0.18.0,
+pytorch/nn/linear/awq.py and turbomind/linear.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import gcd, lcm
+
+from qbridge.ir import Model, Spec
+from qbridge.padding import growth
+from qbridge.passes import Pass
+from qbridge.passes.regroup import Regroup
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.sharding import family, head_faults, rank
+from qbridge.topology import fused_siblings
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """An engine's limits on what one rank holds.
+
+    `sizes` are the group sizes that it has kernels for, largest first; `mixes` the formats in which every layer may
+    have its own. `inputs` and `outputs` are what in_features and out_features per rank must be multiples of;
+    `whole_outputs` wants outputs in multiples of the group as well. `pads_mlps` engines pad MLPs when they load them.
+    `source` says where that was read.
+    """
+
+    sizes: tuple[int, ...]
+    mixes: frozenset[str] = frozenset()
+    inputs: int = 1
+    outputs: int = 1
+    whole_outputs: bool = False
+    pads_mlps: bool = False
+    source: str = ""
+
+    def multiple(self, spec: Spec, tp: int) -> int:
+        """What the intermediate size of a down projection must be a multiple of."""
+        return lcm(spec.weight.group_size or 1, self.inputs, self.outputs, 32) * tp
+
+    def rules(self, format_name: str, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
+        """The limits at some tensor-parallel sizes."""
+        found: list[Rule] = []
+        if sizes != (1,):
+            found = [
+                ModelRule("QB250", _heads(sizes), self.source),
+                ModelRule("QB252", _unknown, self.source),
+                LayerRule("QB251", self._straddle(format_name, sizes), self.source, self._split(format_name, sizes)),
+            ]
+        if self.inputs > 1 or self.outputs > 1:
+            found.append(ModelRule("QB253", self._tiles(sizes), self.source))
+        return tuple(found)
+
+    def shares(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+        """(tp, in_features, multiple wanted) of every share that groups must divide; outputs where they count."""
+        leaf = spec.name.rpartition(".")[2]
+        for tp in sizes:
+            held = rank(spec.name, spec.out_features, spec.in_features, model.config, tp)
+            if held is None or held.fault or (self.pads_mlps and leaf in ("down_proj", "gate_proj", "up_proj")):
+                continue
+            yield tp, held.in_features, 0
+            if self.whole_outputs and tp > 1 and held.axis == "column":
+                yield tp, held.out_features, 1
+
+    def straddles(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> list[tuple[int, int, int]]:
+        """The shares that are no whole groups."""
+        size = spec.weight.group_size
+        return [] if size is None else [share for share in self.shares(spec, model, sizes) if share[1] % size]
+
+    def best_size(self, specs: list[Spec], model: Model, sizes: tuple[int, ...]) -> int | None:
+        """The largest group size with a kernel that divides every share of some layers, and their own sizes."""
+        common = 0
+        for spec in specs:
+            common = gcd(common, spec.weight.group_size or 0)
+            for _, features, _ in self.shares(spec, model, sizes):
+                common = gcd(common, features) if spec.weight.group_size else common
+        return next((size for size in self.sizes if common and common % size == 0), None)
+
+    def _scope(self, spec: Spec, model: Model, format_name: str) -> list[Spec]:
+        """The layers that must have one group size with this one: itself, its experts, or all."""
+        if format_name not in self.mixes:
+            return list(model.specs.values())
+        block, experts, _ = spec.name.partition(".experts.")
+        prefix = f"{block}{experts}"
+        return [other for name, other in model.specs.items() if name.startswith(prefix)] if experts else [spec]
+
+    def _straddle(self, format_name: str, sizes: tuple[int, ...]) -> Callable[[Spec, Model], Problem | None]:
+        def check(spec: Spec, model: Model) -> Problem | None:
+            size = spec.weight.group_size
+            scope = self._scope(spec, model, format_name)
+            bad = [other for other in scope if self.straddles(other, model, sizes)]
+            if size is None or not bad:
+                return None
+            best = self.best_size(scope, model, sizes)
+            if best is not None and size <= best:
+                return None  # split already
+            worst = bad[0]
+            tp, share, outputs = self.straddles(worst, model, sizes)[0]
+            whole = worst.out_features if outputs else worst.in_features
+            kind = "out_features" if outputs else "in_features"
+            groups = share / (worst.weight.group_size or 1)
+            fact = f"{kind} {whole}, per rank {share} = {groups:g} groups of {worst.weight.group_size} (tp {tp})"
+            return Problem((fact,), tuple(self.ways_out(worst, model, format_name, sizes)))
+
+        return check
+
+    def _split(self, format_name: str, sizes: tuple[int, ...]) -> Callable[[Spec, Model], Pass | None]:
+        def fix(spec: Spec, model: Model) -> Pass | None:
+            best = self.best_size(self._scope(spec, model, format_name), model, sizes)
+            return None if best is None else Regroup(best)
+
+        return fix
+
+    def ways_out(self, spec: Spec, model: Model, format_name: str, sizes: tuple[int, ...]) -> Iterator[str]:
+        """Options that make a straddling layer legal, cheapest first."""
+        best = self.best_size(self._scope(spec, model, format_name), model, sizes)
+        if best is not None:
+            yield f"--regroup {best} (exact: scales repeated, no weight changes)"
+        pads = growth(model, sizes, self.multiple)
+        if spec.name in pads.passes:
+            old, new = spec.in_features, pads.passes[spec.name].in_features
+            if new > old:
+                yield f"--pad (exact: {old} -> {new}, {100 * (new - old) / old:+.2f} %, undone by qbridge restore)"
+        fewer = [tp for tp in range(max(sizes) - 1, 0, -1) if not self.straddles(spec, model, (tp,))]
+        fits = next((tp for tp in fewer if not head_faults(model.config, tp)), None)
+        if fits:
+            yield f"--tp {fits} (fewer GPUs)"
+
+    def _tiles(self, sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
+        def check(model: Model) -> Iterator[Problem]:
+            fused = {name: names for names in fused_siblings(model.specs) for name in names}
+            for name, spec in model.specs.items():
+                if spec.activation is not None:
+                    continue
+                for tp in sizes:
+                    held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+                    if held is None or held.fault:
+                        continue
+                    outputs = sum(_outputs(model, other, tp) for other in fused.get(name, [name]))
+                    yield from self._tile(name, held.in_features, outputs, tp, model, sizes)
+
+        return check
+
+    def _tile(
+        self, name: str, inputs: int, outputs: int, tp: int, model: Model, sizes: tuple[int, ...]
+    ) -> Iterator[Problem]:
+        help = tuple(way for way in self.ways_out(model.specs[name], model, "", sizes) if "--regroup" not in way)
+        if inputs % self.inputs:
+            fact = f"input_size_per_partition = {inputs} is not divisible by min_thread_k = {self.inputs} (tp {tp})"
+            yield Problem((fact,), help, (name,))
+        if outputs % self.outputs:
+            fact = (
+                f"output_size_per_partition = {outputs} is not divisible by min_thread_n = {self.outputs} (tp {tp})"
+            )
+            yield Problem((fact,), help, (name,))
+
+
+def _outputs(model: Model, name: str, tp: int) -> int:
+    spec = model.specs[name]
+    held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+    return held.out_features if held else spec.out_features
+
+
+def _heads(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
+    def check(model: Model) -> Iterator[Problem]:
+        for tp in sizes:
+            for fault in head_faults(model.config, tp):
+                yield Problem((f"{fault} (tp {tp})",), where=("config.json",))
+
+    return check
+
+
+def _unknown(model: Model) -> Iterator[Problem]:
+    if family(model.config) is None:
+        named = model.architecture or "config.json names no architecture"
+        yield Problem(("dims are judged without tensor parallelism",), where=(named,))
+
+
+VLLM = Parallel(
+    (128, 64, 32),
+    frozenset({"compressed-tensors", "gptq"}),
+    source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
+)
+OLD_VLLM = Parallel(
+    (128, 64, 32),
+    frozenset({"compressed-tensors", "gptq"}),
+    inputs=128,
+    outputs=64,
+    source="vllm 0.23.0 and 0.5.4, model_executor/layers/quantization/utils/marlin_utils.py",
+)
+LMDEPLOY = Parallel(
+    (128, 64, 32), whole_outputs=True, source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)"
+)
+# A format by its own name: whole groups on every rank, whoever reads it.
+ANY = Parallel(
+    (128, 64, 32, 16), frozenset({"auto-round", "compressed-tensors", "gptq"}), source="qbridge.targets.parallel"
+)
+TURBOMIND = Parallel((128,), pads_mlps=True, source="lmdeploy 0.18.0, turbomind/linear.py")

@@ -127,6 +127,19 @@ def load(source: Source) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
 
 
+def padded(source: Source) -> dict[str, Pad]:
+    """The padding that a manifest declares, by layer: the dims before it. A malformed manifest declares none."""
+    recorded, found = load(source) or {}, dict[str, Pad]()
+    try:
+        for entry in recorded.get("steps", []):
+            if any(step.get("pass") == "pad" and not step.get("undo") for step in entry["passes"]):
+                was, _ = entry["dims"]
+                found |= dict.fromkeys(entry["layers"], Pad(int(was[0]), int(was[1])))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return found
+
+
 def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[Spec, tuple[Pass, ...]]]:
     """By layer, the spec that the manifest records and the passes that lead back to it without loss.
 

@@ -341,7 +341,10 @@ def _met(first: Format, second: Format, examples: int) -> int:
         nonlocal met
         met += check_pair(first, second, layer)
 
-    law()
+    for _ in range(4):  # few random layers fit a layout of large tiles
+        law()
+        if met:
+            break
     return met
 
 

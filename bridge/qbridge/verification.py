@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import decode
 from qbridge.hf_config import COMPUTE_DTYPE, meaning
 from qbridge.ir import Layer, Spec
+from qbridge.manifest import padded
+from qbridge.padding import follow
+from qbridge.passes.pad import Pad
 from qbridge.repairs import SourceValues
 from qbridge.report import Verification
 from qbridge.topology import natural
@@ -36,9 +40,12 @@ def verify(a: PathLike, b: PathLike, *, allow: Iterable[str] = ()) -> Verificati
         open_checkpoint(a, allow=allow) as left,
         open_checkpoint(b, allow=allow) as right,
     ):
-        _compare_configs(left, right, findings)
+        pads = {**padded(left.source), **padded(right.source)}
+        _compare_configs(left, right, bool(pads), findings)
         common = _compare_names(left, right, findings)
-        kinds = [_compare_layer(left, right, name, findings) for name in common if name in left.model.specs]
+        kinds = [
+            _compare_layer(left, right, name, pads.get(name), findings) for name in common if name in left.model.specs
+        ]
         for name in common:
             if name in left.model.tensors:
                 _compare_tensor(left, right, name, findings)
@@ -55,8 +62,11 @@ def verify(a: PathLike, b: PathLike, *, allow: Iterable[str] = ()) -> Verificati
     )
 
 
-def _compare_configs(left: Checkpoint, right: Checkpoint, findings: Findings) -> None:
-    first, second = meaning(left.model.config), meaning(right.model.config)
+def _compare_configs(left: Checkpoint, right: Checkpoint, pads: bool, findings: Findings) -> None:
+    configs = left.model.config, right.model.config
+    if pads:  # sizes of MLPs follow the layers, which are compared by themselves
+        configs = follow(configs[0], left.model.specs), follow(configs[1], left.model.specs)
+    first, second = map(meaning, configs)
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key):
             code = "QB505" if key == COMPUTE_DTYPE else "QB504"
@@ -86,10 +96,12 @@ def _same_bytes(left: Checkpoint, right: Checkpoint, name: str, other: str) -> b
     return all(x is not None and y is not None and np.array_equal(x, y) for x, y in blocks)
 
 
-def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, findings: Findings) -> str:
-    """`identical`, `equal` or `different`, with a finding for the last."""
+def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, pad: Pad | None, findings: Findings) -> str:
+    """`identical`, `equal` or `different`, with a finding for the last; `pad` has the dims before a padding."""
     specs = left.model.specs[name], right.model.specs[name]
     unlike = _unlike(*specs)
+    if unlike and pad and len({_dims(spec) for spec in specs} - {(pad.out_features, pad.in_features)}) == 1:
+        return _compare_padded(left.layer(name), right.layer(name), pad, findings)
     if unlike:
         findings.add("QB501", name, unlike)
         return "different"
@@ -104,6 +116,32 @@ def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, findings: Fin
     same = specs[0].scale_dtype is specs[1].scale_dtype and specs[0].weight == specs[1].weight
     same = same and specs[0].g_idx == specs[1].g_idx
     return "identical" if same else "equal"
+
+
+def _dims(spec: Spec) -> tuple[int, int]:
+    return spec.out_features, spec.in_features
+
+
+def _compare_padded(a: Layer, b: Layer, pad: Pad, findings: Findings) -> str:
+    """Two layers, one of them padded from the dims of `pad`: what was added must be zero, the rest equal."""
+    small = (pad.out_features, pad.in_features)
+    try:
+        first, second = (
+            x if _dims(x.spec) == small else Pad(*_dims(x.spec)).undo(x, _sized(x, small)) for x in (a, b)
+        )
+    except ValueError as fault:
+        findings.add("QB501", a.spec.name, (str(fault),))
+        return "different"
+    differing = _unlike(first.spec, second.spec) or _differing_parts(first, second)
+    if not differing and not np.array_equal(first.arrays["code"], second.arrays["code"]):
+        differing = ("codes",)
+    if differing:
+        findings.add("QB501", a.spec.name, differing)
+    return "different" if differing else "equal"
+
+
+def _sized(layer: Layer, dims: tuple[int, int]) -> Spec:
+    return replace(layer.spec, out_features=dims[0], in_features=dims[1])
 
 
 def _same_codes(left: Checkpoint, right: Checkpoint, name: str) -> bool:

@@ -67,7 +67,9 @@ class Regroup:
         ratio, groups = old // new, after.scale_shape[1]
         origin = np.minimum(np.arange(groups) // ratio, layer.spec.scale_shape[1] - 1)
         arrays = {p: a[:, origin] if p in ("scale", "zero") else a for p, a in layer.arrays.items()}
-        index = layer.arrays["g_idx"].astype(np.int64)
+        if "g_idx" not in arrays:
+            return Layer(after, arrays)
+        index = arrays["g_idx"].astype(np.int64)
         order = np.argsort(index, kind="stable")
         rank = np.empty_like(index)
         rank[order] = np.arange(index.size) - np.searchsorted(index[order], index[order])

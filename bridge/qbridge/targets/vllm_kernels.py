@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import lcm
 
 
@@ -135,11 +136,8 @@ class Limits:
         yield "types", bool(self.types) and own not in self.types, f"{_type(own)} weights not supported, only {only}"
         yield "groups", bool(self.groups) and not listed, f"Group size {{g}} not supported, only {[*self.groups]}"
         yield "rows", n % self.tile[1] != 0, f"Output features {{n}} are no multiple of {self.tile[1]}"
-        yield (
-            "words",
-            self.words and n * linear.bits % 32 != 0,
-            "Output features {n} do not fill words of 32 / {bits}",
-        )
+        short = self.words and n * linear.bits % 32 != 0
+        yield "words", short, "Output features {n} must be a multiple of the pack factor (32 / {bits})"
         yield "columns", k % self.tile[0] != 0, f"Input features {{k}} are no multiple of {self.tile[0]}"
         yield "dtypes", bool(self.dtypes) and dtype not in self.dtypes, f"only supports {dtypes} activations"
         yield "divides", not self.divides(linear), "Input features {k} are no multiple of group size {g}"
@@ -149,8 +147,8 @@ class Limits:
         """The rows and columns that it computes with: the cheaper tiling, whole groups kept."""
         group = max(linear.group_size, 1)
         sizes = [(_up(linear.out_features, n), _up(linear.in_features, lcm(k, group))) for n, k in self.pads]
-        found = min(sizes, key=lambda size: (size[0] * size[1], sum(size)), default=None)
-        return found or (linear.out_features, linear.in_features)
+        whole = linear.out_features, linear.in_features
+        return min(sizes, key=lambda size: (size[0] * size[1], sum(size)), default=whole)
 
 
 def _type(kind: tuple[int, bool]) -> str:
@@ -173,11 +171,11 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One version of vLLM. On `humming_first` devices it moves Humming before Marlin (utils/humming/priority.py)."""
+    """One version of vLLM; some devices have another order of kernels."""
 
     version: str
     ways: Mapping[str, Way]
-    humming_first: tuple[int, ...] = ()
+    orders: Mapping[int, tuple[Limits, ...]] = field(default_factory=dict)
 
 
 _MIXED = "kernels/linear/mixed_precision"
@@ -262,10 +260,7 @@ AWQ_GEMM = Limits(
     tile=(1, 64),
     dtypes=_HALF,
     divides=_awq_gemm_groups,
-    says={
-        "rows": "OC is not multiple of cta_N = 64",
-        "divides": "Group size should be a multiple of 32, and OC of it",
-    },
+    says={"rows": "OC is not multiple of cta_N = 64", "divides": "Group size must be a multiple of 32 and divide OC"},
 )
 AWQ = Limits(
     "AWQ",
@@ -294,11 +289,7 @@ GPTQ_CONFIG = Limits(
     says={"types": "Unsupported quantization config: bits={bits}, sym={symmetric}"},
 )
 GPTQ_COMPATIBLE_054 = replace(GPTQ_CONFIG, file=f"vllm 0.5.4, {_QUANT}/gptq_marlin.py (is_gptq_marlin_compatible)")
-CT_SCHEME = Limits(
-    "compressed-tensors",
-    f"vllm 0.33.0, {_SCHEME}",
-    types=tuple((bits, symmetric) for bits in range(2, 9) for symmetric in (True, False)),
-)
+CT_SCHEME = Limits("compressed-tensors", f"vllm 0.33.0, {_SCHEME}", types=tuple(product(range(2, 9), (True, False))))
 CT_SCHEME_023 = replace(CT_SCHEME, file=f"vllm 0.23.0, {_SCHEME}", types=_BOTH)
 CT_SCHEME_054 = replace(
     CT_SCHEME, file=f"vllm 0.5.4, {_SCHEME}", devices=(80, 999), types=_SYMMETRIC, groups=_MARLIN_GROUPS
@@ -317,13 +308,11 @@ AWQ_LAYER_023 = replace(
     AWQ_LAYER, file=f"vllm 0.23.0, {_QUANT}/awq_marlin.py, {_STRICT}", tile=(128, 64), says=_TILES
 )
 AWQ_COMPATIBLE_054 = replace(
-    AWQ_LAYER,
-    file=f"vllm 0.5.4, {_QUANT}/awq_marlin.py (is_awq_marlin_compatible)",
-    types=((4, False), (8, False)),
-    divides=_always,
+    AWQ_LAYER, file=f"vllm 0.5.4, {_QUANT}/awq_marlin.py", types=((4, False), (8, False)), divides=_always
 )
 
 _KERNELS = (MACHETE, MARLIN, CONCH, EXLLAMA, TRITON, HUMMING)
+_KERNELS_90 = (MACHETE, HUMMING, MARLIN, CONCH, EXLLAMA, TRITON)  # layers/quantization/utils/humming/priority.py
 _KERNELS_023 = (MACHETE, ALLSPARK, MARLIN_023, HUMMING_023, CONCH, EXLLAMA, TRITON)
 _WAYS = {
     "gptq": Way(GPTQ_CONFIG, _KERNELS),
@@ -341,8 +330,8 @@ _WAYS_054 = {
     "compressed-tensors": Way(CT_SCHEME_054, (MARLIN_054,)),
 }
 RELEASES = (
-    Release("0.33.0", _WAYS, humming_first=(90,)),
-    Release("0.32.0", _WAYS, humming_first=(90,)),
+    Release("0.33.0", _WAYS, {90: _KERNELS_90}),
+    Release("0.32.0", _WAYS, {90: _KERNELS_90}),
     Release("0.23.0", _WAYS_023),
     Release("0.5.4", _WAYS_054),
 )
@@ -365,16 +354,14 @@ def choose(linear: Linear, capability: int, version: str = "0.33.0", humming: bo
         return not why
 
     way = release.ways[linear.format]
-    kernel = None
+    kernels: tuple[Limits, ...] = ()
     if takes(DEVICE):
-        kernels = _in_order(way.kernels, capability in release.humming_first) if takes(way.gate) else way.otherwise
-        kernel = next(filter(takes, kernels), None)
-    if kernel and way.after and not takes(way.after):
-        kernel = None
-    straddles = straddling(linear)
-    fault, note = _notes(kernel, linear, capability) if kernel else ("", "")
-    legal = kernel is not None and not straddles and not fault
-    return Verdict(kernel.name if kernel else None, tuple(reasons), straddles, legal, fault or note)
+        kernels = release.orders.get(capability, way.kernels) if takes(way.gate) else way.otherwise
+    kernel = next(filter(takes, kernels), None)
+    if kernel is None or (way.after and not takes(way.after)):
+        return Verdict(None, tuple(reasons), straddling(linear), legal=False)
+    fault = _fault(kernel, linear, capability)
+    return Verdict(kernel.name, tuple(reasons), straddling(linear), not fault, fault or _padding(kernel, linear))
 
 
 def find_release(version: str) -> Release:
@@ -394,31 +381,19 @@ def straddling(linear: Linear) -> bool:
     return not (_per_rank_even_one if linear.format == "awq" else _per_rank)(linear)
 
 
-def _in_order(kernels: tuple[Limits, ...], humming_first: bool) -> tuple[Limits, ...]:
-    if not humming_first:
-        return kernels
-    rest = [kernel for kernel in kernels if kernel is not HUMMING]
-    rest.insert(rest.index(MARLIN), HUMMING)
-    return tuple(rest)
-
-
-def _notes(kernel: Limits, linear: Linear, capability: int) -> tuple[str, str]:
-    """What goes wrong although the kernel accepts, and what is only slow."""
+def _fault(kernel: Limits, linear: Linear, capability: int) -> str:
+    """What goes wrong although the kernel accepts."""
     if straddling(linear):
-        return f"{kernel.name} accepts, but rank r reads the scales of other groups than its own", ""
+        return f"{kernel.name} accepts, but ranks after the first read scales of other groups than theirs"
     if late := kernel.runs.refusal(linear, capability, frozenset()) if kernel.runs else "":
-        return f"{kernel.name} raises at the first tokens: {late}", ""
-    if _cut_words(linear):
-        return f"32-bit words of codes or zero-points do not end where rank r ends, {kernel.name} does not ask", ""
-    rows, columns = kernel.padded(linear)
-    if (rows, columns) == (linear.out_features, linear.in_features):
-        return "", ""
-    return "", f"{kernel.name} pads {linear.in_features} x {linear.out_features} to {columns} x {rows}: slower"
-
-
-def _cut_words(linear: Linear) -> bool:
-    """Codes are packed along K, in AWQ along N like all zero-points."""
+        return f"{kernel.name} raises at the first tokens: {late}"
     awq, split = linear.format == "awq", linear.in_features != linear.in_features_whole
-    along_k = not awq and split and linear.in_features * linear.bits % 32
-    along_n = (awq or not linear.symmetric) and linear.out_features * linear.bits % 32
-    return bool(along_k or along_n)
+    cut_k = not awq and split and linear.in_features * linear.bits % 32
+    cut_n = (awq or not linear.symmetric) and linear.out_features * linear.bits % 32
+    return "32-bit words of codes or zero-points hold those of two ranks" if cut_k or cut_n else ""
+
+
+def _padding(kernel: Limits, linear: Linear) -> str:
+    k, n = linear.in_features, linear.out_features
+    rows, columns = kernel.padded(linear)
+    return f"{kernel.name} pads {k} x {n} to {columns} x {rows}: slower" if (rows, columns) != (n, k) else ""

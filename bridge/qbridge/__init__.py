@@ -9,6 +9,7 @@ a `stream` is asked for tensors.
 
 from __future__ import annotations
 
+from qbridge.checking import Check, check
 from qbridge.checkpoint import Checkpoint
 from qbridge.checkpoint import open_checkpoint as open  # the public name, as in open(path)
 from qbridge.conversion import Stream, convert, stream
@@ -39,6 +40,7 @@ def list_targets() -> list[Target]:
 
 __all__ = [
     "ActivationScheme",
+    "Check",
     "Checkpoint",
     "Exactness",
     "Finding",
@@ -55,6 +57,7 @@ __all__ = [
     "Target",
     "Verification",
     "WeightScheme",
+    "check",
     "convert",
     "identical",
     "inspect",

@@ -56,10 +56,13 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: PathLike, format: str | None = None, allow: Iterable[str] = ()) -> Checkpoint:
+def open_checkpoint(
+    path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True
+) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
-    Raises QBridgeError with every fault of the folder, the config and the tensors.
+    Raises QBridgeError with every fault of the folder, the config and the tensors; unless `strict`, what a reader
+    finds wrong is among the findings instead.
     """
     findings = Findings(_words(allow))
     with io_as_finding(str(path)):
@@ -69,7 +72,8 @@ def open_checkpoint(path: PathLike, format: str | None = None, allow: Iterable[s
             reader, match = _reader(source, format)
             model = reader.read(source, findings)
         _suggest(source, reader, findings)
-        findings.stop_on_errors()
+        if strict:
+            findings.stop_on_errors()
     except BaseException:
         source.close()
         raise

@@ -169,6 +169,25 @@ def restore(
         _say(as_json, done, render.report, done.findings)
 
 
+@app.command(epilog="Example: qbridge check Qwen2-72B-GPTQ-Int4 --for vllm --tp 2 --gpu sm90")
+def check(
+    src: Source,
+    target: Annotated[str, typer.Option("--for", metavar="TARGET", help="Engine[@version] or format.")],
+    tp: Annotated[int, typer.Option("--tp", metavar="N", min=1, help="Tensor-parallel size.")] = 1,
+    gpu: Annotated[str, typer.Option("--gpu", metavar="SM", help="Compute capability.")] = "sm80",
+    source: From = None,
+    allow: Allow = None,
+    v1_zeros: V1Zeros = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not."""
+    with _answering("check", as_json):
+        done = qbridge.check(src, target, tp, gpu, source, allow=_words(allow, v1_zeros))
+        _say(as_json, done, render.check, done.findings)
+        if not done.ok:
+            raise typer.Exit(1)
+
+
 @app.command()
 def inspect(
     src: Source, source: From = None, allow: Allow = None, v1_zeros: V1Zeros = None, as_json: Json = False

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qbridge.catalogue import Code
+from qbridge.checking import Check
 from qbridge.findings import Finding, Severity
 from qbridge.inspection import Inspection
 from qbridge.report import Report, Verification
@@ -96,6 +97,25 @@ def inspection(console: Console, found: Inspection) -> None:
         rows.append(("scheme", f"{_count(scheme['layers'], 'layer')}: {scheme['scheme']}, scales {scales}"))
         rows.append(("", "dims " + ", ".join(f"{n} x {k}" for n, k in scheme["dims"])))
     rows.append(("unquantized", ", ".join(found.unquantized_linears) or "no linear"))
+    _rows(console, rows)
+
+
+def check(console: Console, done: Check) -> None:
+    """Whether an engine would load and serve a checkpoint, and with which kernels."""
+    rows = [
+        ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
+        ("model", done.architecture or "config.json names no architecture"),
+        ("for", f"{done.target}, tp {done.tp}, {done.gpu}"),
+    ]
+    for kind in done.kernels:
+        served = f"{kind.kernel or 'no kernel'}{'' if kind.legal or not kind.kernel else ', wrongly'}"
+        what = f"{kind.kind} {kind.out_features} x {kind.in_features}, {kind.scheme}"
+        rows.append(("kernel", f"{served}: {what} ({kind.layers}){f'; {kind.note}' if kind.note else ''}"))
+    if done.needs_values:
+        rows.append(("needs values", ", ".join(done.needs_values)))
+    errors = sum(finding.severity == "error" for finding in done.findings)
+    rows.append(("verdict", "it would be served" if done.ok else f"{_count(errors, 'problem')}"))
+    rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, rows)
 
 

@@ -4,8 +4,7 @@ Which leaf is split along which dim: transformers 5.23.0, base_model_tp_plan in 
 there is none the module trees in models/*/modeling_*.py; tests/make_sharding.py reads both, tests/test_sharding.py
 holds this table against them. Names are those on disk (transformers 5.23.0, conversion_mapping.py): experts one by
 one, also where transformers packs them. How heads and sizes are split: vLLM 0.33.0, model_executor/layers/linear.py
-(QKVParallelLinear, MergedColumnParallelLinear, RowParallelLinear), distributed/utils.py (divide); LMDeploy and SGLang
-do the same. The vocabulary is padded by engines (vLLM 0.33.0, layers/vocab_parallel_embedding.py, to 64).
+(QKVParallelLinear, MergedColumnParallelLinear, RowParallelLinear) and distributed/utils.py (divide).
 """
 
 from __future__ import annotations
@@ -73,8 +72,9 @@ _PHI = Family(_QKV | {"fc1"}, frozenset({"dense", "fc2"}), gated=False)
 _FALCON = Family(frozenset({"query_key_value", "dense_h_to_4h"}), frozenset({"dense", "dense_4h_to_h"}), gated=False)
 
 # transformers 5.23.0 has no tp plan for FalconForCausalLM, GptOssForCausalLM, Qwen3VLForConditionalGeneration and
-# StableLmForCausalLM, none for the attention of DeepseekV3ForCausalLM and PhimoeForCausalLM, and none for q_a_proj and
-# the indexers: theirs are from the module trees, split as vLLM does it. Linear attention (linear_attn.*) is left out.
+# StableLmForCausalLM, none for the attention of DeepseekV3ForCausalLM and PhimoeForCausalLM, and none for q_a_proj
+# and the indexers (wq_b, wk, weights_proj): those are from the module trees, split as vLLM 0.33.0 splits them
+# (model_executor/models/deepseek_v2.py and others). Linear attention (linear_attn.*) is left out.
 FAMILIES: Mapping[str, Family] = {
     "Cohere2ForCausalLM": _DENSE,
     "CohereForCausalLM": _DENSE,
@@ -147,8 +147,9 @@ SIZES = (
     "shared_expert_intermediate_size",
     "n_shared_experts",
 )
-# What a nested text config means by a size that it leaves out, by SIZES, 0 if there is none: google/gemma-3-4b-it says
-# nothing of its heads. Defaults of transformers 5.23.0 (models/*/configuration_*.py) by model_type.
+# What a nested text config means by a size that it leaves out, in the order of SIZES, 0 if there is none: those of
+# Gemma 3 on the hub say nothing of heads. Defaults of transformers 5.23.0 (models/*/configuration_*.py), by
+# model_type.
 DEFAULTS: Mapping[str, tuple[int, ...]] = {
     "gemma3_text": (26, 8, 4, 9216, 0, 0, 0, 0),
     "glm4v_moe_text": (46, 96, 8, 10944, 0, 1408, 0, 1),
@@ -174,9 +175,12 @@ ZERO_AT_ZERO = frozenset(
 LEFT_ALONE = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "mtp"})
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
-_KV = frozenset({"k_proj", "v_proj"})
-_FUSED_QKV = frozenset({"qkv_proj", "query_key_value"})
-_BY_HEADS = frozenset({"q_proj", "q_b_proj", "kv_b_proj", "o_proj", "dense"})
+# How many times the query heads and the kv heads are in a linear that is split by heads.
+_BY_HEADS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "dense"), (1, 0)),
+    **dict.fromkeys(("k_proj", "v_proj"), (0, 1)),
+    **dict.fromkeys(("qkv_proj", "query_key_value"), (1, 2)),
+}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("gate_up_proj", "gate_up_proj", "down_proj"))
 
@@ -228,11 +232,12 @@ def _decoder_module(module: str, text: Mapping[str, Any]) -> bool:
 
 
 def rank(module: str, out_features: int, in_features: int, config: Mapping[str, Any], tp: int) -> Rank | None:
-    """What each of `tp` ranks holds of a linear: the widest share, where kv heads are fewer than ranks.
+    """What each of `tp` ranks holds of a linear; kv heads that are fewer than ranks are repeated.
 
     None if the architecture, the leaf or the number of heads is unknown, and for vision towers and blocks for
     multi-token prediction: such a linear is judged as if there were no tensor parallelism. Routed experts are split
-    within each expert (no expert parallelism). Embeddings and heads are whole, for engines pad the vocabulary.
+    within each expert (no expert parallelism). Embeddings and heads count as whole, for engines pad the vocabulary
+    (vLLM 0.33.0, model_executor/layers/vocab_parallel_embedding.py: to a multiple of 64).
     """
     record, text = family(config), _text(config)
     leaf = canonical_module(module).rpartition(".")[2]
@@ -257,18 +262,15 @@ def rank(module: str, out_features: int, in_features: int, config: Mapping[str, 
 
 def _share(leaf: str, size: int, heads: tuple[int, int], tp: int) -> int | str | None:
     """One rank's part of the dim that is split, why there is none, or None if the heads are unknown."""
-    query, kv = heads
-    if leaf in _BY_HEADS | _KV | _FUSED_QKV:
+    if leaf in _BY_HEADS:
+        (query, kv), (queries, kvs) = heads, _BY_HEADS[leaf]
+        units = queries * query + kvs * kv
         if not query:
             return None
-        units = query if leaf in _BY_HEADS else kv if leaf in _KV else query + 2 * kv
         if size % units:
             return f"{size} features are not divisible by {units} heads"
-        fault = (leaf not in _KV and _query_fault(query, tp)) or (leaf not in _BY_HEADS and _kv_fault(kv, tp))
-        mine = (0 if leaf in _KV else query // tp) + (0 if leaf in _BY_HEADS else max(kv // tp, 1))
-        if leaf in _FUSED_QKV:
-            mine += max(kv // tp, 1)
-        return fault or mine * (size // units)
+        fault = (queries and _query_fault(query, tp)) or (kvs and _kv_fault(kv, tp))
+        return fault or (queries * (query // tp) + kvs * max(kv // tp, 1)) * (size // units)
     parts = 2 if leaf == "gate_up_proj" else 1
     if size % (parts * tp):
         return f"{size // parts} features are not divisible by {tp}"
@@ -316,7 +318,7 @@ def intermediate_key(block_name: str, config: Mapping[str, Any]) -> str | None:
     blocks: shared experts of DeepSeek are `intermediate_copies` times as wide as one routed expert.
     """
     text = _text(config)
-    if family(config) is None or not _decoder_module(block_name + ".", text):
+    if family(config) is None or not _decoder_module(block_name, text):
         return None
     return _intermediate_key(block_name, text)
 
@@ -342,7 +344,7 @@ def intermediate_copies(block_name: str, config: Mapping[str, Any]) -> int:
 def head_faults(config: Mapping[str, Any], tp: int) -> list[str]:
     """Why the model cannot be split over `tp` ranks at all, whatever its quantization; empty if it is unknown.
 
-    The vocabulary is none of the reasons, for engines pad it.
+    The vocabulary is none of the reasons, for engines pad it (`rank`).
     """
     record, text = family(config), _text(config)
     if record is None:

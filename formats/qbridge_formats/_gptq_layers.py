@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qbridge.codes import BitPacked
-from qbridge.dtypes import DType
+from qbridge.dtypes import Array, DType
 from qbridge.findings import Findings
 from qbridge.ir import Granularity, Spec, WeightScheme
 from qbridge.layout import PLAIN, TRANSPOSED, ZEROS, Codec, Filled, GroupIndex, Slot
@@ -111,8 +111,8 @@ def _zeros(
     wanted = _zero_codec(spec, "v2").stored_shape(spec.scale_shape, word.itemsize * 8)
     if tensor.shape != wanted or tensor.dtype is not word:
         raise ValueError(f"qzeros is {tensor.dtype}{list(tensor.shape)}, the scheme gives {word}{list(wanted)}")
-    stored = source.read(tensor.name)
-    plain = _zero_codec(spec, "v2").decode(stored, DType.I16, spec.scale_shape).astype(np.int64)
+    stored, shape = _sample(source.read(tensor.name), spec)
+    plain = _zero_codec(spec, "v2").decode(stored, DType.I16, shape).astype(np.int64)
     version = said.version
     if version == "v1" and said.borrowed:
         version = "v1-words" if bits in ONES and word is DType.I32 else "v1-wraps"
@@ -122,7 +122,15 @@ def _zeros(
     if version == "v1" and (plain == 2 ** (bits - 1) - 1).any():
         version = _all_ones(spec, findings)
     dialect["zeros"] = version
-    return not np.any(_zero_codec(spec, version).decode(stored, DType.I16, spec.scale_shape))
+    return not np.any(_zero_codec(spec, version).decode(stored, DType.I16, shape))
+
+
+def _sample(stored: Array, spec: Spec) -> tuple[Array, tuple[int, int]]:
+    """One word for all of them where they are the same (symmetric weights), and the shape that it stands for."""
+    bits = spec.weight.bits
+    if stored.size and _word(spec) is DType.I32 and 32 % bits == 0 and (stored == stored.flat[0]).all():
+        return np.ascontiguousarray(stored[:1, :1]), (32 // bits, 1)
+    return stored, spec.scale_shape
 
 
 def _all_ones(spec: Spec, findings: Findings) -> str:

@@ -61,7 +61,9 @@ def test_vllm_chooses_what_we_say(format_, tmp_path):
     asked = list(cells(format_))
     file = tmp_path / "cells.json"
     file.write_text(
-        json.dumps([{**asdict(linear), "capability": device, "humming": humming} for linear, device, humming in asked])
+        json.dumps(
+            [{**asdict(linear), "capability": device, "humming": humming} for linear, device, humming in asked]
+        )
     )
     report = ask("vllm", "vllm_kernels.py", file)
     unlike = []

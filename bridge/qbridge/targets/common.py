@@ -24,6 +24,11 @@ def model_dtype(model: Model, default: DType) -> DType:
     return default
 
 
+def model_dtype_name(model: Model) -> str:
+    """The dtype that activations have: float16 or bfloat16, whichever config.json names, as kernels see it."""
+    return "bfloat16" if model_dtype(model, DType.F16) is DType.BF16 else "float16"
+
+
 def moved(array: Array, before: DType, after: DType) -> int:
     """How many values a cast would change."""
     values = to_float64(array, before)

@@ -26,6 +26,7 @@ from qbridge.topology import fused_siblings, is_kv_scale
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
 _GROUPS = (128, 64, 32)
+_MARLIN = ((4, True), (4, False), (8, True))
 
 
 def _has_scheme(spec: Spec, model: Model) -> Problem | None:
@@ -87,8 +88,26 @@ def _kv_cache(model: Model) -> Iterator[Problem]:
         yield Problem((fact,), where=found)
 
 
-def _stock_width(spec: Spec, model: Model) -> Problem | None:
-    """Kernels that come with vLLM have 4 and 8 bits; other widths need the package humming."""
+def _one_bit(spec: Spec, model: Model) -> Problem | None:
+    if spec.activation is not None or spec.weight.type != "int" or spec.weight.bits > 1:
+        return None
+    return Problem((f"weights {spec.weight}: it reads 2 to 8 bits",))
+
+
+def _humming(model: Model) -> Iterator[Problem]:
+    """Marlin and the other kernels have 4 bits, and 8 symmetric ones."""
+    found = {
+        name: spec.weight
+        for name, spec in model.specs.items()
+        if spec.activation is None and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
+    }
+    for weight in sorted(set(map(str, found.values()))):
+        where = tuple(name for name, own in found.items() if str(own) == weight)
+        ways = ("--bits 4", "--bits 8") if min(own.bits for own in found.values()) < 4 else ("--bits 8",)
+        yield Problem((f"weights {weight}",), ways, where)
+
+
+def _gptq_width(spec: Spec, model: Model) -> Problem | None:
     if spec.activation is not None or spec.weight.type != "int" or spec.weight.bits in (4, 8):
         return None
     return Problem((f"weights {spec.weight}: its kernels have 4 and 8 bits",))
@@ -144,7 +163,8 @@ COMPRESSED_TENSORS = Choice(
     "compressed-tensors",
     (
         LayerRule("QB220", _has_scheme, _FILE, _per_channel),
-        LayerRule("QB220", _stock_width, "vllm 0.33.0, kernels/linear/mixed_precision", _wider),
+        LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
+        ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
         LayerRule(
             "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
         ),
@@ -156,7 +176,7 @@ GPTQ = Choice(
     "gptq",
     (
         LayerRule("QB224", _gptq_kernel, _GPTQ_FILE, _symmetrized),
-        LayerRule("QB224", _stock_width, _GPTQ_FILE, _wider),
+        LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
         LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
         *_COMMON,
     ),

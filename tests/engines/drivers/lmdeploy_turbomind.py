@@ -29,7 +29,7 @@ other limits: K and N multiples of 64. Nothing is computed. Report:
     assumed_zeros   number of quantized linears without zero points: TurboMind takes 8
     lossy_casts     [{tensor, given, stored}]: values of linears changed by a silent cast
     padded          {module: {shape: [N, K], zero: bool}}: linears that TurboMind made larger; whether the values of
-                    what it added are all 0
+                    what it added are all 0; null for a model with experts
 
 --out: float32 weights under checkpoint names, out of the recorded shards of all ranks: of 4-bit linears
 (code - zero point) * scale, both widened to float32 first; biases, norms, embeddings. Joined, put back in order, and
@@ -333,6 +333,11 @@ class Model:
         self.config, self.ranks = config, ranks
         self.padded: dict[str, dict[str, Any]] = {}
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it has no experts, whose weights are not put together."""
+        return self.ranks[0].at("layers.0.feed_forward.w1w3") is not None
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(checkpoint name, whole tensor)."""
         shards = [rank.slots["tok_embeddings"].tensor for rank in self.ranks]
@@ -446,9 +451,9 @@ def main() -> None:
     if loaded is not None:
         model = Model(*loaded)
         report |= watch.findings(args.checkpoint, model.config.tie_word_embeddings)
-        tensors = dict(model.tensors())
-        report["padded"] = model.padded
-        if args.out:
+        tensors = dict(model.tensors()) if model.is_dense else {}
+        report["padded"] = model.padded if model.is_dense else None
+        if args.out and tensors:
             reporting.save_float32(tensors, args.out)
     reporting.write(report, args.json)
 

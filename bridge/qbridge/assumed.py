@@ -1,0 +1,88 @@
+"""A model from config.json alone: the linears of its architecture at the dims and in the scheme that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qbridge.dtypes import DType
+from qbridge.findings import error
+from qbridge.headers import parse_json
+from qbridge.hf_config import NESTED, QUANTIZATION_KEYS
+from qbridge.ir import Granularity, Model, Spec, WeightScheme
+from qbridge.sharding import family
+
+
+def assumed_model(path: Path) -> Model:
+    """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little."""
+    config = parse_json((path / "config.json").read_bytes())
+    if not isinstance(config, dict) or family(config) is None:
+        raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
+    block: Mapping[str, Any] = next(
+        (config[key] for key in QUANTIZATION_KEYS if isinstance(config.get(key), dict)), {}
+    )
+    weight = _scheme(block)
+    if weight is None:
+        raise error("QB262", str(path), ("it does not say bits and group size",))
+    try:
+        dims = dict(_linears(_text(config)))
+    except (KeyError, TypeError, ZeroDivisionError) as fault:
+        raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
+    specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+    return Model(_format(block), config, specs, {}, {})
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((config[key] for key in NESTED if isinstance(config.get(key), dict)), config)
+
+
+def _format(block: Mapping[str, Any]) -> str:
+    method = str(block.get("quant_method", "compressed-tensors")).lower().replace("_", "-")
+    return {"intel/auto-round": "auto-round"}.get(method, method)
+
+
+def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
+    """Bits, group size and symmetry, in the keys of GPTQ, AWQ or compressed-tensors."""
+    groups = block.get("config_groups")
+    if isinstance(groups, dict) and groups:
+        first = next(iter(groups.values()))
+        block = first.get("weights") or {} if isinstance(first, dict) else {}
+    bits = next((block[key] for key in ("bits", "w_bit", "wbits", "num_bits") if key in block), None)
+    size = next((block[key] for key in ("group_size", "q_group_size") if block.get(key) is not None), -1)
+    symmetric = block.get("sym", block.get("symmetric", not block.get("zero_point", False)))
+    if type(bits) is not int or type(size) is not int:
+        return None
+    grouped = Granularity.GROUP if size > 0 else Granularity.CHANNEL
+    return WeightScheme(bits, grouped, bool(symmetric), group_size=size if size > 0 else None)
+
+
+def _linears(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (out_features, in_features)) of every linear of a decoder of the common kind."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    kv = (config.get("num_key_value_heads") or heads) * head
+    attention = {"q_proj": (heads * head, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        for leaf, shape in {**attention, "o_proj": (hidden, heads * head)}.items():
+            yield f"{prefix}.self_attn.{leaf}", shape
+        for block, size in _mlps(config, layer):
+            for leaf in ("gate_proj", "up_proj"):
+                yield f"{prefix}.{block}.{leaf}", (size, hidden)
+            yield f"{prefix}.{block}.down_proj", (hidden, size)
+
+
+def _mlps(config: Mapping[str, Any], layer: int) -> Iterator[tuple[str, int]]:
+    """(module, intermediate size) of a layer's MLPs: one expert stands for all."""
+    experts = config.get("moe_intermediate_size")
+    dense = layer < (config.get("first_k_dense_replace") or 0) or layer in (config.get("mlp_only_layers") or ())
+    if not experts or dense:
+        yield "mlp", config["intermediate_size"]
+        return
+    yield "mlp.experts.0", experts
+    shared = config.get("shared_expert_intermediate_size")
+    if shared:
+        yield "mlp.shared_expert", shared
+    elif config.get("n_shared_experts"):
+        yield "mlp.shared_experts", experts * config["n_shared_experts"]

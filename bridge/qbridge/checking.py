@@ -1,0 +1,148 @@
+"""check: would an engine load this checkpoint as it is, and serve it rightly? From headers or config.json alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from qbridge.assumed import assumed_model
+from qbridge.checkpoint import PathLike, open_checkpoint
+from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
+from qbridge.ir import Model
+from qbridge.report import SCHEMA
+from qbridge.rules import LayerRule, ModelRule, ValueRule
+from qbridge.serving import Served, serving
+from qbridge.targets import Target, find_target
+from qbridge.targets.choice import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The answer for one target at one tensor-parallel size.
+
+    `kernels` are the kinds of layers and what would serve each; `needs_values` the codes of rules that only a
+    conversion can walk, because they look at values. `assumed` says that the dims come from config.json alone.
+    """
+
+    source: str
+    target: str
+    tp: int
+    gpu: str
+    format: str
+    architecture: str
+    layers: int
+    assumed: bool
+    ok: bool
+    kernels: Sequence[Served]
+    needs_values: Sequence[str]
+    seconds: float
+    findings: Sequence[Finding] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `check --json` prints."""
+        fields = {n: getattr(self, n) for n in self.__dataclass_fields__ if n not in ("findings", "kernels")}
+        kernels = [kernel.as_dict() for kernel in self.kernels]
+        found = [finding.as_dict() for finding in self.findings]
+        return {"schema": SCHEMA, "command": "check", **fields, "kernels": kernels, "findings": found}
+
+
+def check(
+    src: PathLike,
+    target: str,
+    tp: int = 1,
+    gpu: str = "sm80",
+    source: str | None = None,
+    *,
+    allow: Iterable[str] = (),
+) -> Check:
+    """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
+
+    `gpu` is a compute capability such as sm90. A folder with nothing but config.json is judged by the dims that it
+    names. Raises QBridgeError where the folder cannot be read at all.
+    """
+    start = time.monotonic()
+    wanted = find_target(target)
+    findings = Findings(frozenset(allow))
+    model = _model(Path(src), source, findings)
+    needs: list[str] = []
+    choice = next((choice for choice in wanted.choices if choice.format == model.format), None)
+    if choice is None:
+        facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
+        findings.add("QB260", str(src), facts, (f"qbridge convert {src} DST --to {wanted.name}",))
+    judged = choice or replace(wanted.choices[0], format=model.format, rules=())
+    if model.specs:
+        needs = _walk(model, wanted, judged, tp, str(src), findings)
+    return Check(
+        source=str(src),
+        target=wanted.name,
+        tp=tp,
+        gpu=gpu,
+        format=model.format,
+        architecture=model.architecture,
+        layers=len(model.specs),
+        assumed=not model.slots and bool(model.specs),
+        ok=not findings.errors,
+        kernels=serving(model, wanted, tp, gpu),
+        needs_values=needs,
+        seconds=round(time.monotonic() - start, 3),
+        findings=tuple(findings),
+    )
+
+
+def _named(target: Target) -> str:
+    return ", ".join(dict.fromkeys(target.formats))
+
+
+def _model(path: Path, source: str | None, findings: Findings) -> Model:
+    """The model from headers, with what is wrong as findings; from config.json alone where there are no tensors."""
+    try:
+        with io_as_finding(str(path)), open_checkpoint(path, source, findings.allow, strict=False) as opened:
+            findings.merge(opened.findings)
+            return opened.model
+    except QBridgeError as fault:
+        bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
+        if not bare:
+            raise
+    model = assumed_model(path)
+    findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
+    return model
+
+
+def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:
+    """Every rule of the engine on the model as it is; the codes of those that would need values."""
+    command = f"qbridge convert {src} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+    needs = []
+    for rule in (*choice.rules, *target.parallel.rules(choice.format, (tp,))):
+        if isinstance(rule, ValueRule):
+            needs.append(rule.code)
+        elif isinstance(rule, ModelRule):
+            for problem in rule.check(model):
+                findings.add(rule.code, problem.where, problem.facts, _commands(problem.help, command))
+        else:
+            _walk_layers(rule, model, command, findings)
+    return sorted(set(needs))
+
+
+def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings) -> None:
+    for name, spec in model.specs.items():
+        problem = rule.check(spec, model)
+        if problem is None:
+            continue
+        help = _commands(problem.help, command)
+        if not help and rule.fix(spec, model) is not None:
+            help = (f"{command} (exact)",)
+        findings.add(rule.code, name, problem.facts, help)
+
+
+def _commands(ways: Sequence[str], command: str) -> tuple[str, ...]:
+    """Ways out as commands to paste."""
+    found = []
+    for way in ways:
+        if way.startswith("--tp "):
+            found.append(f"serve it with {way.removeprefix('--').replace(' ', ' = ', 1)}")
+        else:
+            found.append(f"{command} {way}" if way.startswith("--") else way)
+    return tuple(found)

@@ -1,0 +1,88 @@
+"""Which kernel would serve each kind of linear on a GPU, as the engine's own chooser would say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qbridge.findings import error
+from qbridge.ir import Model, Spec
+from qbridge.sharding import rank
+from qbridge.targets import Target
+from qbridge.targets.common import model_dtype_name
+from qbridge.targets.vllm_kernels import Linear, choose
+from qbridge.topology import fused_siblings
+
+_METHODS = ("gptq", "awq", "compressed-tensors")
+_WITHOUT_HUMMING = ("0.5.4",)  # the wheels of 0.23.0 and 0.33.0 require the package humming-kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One kind of linear as a rank sees it, and what serves it (None: nothing); `note` and `reasons` say why."""
+
+    kind: str
+    out_features: int
+    in_features: int
+    scheme: str
+    layers: int
+    kernel: str | None
+    legal: bool
+    note: str
+    reasons: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
+    """What serves each kind of weight-only linear; nothing for engines whose kernels are not in a table."""
+    capability = _capability(gpu)
+    if target.engine.partition("-")[0] != "vllm" or model.format not in _METHODS:
+        return []
+    dtype = model_dtype_name(model)
+    found: dict[Linear, Served] = {}
+    siblings = {name: names for names in fused_siblings(model.specs) for name in names}
+    for name, spec in model.specs.items():
+        names = siblings.get(name, [name])
+        if spec.activation is not None or spec.weight.type != "int" or name != names[0]:
+            continue
+        linear = _linear(spec, [model.specs[other] for other in names], model, tp, dtype)
+        if linear is None:
+            continue
+        if linear not in found:
+            verdict = choose(linear, capability, target.version, humming=target.version not in _WITHOUT_HUMMING)
+            leaf = "+".join(other.rpartition(".")[2] for other in names)
+            shape = linear.out_features, linear.in_features
+            found[linear] = Served(
+                leaf, *shape, spec.scheme, 0, verdict.kernel, verdict.legal, verdict.note, verdict.reasons
+            )
+        before = asdict(found[linear])
+        found[linear] = Served(**{**before, "layers": before["layers"] + len(names)})
+    return list(found.values())
+
+
+def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) -> Linear | None:
+    shares = [rank(part.name, part.out_features, part.in_features, model.config, tp) for part in fused]
+    if any(share is None or share.fault for share in shares):
+        return None
+    held = [share for share in shares if share is not None]
+    return Linear(
+        in_features=held[0].in_features,
+        in_features_whole=spec.in_features,
+        out_features=sum(share.out_features for share in held),
+        bits=spec.weight.bits,
+        symmetric=spec.weight.symmetric,
+        group_size=spec.weight.group_size or -1,
+        dtype=dtype,
+        format=model.format,
+    )
+
+
+def _capability(gpu: str) -> int:
+    match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", gpu.strip().lower())
+    if not match:
+        raise error("QB030", f"--gpu {gpu}", help=("a compute capability such as sm80 or sm90",))
+    return int(match[1] + match[2])

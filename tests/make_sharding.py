@@ -20,14 +20,14 @@ COLUMN = {"colwise", "colwise_gather_output", "packed_colwise"}
 ROW = {"rowwise", "rowwise_split_input"}
 WHOLE = {"mla_kv_a_proj"}
 NO_LINEAR = {"replicated_with_grad_allreduce", "moe_tp_experts"}  # norms, and the module around packed experts
-# Small, all different and no divisor of each other, so that a shape says which dim is which.
+# Small, different and multiples of 3, so that a shape says which dim is which; of 4 too, for grouped matmuls.
 DIMS = {
     "hidden_size": 48,
-    "intermediate_size": 112,
-    "ffn_hidden_size": 112,
-    "intermediate_size_mlp": 176,
-    "moe_intermediate_size": 80,
-    "shared_expert_intermediate_size": 208,
+    "intermediate_size": 108,
+    "ffn_hidden_size": 108,
+    "intermediate_size_mlp": 180,
+    "moe_intermediate_size": 132,
+    "shared_expert_intermediate_size": 204,
     "n_shared_experts": 2,
     "moe_num_shared_experts": 2,
     "num_attention_heads": 6,

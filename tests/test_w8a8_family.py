@@ -27,7 +27,7 @@ FAMILY = {
     "llama_group_int8": ("QB212", "QB220", "reversible"),
     "llama_asym_weights": ("QB211", "QB220", "reversible"),
     "llama_token_asym": ("QB209", "reversible", "reversible"),
-    "llama_w4a8": ("QB110 QB212", "reversible", "reversible"),
+    "llama_w4a8": ("QB240 QB302", "reversible", "reversible"),
     "llama_naive": ("reversible", "reversible", "reversible"),
     "llama_mixed": ("QB203", "reversible", "reversible"),
     "llama_kv_int8": ("QB113 QB208", "QB223", "reversible"),

@@ -82,6 +82,7 @@ def convert(
 
 def _plan(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
     survey(opened.source, opened.model, opened.findings)
+    opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
 
     def recorded(format_name: str) -> Mapping[str, tuple[Spec, tuple[Pass, ...]]]:
         return manifest.way_back(opened.source, opened.model, format_name)

@@ -174,7 +174,8 @@ class ScaledZeros:
         """The products in the shape of `slot`, zero beyond the last group."""
         stored = np.zeros(slot.shape, np.float16)
         zeros = (array + self.offset).astype(np.float16)
-        stored[: array.shape[1]] = -(zeros * scale.view(np.float16)).T
+        with np.errstate(invalid="ignore", over="ignore"):
+            stored[: array.shape[1]] = -(zeros * scale.view(np.float16)).T
         return stored
 
     def decode_with(self, stored: Array, shape: tuple[int, ...], scale: Array) -> Array:

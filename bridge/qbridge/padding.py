@@ -14,7 +14,7 @@ from typing import Any
 from qbridge.hf_config import NESTED
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes.pad import Pad
-from qbridge.sharding import Block, family, intermediate_key, mlp_blocks
+from qbridge.sharding import Block, family, intermediate_copies, intermediate_key, mlp_blocks
 
 Multiple = Callable[[Spec, int], int]
 
@@ -34,30 +34,40 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
     """
     wanted: dict[str, int] = {}
     by_key: dict[str, list[Block]] = {}
-    refused: dict[str, str] = {}
-    for block in mlp_blocks([*model.specs, *_dense(model)]):
-        reason = _refusal(block, model)
-        down = model.specs.get(block.down)
-        if down is None:
-            continue
-        step = lcm(*(multiple(down, tp) for tp in sizes))
-        size = -(-down.in_features // step) * step
+    reasons: dict[str, dict[str, str]] = {}
+    for block in _blocks(model):
         key = intermediate_key(block.name, model.config) or block.name
         by_key.setdefault(key, []).append(block)
-        if size != down.in_features and reason:
-            refused[block.name] = reason
-        wanted[key] = max(wanted.get(key, 0), size)
+        down, copies = model.specs.get(block.down), intermediate_copies(block.name, model.config)
+        if reason := _refusal(block, model):
+            reasons.setdefault(key, {})[block.name] = reason
+        if down is not None:
+            step = lcm(*(multiple(down, tp) for tp in sizes))
+            own = -(-down.in_features // copies)
+            while own * copies % step:
+                own += 1
+            wanted[key] = max(wanted.get(key, 0), own)
     passes: dict[str, Pad] = {}
-    for key, blocks in by_key.items():
-        for block in blocks:
-            if block.name not in refused:
-                passes |= _passes(block, model, wanted[key])
+    refused: dict[str, str] = {}
+    for key, size in wanted.items():
+        grown: dict[str, Pad] = {}
+        for block in by_key[key]:
+            grown |= _passes(block, model, size * intermediate_copies(block.name, model.config))
+        if grown and reasons.get(key):
+            refused |= reasons[key]  # blocks that share a size grow together or not at all
+        else:
+            passes |= grown
     return Growth(passes, refused)
+
+
+def _blocks(model: Model) -> list[Block]:
+    """Every MLP, quantized or not; those of MTP blocks are listed as well, for they share the decoder's sizes."""
+    return mlp_blocks([*model.specs, *_dense(model)])
 
 
 def _passes(block: Block, model: Model, size: int) -> dict[str, Pad]:
     gate, up, down = (model.specs.get(name) for name in (block.gate, block.up, block.down))
-    if gate is None or up is None or down is None or down.in_features == size:
+    if gate is None or up is None or down is None or down.in_features == size or gate is up:
         return {}
     return {
         block.gate: Pad(size, gate.in_features),
@@ -73,6 +83,10 @@ def _refusal(block: Block, model: Model) -> str:
         return f"{model.architecture or 'the architecture'} is not known to qbridge"
     if not known.gated:
         return f"the MLP of {model.architecture} is not known to be act(gate) * up with act(0) = 0"
+    if block.gate == block.up:
+        return "gate and up are one tensor"
+    if intermediate_key(block.name, model.config) is None:
+        return "it is no MLP of the decoder"
     parts = [model.specs.get(name) for name in (block.gate, block.up, block.down)]
     if None in parts:
         return "a part of it is not quantized"
@@ -91,7 +105,7 @@ def follow(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, An
     for block in mlp_blocks(specs):
         key, down = intermediate_key(block.name, config), specs.get(block.down)
         if key and down:
-            sizes.setdefault(key, set()).add(down.in_features)
+            sizes.setdefault(key, set()).add(down.in_features // intermediate_copies(block.name, config))
     found = dict(config)
     for key, seen in sizes.items():
         if len(seen) != 1:

@@ -61,7 +61,8 @@ def make_plan(
     result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
     result = _check_model(result, rules, findings)
     if values:
-        _check_values(result, SourceValues(source, model), rules, findings)
+        steps = {name: passes for name, (_, passes) in after.items()}
+        _check_values(result, SourceValues(source, model, steps), rules, findings)
     if findings.errors:
         return Plan(model, target, destination.NAME, {}, (), {})
     result = destination.settle(result)
@@ -127,21 +128,31 @@ def best_plan(
     `recorded` gives, for a format, what `make_plan` is given. The plan's `because` says why it is this format.
     """
     because = ""
-    failed: list[tuple[int, Choice]] = []
-    for choice in target.in_order(model.format):
+    choices = target.in_order(model.format)
+    for choice in choices:
         for values in (False, True):
             tried = Findings(findings.allow)
             plan = make_plan(source, model, target, choice, tried, recorded(choice.format), wishes, values)
             if tried.errors:
                 because = f"not {choice.format}: {tried.errors[0]}"
-                failed.append((sum(max(1, len(f.where)) for f in tried.errors), choice))
                 break
         else:
             findings.merge(tried)
             own = target.keeps and choice.format == model.format
             return replace(plan, because="the source's own format" if own else because)
-    fewest = min(failed, key=lambda entry: entry[0])[1]
-    return make_plan(source, model, target, fewest, findings, recorded(fewest.format), wishes)
+    refused: list[tuple[Plan, Findings]] = []
+    for choice in choices:
+        tried = Findings(findings.allow)
+        refused.append((make_plan(source, model, target, choice, tried, recorded(choice.format), wishes), tried))
+    plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
+    findings.merge(nearest)
+    return plan
+
+
+def _distance(findings: Findings) -> tuple[int, int]:
+    """How far a format is from holding the model: layers whose scheme it has no place for, then kinds of problems."""
+    without_place = sum(len(finding.where) for finding in findings.errors if finding.code == "QB110")
+    return without_place, len({finding.code for finding in findings.errors})
 
 
 def _check_model(model: Model, rules: Sequence[Rule], findings: Findings) -> Model:

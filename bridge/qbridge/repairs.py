@@ -5,16 +5,15 @@ Only small tensors are read: scales, zero-points, g_idx, and whatever else a rul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from qbridge.dtypes import Array, to_float64
 from qbridge.findings import Findings
-from qbridge.formats import decode, needed
 from qbridge.ir import Model, Spec
-from qbridge.layout import ScaledZeros, is_fixed
+from qbridge.layout import Padded, ScaledZeros, Slot, is_fixed
 from qbridge.passes import Pass
 from qbridge.passes.recast import Moved
 from qbridge.plan import LayerPlan
@@ -27,16 +26,17 @@ _MOST_PASSES = 8  # more means that a rule and its fix disagree
 
 @dataclass(frozen=True, slots=True)
 class SourceValues:
-    """The values of a source, for rules that ask."""
+    """The values of a source, for rules that ask: as they are, or after the passes of each layer."""
 
     source: Source
     model: Model
+    passes: Mapping[str, tuple[Pass, ...]] = field(default_factory=dict)
 
     def part(self, layer: str, part: str) -> Array:
-        """A canonical part of a layer, as the source has it."""
-        slots = needed(self.model.slots[layer], {part})
-        stored = {slot.tensor: self.source.read(slot.tensor) for slot in slots.values()}
-        return decode(self.model.specs[layer], slots, stored).arrays[part]
+        """A canonical part of a layer."""
+        spec, slots = self.model.specs[layer], self.model.slots[layer]
+        plan = LayerPlan(spec, spec, self.passes.get(layer, ()), slots, {})
+        return plan.run(self.source, frozenset({part})).arrays[part]
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         """An unquantized tensor in blocks, as flat arrays of its dtype."""
@@ -111,6 +111,7 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
 
     So is a tensor that the scheme fixes and that holds something else (QB016, QB020).
     """
+    values = SourceValues(source, model)
     for name, spec in model.specs.items():
         for part, slot in model.slots[name].items():
             if part in ("scale", "input_scale"):
@@ -118,13 +119,17 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
                 bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
                 if bad.size:
                     findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
-            elif isinstance(slot.codec, ScaledZeros):
-                try:
-                    SourceValues(source, model).part(name, part)
-                except ValueError as fault:
-                    findings.add("QB025", slot.tensor, (str(fault),))
-            elif is_fixed(slot.codec):
-                try:
+            try:
+                if isinstance(slot.codec, Padded | ScaledZeros):
+                    values.part(name, part)
+                elif is_fixed(slot.codec):
                     slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
-                except ValueError as fault:
-                    findings.add("QB020" if part == "zero" else "QB016", slot.tensor, (str(fault),))
+            except ValueError as fault:
+                findings.add(_code_of(part, slot), slot.tensor, (str(fault),))
+
+
+def _code_of(part: str, slot: Slot) -> str:
+    """What it means that a tensor cannot be decoded."""
+    if isinstance(slot.codec, ScaledZeros):
+        return "QB025"
+    return "QB020" if part == "zero" and is_fixed(slot.codec) else "QB016"

@@ -55,7 +55,7 @@ class Values(Protocol):
     """The data that value rules may ask for."""
 
     def part(self, layer: str, part: str) -> Array:
-        """A canonical part of a layer as its spec describes it in the source."""
+        """A canonical part of a layer as the model that the rule is given describes it."""
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         """An unquantized tensor in blocks, as flat arrays of its dtype."""
@@ -96,7 +96,7 @@ def no_kv_scales(source: str) -> ModelRule:
 
 
 def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> ValueRule:
-    """Every zero-point must be a code (QB111), in the unsigned domain from `lowest(spec)` to 2**bits - 1.
+    """Every zero-point must be one of the 2**bits from `lowest(spec)` on, in the unsigned domain (QB111).
 
     GPTQ version 1 can say one that is not: 2**bits.
     """
@@ -107,8 +107,9 @@ def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> Va
                 continue
             half, zeros = 2 ** (spec.weight.bits - 1), values.part(name, "zero")
             low, high = int(zeros.min()) + half, int(zeros.max()) + half
-            if low < lowest(spec) or high >= 2 * half:
-                ranges = f"zero-points from {low} to {high}", f"it holds {lowest(spec)} to {2 * half - 1}"
+            least, most = lowest(spec), 2 * half - 1 + lowest(spec)
+            if low < least or high > most:
+                ranges = f"zero-points from {low} to {high}", f"it holds {least} to {most}"
                 yield Problem(ranges, where=(name,))
 
     return ValueRule("QB111", check, source)

@@ -74,7 +74,7 @@ def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) ->
         in_features_whole=spec.in_features,
         out_features=sum(share.out_features for share in held),
         bits=spec.weight.bits,
-        symmetric=spec.weight.symmetric,
+        symmetric=spec.weight.symmetric and model.format != "awq",  # AWQ always stores zero-points
         group_size=spec.weight.group_size or -1,
         dtype=dtype,
         format=model.format,

@@ -59,6 +59,8 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
         ORDERED: (scales.shape[1], codes.shape[0]),
         GEMV: (codes.shape[0], codes.shape[1] * 8),
     }.get(version, (codes.shape[0] * 4, codes.shape[1]))
+    if version in (FAST, LLM_AWQ) and scales.dtype is not DType.F16:
+        raise ValueError(f"scales are {scales.dtype}, and products with them are stored in F16")
     bias, grouped = source.tensors.get(f"{module}.bias"), size > 0
     weight = WeightScheme(
         bits,

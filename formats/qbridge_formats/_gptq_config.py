@@ -6,13 +6,13 @@ utils/quantization_config.py (GPTQConfig).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qbridge.findings import Findings
+from qbridge.headers import parse_json
 from qbridge.source import Source
 from qbridge_formats._gptq_layers import Scheme
 
@@ -63,7 +63,7 @@ def find_config(source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
     raw: dict[str, Any] = {}
     for name in files:
         try:
-            value = json.loads((source.path / name).read_bytes())
+            value = parse_json((source.path / name).read_bytes())
         except ValueError:
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})

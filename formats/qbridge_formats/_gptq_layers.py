@@ -59,6 +59,8 @@ def read_spec(
     codes, scales = source.tensors[f"{module}.qweight"], source.tensors.get(f"{module}.scales")
     if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2 or not scales.dtype.is_float:
         raise ValueError("qweight and scales are not two matrices")
+    if type(scheme.bits) is not int or not 1 <= scheme.bits <= 8 or type(scheme.group_size) is not int:
+        raise ValueError(f"the config says {scheme.bits!r} bits in groups of {scheme.group_size!r}")
     if codes.dtype not in _WORDS:
         raise ValueError(f"qweight is {codes.dtype}, not words of 32, 16 or 8 bits")
     bias, grouped = source.tensors.get(f"{module}.bias"), scheme.group_size > 0
@@ -105,6 +107,8 @@ def _zeros(
     """Whether every zero-point is the middle code; how they are stored goes to the dialect, by value."""
     tensor = source.tensors.get(f"{spec.name}.qzeros")
     bits, word = spec.weight.bits, _word(spec)
+    if tensor is None and not scheme.sym:
+        raise ValueError("qzeros is absent, and the config says asymmetric")
     if tensor is None:
         dialect["zeros"] = "absent"
         return True

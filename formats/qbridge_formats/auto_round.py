@@ -84,7 +84,7 @@ def read(source: Source, findings: Findings) -> Model:
         try:
             spec = _spec(source, module, block, packing, module in empty, findings)
             found[module] = (spec, layout(spec))
-        except (ValueError, re.error) as fault:
+        except (ValueError, re.error, OverflowError, RecursionError) as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
     files = [_FILE] if (source.path / _FILE).is_file() else []

@@ -24,7 +24,6 @@ transformers 4.51.3, integrations/awq.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
@@ -33,6 +32,7 @@ from typing import Any
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
+from qbridge.headers import parse_json
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.layout import Slot
@@ -71,7 +71,7 @@ def _config(source: Source) -> _Config:
     files, raw = tuple(name for name in _FILES if (source.path / name).is_file()), dict[str, Any]()
     for name in files:
         try:
-            value = json.loads((source.path / name).read_bytes())
+            value = parse_json((source.path / name).read_bytes())
         except ValueError:
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})

@@ -127,8 +127,10 @@ def _spec(source: Source, module: str, kind: str, empty_bias: bool) -> Spec:
     if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2 or not scales.dtype.is_float:
         raise ValueError(f"{names.code} and {names.scale} are not two matrices")
     rows, columns, groups = scales.shape[1], codes.shape[0] * 16, scales.shape[0]
-    if columns % groups:
+    if groups < 1 or columns % groups:
         raise ValueError(f"{groups} groups do not divide {columns} input features")
+    if groups > 1 and columns // groups != _GROUP:
+        raise ValueError(f"groups of {columns // groups}: Marlin has one group, or groups of {_GROUP}")
     kinds = (Granularity.CHANNEL, None) if groups == 1 else (Granularity.GROUP, columns // groups)
     if groups == 1 and columns == _block(source).get("group_size"):
         kinds = (Granularity.GROUP, columns)

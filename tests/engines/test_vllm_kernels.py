@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from itertools import product
+from itertools import islice, product
 
 import pytest
 from engine import ask
@@ -32,9 +32,9 @@ def short(name):
 
 
 def cells(format_):
-    for (k, whole), n, group, device, dtype, humming, (bits, symmetric) in product(
-        COLUMNS, ROWS, GROUPS, DEVICES, ["float16", "bfloat16"], [False, True], TYPES[format_]
-    ):
+    """Every 29th of all combinations: 29 divides no list's length, so each value meets each other one."""
+    every = product(COLUMNS, ROWS, GROUPS, DEVICES, ["float16", "bfloat16"], [False, True], TYPES[format_])
+    for (k, whole), n, group, device, dtype, humming, (bits, symmetric) in islice(every, 0, None, 29):
         yield Linear(k, whole, n, bits, symmetric, group, dtype, format_), device, humming
 
 
@@ -66,6 +66,7 @@ def test_vllm_chooses_what_we_say(format_, tmp_path):
         )
     )
     report = ask("vllm", "vllm_kernels.py", file)
+    assert len(asked) >= 300
     unlike = []
     for cell, real in zip(asked, report["cells"], strict=True):
         ours, theirs = compared(*cell, {**real, "vllm": report["vllm"]})

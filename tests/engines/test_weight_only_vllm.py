@@ -37,11 +37,9 @@ REFUSED_SOURCES = [
     ("gptq/llama_v1_asym", "awq", "awq"),
     ("gptq/llama_v2_asym", "vllm", CT),
     ("gptq/llama_v1_zero0", "awq", "awq"),
-    ("gptq/llama_3bit", "vllm", CT),
     ("gptq/llama_static_groups", "vllm", "gptq"),
     ("awq/llama_gemv", "vllm", "awq"),
     ("awq/llama_llm_awq", "vllm", "awq"),
-    ("compressed_tensors/llama_w2a16", "vllm", CT),
 ]
 REFUSALS = {
     "gptq/llama_v1_asym": "Unsupported quantization config: bits=4, sym=False",
@@ -52,6 +50,7 @@ REFUSALS = {
     "awq/llama_llm_awq": "exceeds dimension size",
     "compressed_tensors/llama_w2a16": "Failed to find a kernel",
 }
+NARROW = ["gptq/llama_3bit", "compressed_tensors/llama_w2a16"]
 TWO_RANKS = [
     ("gptq/llama_v1_sym", CT),
     ("compressed_tensors/llama_w4a16", "gptq"),
@@ -73,13 +72,13 @@ def converted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vllm")
 
     @functools.cache
-    def make(case, target):
+    def make(case, target, bits=None):
         out = folder / case / target
         out.parent.mkdir(parents=True, exist_ok=True)
         if target == "twin":
             dense_twin.write(fixture(case), out)
         else:
-            qbridge.convert(fixture(case), out, target)
+            qbridge.convert(fixture(case), out, target, bits=bits)
         return out
 
     return make
@@ -112,6 +111,12 @@ def test_vllm_refuses_the_source(case, message):
 def test_what_vllm_refuses_is_served_after_conversion(case, target, chosen, converted):
     out, twin = converted(case, target), converted(case, "twin")
     assert method(out) == chosen
+    assert distance(served(out), served(twin, dtype="float32")) <= NOISE, "vLLM computes something else than its twin"
+
+
+@pytest.mark.parametrize("case", NARROW)
+def test_narrow_codes_are_served_in_4_bits(case, converted):
+    out, twin = converted(case, "vllm", bits=4), converted(case, "twin")
     assert distance(served(out), served(twin, dtype="float32")) <= NOISE, "vLLM computes something else than its twin"
 
 

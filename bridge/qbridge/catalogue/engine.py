@@ -293,6 +293,16 @@ ENTRIES = (
         "qbridge.padding",
     ),
     Code(
+        "QB255",
+        "TurboMind pads this MLP by itself",
+        "The intermediate size is no whole number of groups on every rank; TurboMind adds zeros when it loads.",
+        "Nothing is wrong, and the checkpoint need not be padded.",
+        "29568 -> 29696 at tp 2",
+        "None needed.",
+        "lmdeploy 0.18.0, turbomind/linear.py (_pad_ffn_for_tp)",
+        severity="note",
+    ),
+    Code(
         "QB260",
         "the target does not load this format",
         "As it is, the checkpoint is none of the formats that the target reads.",

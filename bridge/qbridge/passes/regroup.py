@@ -82,6 +82,12 @@ class Regroup:
             return Layer(before, {**layer.arrays, **_regrouped(layer, before)})
         ratio = _size(before) // _size(layer.spec)
         first = np.arange(before.scale_shape[1]) * ratio
+        origin = np.minimum(np.arange(layer.spec.scale_shape[1]) // ratio, first.size - 1) * ratio
+        for part in ("scale", "zero"):
+            if part in layer.arrays:
+                bits = layer.arrays[part].view(f"u{layer.arrays[part].dtype.itemsize}")
+                if (bits != bits[:, origin]).any():
+                    raise ValueError(f"{part}: groups that were one group of {_size(before)} differ")
         arrays = {p: a[:, first] if p in ("scale", "zero") else a for p, a in layer.arrays.items()}
         if "g_idx" in arrays:
             arrays["g_idx"] = arrays["g_idx"] // ratio

@@ -46,8 +46,10 @@ class Parallel:
     def rules(self, format_name: str, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The limits at some tensor-parallel sizes."""
         found: list[Rule] = []
+        if sizes != (1,) and self.pads_mlps:
+            found.append(ModelRule("QB255", self._pads(sizes), self.source))
         if sizes != (1,):
-            found = [
+            found += [
                 ModelRule("QB250", _heads(sizes), self.source),
                 ModelRule("QB252", _unknown, self.source),
                 LayerRule("QB251", self._straddle(format_name, sizes), self.source, self._split(format_name, sizes)),
@@ -88,6 +90,17 @@ class Parallel:
         block, experts, _ = spec.name.partition(".experts.")
         prefix = f"{block}{experts}"
         return [other for name, other in model.specs.items() if name.startswith(prefix)] if experts else [spec]
+
+    def _pads(self, sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
+        def check(model: Model) -> Iterator[Problem]:
+            for tp in sizes:
+                for name, spec in model.specs.items():
+                    step = (spec.weight.group_size or 1) * tp
+                    if name.rpartition(".")[2] == "down_proj" and spec.in_features % step:
+                        fact = f"{spec.in_features} -> {-(-spec.in_features // step) * step} (tp {tp})"
+                        yield Problem((fact,), where=(name,))
+
+        return check
 
     def _straddle(self, format_name: str, sizes: tuple[int, ...]) -> Callable[[Spec, Model], Problem | None]:
         def check(spec: Spec, model: Model) -> Problem | None:

@@ -49,8 +49,10 @@ class Target:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The engine's limits on any of its formats."""
-        return tuple(rule for choice in self.choices for rule in choice.rules)
+        """The engine's limits on any of its formats, as wholes and split over ranks."""
+        alone = (rule for choice in self.choices for rule in choice.rules)
+        split = (rule for choice in self.choices for rule in self.parallel.rules(choice.format, (1, 2)))
+        return (*alone, *split)
 
     def in_order(self, source_format: str) -> list[Choice]:
         """Its choices, best first for a source of some format."""

@@ -41,7 +41,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 engines: $(STAMP)
-	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm
+	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel
 	$(BIN)/pytest -q -p no:xdist -m engine tests/engines
 
 clean:

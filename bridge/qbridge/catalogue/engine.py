@@ -169,6 +169,15 @@ ENTRIES = (
         severity="warning",
     ),
     Code(
+        "QB218",
+        "neither of LMDeploy's engines loads these experts as AWQ",
+        "The PyTorch engine has no experts in AWQ, and TurboMind has AWQ in groups of 128 only.",
+        "Both refuse: Unsupported quant method: awq, Unsupported group_size.",
+        "a mixture of experts in groups of 32",
+        "TurboMind loads them as compressed-tensors (--to lmdeploy chooses that), or serve it with vLLM.",
+        "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py",
+    ),
+    Code(
         "QB220",
         "vLLM has no scheme for these layers",
         "The combination of weights and activations is none that vLLM serves from integer codes.",

@@ -138,10 +138,20 @@ def best_group(model: Model) -> int:
 
 def _one_engine(model: Model) -> Iterator[Problem]:
     sizes = {spec.weight.group_size for spec in model.specs.values()}
+    if sizes == {128} and any(".experts." in name for name in model.specs):
+        fact = "TurboMind loads it, the PyTorch engine has no experts in AWQ"
+        yield Problem((fact,), ("--backend turbomind",), ("config.json",))
     if sizes != {128} and None not in sizes and {spec.weight.bits for spec in model.specs.values()} == {4}:
         named = ", ".join(map(str, sorted(size or 0 for size in sizes)))
         fact = f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only"
         yield Problem((fact,), ("--backend pytorch",), ("config.json",))
+
+
+def _experts_in_small_groups(model: Model) -> Iterator[Problem]:
+    """The PyTorch engine has no experts in AWQ, and TurboMind no AWQ in other groups than of 128."""
+    found = tuple(name for name, spec in model.specs.items() if ".experts." in name and spec.weight.group_size != 128)
+    if found:
+        yield Problem((f"{len(found)} linears of experts",), where=found)
 
 
 def _row_biases(model: Model) -> Iterator[Problem]:
@@ -156,6 +166,7 @@ AWQ_RULES: tuple[Rule, ...] = (
     LayerRule(
         "QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py", lambda spec, model: Regroup(best_group(model))
     ),
+    ModelRule("QB218", _experts_in_small_groups, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
     ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
     ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
 )

@@ -27,7 +27,8 @@ class Parallel:
 
     `sizes` are the group sizes that it has kernels for, largest first; `mixes` the formats in which every layer may
     have its own. `inputs` and `outputs` are what in_features and out_features per rank must be multiples of;
-    `whole_outputs` wants outputs in multiples of the group as well. `pads_mlps` engines pad MLPs when they load them.
+    `whole_outputs` wants outputs in multiples of the group as well; `whole_channels` are formats in which one scale
+    per channel cannot be given to several ranks. `pads_mlps` engines pad MLPs when they load them.
     `source` says where that was read.
     """
 
@@ -36,6 +37,7 @@ class Parallel:
     inputs: int = 1
     outputs: int = 1
     whole_outputs: bool = False
+    whole_channels: frozenset[str] = frozenset()
     pads_mlps: bool = False
     source: str = ""
 
@@ -78,9 +80,9 @@ class Parallel:
         """The largest group size with a kernel that divides every share of some layers, and their own sizes."""
         common = 0
         for spec in specs:
-            common = gcd(common, spec.weight.group_size or 0)
+            common = gcd(common, spec.weight.group_size or spec.in_features)
             for _, features, _ in self.shares(spec, model, sizes):
-                common = gcd(common, features) if spec.weight.group_size else common
+                common = gcd(common, features)
         return next((size for size in self.sizes if common and common % size == 0), None)
 
     def _scope(self, spec: Spec, model: Model, format_name: str) -> list[Spec]:
@@ -106,6 +108,9 @@ class Parallel:
         def check(spec: Spec, model: Model) -> Problem | None:
             size = spec.weight.group_size
             scope = self._scope(spec, model, format_name)
+            if size is None and format_name in self.whole_channels and max(sizes) > 1:
+                fact = f"one scale per channel, which {format_name} gives to one of {max(sizes)} ranks"
+                return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes)))
             bad = [other for other in scope if self.straddles(other, model, sizes)]
             if size is None or not bad:
                 return None
@@ -197,11 +202,13 @@ def _unknown(model: Model) -> Iterator[Problem]:
 VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
+    whole_channels=frozenset({"awq"}),
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
 OLD_VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
+    whole_channels=frozenset({"awq"}),
     inputs=128,
     outputs=64,
     source="vllm 0.23.0 and 0.5.4, model_executor/layers/quantization/utils/marlin_utils.py",

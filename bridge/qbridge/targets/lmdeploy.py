@@ -12,6 +12,7 @@ from math import gcd
 from qbridge.dtypes import DType
 from qbridge.hf_config import rope
 from qbridge.ir import Model, Spec
+from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
 from qbridge.targets.choice import Choice
@@ -63,6 +64,7 @@ PREFIXED = classes(
     "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
 )
 
+_SMALLEST_GROUP = 16  # pytorch/kernels/cuda/awq_kernels.py: a block of the dot product is a group
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 
 TRANSFORMERS = (4,)  # 0.18.0 pins transformers below 5, 0.6.2 is older than it
@@ -126,9 +128,16 @@ def _experts(model: Model) -> Iterator[Problem]:
 
 
 def _group(spec: Spec, model: Model) -> Problem | None:
+    if best_group(model) < _SMALLEST_GROUP:
+        return Problem((f"weights {spec.weight}: its kernels take {_SMALLEST_GROUP} inputs at a time, at least",))
     if spec.weight.group_size == best_group(model):
         return None
     return Problem((f"weights {spec.weight}: groups of 128 are what both engines load",))
+
+
+def _regrouped(spec: Spec, model: Model) -> Pass | None:
+    best = best_group(model)
+    return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
 
 
 def best_group(model: Model) -> int:
@@ -163,9 +172,7 @@ def _row_biases(model: Model) -> Iterator[Problem]:
 
 
 AWQ_RULES: tuple[Rule, ...] = (
-    LayerRule(
-        "QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py", lambda spec, model: Regroup(best_group(model))
-    ),
+    LayerRule("QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py", _regrouped),
     ModelRule("QB218", _experts_in_small_groups, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
     ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
     ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),

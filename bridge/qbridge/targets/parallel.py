@@ -9,7 +9,7 @@ pytorch/nn/linear/awq.py and turbomind/linear.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, lcm
 
 from qbridge.ir import Model, Spec
@@ -86,9 +86,11 @@ class Parallel:
         return next((size for size in self.sizes if common and common % size == 0), None)
 
     def _scope(self, spec: Spec, model: Model, format_name: str) -> list[Spec]:
-        """The layers that must have one group size with this one: itself, its experts, or all."""
+        """The layers that must have one group size with this one: itself, its experts, or all, of its size by now."""
         if format_name not in self.mixes:
-            return list(model.specs.values())
+            own = spec.weight.granularity, spec.weight.group_size
+            kinds = (replace(other.weight, granularity=own[0], group_size=own[1]) for other in model.specs.values())
+            return [replace(o, weight=kind) for o, kind in zip(model.specs.values(), kinds, strict=True)]
         block, experts, _ = spec.name.partition(".experts.")
         prefix = f"{block}{experts}"
         return [other for name, other in model.specs.items() if name.startswith(prefix)] if experts else [spec]

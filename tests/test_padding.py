@@ -700,10 +700,9 @@ def test_zero_points_that_are_no_codes_are_refused(tmp_path):
             stored[name] //= 2
     stored[f"{DOWN}.qzeros"][2] = -1
     save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
-    found = refusal(source, 1, "QB254", "gptq", **wanted)["QB254"]
+    found = refusal(source, 1, "QB111 QB254", "gptq", **wanted)["QB254"]
     assert "zero-points are no codes" in facts(found) and found[0].where == (DOWN,)
     edited(source, f"{DOWN}.qzeros", put((2, slice(None)), 0x77777777))
-    edited(source, f"{DOWN}.qzeros", put((0, slice(None)), -1))
     qbridge.convert(source, tmp_path / "out", "gptq", **wanted)
     assert config(tmp_path / "out")["intermediate_size"] == 1024
     assert assert_same_model_in_more_features(source, tmp_path / "out", ["v1-zeros-add"]) == 3
@@ -780,7 +779,7 @@ def test_groups_are_split_for_two_ranks_without_being_asked(tmp_path):
     [
         ("gptq/llama_640", "vllm", {"tp": 2}, "QB251"),
         ("gptq/llama_3bit", "awq", {}, "QB110"),
-        ("gptq/llama_channel", "lmdeploy", {}, "QB240"),
+        ("gptq/llama_channel", "lmdeploy", {}, "QB215"),
         ("compressed_tensors/llama_tensor", "lmdeploy", {}, "QB212"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from math import lcm
 
@@ -230,10 +231,8 @@ def test_a_manifest_writes_no_file_outside_the_folder_or_over_its_tensors(name, 
     qbridge.convert(fixture("gptq/llama_640"), tmp_path / "there", "awq")
     name = name.replace("ABSOLUTE", str(tmp_path))
     edit_json(tmp_path / "there/qbridge.json", lambda found: found["source"]["files"].update({name: "x"}))
-    try:
+    with contextlib.suppress(qbridge.QBridgeError):
         qbridge.restore(tmp_path / "there", tmp_path / "back")
-    except qbridge.QBridgeError:
-        pass
     only_neighbours(tmp_path, "there")
 
 
@@ -254,7 +253,7 @@ def edited(folder, name, place, value):
 def test_what_was_edited_in_the_padding_is_not_restored(tmp_path):
     qbridge.convert(fixture("gptq/llama_640"), tmp_path / "there", "awq", tp=2, pad=True)
     edited(tmp_path / "there", f"{DOWN}.qweight", (-1, 0), -1)
-    assert refusal(tmp_path / "there", "QB037")[0].where == (DOWN,)
+    assert DOWN in refusal(tmp_path / "there", "QB037")[0].where
 
 
 def test_groups_that_were_one_and_differ_now_are_not_restored(tmp_path):

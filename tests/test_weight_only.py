@@ -35,7 +35,7 @@ TABLE = {
     },
     (R, R, R, "QB110", R): {
         "gptq": """
-            llama_autogptq_sym llama_autoround_sym llama_channel llama_static_groups llama_v1_sym qwen2_tied
+            llama_autogptq_sym llama_autoround_sym llama_channel llama_static_groups llama_640 llama_v1_sym qwen2_tied
             qwen3_moe_v1_sym
         """,
         "awq": "llama_gptqmodel_sym",

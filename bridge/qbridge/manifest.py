@@ -155,12 +155,17 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[
             for name in entry["layers"]:
                 if name in model.specs and (back := _undo(source, model, name, entry)):
                     found[name] = back
+        resized = {name for entry in manifest["steps"] if "dims" in entry for name in entry["layers"]}
+        if not resized <= found.keys():  # an MLP is cropped as a whole or not at all
+            found = {name: back for name, back in found.items() if name not in resized}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
     return found
 
 
 def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> tuple[Spec, tuple[Pass, ...]] | None:
+    if any(fields.get("undo") or fields.get("rounded") for fields in entry["passes"]):
+        return None  # neither a conversion back nor a rounding is undone
     spec = model.specs[name]
     was, now = entry.get("dims", [_dims(spec), _dims(spec)])
     before = revive(name, was[0], was[1], entry["before"])

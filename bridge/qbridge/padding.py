@@ -51,9 +51,13 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
     refused: dict[str, str] = {}
     for key, size in wanted.items():
         grown: dict[str, Pad] = {}
+        needed = False
         for block in by_key[key]:
-            grown |= _passes(block, model, size * intermediate_copies(block.name, model.config))
-        if grown and reasons.get(key):
+            own = size * intermediate_copies(block.name, model.config)
+            down = model.specs.get(block.down)
+            needed |= down is not None and down.in_features != own
+            grown |= _passes(block, model, own)
+        if needed and reasons.get(key):
             refused |= reasons[key]  # blocks that share a size grow together or not at all
         else:
             passes |= grown

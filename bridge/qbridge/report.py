@@ -43,6 +43,7 @@ class Report:
     dry_run: bool
     seconds: float
     findings: Sequence[Finding] = ()
+    command: str = "convert"
 
     @classmethod
     def of_plan(
@@ -80,12 +81,12 @@ class Report:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The object that `convert --json` prints."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "findings"}
+        """The object that `--json` prints."""
+        own = ("command", "findings")
         return {
             "schema": SCHEMA,
-            "command": "convert",
-            **fields,
+            "command": self.command,
+            **{name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own},
             "findings": [f.as_dict() for f in self.findings],
         }
 

@@ -17,7 +17,7 @@ from qbridge.plan import LayerPlan, OutputTensor, Plan
 from qbridge.planning import outputs_of
 from qbridge.report import Report
 from qbridge.sink import Document, check_destination, plan_shards, staged, write_checkpoint
-from qbridge.source import MANIFEST
+from qbridge.source import INDEX, MANIFEST
 from qbridge.targets import find_target
 
 
@@ -45,7 +45,7 @@ def restore(
                 write_checkpoint(
                     folder, opened.source, shards, encoder(opened, plan), documents, sides, lambda count: None
                 )
-    return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
+    return replace(Report.of_plan(there, out, opened, plan, shards, dry_run, start), command="restore")
 
 
 def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
@@ -58,6 +58,14 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
         if lost:
             fact = "rounded, or edited since the conversion"
             raise error("QB037", lost, (f"{len(lost)} of {len(opened.specs)} layers: {fact}",))
+        names = {str(name) for entry in recorded["steps"] for name in entry["layers"]}
+        if gone := sorted(names - opened.specs.keys()):
+            raise error("QB037", gone, ("not there any more",))
+        if not isinstance(origin["config"], dict):
+            raise TypeError("the recorded config is no object")
+        for name in origin["files"]:
+            if Path(name).name != name or name in (MANIFEST, INDEX) or name.endswith((".safetensors", ".bin")):
+                raise ValueError(f"{name!r} is no side file")
         if origin["dropped"]:
             raise error("QB037", origin["dropped"], ("left out of the conversion",))
         layers = {

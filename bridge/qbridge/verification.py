@@ -65,7 +65,11 @@ def verify(a: PathLike, b: PathLike, *, allow: Iterable[str] = ()) -> Verificati
 def _compare_configs(left: Checkpoint, right: Checkpoint, pads: bool, findings: Findings) -> None:
     configs = left.model.config, right.model.config
     if pads:  # sizes of MLPs follow the layers, which are compared by themselves
-        configs = follow(configs[0], left.model.specs), follow(configs[1], left.model.specs)
+        own = follow(configs[0], left.model.specs), follow(configs[1], right.model.specs)
+        for config, followed in zip(configs, own, strict=True):
+            for key in sorted(k for k in followed if followed[k] != config[k]):
+                findings.add("QB504", key, (f"{config[key]!r}, the layers have {followed[key]!r}",))
+        configs = own[0], follow(own[1], left.model.specs)
     first, second = map(meaning, configs)
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key):
@@ -100,7 +104,7 @@ def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, pad: Pad | No
     """`identical`, `equal` or `different`, with a finding for the last; `pad` has the dims before a padding."""
     specs = left.model.specs[name], right.model.specs[name]
     unlike = _unlike(*specs)
-    if unlike and pad and len({_dims(spec) for spec in specs} - {(pad.out_features, pad.in_features)}) == 1:
+    if unlike and pad and any(_dims(spec) != (pad.out_features, pad.in_features) for spec in specs):
         return _compare_padded(left.layer(name), right.layer(name), pad, findings)
     if unlike:
         findings.add("QB501", name, unlike)
@@ -131,6 +135,9 @@ def _compare_padded(a: Layer, b: Layer, pad: Pad, findings: Findings) -> str:
         )
     except ValueError as fault:
         findings.add("QB501", a.spec.name, (str(fault),))
+        return "different"
+    if not all(np.isfinite(to_float64(x.arrays["scale"], x.spec.scale_dtype)).all() for x in (a, b)):
+        findings.add("QB501", a.spec.name, ("a scale is not finite",))
         return "different"
     differing = _unlike(first.spec, second.spec) or _differing_parts(first, second)
     if not differing and not np.array_equal(first.arrays["code"], second.arrays["code"]):

@@ -10,7 +10,7 @@ import numpy as np
 
 from qbridge.dtypes import Array, from_float64
 from qbridge.exactness import Exactness
-from qbridge.ir import Layer, Spec
+from qbridge.ir import Granularity, Layer, Spec
 from qbridge.values import group_index, row_index
 
 
@@ -47,7 +47,10 @@ class Pad:
 
     def needs_values(self, spec: Spec) -> bool:
         """Where new inputs fall into an old group of asymmetric weights, its zero-point must be a code."""
-        return not spec.weight.symmetric and self.in_features > spec.in_features and self._joins(spec)
+        if spec.weight.symmetric:
+            return False
+        wider = self.in_features > spec.in_features and self._joins(spec)
+        return wider or (spec.weight.granularity is Granularity.TENSOR and self.out_features > spec.out_features)
 
     def _joins(self, spec: Spec) -> bool:
         size = spec.weight.group_size
@@ -82,16 +85,26 @@ class Pad:
     def _fill(self, codes: Array, layer: Layer, after: Spec) -> None:
         """Codes of new inputs in old groups: the zero-points that they share."""
         rows, columns = layer.spec.out_features, layer.spec.in_features
-        if "zero" not in layer.arrays or self.in_features == columns:
+        if "zero" not in layer.arrays:
+            return
+        if layer.spec.weight.granularity is Granularity.TENSOR:
+            rows, zeros = codes.shape[0], layer.arrays["zero"]
+            if self.out_features > layer.spec.out_features:
+                self._check_codes(zeros, layer.spec)
+                codes[layer.spec.out_features :] = zeros
+        if self.in_features == columns:
             return
         group = group_index(after)[columns:]
         old = group < layer.spec.scale_shape[1]
         zeros = layer.arrays["zero"][:, group[old]]
-        half = 2 ** (layer.spec.weight.bits - 1)
+        self._check_codes(zeros, layer.spec)
+        codes[:rows, columns:][:, old] = zeros
+
+    def _check_codes(self, zeros: Array, spec: Spec) -> None:
+        half = 2 ** (spec.weight.bits - 1)
         outside = int(np.count_nonzero((zeros < -half) | (zeros >= half)))
         if outside:
             raise ValueError(f"{outside} zero-points are no codes, so no code has the value 0")
-        codes[:rows, columns:][:, old] = zeros
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """The layer without what was added; ValueError if any weight or bias of that is not zero."""

@@ -13,12 +13,18 @@ from qbridge.hf_config import NESTED, QUANTIZATION_KEYS
 from qbridge.ir import Granularity, Model, Spec, WeightScheme
 from qbridge.sharding import family
 
+# Llama's linears, which most architectures have; experts are named alike.
+_COMMON = (frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}), frozenset({"o_proj", "down_proj"}))
+
 
 def assumed_model(path: Path) -> Model:
     """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little."""
     config = parse_json((path / "config.json").read_bytes())
-    if not isinstance(config, dict) or family(config) is None:
+    known = family(config) if isinstance(config, dict) else None
+    if not isinstance(config, dict) or known is None:
         raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
+    if not known.gated or (known.columns, known.rows) != _COMMON:
+        raise error("QB262", str(path), ("its linears have other names than Llama's",))
     block: Mapping[str, Any] = next(
         (config[key] for key in QUANTIZATION_KEYS if isinstance(config.get(key), dict)), {}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,7 @@ def check(
     choice = next((choice for choice in wanted.choices if choice.format == model.format), None)
     if choice is None:
         facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
-        findings.add("QB260", str(src), facts, (f"qbridge convert {src} DST --to {wanted.name}",))
+        findings.add("QB260", str(src), facts, (f"qbridge convert {shlex.quote(str(src))} DST --to {wanted.name}",))
     judged = choice or replace(wanted.choices[0], format=model.format, rules=())
     if model.specs:
         needs = _walk(model, wanted, judged, tp, str(src), findings)
@@ -113,7 +114,7 @@ def _model(path: Path, source: str | None, findings: Findings) -> Model:
 
 def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:
     """Every rule of the engine on the model as it is; the codes of those that would need values."""
-    command = f"qbridge convert {src} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+    command = f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
     needs = []
     for rule in (*choice.rules, *target.parallel.rules(choice.format, (tp,))):
         if isinstance(rule, ValueRule):
@@ -133,7 +134,7 @@ def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings
             continue
         help = _commands(problem.help, command)
         if not help and rule.fix(spec, model) is not None:
-            help = (f"{command} (exact)",)
+            help = (f"{command}  # exact",)
         findings.add(rule.code, name, problem.facts, help)
 
 

@@ -49,6 +49,8 @@ def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
         names = siblings.get(name, [name])
         if spec.activation is not None or spec.weight.type != "int" or name != names[0]:
             continue
+        if ".experts." in name or spec.g_idx:
+            continue  # experts and act-order have kernels of their own, which are in no table
         linear = _linear(spec, [model.specs[other] for other in names], model, tp, dtype)
         if linear is None:
             continue
@@ -82,7 +84,7 @@ def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) ->
 
 
 def _capability(gpu: str) -> int:
-    match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", gpu.strip().lower())
+    match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)[af]?", gpu.strip().lower())
     if not match:
         raise error("QB030", f"--gpu {gpu}", help=("a compute capability such as sm80 or sm90",))
     return int(match[1] + match[2])

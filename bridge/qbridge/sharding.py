@@ -196,7 +196,7 @@ def family(config: Mapping[str, Any]) -> Family | None:
         return None
     acts = (_text(config).get(key) for key in ("hidden_act", "hidden_activation"))
     gated = record.gated and all(act is None or act in ZERO_AT_ZERO for act in acts)
-    return replace(record, gated=gated)
+    return record if gated == record.gated else replace(record, gated=gated)
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,9 +8,10 @@ pytorch/nn/linear/awq.py and turbomind/linear.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from math import gcd, lcm
+from typing import Any, TypeVar
 
 from qbridge.ir import Model, Spec
 from qbridge.padding import growth
@@ -20,6 +21,26 @@ from qbridge.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.sharding import family, head_faults, rank
 from qbridge.topology import fused_siblings
 
+Found = TypeVar("Found")
+
+
+class Once:
+    """What was found out about the model at hand, so that no layer asks about the whole model again."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._model: Model | None = None
+        self._found: dict[Hashable, Any] = {}
+
+    def __call__(self, model: Model, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` gives, asked once for a model and a key."""
+        if self._model is not model:
+            self._model, self._found = model, {}
+        if key not in self._found:
+            self._found[key] = find()
+        found: Found = self._found[key]
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
@@ -28,7 +49,8 @@ class Parallel:
     `sizes` are the group sizes that it has kernels for, largest first; `mixes` the formats in which every layer may
     have its own. `inputs` and `outputs` are what in_features and out_features per rank must be multiples of;
     `whole_outputs` wants outputs in multiples of the group as well; `whole_channels` are formats in which one scale
-    per channel cannot be given to several ranks. `pads_mlps` engines pad MLPs when they load them.
+    per channel cannot be given to several ranks. `pads_mlps` engines pad MLPs when they load them; in
+    formats of `halves` they halve the groups of experts themselves, for a slower kernel.
     `source` says where that was read.
     """
 
@@ -39,6 +61,7 @@ class Parallel:
     whole_outputs: bool = False
     whole_channels: frozenset[str] = frozenset()
     pads_mlps: bool = False
+    halves: frozenset[str] = frozenset()
     source: str = ""
 
     def multiple(self, spec: Spec, tp: int) -> int:
@@ -48,16 +71,22 @@ class Parallel:
     def rules(self, format_name: str, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The limits at some tensor-parallel sizes."""
         found: list[Rule] = []
+        once = Once()
         if sizes != (1,) and self.pads_mlps:
             found.append(ModelRule("QB255", self._pads(sizes), self.source))
         if sizes != (1,):
             found += [
                 ModelRule("QB250", _heads(sizes), self.source),
                 ModelRule("QB252", _unknown, self.source),
-                LayerRule("QB251", self._straddle(format_name, sizes), self.source, self._split(format_name, sizes)),
+                LayerRule(
+                    "QB251",
+                    self._straddle(format_name, sizes, once),
+                    self.source,
+                    self._split(format_name, sizes, once),
+                ),
             ]
         if self.inputs > 1 or self.outputs > 1:
-            found.append(ModelRule("QB253", self._tiles(sizes), self.source))
+            found.append(ModelRule("QB253", self._tiles(format_name, sizes, once), self.source))
         return tuple(found)
 
     def shares(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
@@ -65,7 +94,7 @@ class Parallel:
         leaf = spec.name.rpartition(".")[2]
         for tp in sizes:
             held = rank(spec.name, spec.out_features, spec.in_features, model.config, tp)
-            if held is None or held.fault or (self.pads_mlps and leaf in ("down_proj", "gate_proj", "up_proj")):
+            if held is None or held.fault or (self.pads_mlps and leaf in _MLPS):
                 continue
             yield tp, held.in_features, 0
             if self.whole_outputs and tp > 1 and held.axis == "column":
@@ -85,99 +114,148 @@ class Parallel:
                 common = gcd(common, features)
         return next((size for size in self.sizes if common and common % size == 0), None)
 
-    def _scope(self, spec: Spec, model: Model, format_name: str) -> list[Spec]:
-        """The layers that must have one group size with this one: itself, its experts, or all, of its size by now."""
+    def _key(self, spec: Spec, format_name: str) -> str:
+        """What the layers that must have one group size with this one have in common: their experts, or nothing."""
         if format_name not in self.mixes:
-            own = spec.weight.granularity, spec.weight.group_size
-            kinds = (replace(other.weight, granularity=own[0], group_size=own[1]) for other in model.specs.values())
-            return [replace(o, weight=kind) for o, kind in zip(model.specs.values(), kinds, strict=True)]
+            return ""
         block, experts, _ = spec.name.partition(".experts.")
-        prefix = f"{block}{experts}"
-        return [other for name, other in model.specs.items() if name.startswith(prefix)] if experts else [spec]
+        return f"{block}{experts}" if experts else spec.name
+
+    def _scope(self, spec: Spec, model: Model, format_name: str, once: Once) -> list[Spec]:
+        """The layers that must have one group size with this one: itself, its experts, or all, of its size by now."""
+        key = self._key(spec, format_name)
+        if key == spec.name:
+            return [spec]
+        if key:
+            return once(model, ("experts", format_name), lambda: self._by_key(model, format_name))[key]
+        own = spec.weight.granularity, spec.weight.group_size
+        kinds = (replace(other.weight, granularity=own[0], group_size=own[1]) for other in model.specs.values())
+        return [replace(o, weight=kind) for o, kind in zip(model.specs.values(), kinds, strict=True)]
+
+    def _by_key(self, model: Model, format_name: str) -> dict[str, list[Spec]]:
+        found: dict[str, list[Spec]] = {}
+        for spec in model.specs.values():
+            found.setdefault(self._key(spec, format_name), []).append(spec)
+        return found
 
     def _pads(self, sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
         def check(model: Model) -> Iterator[Problem]:
             for tp in sizes:
                 for name, spec in model.specs.items():
                     step = (spec.weight.group_size or 1) * tp
-                    if name.rpartition(".")[2] == "down_proj" and spec.in_features % step:
+                    if name.rpartition(".")[2] in ("down_proj", "w2") and spec.in_features % step:
                         fact = f"{spec.in_features} -> {-(-spec.in_features // step) * step} (tp {tp})"
                         yield Problem((fact,), where=(name,))
 
         return check
 
-    def _straddle(self, format_name: str, sizes: tuple[int, ...]) -> Callable[[Spec, Model], Problem | None]:
-        def check(spec: Spec, model: Model) -> Problem | None:
+    def _straddle(
+        self, format_name: str, sizes: tuple[int, ...], once: Once
+    ) -> Callable[[Spec, Model], Problem | None]:
+        def find(spec: Spec, model: Model) -> Problem | None:
             size = spec.weight.group_size
-            scope = self._scope(spec, model, format_name)
             if size is None and format_name in self.whole_channels and max(sizes) > 1:
                 fact = f"one scale per channel, which {format_name} gives to one of {max(sizes)} ranks"
-                return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes)))
-            bad = [other for other in scope if self.straddles(other, model, sizes)]
-            if size is None or not bad:
+                return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes, once)))
+            if size is None:
+                return None
+            scope = self._scope(spec, model, format_name, once)
+            worst = next((other for other in scope if self.straddles(other, model, sizes)), None)
+            if worst is None:
                 return None
             best = self.best_size(scope, model, sizes)
-            if best is not None and size <= best:
-                return None  # split already
-            worst = bad[0]
+            if best is not None and (size <= best or (".experts." in spec.name and format_name in self.halves)):
+                return None  # split already, or by the engine
             tp, share, outputs = self.straddles(worst, model, sizes)[0]
             whole = worst.out_features if outputs else worst.in_features
             kind = "out_features" if outputs else "in_features"
             groups = share / (worst.weight.group_size or 1)
             fact = f"{kind} {whole}, per rank {share} = {groups:g} groups of {worst.weight.group_size} (tp {tp})"
-            return Problem((fact,), tuple(self.ways_out(worst, model, format_name, sizes)))
+            return Problem((fact,), tuple(self.ways_out(worst, model, format_name, sizes, once)))
+
+        def check(spec: Spec, model: Model) -> Problem | None:
+            key = self._key(spec, format_name), spec.weight.granularity, spec.weight.group_size
+            return once(model, ("straddle", *key), lambda: find(spec, model))
 
         return check
 
-    def _split(self, format_name: str, sizes: tuple[int, ...]) -> Callable[[Spec, Model], Pass | None]:
+    def _split(self, format_name: str, sizes: tuple[int, ...], once: Once) -> Callable[[Spec, Model], Pass | None]:
         def fix(spec: Spec, model: Model) -> Pass | None:
-            best = self.best_size(self._scope(spec, model, format_name), model, sizes)
+            best = self._best(spec, model, format_name, sizes, once)
             return None if best is None else Regroup(best)
 
         return fix
 
-    def ways_out(self, spec: Spec, model: Model, format_name: str, sizes: tuple[int, ...]) -> Iterator[str]:
-        """Options that make a straddling layer legal, cheapest first."""
-        best = self.best_size(self._scope(spec, model, format_name), model, sizes)
-        if best is not None:
-            yield f"--regroup {best} (exact: scales repeated, no weight changes)"
-        pads = growth(model, sizes, self.multiple)
+    def _best(self, spec: Spec, model: Model, format_name: str, sizes: tuple[int, ...], once: Once) -> int | None:
+        """The largest group size for a layer and all that must be like it."""
+        key = self._key(spec, format_name), spec.weight.granularity, spec.weight.group_size
+        return once(
+            model,
+            ("best", *key),
+            lambda: self.best_size(self._scope(spec, model, format_name, once), model, sizes),
+        )
+
+    def _legal(self, model: Model, tp: int) -> bool:
+        """Whether a whole model is legal at a size, as it is."""
+        whole = (tp,)
+        return (
+            not head_faults(model.config, tp)
+            and not any(self.straddles(spec, model, whole) for spec in model.specs.values())
+            and not any(True for _ in self._misfits(model, whole))
+        )
+
+    def ways_out(
+        self, spec: Spec, model: Model, format_name: str, sizes: tuple[int, ...], once: Once
+    ) -> Iterator[str]:
+        """Options that make a layer legal, cheapest first."""
+        best = self._best(spec, model, format_name, sizes, once)
+        misfits = once(model, "misfits", lambda: {name for name, *_ in self._misfits(model, sizes)})
+        if best is not None and spec.name not in misfits:
+            yield f"--regroup {best}  # exact: scales repeated, no weight changes"
+        pads = once(model, "growth", lambda: growth(model, sizes, self.multiple))
         if spec.name in pads.passes:
-            old, new = spec.in_features, pads.passes[spec.name].in_features
+            grown = pads.passes[spec.name]
+            old, new = spec.in_features, grown.in_features
+            if new == old:  # gate or up
+                old, new = spec.out_features, grown.out_features
             if new > old:
-                yield f"--pad (exact: {old} -> {new}, {100 * (new - old) / old:+.2f} %, undone by qbridge restore)"
-        fewer = [tp for tp in range(max(sizes) - 1, 0, -1) if not self.straddles(spec, model, (tp,))]
-        fits = next((tp for tp in fewer if not head_faults(model.config, tp)), None)
+                yield f"--pad  # exact: {old} -> {new}, {100 * (new - old) / old:+.2f} %, undone by qbridge restore"
+        sizes_below = range(max(sizes) - 1, 0, -1)
+        fits = once(model, "fits", lambda: next((tp for tp in sizes_below if self._legal(model, tp)), None))
         if fits:
             yield f"--tp {fits} (fewer GPUs)"
 
-    def _tiles(self, sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
-        def check(model: Model) -> Iterator[Problem]:
-            fused = {name: names for names in fused_siblings(model.specs) for name in names}
-            for name, spec in model.specs.items():
-                if spec.activation is not None:
+    def _misfits(self, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        """(name, fact) of every linear that does not fit the tiles; experts have kernels of their own."""
+        if self.inputs == self.outputs == 1:
+            return
+        fused = {name: names for names in fused_siblings(model.specs) for name in names}
+        for name, spec in model.specs.items():
+            if spec.activation is not None or ".experts." in name:
+                continue
+            for tp in sizes:
+                held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+                if held is None or held.fault:
                     continue
-                for tp in sizes:
-                    held = rank(name, spec.out_features, spec.in_features, model.config, tp)
-                    if held is None or held.fault:
-                        continue
-                    outputs = sum(_outputs(model, other, tp) for other in fused.get(name, [name]))
-                    yield from self._tile(name, held.in_features, outputs, tp, model, sizes)
+                outputs = sum(_outputs(model, other, tp) for other in fused.get(name, [name]))
+                for kind, size, least, letter in (
+                    ("input", held.in_features, self.inputs, "k"),
+                    ("output", outputs, self.outputs, "n"),
+                ):
+                    if size % least:
+                        what = f"{kind}_size_per_partition = {size}"
+                        yield name, f"{what} is not divisible by min_thread_{letter} = {least} (tp {tp})"
+
+    def _tiles(self, format_name: str, sizes: tuple[int, ...], once: Once) -> Callable[[Model], Iterator[Problem]]:
+        def check(model: Model) -> Iterator[Problem]:
+            for name, fact in self._misfits(model, sizes):
+                help = tuple(self.ways_out(model.specs[name], model, format_name, sizes, once))
+                yield Problem((fact,), help, (name,))
 
         return check
 
-    def _tile(
-        self, name: str, inputs: int, outputs: int, tp: int, model: Model, sizes: tuple[int, ...]
-    ) -> Iterator[Problem]:
-        help = tuple(way for way in self.ways_out(model.specs[name], model, "", sizes) if "--regroup" not in way)
-        if inputs % self.inputs:
-            fact = f"input_size_per_partition = {inputs} is not divisible by min_thread_k = {self.inputs} (tp {tp})"
-            yield Problem((fact,), help, (name,))
-        if outputs % self.outputs:
-            fact = (
-                f"output_size_per_partition = {outputs} is not divisible by min_thread_n = {self.outputs} (tp {tp})"
-            )
-            yield Problem((fact,), help, (name,))
+
+_MLPS = frozenset({"down_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w2", "w3"})
 
 
 def _outputs(model: Model, name: str, tp: int) -> int:
@@ -205,6 +283,7 @@ VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
     whole_channels=frozenset({"awq"}),
+    halves=frozenset({"gptq"}),  # model_executor/layers/quantization/moe_wna16.py
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
 OLD_VLLM = Parallel(

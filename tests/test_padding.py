@@ -924,7 +924,7 @@ def test_the_command_line_names_the_ways_out(tmp_path):
     assert done.returncode == 1 and "QB251" in done.stderr
     said = " ".join(done.stderr.split())
     assert "per rank 320 = 2.5 groups of 128 (tp 2)" in said
-    assert "--regroup 64  # exact" in said and "--pad  # exact: 640 -> 768, +20.00 %" in said and "--tp 1" in said
+    assert "--regroup 64 # exact" in said and "--pad # exact: 640 -> 768, +20.00 %" in said and "--tp 1" in said
     only_neighbours(tmp_path)
 
 

@@ -223,7 +223,7 @@ class Parallel:
         sizes_below = range(max(sizes) - 1, 0, -1)
         fits = once(model, "fits", lambda: next((tp for tp in sizes_below if self._legal(model, tp)), None))
         if fits:
-            yield f"--tp {fits} (fewer GPUs)"
+            yield f"--tp {fits}  # fewer GPUs"
 
     def _misfits(self, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         """(name, fact) of every linear that does not fit the tiles; experts have kernels of their own."""

@@ -147,7 +147,7 @@ def _shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings
     if index is not None:
         if not index:
             findings.add("QB008", INDEX, ("its weight_map is empty",))
-        return sorted({str(Path(name)) for name in index.values()})
+        return sorted({str(Path(name)) for name in set(index.values())})
     found = sorted(file.name for file in root.glob("*.safetensors"))
     if SINGLE in found or len(found) == 1:
         return [SINGLE] if SINGLE in found else found
@@ -228,7 +228,8 @@ def _check_index(
     root: Path, index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings
 ) -> None:
     both = sorted(index.keys() & tensors.keys())
-    moved = [name for name in both if root / index[name] != tensors[name].file]
+    places = {name: root / name for name in set(index.values())}
+    moved = [name for name in both if places[index[name]] != tensors[name].file]
     for names, fact in (
         (sorted(index.keys() - tensors.keys()), "the index names it, no shard holds it"),
         (sorted(tensors.keys() - index.keys()), "a shard holds it, the index does not name it"),

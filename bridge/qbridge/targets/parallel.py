@@ -133,10 +133,12 @@ class Parallel:
         return [replace(o, weight=kind) for o, kind in zip(model.specs.values(), kinds, strict=True)]
 
     def _by_key(self, model: Model, format_name: str) -> dict[str, list[Spec]]:
-        found: dict[str, list[Spec]] = {}
-        for spec in model.specs.values():
-            found.setdefault(self._key(spec, format_name), []).append(spec)
-        return found
+        """The layers of each key, one for all that are alike: experts of a layer are split alike."""
+        found: dict[str, dict[Hashable, Spec]] = {}
+        for name, spec in model.specs.items():
+            alike = name.rpartition(".")[2], spec.out_features, spec.in_features, spec.weight
+            found.setdefault(self._key(spec, format_name), {}).setdefault(alike, spec)
+        return {key: list(specs.values()) for key, specs in found.items()}
 
     def _pads(self, sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
         def check(model: Model) -> Iterator[Problem]:

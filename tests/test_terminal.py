@@ -40,6 +40,7 @@ def test_progress_for_pipelines_is_lines_of_json(fixtures, tmp_path):
 def test_an_interrupt_leaves_nothing_and_says_130(fixtures, tmp_path):
     code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell start with it ignored
 import qbridge.sink as sink
 real = sink._write_shard
 sink._write_shard = lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGINT))

@@ -61,7 +61,7 @@ class LayerPlan:
             origin, shape = self.read[part], (self.after.out_features, self.after.in_features)
             read, write = origin.codec, slot.codec
             if isinstance(read, BitPacked) and isinstance(write, BitPacked) and can_repack(read, write):
-                return repack(source.read(origin.tensor), read, write, shape, slot)
+                return repack(source.lend(origin.tensor), read, write, shape, slot)
         return encode_part(self.run(source, frozenset({part})), part, slot)
 
 

@@ -25,6 +25,7 @@ from qbridge.source import INDEX, SINGLE, Source
 
 BLOCK = 8 << 20
 _AHEAD = 96 << 20  # bytes of encoded tensors that may wait to be written
+_DIRTY = 192 << 20  # bytes written before the disk is asked to take them
 LOCK = ".qbridge.lock"
 
 Document = str | Mapping[str, Any]
@@ -208,11 +209,12 @@ def write_checkpoint(
 ) -> None:
     """Shards, index, side files (relative paths) and `documents` into `folder`, each flushed to the disk."""
     with ThreadPoolExecutor(1, "qbridge-encode") as encoding, ThreadPoolExecutor(1, "qbridge-sync") as flushing:
-        flushed = []
+        flushed: list[Future[None]] = []
         for shard in shards:
             out = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            work = _ahead(_runs(source, shard), encode, encoding)
             try:
-                _write_shard(out, source, shard, _ahead(_runs(source, shard), encode, encoding), progress)
+                _write_shard(out, source, shard, _flushing(work, out, flushing, flushed), progress)
             except BaseException:
                 os.close(out)
                 raise
@@ -231,9 +233,7 @@ def write_checkpoint(
         write_document(folder / name, value)
 
 
-def _write_shard(
-    out: int, source: Source, shard: Shard, work: Iterator[_Run | tuple[int, Future[Array]]], progress: Progress
-) -> None:
+def _write_shard(out: int, source: Source, shard: Shard, work: Iterator[_Work], progress: Progress) -> None:
     _write_all(out, shard.header, 0)
     for run in work:
         if isinstance(run, _Run):
@@ -243,6 +243,19 @@ def _write_shard(
             data = encoded.result()
             _write_all(out, data.reshape(-1).view("u1").data, offset)
             progress(data.nbytes)
+
+
+def _flushing(
+    work: Iterator[_Work], out: int, flushing: ThreadPoolExecutor, flushed: list[Future[None]]
+) -> Iterator[_Work]:
+    """The same work; every so often what is written goes to the disk meanwhile, so that the end need not wait."""
+    begun = 0
+    for run in work:
+        position = run.offset if isinstance(run, _Run) else run[0]
+        if position - begun > _DIRTY and (not flushed or flushed[-1].done()):
+            begun = position
+            flushed.append(flushing.submit(os.fdatasync, out))
+        yield run
 
 
 def _flush(out: int) -> None:
@@ -255,9 +268,9 @@ def _flush(out: int) -> None:
 
 def _ahead(
     runs: Iterator[_Run | tuple[OutputTensor, int]], encode: Encode, encoding: ThreadPoolExecutor
-) -> Iterator[_Run | tuple[int, Future[Array]]]:
+) -> Iterator[_Work]:
     """The runs in their order, tensors as futures that are encoded while what comes before them is written."""
-    waiting: deque[tuple[int, _Run | tuple[int, Future[Array]]]] = deque()
+    waiting: deque[tuple[int, _Work]] = deque()
     held = 0
     for run in runs:
         if isinstance(run, _Run):
@@ -283,6 +296,9 @@ class _Run:
     begin: int
     offset: int
     length: int
+
+
+_Work = _Run | tuple[int, Future[Array]]
 
 
 def _runs(source: Source, shard: Shard) -> Iterator[_Run | tuple[OutputTensor, int]]:

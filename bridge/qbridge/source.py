@@ -38,6 +38,7 @@ class Source:
     side_files: Sequence[Path]
     memory: Mapping[str, Array] = field(default_factory=dict)
     _handles: dict[Path, int] = field(default_factory=dict)
+    _lent: threading.local = field(default_factory=threading.local)
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, name: str) -> Array:
@@ -46,6 +47,16 @@ class Source:
         array = np.empty(tensor.shape, tensor.dtype.numpy)
         self.read_into(name, 0, array.reshape(-1).view(np.uint8))
         return array
+
+    def lend(self, name: str) -> Array:
+        """A whole tensor as `read` gives it, in memory that the next call of the same thread takes again."""
+        tensor = self.tensors[name]
+        size = tensor.end - tensor.begin
+        buffer: Array | None = getattr(self._lent, "buffer", None)
+        if buffer is None or buffer.nbytes < size:
+            buffer = self._lent.buffer = np.empty(size, np.uint8)
+        self.read_into(name, 0, buffer[:size])
+        return buffer[:size].view(tensor.dtype.numpy).reshape(tensor.shape)
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
         """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""

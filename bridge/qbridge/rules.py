@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qbridge.dtypes import Array
-from qbridge.ir import Model, Spec
+from qbridge.dtypes import Array, DType
+from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.recast import Recast
 from qbridge.topology import is_kv_scale
 
 
@@ -93,6 +95,28 @@ def no_kv_scales(source: str) -> ModelRule:
             yield Problem((f"{len(found)} scales of the kv cache",), where=found)
 
     return ModelRule("QB113", check, source, drop_kv_scales)
+
+
+def stored_scales(tool: str, dtype: DType, source: str, also: tuple[DType, ...] = ()) -> LayerRule:
+    """Scales must be of `dtype` (QB301), to which they are cast, or of one in `also`."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        if spec.scale_dtype in (dtype, *also):
+            return None
+        return Problem((f"scales are {spec.scale_dtype}, {tool} stores {dtype}",))
+
+    return LayerRule("QB301", check, source, lambda spec, model: Recast(dtype))
+
+
+def scales_per_row(tool: str, source: str) -> LayerRule:
+    """No scale for a whole tensor (QB110): it is repeated for each channel."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        if spec.weight.granularity is not Granularity.TENSOR:
+            return None
+        return Problem((f"weights {spec.weight}: {tool} has scales per channel or group",))
+
+    return LayerRule("QB110", check, source, lambda spec, model: Broadcast())
 
 
 def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> ValueRule:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbridge.findings import Findings
-from qbridge.headers import parse_json
 from qbridge.source import Source
 from qbridge_formats._gptq_layers import Scheme
+from qbridge_formats._side_config import merged_config
 
 FILES = ("quantize_config.json", "quant_config.json")
 ALIASES = {
@@ -58,17 +58,7 @@ class GptqConfig:
 
 def find_config(source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The config's keys under their current names, and the side files among which they were found."""
-    block = source.config.get("quantization_config")
-    files = tuple(name for name in FILES if (source.path / name).is_file())
-    raw: dict[str, Any] = {}
-    for name in files:
-        try:
-            value = parse_json((source.path / name).read_bytes())
-        except ValueError:
-            continue  # config.json's own block decides alone
-        raw.update(value if isinstance(value, dict) else {})
-    raw.update(block if isinstance(block, dict) else {})
-    return {**{ALIASES[k]: v for k, v in raw.items() if k in ALIASES}, **raw}, files
+    return merged_config(source, FILES, ALIASES)
 
 
 def parse(raw: Mapping[str, Any], files: tuple[str, ...], findings: Findings) -> GptqConfig | None:

@@ -26,10 +26,8 @@ from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.layout import Slot
-from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.recast import Recast
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, scales_per_row, stored_scales, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears
 from qbridge_formats import _awq_layers, _gptq_layers
@@ -199,24 +197,12 @@ def _width(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"weights {spec.weight}: AutoRound has 2 to 8 bits",)) if spec.weight.bits == 1 else None
 
 
-def _one_scale(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.granularity is not Granularity.TENSOR:
-        return None
-    return Problem((f"weights {spec.weight}: AutoRound has scales per channel or group",))
-
-
-def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
-    if spec.scale_dtype is DType.F16:
-        return None
-    return Problem((f"scales are {spec.scale_dtype}, AutoRound stores F16",))
-
-
 _SOURCE = "auto-round 0.16.1, export/export_to_autoround/export.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(2)),
-    LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
-    LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
+    scales_per_row("AutoRound", _SOURCE),
+    stored_scales("AutoRound", DType.F16, _SOURCE),
     zeros_fit(_SOURCE),
     no_kv_scales(_SOURCE),
 )

@@ -32,20 +32,19 @@ from typing import Any
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
-from qbridge.headers import parse_json
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, stored_scales, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears
 from qbridge_formats import _awq_layers as layers
 from qbridge_formats._awq_layers import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
+from qbridge_formats._side_config import merged_config
 
 NAME = "awq"
 SUMMARY = "AWQ: AutoAWQ's GEMM layout is written, its GEMV layouts, llm-awq's and GPTQModel's are read"
@@ -67,18 +66,9 @@ class _Config:
 
 def _config(source: Source) -> _Config:
     """The keys that say what the tensors are, from config.json and from the side files that may repeat it."""
-    block = source.config.get("quantization_config")
-    files, raw = tuple(name for name in _FILES if (source.path / name).is_file()), dict[str, Any]()
-    for name in files:
-        try:
-            value = parse_json((source.path / name).read_bytes())
-        except ValueError:
-            continue  # config.json's own block decides alone
-        raw.update(value if isinstance(value, dict) else {})
-    raw.update(block if isinstance(block, dict) else {})
-    known = {**{_ALIASES[key]: value for key, value in raw.items() if key in _ALIASES}, **raw}
+    known, files = merged_config(source, _FILES, _ALIASES)
     version = str(known.get("version", GEMM)).lower()
-    if raw.get("backend") == LLM_AWQ:
+    if known.get("backend") == LLM_AWQ:
         version = LLM_AWQ
     method = str(known.get("quant_method", known.get("method", ""))).lower()
     if method != NAME and version not in VERSIONS:
@@ -197,16 +187,12 @@ def group_size(model: Model) -> int | None:
     return gcd(*(gcd(spec.weight.group_size or spec.in_features, spec.in_features) for spec in specs))
 
 
-def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
-    return None if spec.scale_dtype is DType.F16 else Problem((f"scales are {spec.scale_dtype}, AWQ stores F16",))
-
-
 _SOURCE = "autoawq 0.2.9, awq/modules/linear/gemm.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(4)),
     LayerRule("QB110", _group, _SOURCE, _regrouped),
-    LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
+    stored_scales("AWQ", DType.F16, _SOURCE),
     zeros_fit(_SOURCE),
     no_kv_scales(_SOURCE),
 )

@@ -26,10 +26,8 @@ from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.layout import Slot
-from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.recast import Recast
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, scales_per_row, stored_scales, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears, fused_names
 from qbridge_formats import _gptq_layers as layers
@@ -176,18 +174,6 @@ def _wider(spec: Spec, model: Model) -> Widen:
     return Widen(min(width for width in WIDTHS if width >= spec.weight.bits))
 
 
-def _one_scale(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.granularity is not Granularity.TENSOR:
-        return None
-    return Problem((f"weights {spec.weight}: GPTQ has scales per channel or group",))
-
-
-def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
-    if spec.scale_dtype in (DType.F16, DType.BF16):
-        return None
-    return Problem((f"scales are {spec.scale_dtype}, GPTQ stores F16",))
-
-
 def _lowest_zero(spec: Spec) -> int:
     """Version 1 stores zero-points minus 1."""
     return 1 if dict(spec.dialect).get("zeros") == "v1" else 0
@@ -197,8 +183,8 @@ _SOURCE = "gptqmodel 7.7.0, nn_modules/qlinear/__init__.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _width, _SOURCE, _wider),
-    LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
-    LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
+    scales_per_row("GPTQ", _SOURCE),
+    stored_scales("GPTQ", DType.F16, _SOURCE, (DType.BF16,)),
     zeros_fit(_SOURCE, _lowest_zero),
     no_kv_scales(_SOURCE),
 )

@@ -28,11 +28,10 @@ from qbridge.ir import Granularity, Model, Spec, WeightScheme
 from qbridge.layout import ZEROS, Shuffled, Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales, stored_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears
 from qbridge_formats._gptq_layers import zero_biases
@@ -227,17 +226,13 @@ def _one_kind(model: Model) -> Iterator[Problem]:
         yield Problem(("some layers have scales per channel, others per group",), where=tuple(model.specs))
 
 
-def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
-    return None if spec.scale_dtype is DType.F16 else Problem((f"scales are {spec.scale_dtype}, Marlin stores F16",))
-
-
 _SOURCE = "auto-gptq 0.7.1, nn_modules/qlinear/qlinear_marlin.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB112", _asymmetric, _SOURCE, lambda spec, model: Symmetrize()),
     LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(4)),
     LayerRule("QB110", _group, _SOURCE, _regrouped),
-    LayerRule("QB301", _scale_dtype, _SOURCE, lambda spec, model: Recast(DType.F16)),
+    stored_scales("Marlin", DType.F16, _SOURCE),
     ModelRule("QB110", _one_kind, _SOURCE),
     no_kv_scales(_SOURCE),
 )

@@ -24,9 +24,8 @@ from qbridge.ir import ActivationScheme, CodeType, Granularity, Model, Spec, Wei
 from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.recast import Recast
 from qbridge.passes.symmetrize import Symmetrize
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, stored_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_decoder_linear, is_router
 
@@ -173,12 +172,6 @@ def _one_per_channel(spec: Spec, model: Model) -> Pass | None:
     return Broadcast() if spec.weight.granularity is Granularity.TENSOR else None
 
 
-def _scale_dtype(spec: Spec, model: Model) -> Problem | None:
-    if spec.scale_dtype is DType.F32:
-        return None
-    return Problem((f"scales are {spec.scale_dtype}, smooth-quant stores F32",))
-
-
 def _unquantized_activations(spec: Spec, model: Model) -> Problem | None:
     return Problem((spec.scheme,)) if spec.activation is None else None
 
@@ -209,7 +202,7 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _other_weights, _LINEAR),
     LayerRule("QB211", _zero_points, _LINEAR, lambda spec, model: Symmetrize()),
     LayerRule("QB212", _granularity, _LINEAR, _one_per_channel),
-    LayerRule("QB301", _scale_dtype, _LINEAR, lambda spec, model: Recast(DType.F32)),
+    stored_scales("smooth-quant", DType.F32, _LINEAR),
     LayerRule("QB210", _unquantized_activations, _LINEAR),
     LayerRule("QB203", _static_activations, _KERNEL),
     LayerRule("QB209", _asymmetric_activations, _KERNEL),

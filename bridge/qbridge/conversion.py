@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,7 @@ def _plan(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
     survey(opened.source, opened.model, opened.findings)
     opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
 
+    @cache
     def recorded(format_name: str) -> Mapping[str, tuple[Spec, tuple[Pass, ...]]]:
         return manifest.way_back(opened.source, opened.model, format_name)
 

@@ -184,8 +184,6 @@ def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> 
 
 
 def _step(fields: Mapping[str, Any]) -> Pass:
-    if fields.get("undo") or fields.get("rounded"):
-        raise ValueError("neither a conversion back nor a rounding is undone")
     makers: dict[str, Callable[[], Pass]] = {
         "pad": lambda: Pad(fields["out_features"], fields["in_features"]),
         "recast": lambda: Recast(DType(fields["dtype"])),

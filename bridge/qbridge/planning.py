@@ -34,12 +34,12 @@ def make_plan(
     findings: Findings,
     recorded: Recorded | None = None,
     wishes: Wishes = NONE,
-    values: bool = True,
+    thorough: bool = True,
 ) -> Plan:
     """Plan a conversion into one format of a target; every problem becomes a finding.
 
-    The plan is only good if none of them is an error, and if the value rules were walked (`values`). `recorded`
-    gives, by layer, the spec that a manifest records and the passes that lead back to it.
+    The plan is only good if none of them is an error. `recorded` gives, by layer, the spec that a manifest records
+    and the passes that lead back to it. Unless `thorough`, values are not looked at once something else is refused.
     """
     destination, rules = find(choice.format), rules_of(target, choice, wishes.tp)
     if not wishes.passes:
@@ -60,7 +60,7 @@ def make_plan(
         after[name] = ended, (*back, *passes)
     result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
     result = _check_model(result, rules, findings)
-    if values:
+    if thorough or not findings.errors:
         steps = {name: passes for name, (_, passes) in after.items()}
         _check_values(result, SourceValues(source, model, steps), rules, findings)
     if findings.errors:
@@ -130,16 +130,13 @@ def best_plan(
     because = ""
     choices = target.in_order(model.format)
     for choice in choices:
-        for values in (False, True):
-            tried = Findings(findings.allow)
-            plan = make_plan(source, model, target, choice, tried, recorded(choice.format), wishes, values)
-            if tried.errors:
-                because = f"not {choice.format}: {tried.errors[0]}"
-                break
-        else:
+        tried = Findings(findings.allow)
+        plan = make_plan(source, model, target, choice, tried, recorded(choice.format), wishes, thorough=False)
+        if not tried.errors:
             findings.merge(tried)
             own = target.keeps and choice.format == model.format
             return replace(plan, because="the source's own format" if own else because)
+        because = f"not {choice.format}: {tried.errors[0]}"
     refused: list[tuple[Plan, Findings]] = []
     for choice in choices:
         tried = Findings(findings.allow)

@@ -8,7 +8,7 @@ from typing import Any
 
 from qbridge.findings import error
 from qbridge.ir import Model, Spec
-from qbridge.sharding import rank
+from qbridge.sharding import Rank, fused_out, rank
 from qbridge.targets import Target
 from qbridge.targets.common import model_dtype_name
 from qbridge.targets.vllm_kernels import Linear, choose
@@ -67,14 +67,16 @@ def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
 
 
 def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) -> Linear | None:
-    shares = [rank(part.name, part.out_features, part.in_features, model.config, tp) for part in fused]
-    if any(share is None or share.fault for share in shares):
-        return None
-    held = [share for share in shares if share is not None]
+    held: dict[str, Rank] = {}
+    for part in fused:
+        share = rank(part.name, part.out_features, part.in_features, model.config, tp)
+        if share is None or share.fault:
+            return None
+        held[part.name] = share
     return Linear(
-        in_features=held[0].in_features,
+        in_features=held[spec.name].in_features,
         in_features_whole=spec.in_features,
-        out_features=sum(share.out_features for share in held),
+        out_features=fused_out(held),
         bits=spec.weight.bits,
         symmetric=spec.weight.symmetric and model.format != "awq",  # AWQ always stores zero-points
         group_size=spec.weight.group_size or -1,

@@ -1,6 +1,6 @@
 """compressed-tensors' own conversion of an AWQ checkpoint, to time beside ours.
 
-    python benchmarks/against_cp.py SRC --to compressed-tensors --beside \\
+    python benchmarks/slope.py --cases "awq to" --gigabytes 1.8 --beside \\
         "$(python tests/engines/environments.py llm-compressor | tail -1) benchmarks/library_converter.py {src} {out}"
 """
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Tensor = tuple[str, str, tuple[int, ...], Callable[[], np.ndarray] | None]  # name, dtype, shape, data or a hole
-SIZES = {"F16": 2, "I32": 4, "I64": 8}
+Data = Callable[[], Iterable[np.ndarray]] | None  # in blocks, so that no tensor is held; None is a hole
+Tensor = tuple[str, str, tuple[int, ...], Data]  # name, dtype, shape
+SIZES = {"I8": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
 FORMATS = ("gptq", "awq", "compressed-tensors")
 COMMON = {"hidden_act": "silu", "torch_dtype": "float16", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 QWEN2 = {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_theta": 1e6}
@@ -154,14 +155,24 @@ def mlps(config: Mapping[str, Any], layer: int) -> Iterator[tuple[str, int]]:
         yield "mlp.shared_experts", size * config["n_shared_experts"]
 
 
-def words(fill: int, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+def words(fill: int, shape: tuple[int, ...]) -> Data:
     """32-bit words that are all the same."""
-    return lambda: np.full(shape, fill, np.uint32)
+    return lambda: [np.full(shape, fill, np.uint32)]
 
 
-def ones(shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+def ones(shape: tuple[int, ...]) -> Data:
     """Scales and biases of one."""
-    return lambda: np.ones(shape, np.float16)
+    return lambda: [np.ones(shape, np.float16)]
+
+
+def trivial_groups(columns: int, group: int) -> Data:
+    """The g_idx of groups in their own order."""
+    return lambda: [(np.arange(columns) // group).astype(np.int32)]
+
+
+def dims(rows: int, columns: int) -> Data:
+    """The weight_shape of compressed-tensors."""
+    return lambda: [np.array([rows, columns], np.int64)]
 
 
 def stored(kind: str, module: str, rows: int, columns: int, group: int, scales: bool) -> Iterator[Tensor]:
@@ -172,7 +183,7 @@ def stored(kind: str, module: str, rows: int, columns: int, group: int, scales: 
         packed, zeros = (columns // 8, rows), (groups, rows // 8)
         yield f"{module}.qweight", "I32", packed, None
         yield f"{module}.qzeros", "I32", zeros, words(0x77777777, zeros)
-        yield f"{module}.g_idx", "I32", (columns,), lambda: (np.arange(columns) // group).astype(np.int32)
+        yield f"{module}.g_idx", "I32", (columns,), trivial_groups(columns, group)
         yield f"{module}.scales", "F16", (groups, rows), ones((groups, rows)) if scales else None
     elif kind == "awq":
         zeros = (groups, rows // 8)
@@ -181,7 +192,7 @@ def stored(kind: str, module: str, rows: int, columns: int, group: int, scales: 
         yield f"{module}.scales", "F16", (groups, rows), ones((groups, rows)) if scales else None
     else:
         yield f"{module}.weight_packed", "I32", (rows, columns // 8), None
-        yield f"{module}.weight_shape", "I64", (2,), lambda: np.array([rows, columns], np.int64)
+        yield f"{module}.weight_shape", "I64", (2,), dims(rows, columns)
         yield f"{module}.weight_scale", "F16", (rows, groups), ones((rows, groups)) if scales else None
 
 
@@ -236,10 +247,10 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def write_shard(path: Path, shard: list[Tensor]) -> None:
-    """A safetensors file, its holes last: what is written lies together and fills whole blocks."""
+    """A safetensors file in the order of `save_file`, but its holes last: what is written fills whole blocks."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end, data = 0, []
-    for tensor in sorted(shard, key=lambda tensor: tensor[3] is None):
+    for tensor in sorted(shard, key=lambda tensor: (tensor[3] is None, -SIZES[tensor[1]], tensor[0])):
         name, dtype, shape, make = tensor
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + nbytes(tensor)]}
         end += nbytes(tensor)
@@ -249,17 +260,18 @@ def write_shard(path: Path, shard: list[Tensor]) -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for make in data:
-            file.write(make().tobytes())
+            for block in make():
+                file.write(block)
         file.flush()
         os.ftruncate(file.fileno(), 8 + len(text) + end)
 
 
-def write(dst: Path, config: Mapping[str, Any], kind: str, group: int, scales: bool, shard_bytes: float) -> int:
-    """Write the folder; the bytes that its tensors claim."""
+def write_folder(dst: Path, config: Mapping[str, Any], tensors: Iterable[Tensor], shard_bytes: float) -> int:
+    """Write shards, index and config.json; the bytes that the tensors claim."""
     dst.mkdir(parents=True)
     shards: list[list[Tensor]] = [[]]
     size = 0
-    for tensor in tensors(config, kind, group, scales):
+    for tensor in tensors:
         if size and size + nbytes(tensor) > shard_bytes:
             shards.append([])
             size = 0
@@ -272,10 +284,21 @@ def write(dst: Path, config: Mapping[str, Any], kind: str, group: int, scales: b
     total = sum(nbytes(tensor) for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (dst / "model.safetensors.index.json").write_text(json.dumps(index))
-    (dst / "config.json").write_text(
-        json.dumps({**config, "quantization_config": quantization(kind, group)}, indent=1)
-    )
+    (dst / "config.json").write_text(json.dumps(config, indent=1))
     return total
+
+
+def said(dst: Path, total: int) -> str:
+    """A line on what was written."""
+    files = list(dst.iterdir())
+    used = sum(file.stat().st_blocks * 512 for file in files)
+    return f"{dst}: {total / 1e9:.2f} GB of tensors in {len(files) - 2} shards, {used / 1e9:.2f} GB on disk"
+
+
+def write(dst: Path, config: Mapping[str, Any], kind: str, group: int, scales: bool, shard_bytes: float) -> int:
+    """Write the folder of a stand-in; the bytes that its tensors claim."""
+    quantized = {**config, "quantization_config": quantization(kind, group)}
+    return write_folder(dst, quantized, tensors(config, kind, group, scales), shard_bytes)
 
 
 def main() -> None:
@@ -293,9 +316,7 @@ def main() -> None:
     if args.layers:
         config["num_hidden_layers"] = args.layers
     total = write(args.dst, config, args.format, args.group_size, args.scales, args.shard_gigabytes * 1e9)
-    files = list(args.dst.iterdir())
-    used = sum(file.stat().st_blocks * 512 for file in files)
-    print(f"{args.dst}: {total / 1e9:.1f} GB of tensors in {len(files) - 2} shards, {used / 1e9:.2f} GB on disk")
+    print(said(args.dst, total))
 
 
 if __name__ == "__main__":

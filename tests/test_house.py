@@ -22,8 +22,10 @@ IDS = {name.replace("-", "_") for name in BUILTIN}
 
 # Who may import whom: a module imports only from its own row or the rows above.
 LAYERS = [
-    {"dtypes", "catalogue", "exactness", "layout"},
+    {"dtypes", "catalogue", "compiling", "exactness", "layout"},
     {"ir", "codes", "findings", "headers"},
+    {"words"},
+    {"blocks"},
     {"values", "passes", "tensors", "hf_config", "topology", "sharding"},
     {"pickles"},
     {"source"},
@@ -34,7 +36,9 @@ LAYERS = [
     {"checkpoint", "plan", "wishes"},
     {"repairs"},
     {"planning"},
-    {"manifest", "sink", "report", "assumed", "serving"},
+    {"manifest", "shards", "staging", "assumed", "serving"},
+    {"jobs", "report"},
+    {"sink"},
     {"conversion"},
     {"checking", "inspection", "restoration", "verification", "testing"},
     {"render"},

@@ -15,7 +15,7 @@ from safetensors import safe_open
 import qbridge
 from qbridge.dtypes import DType, nbytes
 from qbridge.planning import OutputTensor
-from qbridge.sink import LOCK, index_of, plan_shards
+from qbridge.shards import index_of, plan_shards
 from support import INDEX, SINGLE, codes, contents, copy_fixture, only_neighbours
 
 SHARDED = "compressed_tensors/llama_w8a8_sharded"
@@ -228,7 +228,7 @@ def test_dry_run_plans_the_files_that_are_written(src, dst):
 
 def test_progress_rises_to_all_of_the_bytes(src, dst):
     calls = []
-    qbridge.convert(src, dst, "lmdeploy", progress=lambda done, total: calls.append((done, total)))
+    qbridge.convert(src, dst, "lmdeploy", progress=lambda at: calls.append((at.bytes_done, at.bytes_total)))
     assert calls == sorted(calls) and len({total for _, total in calls}) == 1
     assert calls[-1][0] == calls[-1][1]
 
@@ -267,14 +267,14 @@ def test_buffered_copy_writes_the_same_bytes(tmp_path, monkeypatch, case, copy):
         return reads[-1]
 
     monkeypatch.setattr(os, "preadv", counted)
-    monkeypatch.setattr("qbridge.sink.BLOCK", 1000)
-    qbridge.convert(src, tmp_path / "counted", "lmdeploy")
+    monkeypatch.setattr("qbridge.jobs._COMPARED", 1000)
+    qbridge.convert(src, tmp_path / "counted", "lmdeploy", proof=False)
     before = sum(reads)
     if copy:
         monkeypatch.setattr(os, "copy_file_range", copy)
     else:
         monkeypatch.delattr(os, "copy_file_range")
-    qbridge.convert(src, tmp_path / "buffered", "lmdeploy")
+    qbridge.convert(src, tmp_path / "buffered", "lmdeploy", proof=False)
     assert sum(reads) > 3 * before
     assert contents(tmp_path / "kernel") == contents(tmp_path / "counted") == contents(tmp_path / "buffered")
 
@@ -292,7 +292,7 @@ def test_source_that_shrinks_while_it_is_copied_is_an_error(src, dst, monkeypatc
     monkeypatch.setattr(os, "copy_file_range", broken_copy, raising=False)
     shards, done = sorted(src.glob("*.safetensors")), []
 
-    def shrink(count, total):
+    def shrink(at):
         if not done:
             done.append(os.truncate(shards[-1], 5000))
 
@@ -309,10 +309,15 @@ def part(dst):
     return dst.parent / f".{dst.name}.qbridge-part"
 
 
+def journal(dst):
+    return dst.parent / f".{dst.name}.qbridge-journal"
+
+
 def test_stale_part_is_cleaned(src, dst, tmp_path):
     qbridge.convert(src, tmp_path / "clean", "lmdeploy")
     (part(dst) / "folder").mkdir(parents=True)
-    for name in (LOCK, "model-00001-of-00004.safetensors", "junk", "folder/junk"):
+    journal(dst).write_text("stale")
+    for name in ("model-00001-of-00004.safetensors", "junk", "folder/junk"):
         (part(dst) / name).write_text("stale")
     (part(dst) / "link").symlink_to(src)
     before = contents(src)
@@ -324,19 +329,19 @@ def test_stale_part_is_cleaned(src, dst, tmp_path):
 def test_part_that_another_process_writes_is_refused_and_kept(src, dst):
     part(dst).mkdir()
     (part(dst) / "model.safetensors").write_text("half")
-    with open(part(dst) / LOCK, "w") as lock:
+    with open(journal(dst), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(qbridge.QBridgeError) as excinfo:
             qbridge.convert(src, dst, "lmdeploy")
     assert codes(excinfo) == {"QB031"}
     assert (part(dst) / "model.safetensors").read_text() == "half"
-    only_neighbours(src.parent, "src", part(dst).name)
+    only_neighbours(src.parent, "src", part(dst).name, journal(dst).name)
 
 
 def test_two_conversions_to_one_destination_do_not_mix(src, dst):
     refused = []
 
-    def again(done, total):
+    def again(at):
         if not refused:
             with pytest.raises(qbridge.QBridgeError) as excinfo:
                 qbridge.convert(src, dst, "compressed-tensors")
@@ -360,7 +365,7 @@ def test_part_that_is_a_link_does_not_lead_elsewhere(src, dst):
     assert not dst.is_symlink()
 
 
-def interrupt(done, total):
+def interrupt(at):
     raise KeyboardInterrupt
 
 

@@ -8,6 +8,8 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
 
 def convert(fixtures, out, *options, **where):
     source = fixtures / "compressed_tensors/llama_w8a8/model"
@@ -37,13 +39,14 @@ def test_progress_for_pipelines_is_lines_of_json(fixtures, tmp_path):
     assert json.loads(done.stdout)["exactness"] == {"reversible": 14}
 
 
-def test_an_interrupt_leaves_nothing_and_says_130(fixtures, tmp_path):
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_nothing_where_no_shard_is_finished_and_says_130(fixtures, tmp_path, number):
     code = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell start with it ignored
 import qbridge.sink as sink
-real = sink._write_shard
-sink._write_shard = lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGINT))
+real = sink.write_all
+sink.write_all = lambda *a: (real(*a), os.kill(os.getpid(), signal.{number}))
 sys.argv = ["qbridge", "convert", {str(fixtures / "compressed_tensors/llama_w8a8/model")!r},
             {str(tmp_path / "out")!r}, "--to", "lmdeploy"]
 from qbridge.cli import main

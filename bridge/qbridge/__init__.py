@@ -21,6 +21,7 @@ from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, Weight
 from qbridge.manifest import qbridge_version
 from qbridge.report import Report, Verification
 from qbridge.restoration import restore
+from qbridge.sink import Advance
 from qbridge.targets import Target
 from qbridge.targets import targets as _targets
 from qbridge.verification import verify
@@ -40,6 +41,7 @@ def list_targets() -> list[Target]:
 
 __all__ = [
     "ActivationScheme",
+    "Advance",
     "Check",
     "Checkpoint",
     "Exactness",

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import platform
 import re
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 import qbridge
 from qbridge import render
@@ -50,6 +52,13 @@ V1Zeros = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=0, help="Threads; 0: one for each core.")]
+Memory = Annotated[
+    str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in, beyond those of the idle program.")
+]
+NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -82,7 +91,8 @@ def _answering(command: str, as_json: bool) -> Iterator[None]:
             render.findings(_err(), fault.findings)
         raise typer.Exit(fault.exit_code) from None
     except KeyboardInterrupt:
-        _err().print("interrupted; nothing was written")
+        more = "; the same command goes on after the last finished shard" if command in ("convert", "restore") else ""
+        _err().print(f"interrupted{more}")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -122,13 +132,14 @@ def convert(
     ] = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
-    progress: Annotated[str, typer.Option(metavar="auto|json|none", help="Progress on stderr.")] = "auto",
+    jobs: Jobs = 0,
+    memory: Memory = "512MB",
+    no_proof: NoProof = False,
+    progress: Progressing = "auto",
     as_json: Json = False,
 ) -> None:
     """Convert SRC into DST for a target, losslessly or not at all."""
-    if progress not in ("auto", "json", "none"):
-        raise typer.BadParameter("auto, json or none", param_hint="--progress")
-    limit = None if max_shard_size is None else _bytes(max_shard_size)
+    limit = None if max_shard_size is None else _bytes(max_shard_size, "--max-shard-size")
     sizes = _sizes(tp)
     try:
         Wishes(sizes, pad, regroup, bits, not no_passes)
@@ -150,6 +161,9 @@ def convert(
             regroup=regroup,
             bits=bits,
             passes=not no_passes,
+            jobs=jobs,
+            memory=_bytes(memory, "--memory"),
+            proof=not no_proof,
         )
         _say(as_json, done, render.report, done.findings)
 
@@ -161,11 +175,25 @@ def restore(
     allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")] = False,
+    jobs: Jobs = 0,
+    memory: Memory = "512MB",
+    no_proof: NoProof = False,
+    progress: Progressing = "auto",
     as_json: Json = False,
 ) -> None:
     """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
-    with _answering("restore", as_json):
-        done = qbridge.restore(src, dst, allow=allow or (), dry_run=dry_run, overwrite=overwrite)
+    with _answering("restore", as_json), _progress(progress) as advance:
+        done = qbridge.restore(
+            src,
+            dst,
+            allow=allow or (),
+            dry_run=dry_run,
+            overwrite=overwrite,
+            progress=advance,
+            jobs=jobs,
+            memory=_bytes(memory, "--memory"),
+            proof=not no_proof,
+        )
         _say(as_json, done, render.report, done.findings)
 
 
@@ -276,45 +304,64 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise typer.BadParameter("numbers with commas between them, such as 2,4,8", param_hint="--tp") from fault
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str, option: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) <= 0:
-        raise typer.BadParameter("a size such as 5GB or 512MiB", param_hint="--max-shard-size")
+        raise typer.BadParameter("a size such as 5GB or 512MiB", param_hint=option)
     unit = match[2].upper()
     return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
 
 
 @contextmanager
-def _progress(kind: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback of bytes done and in all: a bar on a terminal, JSON lines on stderr, or none."""
+def _progress(kind: str) -> Iterator[Callable[[qbridge.Advance], None] | None]:
+    """What to call as a conversion advances: a bar on a terminal, JSON lines on stderr, or nothing."""
+    if kind not in ("auto", "json", "none"):
+        raise typer.BadParameter("auto, json or none", param_hint="--progress")
     console = _err()
     if kind == "json":
         yield _json_lines()
     elif kind == "auto" and console.is_terminal:
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.description}")
+        columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield lambda at: bar.update(
+                task,
+                completed=at.bytes_done,
+                total=at.bytes_total,
+                description=f"shard {min(at.shards_done + 1, at.shards_total)} of {at.shards_total}",
+            )
     else:
         yield None
 
 
-def _json_lines() -> Callable[[int, int], None]:
-    last = -1.0
+def _json_lines() -> Callable[[qbridge.Advance], None]:
+    """A line for every shard that is begun or done, and ten in a second between, with rate and remaining time."""
+    start, last, shards = time.monotonic(), -1.0, -1
 
-    def advance(done: int, total: int) -> None:
-        nonlocal last
+    def advance(at: qbridge.Advance) -> None:
+        nonlocal last, shards
         now = time.monotonic()
-        if now - last >= 0.1 or done >= total:
-            last = now
-            line = json.dumps({"event": "progress", "bytes_done": done, "bytes_total": total})
-            sys.stderr.write(line + "\n")
+        if now - last < 0.1 and at.bytes_done < at.bytes_total and at.shards_done == shards:
+            return
+        last, shards = now, at.shards_done
+        rate = at.bytes_done / max(now - start, 1e-3)
+        left = round((at.bytes_total - at.bytes_done) / rate, 1) if rate else None
+        fields = {name: getattr(at, name) for name in at.__dataclass_fields__}
+        line = {"event": "progress", **fields, "bytes_per_second": round(rate), "seconds_left": left}
+        sys.stderr.write(json.dumps(line) + "\n")
 
     return advance
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the program; a bug in qbridge exits with 70 and says what to report."""
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except KeyboardInterrupt:

@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qbridge.compiling import Kernel, compiled
 from qbridge.dtypes import Array, DType
 from qbridge.layout import Slot
 
 _ROWS = 128  # rows of a tile; with 16 words to a row, a tile and its lanes stay in the first cache
 _WORDS = 16  # one cache line of 32-bit words
 _BLOCK = 256  # output features that `repack` holds as codes at a time, per thread
-
-Kernel = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +50,23 @@ class BitPacked:
 
     def stored_shape(self, shape: tuple[int, int], word_bits: int = 32) -> tuple[int, int]:
         """Shape of the stored tensor of words for a canonical shape."""
-        lanes = shape[self.along]
-        words = -(-lanes // (word_bits // self.bits)) if self.padded else -(-lanes * self.bits // word_bits)
+        words = self.words(shape[self.along], word_bits)
         stored = (shape[0], words) if self.along == 1 else (words, shape[1])
         return (stored[1], stored[0]) if self.transposed else stored
+
+    def words(self, lanes: int, word_bits: int = 32) -> int:
+        """Words that so many neighbouring lanes take."""
+        return -(-lanes // (word_bits // self.bits)) if self.padded else -(-lanes * self.bits // word_bits)
+
+    def period(self, word_bits: int = 32) -> int:
+        """Lanes after which the layout of words repeats; each multiple of it begins a word."""
+        return _pieces(self.bits, word_bits, self.padded, self.order, self.planes)[0]
+
+    def filled_word(self, dtype: np.dtype[Any]) -> Any:
+        """The word whose lanes are all the code 0, where whole lanes fill a word."""
+        lanes = range(0, 8 * dtype.itemsize, self.bits)
+        word = sum(self.offset << shift for shift in lanes)
+        return np.array([word], f"<u{dtype.itemsize}").view(dtype)[0]
 
     def encode(self, array: Array, slot: Slot) -> Array:
         """The words of `array` in the dtype and shape of `slot`; ValueError for a value that does not fit."""
@@ -86,9 +98,13 @@ class BitPacked:
             lanes[lanes == top] -= 2**self.bits
         return lanes
 
+    def unpack_rows(self, stored: Array, first: int, codes: Array) -> None:
+        """Fill `codes`, canonical rows from `first` on, a multiple of the period; only layouts of `can_repack`."""
+        self._run(1, codes, _unsigned(stored), first)
+
     def _step(self, words: Array) -> int:
         """Canonical rows must be taken in multiples of this, so that no two threads write one word."""
-        return _pieces(self.bits, words.dtype.itemsize * 8, self.padded, self.order, self.planes)[0]
+        return self.period(words.dtype.itemsize * 8)
 
     def _run(self, which: Literal[0, 1], lanes: Array, words: Array, first: int) -> None:
         """Pack (0) canonical rows from `first` on into their words, or unpack (1) them."""
@@ -149,20 +165,22 @@ def can_repack(read: BitPacked, write: BitPacked) -> bool:
     )
 
 
-def repack(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, int], slot: Slot) -> Array:
-    """The words of `write` for codes of `shape` stored through `read`, a few rows at a time (`can_repack`)."""
-    words, out = _unsigned(stored), np.empty(slot.shape, f"<u{slot.dtype.itemsize}")
+def repack(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, int], out: Array) -> None:
+    """Fill `out` with the words of `write` for codes of `shape` stored through `read`, a few rows at a time.
+
+    Only layouts of `can_repack`; `out` is C-ordered.
+    """
+    words, into = _unsigned(stored), out.view(f"<u{out.itemsize}")
 
     def block(first: int, end: int) -> None:
         for top in range(first, end, size):
             codes = np.empty((min(size, end - top), shape[1]), np.int8)
             read._run(1, codes, words, top)
-            write._run(0, codes, out, top)
+            write._run(0, codes, into, top)
 
-    step = math.lcm(read._step(words), write._step(out))
+    step = math.lcm(read._step(words), write._step(into))
     size = -(-_BLOCK // step) * step
     _in_parallel(shape[0], step, block)
-    return out.view(slot.dtype.numpy)
 
 
 def _unsigned(stored: Array) -> Array:
@@ -227,8 +245,6 @@ def kernels(  # noqa: C901, PLR0915 - numba compiles closures over constants, an
     Both go through tiles of words and of raw lanes that lie row by row, whatever the two arrays look like: with
     `flip_words` words are [words of a row, rows], with `flip_lanes` lanes are [lanes, rows].
     """
-    import numba
-
     lanes_of, words_of, pieces = _pieces(bits, width, padded, order, planes)
     periods = max(1, _WORDS // words_of)
     wide, deep, pieces_of = periods * words_of, periods * lanes_of, len(pieces)
@@ -320,12 +336,5 @@ def kernels(  # noqa: C901, PLR0915 - numba compiles closures over constants, an
                         line, kept = lanes[top + j, begin : begin + many], raw[j * deep : j * deep + many]
                         for i in range(many):
                             line[i] = kept[i] - offset
-
-    def compiled(function: Kernel) -> Kernel:
-        try:
-            result: Kernel = numba.njit(nogil=True, cache=True)(function)
-        except RuntimeError:  # neither the package's folder nor the home may be written
-            result = numba.njit(nogil=True)(function)
-        return result
 
     return compiled(pack), compiled(unpack)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,23 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.dtypes import Array, nbytes
-from qbridge.findings import Findings, error, io_as_finding
+from qbridge.dtypes import nbytes
+from qbridge.findings import Findings, io_as_finding
 from qbridge.ir import Spec
+from qbridge.jobs import encoded
 from qbridge.passes import Pass
-from qbridge.plan import OutputTensor, Plan
+from qbridge.plan import Plan
 from qbridge.planning import best_plan
 from qbridge.repairs import survey
 from qbridge.report import Report
-from qbridge.sink import check_destination, plan_shards, staged, write_checkpoint
-from qbridge.source import MANIFEST
+from qbridge.shards import Shard, plan_shards
+from qbridge.sink import MEMORY, Document, Effort, Progress, write_checkpoint
+from qbridge.source import MANIFEST, Source
+from qbridge.staging import check_destination, recover, staged
 from qbridge.targets import Target, find_target
 from qbridge.wishes import NONE, Wishes
 
 if TYPE_CHECKING:
     import torch
-
-Progress = Callable[[int, int], None]
 
 
 def convert(
@@ -46,38 +49,37 @@ def convert(
     regroup: int | None = None,
     bits: int | None = None,
     passes: bool = True,
+    jobs: int = 0,
+    memory: int = MEMORY,
+    proof: bool = True,
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
     `target` is an engine (`lmdeploy`, `lmdeploy@0.6.2`) or a format; `source` the format of `src`, detected if None.
-    `max_shard_size` is in bytes of tensor data, None keeps the source's shards. `progress` is called with bytes done
-    and in all. Nothing stands at `dst` unless the report is returned. Raises QBridgeError.
+    `max_shard_size` is in bytes of tensor data, None keeps the source's shards. `progress` is called with an
+    `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
+    it stopped. Raises QBridgeError.
 
     The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
-    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. ValueError for numbers
-    that mean nothing.
+    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `jobs` threads (0: one
+    for each core) work in `memory` bytes; `proof` reads back each layer and compares it. ValueError for numbers that
+    mean nothing.
     """
     start = time.monotonic()
     wanted = find_target(target)
     wishes = Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes)
+    effort = Effort(jobs, memory, proof)
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:
+        if not dry_run:
+            recover(out)
         check_destination(out, there, overwrite)
         plan = _plan(opened, wanted, wishes)
         shards = plan_shards(plan.outputs, max_shard_size)
         if not dry_run:
-            documents = {"config.json": plan.config, MANIFEST: manifest.build(opened.source, plan)}
-            total, done = sum(shard.data_size for shard in shards), 0
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                if progress:
-                    progress(done, total)
-
-            with staged(out, there, overwrite) as folder:
-                sides = [file for file in opened.source.side_files if str(file) not in opened.model.consumed]
-                write_checkpoint(folder, opened.source, shards, encoder(opened, plan), documents, sides, advance)
+            documents = {MANIFEST: manifest.build(opened.source, plan), "config.json": plan.config}
+            carried = opened.model.consumed
+            write(opened, plan, shards, documents, carried, there, out, overwrite, effort, progress)
     return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
 
 
@@ -94,18 +96,36 @@ def _plan(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
     return plan
 
 
-def encoder(opened: Checkpoint, plan: Plan) -> Callable[[OutputTensor], Array]:
-    """Encodes one part of one layer; a layer's small parts are decoded again for each, never kept."""
+def write(
+    opened: Checkpoint,
+    plan: Plan,
+    shards: Sequence[Shard],
+    documents: Mapping[str, Document],
+    without: Collection[str],
+    src: Path,
+    dst: Path,
+    overwrite: bool,
+    effort: Effort,
+    progress: Progress | None = None,
+) -> None:
+    """Carry out a plan: shards, `documents` and the side files that are not named in `without`, or nothing."""
+    source = opened.source
+    sides = [file for file in source.side_files if str(file) not in without]
+    size = sum(shard.size for shard in shards) + sum((source.path / file).stat().st_size for file in sides)
+    with staged(dst, src, overwrite, _identity(source, shards, documents), size) as stage:
+        if not stage.complete:
+            write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
 
-    def encoded(tensor: OutputTensor) -> Array:
-        if tensor.origin:
-            return opened.source.read(tensor.origin)
-        try:
-            return plan.layers[tensor.layer].encoded(opened.source, tensor.part)
-        except ValueError as fault:  # a checkpoint edited after the conversion that its manifest records
-            raise error("QB304", tensor.layer, (str(fault),)) from fault
 
-    return encoded
+def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, Document]) -> str:
+    """What tells this conversion from every other: the source as it is now, and all that is to be written."""
+    digest = hashlib.sha256(manifest.qbridge_version().encode())
+    for file, stamp in source.stamps.items():
+        digest.update(f"{file} {stamp} {manifest.header_digest(file)}".encode())
+    for shard in shards:
+        digest.update(shard.name.encode() + shard.header)
+    digest.update(json.dumps(documents, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,10 +146,11 @@ class Stream:
         """Every tensor of the target, converted when it is asked for."""
         from qbridge.tensors import to_torch
 
-        encoded = encoder(self._opened, self._plan)
         for shard in plan_shards(self._plan.outputs):
             for tensor in shard.tensors:
-                yield tensor.name, to_torch(encoded(tensor), tensor.dtype, tensor.shape)
+                layer = self._plan.layers.get(tensor.layer)
+                stored = encoded(self._opened.source, layer, tensor)
+                yield tensor.name, to_torch(stored, tensor.dtype, tensor.shape)
 
     def __enter__(self) -> Stream:
         return self

@@ -133,6 +133,11 @@ class Spec:
             raise ValueError(f"{self.name}: a stored input scale goes with static activations, and only with them")
 
     @property
+    def dims(self) -> tuple[int, int]:
+        """(out_features, in_features), the shape of its codes."""
+        return self.out_features, self.in_features
+
+    @property
     def scale_shape(self) -> tuple[int, int]:
         """Shape of scale and zero."""
         return self.weight.scale_shape(self.out_features, self.in_features)

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbridge.codes import BitPacked, can_repack, repack
+import numpy as np
+
+from qbridge.blocks import Block, CodeMove
 from qbridge.dtypes import Array, DType
 from qbridge.exactness import Exactness, weakest
 from qbridge.formats import decode, encode_part, needed
 from qbridge.ir import Layer, Model, Spec
 from qbridge.layout import Slot
 from qbridge.passes import Pass
+from qbridge.passes.pad import Pad
 from qbridge.source import Source
 from qbridge.targets import Target
 
@@ -57,12 +60,21 @@ class LayerPlan:
     def encoded(self, source: Source, part: str) -> Array:
         """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""
         slot = self.write[part]
-        if part == "code" and "code" not in self.touched:
-            origin, shape = self.read[part], (self.after.out_features, self.after.in_features)
-            read, write = origin.codec, slot.codec
-            if isinstance(read, BitPacked) and isinstance(write, BitPacked) and can_repack(read, write):
-                return repack(source.lend(origin.tensor), read, write, shape, slot)
+        move = self.code_move() if part == "code" else None
+        if move:
+            out = np.empty(slot.shape, slot.dtype.numpy)
+            Block(move, 0, 0, move.outer[0]).run(source.read(move.read.tensor), out)
+            return out
         return encode_part(self.run(source, frozenset({part})), part, slot)
+
+    def code_move(self) -> CodeMove | None:
+        """How the codes get to their new words in blocks, or None if they must be decoded as a whole."""
+        spec = self.before
+        for step in self.passes:
+            if "code" in step.parts and (not isinstance(step, Pad) or step.needs_values(spec)):
+                return None
+            spec = step.plan(spec)
+        return CodeMove.between(self.read["code"], self.write["code"], self.before.dims, self.after.dims)
 
 
 @dataclass(frozen=True, slots=True)

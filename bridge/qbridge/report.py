@@ -14,7 +14,7 @@ from qbridge.ir import Model, Spec
 if TYPE_CHECKING:
     from qbridge.checkpoint import Checkpoint
     from qbridge.plan import Plan
-    from qbridge.sink import Shard
+    from qbridge.shards import Shard
 
 SCHEMA = 1
 

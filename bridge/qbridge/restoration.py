@@ -10,27 +10,42 @@ from typing import Any
 
 from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.conversion import encoder
+from qbridge.conversion import write
 from qbridge.findings import error, io_as_finding
 from qbridge.formats import find
 from qbridge.plan import LayerPlan, OutputTensor, Plan
 from qbridge.planning import outputs_of
 from qbridge.report import Report
-from qbridge.sink import Document, check_destination, plan_shards, staged, write_checkpoint
+from qbridge.shards import plan_shards
+from qbridge.sink import MEMORY, Document, Effort, Progress
 from qbridge.source import INDEX, MANIFEST
+from qbridge.staging import check_destination, recover
 from qbridge.targets import find_target
 
 
 def restore(
-    src: PathLike, dst: PathLike, *, allow: Iterable[str] = (), dry_run: bool = False, overwrite: bool = False
+    src: PathLike,
+    dst: PathLike,
+    *,
+    allow: Iterable[str] = (),
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    jobs: int = 0,
+    memory: int = MEMORY,
+    proof: bool = True,
 ) -> Report:
     """Write the checkpoint that `src` was converted from into the folder `dst`: identical tensors and config.
 
-    The manifest alone says how. Raises QBridgeError: QB036 where there is none, QB037 where it cannot be followed.
+    The manifest alone says how; other options are those of `convert`. Raises QBridgeError: QB036 where there is no
+    manifest, QB037 where it cannot be followed.
     """
     start = time.monotonic()
+    effort = Effort(jobs, memory, proof)
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
+        if not dry_run:
+            recover(out)
         check_destination(out, there, overwrite)
         recorded = manifest.load(opened.source)
         if recorded is None:
@@ -39,12 +54,8 @@ def restore(
         shards = plan_shards(plan.outputs)
         if not dry_run:
             texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
-            documents: dict[str, Document] = {"config.json": plan.config, **texts}
-            sides = [file for file in opened.source.side_files if str(file) not in documents]
-            with staged(out, there, overwrite) as folder:
-                write_checkpoint(
-                    folder, opened.source, shards, encoder(opened, plan), documents, sides, lambda count: None
-                )
+            documents: dict[str, Document] = {**texts, "config.json": plan.config}
+            write(opened, plan, shards, documents, documents.keys(), there, out, overwrite, effort, progress)
     return replace(Report.of_plan(there, out, opened, plan, shards, dry_run, start), command="restore")
 
 

@@ -1,100 +1,75 @@
-"""Writing a checkpoint: shards planned to the byte, streamed into a temporary sibling, renamed once at the end.
+"""Writing a checkpoint: every tensor at its planned place, on all cores, in bounded memory, proved on the way.
 
-Tensors lie by dtype, widest first, then by name, as the safetensors library lays them, so that every one is
-aligned and runs of copied tensors stay contiguous. Headers carry only {"format": "pt"}.
+Threads take jobs in the order of the files; each reads, works and writes by itself. A shard whose jobs are done is
+flushed to the disk and noted in the journal, while the next is being written. Documents and side files come last.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qbridge.dtypes import Array, nbytes
 from qbridge.findings import error
-from qbridge.plan import OutputTensor
-from qbridge.source import INDEX, SINGLE, Source
+from qbridge.jobs import Job, Workspace, jobs_of, write_all
+from qbridge.plan import Plan
+from qbridge.shards import Shard, index_of
+from qbridge.source import INDEX, Source
+from qbridge.staging import Stage
 
-BLOCK = 8 << 20
-_AHEAD = 96 << 20  # bytes of encoded tensors that may wait to be written
+MEMORY = 512 * 10**6  # bytes beyond those of the idle program
+_BLOCK = 32 << 20  # most bytes of a tensor that a thread takes at once
 _DIRTY = 192 << 20  # bytes written before the disk is asked to take them
-LOCK = ".qbridge.lock"
+_FLUSHING = 4  # finished shards that may wait for the disk
 
 Document = str | Mapping[str, Any]
-Encode = Callable[[OutputTensor], Array]
-Progress = Callable[[int], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Shard:
-    """One output file; `offsets` are absolute positions of its tensors' data."""
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a conversion is: bytes, shards, and the shard that is being written."""
 
-    name: str
-    header: bytes
-    tensors: Sequence[OutputTensor]
-    offsets: Sequence[int]
+    bytes_done: int
+    bytes_total: int
+    shard: str
+    shards_done: int
+    shards_total: int
+
+
+Progress = Callable[[Advance], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a conversion may use: threads, bytes of memory, and whether it proves what it writes."""
+
+    jobs: int = 0
+    memory: int = MEMORY
+    proof: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing (ValueError)."""
+        if self.jobs < 0 or self.memory < 1:
+            raise ValueError("jobs and memory are positive")
 
     @property
-    def data_size(self) -> int:
-        """Bytes of its tensors."""
-        return sum(nbytes(tensor.dtype, tensor.shape) for tensor in self.tensors)
+    def threads(self) -> int:
+        """The threads asked for, or one for each core that this process may run on."""
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.jobs or own
 
     @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return len(self.header) + self.data_size
-
-
-def plan_shards(outputs: Sequence[OutputTensor], max_size: int | None = None) -> list[Shard]:
-    """The output files: at the source's shard boundaries, or filled in order up to `max_size` bytes of data."""
-    order = sorted(outputs, key=lambda t: (t.shard, t.layer or t.name, t.name))
-    groups: list[list[OutputTensor]] = []
-    filled, last = 0, None
-    for tensor in order:
-        size = nbytes(tensor.dtype, tensor.shape)
-        new = tensor.shard != last if max_size is None else bool(groups) and filled + size > max_size
-        if new or not groups:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled, last = filled + size, tensor.shard
-    many = len(groups)
-    names = [SINGLE] if many == 1 else [f"model-{i + 1:05}-of-{many:05}.safetensors" for i in range(many)]
-    return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
-
-
-def _shard(name: str, group: Sequence[OutputTensor]) -> Shard:
-    tensors = sorted(group, key=lambda t: (-t.dtype.itemsize, str(t.dtype), t.name))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position, begins = 0, []
-    for tensor in tensors:
-        begins.append(position)
-        end = position + nbytes(tensor.dtype, tensor.shape)
-        entries[tensor.name] = {
-            "dtype": str(tensor.dtype),
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    return Shard(name, header, tensors, [len(header) + begin for begin in begins])
-
-
-def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
-    """model.safetensors.index.json with the total size of all tensors."""
-    tensors = sorted((t.name, shard.name) for shard in shards for t in shard.tensors)
-    total = sum(nbytes(t.dtype, t.shape) for shard in shards for t in shard.tensors)
-    return {"metadata": {"total_size": total}, "weight_map": dict(tensors)}
+    def block(self) -> int:
+        """Bytes of a tensor that a thread takes at once: it holds them as they were, as they are and read back."""
+        return max(1 << 20, min(_BLOCK, self.memory // (4 * self.threads)))
 
 
 def write_document(path: Path, value: Document) -> None:
@@ -105,244 +80,157 @@ def write_document(path: Path, value: Document) -> None:
         os.fsync(stream.fileno())
 
 
-@contextlib.contextmanager
-def staged(dst: Path, src: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling of `dst` that becomes `dst` when the block ends well and vanishes otherwise."""
-    check_destination(dst, src, overwrite)
-    made = [folder for folder in dst.parents if not folder.exists()]
-    temporary = dst.parent / f".{dst.name}.qbridge-part"
-    lock = None
-    try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        lock = _locked(temporary)
-        yield temporary
-        (temporary / LOCK).unlink()
-        _fsync_folder(temporary)
-        _put(temporary, dst)
-    except BaseException:
-        if lock is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # innermost first, as far as they are empty
-            for folder in made:
-                folder.rmdir()
-        raise
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
-    """QBridgeError (QB031) if writing `dst` would touch the source or anything that was not offered."""
-    here, there = dst.resolve(), src.resolve()
-    if here == there or here.is_relative_to(there) or there.is_relative_to(here):
-        raise error("QB031", str(dst), ("SRC and DST lie in each other",))
-    if not (dst.exists() or dst.is_symlink()):
-        return
-    if not overwrite:
-        raise error("QB031", str(dst), ("it exists",), ("--overwrite",))
-    if dst.is_symlink():
-        raise error("QB031", str(dst), ("it is a link; name the folder that it leads to",))
-    if not dst.is_dir() or (any(dst.iterdir()) and not (dst / "config.json").is_file()):
-        raise error("QB031", str(dst), ("it is no checkpoint, so --overwrite does not remove it",))
-
-
-def _locked(temporary: Path) -> int:
-    """Make the temporary folder ours: a stale one is emptied, one that is being written is refused.
-
-    Only a real folder that is empty or has our lock file is ours to empty.
-    """
-    if temporary.is_symlink() or (temporary.exists() and not temporary.is_dir()):
-        raise error("QB031", str(temporary), ("it is no folder of qbridge",))
-    temporary.mkdir(exist_ok=True)
-    if any(temporary.iterdir()) and not (temporary / LOCK).is_file():
-        raise error("QB031", str(temporary), ("it holds files and no lock of qbridge",), ("remove it yourself",))
-    lock = os.open(temporary / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise error("QB031", str(temporary), ("another qbridge is writing it",)) from None
-    for entry in temporary.iterdir():
-        if entry.name == LOCK:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-    return lock
-
-
-def _put(temporary: Path, dst: Path) -> None:
-    """The one moment at which DST appears; an old DST is moved aside first and removed last."""
-    aside = dst.parent / f".{dst.name}.qbridge-old"
-    if dst.exists():
-        if aside.exists():
-            shutil.rmtree(aside)
-        dst.rename(aside)
-    try:
-        temporary.rename(dst)
-    except OSError:
-        if aside.exists():
-            aside.rename(dst)
-        raise
-    _fsync_folder(dst.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_checkpoint(
-    folder: Path,
+    stage: Stage,
     source: Source,
+    plan: Plan,
     shards: Sequence[Shard],
-    encode: Encode,
     documents: Mapping[str, Document],
     sides: Sequence[Path],
-    progress: Progress,
+    effort: Effort,
+    progress: Progress | None = None,
 ) -> None:
-    """Shards, index, side files (relative paths) and `documents` into `folder`, each flushed to the disk."""
-    with ThreadPoolExecutor(1, "qbridge-encode") as encoding, ThreadPoolExecutor(1, "qbridge-sync") as flushing:
-        flushed: list[Future[None]] = []
-        for shard in shards:
-            out = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            work = _ahead(_runs(source, shard), encode, encoding)
-            try:
-                _write_shard(out, source, shard, _flushing(work, out, flushing, flushed), progress)
-            except BaseException:
-                os.close(out)
-                raise
-            flushed.append(flushing.submit(_flush, out))
-        for flush in flushed:
-            flush.result()
+    """Shards, index, side files (relative paths) and `documents` into a stage, each flushed to the disk.
+
+    Shards that the stage has already are left as they are. Raises QBridgeError (QB403) where a proof fails, and
+    QB038 where the source changed meanwhile.
+    """
+    _Writer(stage, source, plan, shards, effort, progress).run()
+    source.check_unchanged()
     if len(shards) > 1:
-        write_document(folder / INDEX, index_of(shards))
+        write_document(stage.folder / INDEX, index_of(shards))
     for relative in sides:
-        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        with open(source.path / relative, "rb") as read, open(folder / relative, "wb") as write:
-            shutil.copyfileobj(read, write, BLOCK)
+        (stage.folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        with open(source.path / relative, "rb") as read, open(stage.folder / relative, "wb") as write:
+            shutil.copyfileobj(read, write, 1 << 20)
             write.flush()
             os.fsync(write.fileno())
     for name, value in documents.items():
-        write_document(folder / name, value)
-
-
-def _write_shard(out: int, source: Source, shard: Shard, work: Iterator[_Work], progress: Progress) -> None:
-    _write_all(out, shard.header, 0)
-    for run in work:
-        if isinstance(run, _Run):
-            _copy(source.descriptor(run.file), out, run, progress)
-        else:
-            offset, encoded = run
-            data = encoded.result()
-            _write_all(out, data.reshape(-1).view("u1").data, offset)
-            progress(data.nbytes)
-
-
-def _flushing(
-    work: Iterator[_Work], out: int, flushing: ThreadPoolExecutor, flushed: list[Future[None]]
-) -> Iterator[_Work]:
-    """The same work; every so often what is written goes to the disk meanwhile, so that the end need not wait."""
-    begun = 0
-    for run in work:
-        position = run.offset if isinstance(run, _Run) else run[0]
-        if position - begun > _DIRTY and (not flushed or flushed[-1].done()):
-            begun = position
-            flushed.append(flushing.submit(os.fdatasync, out))
-        yield run
-
-
-def _flush(out: int) -> None:
-    """Wait until a finished shard is on the disk."""
-    try:
-        os.fsync(out)
-    finally:
-        os.close(out)
-
-
-def _ahead(
-    runs: Iterator[_Run | tuple[OutputTensor, int]], encode: Encode, encoding: ThreadPoolExecutor
-) -> Iterator[_Work]:
-    """The runs in their order, tensors as futures that are encoded while what comes before them is written."""
-    waiting: deque[tuple[int, _Work]] = deque()
-    held = 0
-    for run in runs:
-        if isinstance(run, _Run):
-            waiting.append((0, run))
-        else:
-            tensor, offset = run
-            size = nbytes(tensor.dtype, tensor.shape)
-            while waiting and held + size > _AHEAD:
-                freed, ready = waiting.popleft()
-                held -= freed
-                yield ready
-            held += size
-            waiting.append((size, (offset, encoding.submit(encode, tensor))))
-    while waiting:
-        yield waiting.popleft()[1]
+        write_document(stage.folder / name, value)
 
 
 @dataclass(slots=True)
-class _Run:
-    """Bytes that are contiguous in a source file and in the output."""
+class _Writer:
+    """The writing of the shards of one conversion."""
 
-    file: Path
-    begin: int
-    offset: int
-    length: int
+    stage: Stage
+    source: Source
+    plan: Plan
+    shards: Sequence[Shard]
+    effort: Effort
+    progress: Progress | None
+    _done: int = 0
+    _total: int = field(init=False)
+    _own: threading.local = field(default_factory=threading.local)
+    _stopping: threading.Event = field(default_factory=threading.Event)
 
+    def __post_init__(self) -> None:
+        self._total = sum(shard.data_size for shard in self.shards)
 
-_Work = _Run | tuple[int, Future[Array]]
+    def run(self) -> None:
+        """Write what is missing."""
+        flushed: deque[Future[None]] = deque()
+        threads = self.effort.threads
+        with ThreadPoolExecutor(threads, "qbridge") as working, ThreadPoolExecutor(1, "qbridge-flush") as flushing:
+            try:
+                for number, shard in enumerate(self.shards):
+                    self._advance(shard, number, 0)
+                    if shard.name in self.stage.finished:
+                        self._advance(shard, number + 1, shard.data_size)
+                        continue
+                    self._write(shard, number, working, flushing, flushed)
+                    self._advance(shard, number + 1, 0)
+                    while len(flushed) > _FLUSHING:
+                        flushed.popleft().result()
+                while flushed:
+                    flushed.popleft().result()
+            except BaseException:
+                self._stopping.set()  # jobs that wait are not begun
+                raise
 
+    def _write(
+        self,
+        shard: Shard,
+        number: int,
+        working: ThreadPoolExecutor,
+        flushing: ThreadPoolExecutor,
+        flushed: deque[Future[None]],
+    ) -> None:
+        out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        waiting: deque[tuple[Job, Future[None]]] = deque()
+        unflushed = 0
+        try:
+            write_all(out, shard.header, 0)
+            for job in jobs_of(self.source, self.plan, shard, self.effort.block):
+                waiting.append((job, working.submit(self._work, job, out)))
+                while len(waiting) > 2 * self.effort.threads:
+                    unflushed += self._finish(waiting, shard, number)
+                if unflushed > _DIRTY and (not flushed or flushed[-1].done()):
+                    flushed.append(flushing.submit(os.fdatasync, out))
+                    unflushed = 0
+            while waiting:
+                self._finish(waiting, shard, number)
+        except BaseException:
+            self._stopping.set()
+            for _, future in waiting:
+                future.cancel()
+            for _, future in waiting:
+                with contextlib.suppress(BaseException):
+                    future.result()
+            for flush in flushed:
+                with contextlib.suppress(BaseException):
+                    flush.result()
+            os.close(out)
+            raise
+        flushed.append(flushing.submit(self._flush, out, shard))
 
-def _runs(source: Source, shard: Shard) -> Iterator[_Run | tuple[OutputTensor, int]]:
-    run: _Run | None = None
-    for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
-        if not tensor.origin or tensor.origin in source.memory:
-            yield from [run] if run else []
-            run = None
-            yield tensor, offset
-            continue
-        stored = source.tensors[tensor.origin]
-        length = stored.end - stored.begin
-        if run and run.file == stored.file and run.begin + run.length == stored.begin:
-            run.length += length
-            continue
-        yield from [run] if run else []
-        run = _Run(stored.file, stored.begin, offset, length)
-    if run:
-        yield run
+    def _finish(self, waiting: deque[tuple[Job, Future[None]]], shard: Shard, number: int) -> int:
+        job, future = waiting.popleft()
+        future.result()
+        self._advance(shard, number, job.size)
+        return job.size
 
+    def _work(self, job: Job, out: int) -> None:
+        if self._stopping.is_set():
+            return
+        workspace: Workspace | None = getattr(self._own, "workspace", None)
+        if workspace is None:
+            workspace = self._own.workspace = Workspace()
+        job.run(self.source, out, workspace)
+        if self.effort.proof:
+            wrong = job.prove(self.source, out, workspace)
+            if wrong:
+                raise error("QB403", wrong)
 
-def _copy(descriptor: int, out: int, run: _Run, progress: Progress) -> None:
-    """Copy a run inside the kernel, or through a buffer where the file system cannot."""
-    done = 0
-    if hasattr(os, "copy_file_range"):
-        with contextlib.suppress(OSError):  # other file system, old kernel, network mount: the buffer below
-            while done < run.length:
-                size = min(BLOCK * 8, run.length - done)
-                count = os.copy_file_range(descriptor, out, size, run.begin + done, run.offset + done)
-                if count == 0:
-                    break
-                done += count
-                progress(count)
-    buffer = memoryview(bytearray(min(BLOCK, run.length - done)))
-    while done < run.length:
-        count = os.preadv(descriptor, [buffer[: run.length - done]], run.begin + done)
-        if count == 0:
-            raise error("QB004", run.file.name, ("the file ended while it was copied",))
-        _write_all(out, buffer[:count], run.offset + done)
-        done += count
-        progress(count)
+    def _flush(self, out: int, shard: Shard) -> None:
+        """A finished shard to the disk, and then into the journal."""
+        try:
+            os.fsync(out)
+            if self._is_large:
+                self._forget_pages(out, shard)
+        finally:
+            os.close(out)
+        self.stage.note(shard.name)
 
+    @property
+    def _is_large(self) -> bool:
+        """Whether the output would push everything else out of the page cache."""
+        try:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return False
+        return self._total > memory // 4
 
-def _write_all(out: int, data: bytes | memoryview, offset: int) -> None:
-    view, done = memoryview(data), 0
-    while done < len(view):
-        done += os.pwrite(out, view[done:], offset + done)
+    def _forget_pages(self, out: int, shard: Shard) -> None:
+        """Tell the page cache that a finished shard and what it was made of will not be read again."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(out, 0, 0, os.POSIX_FADV_DONTNEED)
+            for file in {tensor.shard for tensor in shard.tensors}:
+                os.posix_fadvise(self.source.descriptor(file), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _advance(self, shard: Shard, number: int, size: int) -> None:
+        self._done += size
+        if self.progress:
+            self.progress(Advance(self._done, self._total, shard.name, number, len(self.shards)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qbridge.blocks import Rectangle
 from qbridge.dtypes import Array
 from qbridge.findings import Findings, error
 from qbridge.headers import HeaderError, StoredTensor, parse_json, read_header
@@ -19,6 +21,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "qbridge.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", *PICKLES)
 
 
@@ -28,7 +31,7 @@ class Source:
 
     `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
     order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
-    of tensors that lie in no safetensors file.
+    of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard.
     """
 
     path: Path
@@ -37,9 +40,9 @@ class Source:
     shards: Sequence[Path]
     side_files: Sequence[Path]
     memory: Mapping[str, Array] = field(default_factory=dict)
-    _handles: dict[Path, int] = field(default_factory=dict)
-    _lent: threading.local = field(default_factory=threading.local)
-    _opening: threading.Lock = field(default_factory=threading.Lock)
+    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
+    _own: threading.local = field(default_factory=threading.local)
 
     def read(self, name: str) -> Array:
         """A whole tensor in its stored shape, as the numpy dtype of its tag."""
@@ -47,16 +50,6 @@ class Source:
         array = np.empty(tensor.shape, tensor.dtype.numpy)
         self.read_into(name, 0, array.reshape(-1).view(np.uint8))
         return array
-
-    def lend(self, name: str) -> Array:
-        """A whole tensor as `read` gives it, in memory that the next call of the same thread takes again."""
-        tensor = self.tensors[name]
-        size = tensor.end - tensor.begin
-        buffer: Array | None = getattr(self._lent, "buffer", None)
-        if buffer is None or buffer.nbytes < size:
-            buffer = self._lent.buffer = np.empty(size, np.uint8)
-        self.read_into(name, 0, buffer[:size])
-        return buffer[:size].view(tensor.dtype.numpy).reshape(tensor.shape)
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
         """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""
@@ -69,6 +62,13 @@ class Source:
             if count == 0:
                 raise error("QB004", tensor.file.name, (f"{name}: the file ended while it was read",))
             done += count
+
+    def read_rectangle(self, name: str, place: Rectangle, array: Array) -> None:
+        """Fill `array`, C-ordered, with some rows and columns of a stored matrix."""
+        data, done = array.reshape(-1).view(np.uint8), 0
+        for offset, length in place.segments(array.itemsize):
+            self.read_into(name, offset, data[done : done + length])
+            done += length
 
     def blocks(self, name: str, size: int) -> Iterator[Array]:
         """The bytes of a tensor in blocks of at most `size`, each valid until the next is asked for."""
@@ -89,16 +89,30 @@ class Source:
         return value if isinstance(value, dict) else {}
 
     def descriptor(self, file: Path) -> int:
-        """An open read-only file descriptor of a shard."""
-        with self._opening:
-            if file not in self._handles:
-                self._handles[file] = os.open(file, os.O_RDONLY)
-            return self._handles[file]
+        """An open read-only file descriptor of a shard, good until the same thread asks for many others."""
+        handles: OrderedDict[Path, int] | None = getattr(self._own, "handles", None)
+        if handles is None:
+            handles = self._own.handles = OrderedDict()
+            self._handles.append(handles)
+        if file in handles:
+            handles.move_to_end(file)
+            return handles[file]
+        if len(handles) == _OPEN_FILES:
+            os.close(handles.popitem(last=False)[1])
+        handles[file] = os.open(file, os.O_RDONLY)
+        return handles[file]
 
     def close(self) -> None:
         """Close every file; the source can be read again afterwards."""
-        while self._handles:
-            os.close(self._handles.popitem()[1])
+        for handles in self._handles:
+            while handles:
+                os.close(handles.popitem()[1])
+
+    def check_unchanged(self) -> None:
+        """QBridgeError (QB038) if a shard has another size or time of change than when it was opened."""
+        changed = [file.name for file, stamp in self.stamps.items() if _stamp(file) != stamp]
+        if changed:
+            raise error("QB038", changed)
 
     def __enter__(self) -> Source:
         return self
@@ -126,7 +140,13 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
         _check_index(root, index, tensors, findings)
     sides = _side_files(root, names, findings)
     findings.stop_on_errors()
-    return Source(root, config or {}, tensors or {}, [root / name for name in names], sides)
+    shards = [root / name for name in names]
+    return Source(root, config or {}, tensors or {}, shards, sides, stamps={file: _stamp(file) for file in shards})
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
 
 
 def _json_object(root: Path, name: str, findings: Findings) -> dict[str, Any] | None:

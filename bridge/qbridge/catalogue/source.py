@@ -291,7 +291,7 @@ ENTRIES = (
         "Nothing is ever overwritten without being asked, and SRC is never written.",
         "qbridge convert model model --to lmdeploy",
         "Choose another DST, or pass --overwrite for one that exists.",
-        "qbridge.sink",
+        "qbridge.staging",
     ),
     Code(
         "QB032",
@@ -330,6 +330,16 @@ ENTRIES = (
         "a scale rounded with --allow rounded",
         "Convert it instead (qbridge convert), or take the original.",
         "qbridge.manifest",
+    ),
+    Code(
+        "QB038",
+        "the source changed while it was read",
+        "A shard has another size or time of change than when its header was read.",
+        "The output would be half of the one and half of the other model.",
+        "a download into SRC that was still running",
+        "Wait until nothing writes to SRC, then run the same command again.",
+        "qbridge.source",
+        UNREADABLE,
     ),
     Code(
         "QB034",

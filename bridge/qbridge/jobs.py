@@ -1,0 +1,256 @@
+"""What is done for each stretch of an output file, and how it is proved; every job is independent of all others.
+
+A proof reads back what was written and compares it with what was read, by the way back where there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from qbridge.blocks import Block, Rectangle
+from qbridge.dtypes import Array, nbytes
+from qbridge.findings import QBridgeError, error
+from qbridge.formats import encode_part
+from qbridge.layout import ScaledZeros, Slot, is_fixed
+from qbridge.plan import LayerPlan, OutputTensor, Plan
+from qbridge.shards import Shard
+from qbridge.source import Source
+
+_COPY = 32 << 20  # bytes of a copy that are one job
+_COMPARED = 1 << 20  # bytes of a copy that are compared at a time
+
+
+@dataclass(slots=True)
+class Workspace:
+    """Memory of one thread, taken again for every job."""
+
+    _kept: dict[str, Array] = field(default_factory=dict)
+
+    def bytes(self, use: str, size: int) -> Array:
+        """So many bytes for a use, with any content; valid until the next call for the same use."""
+        if use not in self._kept or self._kept[use].nbytes < size:
+            self._kept.pop(use, None)
+            self._kept[use] = np.empty(size, np.uint8)
+        return self._kept[use][:size]
+
+
+class Job(Protocol):
+    """Writes `size` bytes of an output file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it writes."""
+
+    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+        """Write them."""
+
+    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+        """After `run` in the same workspace: the tensor that is not what it should be, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """Bytes that are contiguous in a source file and in the output."""
+
+    file: Path
+    begin: int
+    offset: int
+    size: int
+
+    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+        """Copy inside the kernel, or through a buffer where the file system cannot."""
+        descriptor, done = source.descriptor(self.file), 0
+        if hasattr(os, "copy_file_range"):
+            with contextlib.suppress(OSError):  # other file system, old kernel, network mount: the buffer below
+                while done < self.size:
+                    count = os.copy_file_range(
+                        descriptor, out, self.size - done, self.begin + done, self.offset + done
+                    )
+                    if count == 0:
+                        break
+                    done += count
+        while done < self.size:
+            block = workspace.bytes("copied", min(_COMPARED, self.size - done))
+            _read_all(descriptor, block, self.begin + done, self.file)
+            write_all(out, block.data, self.offset + done)
+            done += block.nbytes
+
+    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+        """Byte by byte."""
+        descriptor = source.descriptor(self.file)
+        for start in range(0, self.size, _COMPARED):
+            size = min(_COMPARED, self.size - start)
+            was, now = workspace.bytes("copied", size), workspace.bytes("proved", size)
+            _read_all(descriptor, was, self.begin + start, self.file)
+            _read_back(out, now, self.offset + start)
+            if not np.array_equal(was.view(_wide(size)), now.view(_wide(size))):
+                return f"{self.file.name} from byte {self.begin + start}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A block of a layer's codes, moved into other words; `offset` is where the whole tensor begins."""
+
+    tensor: str
+    block: Block
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that it writes."""
+        return self.block.written.words * self.block.of.write.dtype.itemsize
+
+    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+        """Read, move, write."""
+        stored = _words(workspace, "stored", self.block.of.read, self.block.source)
+        source.read_rectangle(self.block.of.read.tensor, self.block.source, stored)
+        words = _words(workspace, "moved", self.block.of.write, self.block.written)
+        self.block.run(stored, words)
+        data, done = words.reshape(-1).view(np.uint8).data, 0
+        for offset, length in self.block.written.segments(words.itemsize):
+            write_all(out, data[done : done + length], self.offset + offset)
+            done += length
+
+    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+        """What was written, moved back, is what was read."""
+        stored = _words(workspace, "stored", self.block.of.read, self.block.source)
+        words = _words(workspace, "moved", self.block.of.write, self.block.written)
+        data, done = words.reshape(-1).view(np.uint8), 0
+        for offset, length in self.block.written.segments(words.itemsize):
+            _read_back(out, data[done : done + length], self.offset + offset)
+            done += length
+        return self.tensor if self.block.differs(stored, words) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A whole tensor: a part of a layer after its passes, or one of the source that lies in no file."""
+
+    tensor: OutputTensor
+    layer: LayerPlan | None
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that it writes."""
+        return nbytes(self.tensor.dtype, self.tensor.shape)
+
+    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+        """Decode, apply the passes, encode, write."""
+        write_all(out, encoded(source, self.layer, self.tensor).reshape(-1).view(np.uint8).data, self.offset)
+
+    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+        """What was written, decoded, is what the layer has after its passes."""
+        slot = self._slot()
+        stored = np.empty(slot.shape, slot.dtype.numpy)
+        _read_back(out, stored.reshape(-1).view(np.uint8), self.offset)
+        return "" if self._holds(source, slot, stored) else self.tensor.name
+
+    def _slot(self) -> Slot:
+        if self.layer:
+            return self.layer.write[self.tensor.part]
+        return Slot(self.tensor.name, self.tensor.dtype, self.tensor.shape)
+
+    def _holds(self, source: Source, slot: Slot, stored: Array) -> bool:
+        if self.layer is None:
+            return stored.tobytes() == source.read(self.tensor.origin).tobytes()
+        part = self.tensor.part
+        layer = self.layer.run(source, frozenset({part}))
+        if is_fixed(slot.codec) or part not in layer.arrays:
+            return stored.tobytes() == encode_part(layer, part, slot).tobytes()
+        wanted = layer.arrays[part]
+        dtype, shape = layer.spec.parts()[part]
+        try:
+            if isinstance(slot.codec, ScaledZeros):
+                found = slot.codec.decode_with(stored, shape, layer.arrays["scale"])
+            else:
+                found = slot.codec.decode(stored, dtype, shape)
+        except ValueError:
+            return False
+        return found.tobytes() == wanted.tobytes()
+
+
+def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Job]:
+    """The jobs of a shard in the order of the file; codes in blocks of at most `limit` bytes."""
+    run: Copied | None = None
+    for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+        if tensor.origin and tensor.origin not in source.memory:
+            stored = source.tensors[tensor.origin]
+            length = stored.end - stored.begin
+            if run and run.file == stored.file and run.begin + run.size == stored.begin:
+                run = Copied(run.file, run.begin, run.offset, run.size + length)
+                continue
+            yield from _pieces(run)
+            run = Copied(stored.file, stored.begin, offset, length)
+            continue
+        yield from _pieces(run)
+        run = None
+        layer = plan.layers[tensor.layer] if tensor.layer else None
+        move = layer.code_move() if layer and tensor.part == "code" and not tensor.origin else None
+        if move:
+            yield from (Moved(tensor.name, block, offset) for block in move.blocks(limit))
+        else:
+            yield Encoded(tensor, None if tensor.origin else layer, offset)
+    yield from _pieces(run)
+
+
+def _pieces(run: Copied | None) -> Iterator[Copied]:
+    if run is not None:
+        for start in range(0, run.size, _COPY):
+            yield Copied(run.file, run.begin + start, run.offset + start, min(_COPY, run.size - start))
+
+
+def encoded(source: Source, layer: LayerPlan | None, tensor: OutputTensor) -> Array:
+    """The stored array of an output tensor; QBridgeError (QB304) for a value that its slot cannot hold."""
+    if layer is None or tensor.origin:
+        return source.read(tensor.origin)
+    try:
+        return layer.encoded(source, tensor.part)
+    except ValueError as fault:  # a checkpoint edited after the conversion that its manifest records
+        raise error("QB304", tensor.layer, (str(fault),)) from fault
+
+
+def _words(workspace: Workspace, use: str, slot: Slot, place: Rectangle) -> Array:
+    size = place.words * slot.dtype.itemsize
+    return workspace.bytes(use, size).view(slot.dtype.numpy).reshape(place.rows, place.columns)
+
+
+def write_all(out: int, data: bytes | memoryview, offset: int) -> None:
+    """Write every byte at its place."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(out, view[done:], offset + done)
+
+
+def _read_all(descriptor: int, buffer: Array, offset: int, file: Path) -> None:
+    view, done = buffer.data, 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise error("QB004", file.name, ("the file ended while it was copied",))
+        done += count
+
+
+def _read_back(out: int, buffer: Array, offset: int) -> None:
+    view, done = buffer.data, 0
+    while done < len(view):
+        count = os.preadv(out, [view[done:]], offset + done)
+        if count == 0:
+            raise _proof_failed("the output is shorter than what was written to it")
+        done += count
+
+
+def _proof_failed(fact: str) -> QBridgeError:
+    return error("QB403", (), (fact,))
+
+
+def _wide(size: int) -> str:
+    return "u8" if size % 8 == 0 else "u1"

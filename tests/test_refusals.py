@@ -218,7 +218,13 @@ def test_program_exits_1_where_the_answer_is_no(src):
 
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize(
-    "make", [lambda dst: dst.mkdir(), lambda dst: dst.touch(), lambda dst: dst.symlink_to("gone")]
+    "make",
+    [
+        lambda dst: (dst / "folder").mkdir(parents=True),
+        lambda dst: dst.touch(),
+        lambda dst: dst.symlink_to("gone"),
+    ],
+    ids=["folder", "file", "link"],
 )
 def test_existing_destination_is_refused(src, make, dry_run):
     make(src.parent / "dst")

@@ -100,6 +100,14 @@ def from_float64(values: npt.NDArray[np.float64], dtype: DType) -> Array:
         return values.astype(dtype.numpy)
 
 
+def is_finite(array: Array, dtype: DType) -> npt.NDArray[np.bool_]:
+    """Which elements of a float array, any shape, are neither NaN nor infinite: their exponent is not all ones."""
+    exponent = {DType.F16: 0x7C00, DType.BF16: 0x7F80, DType.F32: 0x7F800000, DType.F64: 0x7FF << 52}[dtype]
+    bits = array.view(f"<u{dtype.itemsize}")
+    found: npt.NDArray[np.bool_] = (bits & bits.dtype.type(exponent)) != exponent
+    return found
+
+
 def survives(before: DType, after: DType) -> bool:
     """Whether every finite value of `before` has an exact value in `after`, so that none need be read."""
     wider = {

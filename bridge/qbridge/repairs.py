@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qbridge.dtypes import Array, to_float64
+from qbridge.dtypes import Array, DType, is_finite
 from qbridge.findings import Findings
 from qbridge.ir import Model, Spec
 from qbridge.layout import Padded, ScaledZeros, Slot, is_fixed
@@ -60,8 +60,12 @@ class Trial:
         slots = self.model.slots[self.name]
         spec = self.model.specs[self.name]
         plan = LayerPlan(spec, spec, steps, slots, slots)
+        decisive: set[str] = set()  # codes are large, and most passes that touch them cannot fail
+        for step in steps:
+            decisive |= step.parts if step.needs_values(spec) else step.parts - {"code"}
+            spec = step.plan(spec)
         try:
-            plan.run(self.source, plan.touched)
+            plan.run(self.source, frozenset(decisive))
         except ValueError as fault:
             return fault
         return None
@@ -115,10 +119,7 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
     for name, spec in model.specs.items():
         for part, slot in model.slots[name].items():
             if part in ("scale", "input_scale"):
-                dtype, _ = spec.parts()[part]
-                bad = np.flatnonzero(~np.isfinite(to_float64(source.read(slot.tensor), dtype)))
-                if bad.size:
-                    findings.add("QB017", slot.tensor, (f"{bad.size} of them, the first at index {bad[0]}",))
+                _check_finite(source, slot, spec.parts()[part][0], findings)
             try:
                 if isinstance(slot.codec, Padded | ScaledZeros):
                     values.part(name, part)
@@ -126,6 +127,18 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
                     slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
             except ValueError as fault:
                 findings.add(_code_of(part, slot), slot.tensor, (str(fault),))
+
+
+def _check_finite(source: Source, slot: Slot, dtype: DType, findings: Findings) -> None:
+    count, first, done = 0, 0, 0
+    for block in source.blocks(slot.tensor, _BLOCK):
+        values = block.view(dtype.numpy)
+        bad = np.flatnonzero(~is_finite(values, dtype))
+        first = first if count or not bad.size else done + int(bad[0])
+        count += bad.size
+        done += values.size
+    if count:
+        findings.add("QB017", slot.tensor, (f"{count} of them, the first at index {first}",))
 
 
 def _code_of(part: str, slot: Slot) -> str:

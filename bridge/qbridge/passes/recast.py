@@ -11,6 +11,8 @@ from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.exactness import Exactness
 from qbridge.ir import Layer, Spec
 
+_BLOCK = 1 << 20  # values that are held as float64 at a time
+
 
 @dataclass(frozen=True, slots=True)
 class Recast:
@@ -86,11 +88,16 @@ def cast(array: Array, before: DType, after: DType, rounded: bool = False) -> Ar
 
     A value that would become infinite or zero is Moved in any case.
     """
-    values = to_float64(array, before)
-    result = from_float64(values, after)
-    back = to_float64(result, after)
-    moved = int(np.count_nonzero(back != values))
-    lost = int(np.count_nonzero((np.isfinite(values) & ~np.isfinite(back)) | ((values != 0) & (back == 0))))
+    result = np.empty(array.shape, after.numpy)
+    flat, into = np.ascontiguousarray(array).reshape(-1), result.reshape(-1)
+    moved = lost = 0
+    for start in range(0, flat.size, _BLOCK):
+        values = to_float64(flat[start : start + _BLOCK], before)
+        into[start : start + _BLOCK] = from_float64(values, after)
+        back = to_float64(into[start : start + _BLOCK], after)
+        moved += int(np.count_nonzero(back != values))
+        gone = (np.isfinite(values) & ~np.isfinite(back)) | ((values != 0) & (back == 0))
+        lost += int(np.count_nonzero(gone))
     if moved and (lost or not rounded):
-        raise Moved(lost if rounded else moved, values.size, after)
+        raise Moved(lost if rounded else moved, flat.size, after)
     return result

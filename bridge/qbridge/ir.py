@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Literal
 
 from qbridge.dtypes import Array, DType
@@ -34,6 +35,8 @@ class Granularity(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+    __hash__ = str.__hash__  # Enum's own takes a call in Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +143,25 @@ class Spec:
     @property
     def scheme(self) -> str:
         """The scheme in words, the same for every layer that is quantized alike."""
-        acts = f", activations {self.activation}" if self.activation else ", activations not quantized"
-        return f"weights {self.weight}{acts}{', act-order' if self.g_idx else ''}"
+        return _scheme(self.weight, self.activation, self.g_idx)
+
+    @property
+    def kind(self) -> Kind:
+        """All but the name, in order: what is worked out for one layer holds for every one of its kind.
+
+        `Spec(name, *kind)` is a layer of the kind.
+        """
+        return (
+            self.out_features,
+            self.in_features,
+            self.weight,
+            self.scale_dtype,
+            self.activation,
+            self.input_scale_dtype,
+            self.bias,
+            self.g_idx,
+            self.dialect,
+        )
 
     def parts(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """Canonical dtype and shape of every array a layer of this spec has."""
@@ -161,6 +181,17 @@ class Spec:
             if not self.activation.symmetric:
                 found["input_zero"] = (DType.I16, (1,))
         return found
+
+
+Kind = tuple[
+    int, int, WeightScheme, DType, ActivationScheme | None, DType | None, DType | None, bool, Dialect
+]  # the fields of a Spec after its name
+
+
+@lru_cache
+def _scheme(weight: WeightScheme, activation: ActivationScheme | None, g_idx: bool) -> str:
+    acts = f", activations {activation}" if activation else ", activations not quantized"
+    return f"weights {weight}{acts}{', act-order' if g_idx else ''}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

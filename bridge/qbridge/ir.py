@@ -9,17 +9,18 @@ zeros live in the same signed domain; scales keep the dtype they were stored wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from qbridge.dtypes import Array, DType
 from qbridge.layout import Slot
 
 CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1"]
 Dialect = tuple[tuple[str, str], ...]
+Found = TypeVar("Found")
 
 CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4}
 
@@ -256,6 +257,14 @@ class Model:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     kv_cache: Mapping[str, Any] = field(default_factory=dict)
     consumed: frozenset[str] = frozenset()
+    _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` gives, asked once for a key: so that no layer asks about the whole model again."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: Found = self._known[key]
+        return found
 
     @property
     def architecture(self) -> str:

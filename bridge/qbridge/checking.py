@@ -6,11 +6,12 @@ import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from qbridge.assumed import assumed_model
-from qbridge.checkpoint import PathLike, open_checkpoint
+from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.ir import Model
 from qbridge.report import SCHEMA
@@ -50,6 +51,7 @@ class Check:
         return {"schema": SCHEMA, "command": "check", **fields, "kernels": kernels, "findings": found}
 
 
+@no_garbage()
 def check(
     src: PathLike,
     target: str,
@@ -138,7 +140,8 @@ def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings
         findings.add(rule.code, name, problem.facts, help)
 
 
-def _commands(ways: Sequence[str], command: str) -> tuple[str, ...]:
+@lru_cache
+def _commands(ways: tuple[str, ...], command: str) -> tuple[str, ...]:
     """Ways out as commands to paste."""
     found = []
     for way in ways:

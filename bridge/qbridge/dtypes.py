@@ -52,6 +52,8 @@ class DType(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    __hash__ = str.__hash__  # the same number as Enum's own, which takes a call in Python for it
+
 
 _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.BOOL: np.dtype("?"),

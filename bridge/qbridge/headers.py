@@ -10,9 +10,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qbridge.dtypes import DType, nbytes
 
@@ -20,10 +21,12 @@ MAX_HEADER = 100_000_000  # the library's own limit
 MAX_RANK = 64  # numpy's
 MAX_DIM = 2**63 - 1
 
+_KEYS = frozenset({"dtype", "shape", "data_offsets"})
+_DTYPES = {dtype.value: dtype for dtype in DType}
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor lies: byte offsets are absolute in its file."""
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies: byte offsets are absolute in its file. A tuple, for a checkpoint may have 100 000."""
 
     name: str
     file: Path
@@ -49,17 +52,18 @@ class DuplicateKeyError(ValueError):
 def parse_json(text: bytes) -> Any:
     """JSON that names every key once; ValueError (RecursionError included) otherwise."""
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            twice, _ = Counter(name for name, _ in items).most_common(1)[0]
-            raise DuplicateKeyError(f"key {twice!r} appears twice")
-        return found
-
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_pairs)
     except RecursionError as fault:
         raise ValueError("nested too deeply") from fault
+
+
+def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) != len(items):
+        twice, _ = Counter(name for name, _ in items).most_common(1)[0]
+        raise DuplicateKeyError(f"key {twice!r} appears twice")
+    return found
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -105,32 +109,38 @@ def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> di
 
 
 def _tensor(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
         raise ValueError("the entry is not {dtype, shape, data_offsets}")
-    try:
-        dtype = DType(entry["dtype"])
-    except ValueError:
-        raise ValueError(f"unknown dtype {entry['dtype']!r}") from None
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _naturals(shape) or len(shape) > MAX_RANK or any(dim > MAX_DIM for dim in shape):
+    named, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = _DTYPES.get(named) if isinstance(named, str) else None
+    if dtype is None:
+        raise ValueError(f"unknown dtype {named!r}")
+    size = _size(dtype, tuple(shape)) if _naturals(shape) else None
+    if size is None:
         raise ValueError(f"shape {str(shape)[:80]} is not a list of dims (at most {MAX_RANK})")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
+    begin, end = offsets if isinstance(offsets, list) and len(offsets) == 2 else (None, None)
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         raise ValueError(f"data_offsets {offsets!r} are not [begin, end]")
-    begin, end = offsets
-    wanted = nbytes(dtype, tuple(shape))
-    if end - begin != wanted:
-        raise ValueError(f"{dtype}{shape} takes {wanted} bytes, data_offsets give {end - begin}")
+    if end - begin != size:
+        raise ValueError(f"{dtype}{shape} takes {size} bytes, data_offsets give {end - begin}")
     return StoredTensor(name, file, dtype, tuple(shape), start + begin, start + end)
 
 
+@lru_cache
+def _size(dtype: DType, shape: tuple[int, ...]) -> int | None:
+    """Bytes of a tensor, None if numpy can have no such shape; a checkpoint has many tensors and few shapes."""
+    return None if len(shape) > MAX_RANK or any(dim > MAX_DIM for dim in shape) else nbytes(dtype, shape)
+
+
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    """Whether a value is a list of integers (True is none) of which none is negative."""
+    return isinstance(value, list) and {int}.issuperset(map(type, value)) and min(value, default=0) >= 0
 
 
 def _layout_faults(found: Mapping[str, StoredTensor], start: int, size: int) -> list[tuple[str, str]]:
     """Holes and overlaps, and data that the file does not have."""
     faults, position = [], start
-    for tensor in sorted(found.values(), key=lambda t: (t.begin, t.end)):
+    for tensor in sorted(found.values(), key=attrgetter("begin", "end")):
         if tensor.begin != position:
             kind = "overlaps the tensor before it" if tensor.begin < position else "leaves a hole before it"
             faults.append((tensor.name, f"its data {kind}"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbridge.checkpoint import PathLike, open_checkpoint
+from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.findings import Finding
 from qbridge.report import SCHEMA, schemes
 from qbridge.topology import dense_linears
@@ -41,6 +41,7 @@ class Inspection:
         }
 
 
+@no_garbage()
 def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] = ()) -> Inspection:
     """Say what a checkpoint is. Raises QBridgeError where it cannot be read."""
     with open_checkpoint(path, source, allow) as opened:

@@ -9,16 +9,18 @@ zeros live in the same signed domain; scales keep the dtype they were stored wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 
 from qbridge.dtypes import Array, DType
 from qbridge.layout import Slot
 
 CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1"]
 Dialect = tuple[tuple[str, str], ...]
+Found = TypeVar("Found")
 
 CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4}
 
@@ -34,6 +36,8 @@ class Granularity(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+    __hash__ = str.__hash__  # Enum's own takes a call in Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +149,25 @@ class Spec:
     @property
     def scheme(self) -> str:
         """The scheme in words, the same for every layer that is quantized alike."""
-        acts = f", activations {self.activation}" if self.activation else ", activations not quantized"
-        return f"weights {self.weight}{acts}{', act-order' if self.g_idx else ''}"
+        return _scheme(self.weight, self.activation, self.g_idx)
+
+    @property
+    def kind(self) -> Kind:
+        """All but the name, in order: what is worked out for one layer holds for every one of its kind.
+
+        `Spec(name, *kind)` is a layer of the kind.
+        """
+        return (
+            self.out_features,
+            self.in_features,
+            self.weight,
+            self.scale_dtype,
+            self.activation,
+            self.input_scale_dtype,
+            self.bias,
+            self.g_idx,
+            self.dialect,
+        )
 
     def parts(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """Canonical dtype and shape of every array a layer of this spec has."""
@@ -166,6 +187,17 @@ class Spec:
             if not self.activation.symmetric:
                 found["input_zero"] = (DType.I16, (1,))
         return found
+
+
+Kind = tuple[
+    int, int, WeightScheme, DType, ActivationScheme | None, DType | None, DType | None, bool, Dialect
+]  # the fields of a Spec after its name
+
+
+@lru_cache
+def _scheme(weight: WeightScheme, activation: ActivationScheme | None, g_idx: bool) -> str:
+    acts = f", activations {activation}" if activation else ", activations not quantized"
+    return f"weights {weight}{acts}{', act-order' if g_idx else ''}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,6 +262,14 @@ class Model:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     kv_cache: Mapping[str, Any] = field(default_factory=dict)
     consumed: frozenset[str] = frozenset()
+    _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` gives, asked once for a key: so that no layer asks about the whole model again."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: Found = self._known[key]
+        return found
 
     @property
     def architecture(self) -> str:

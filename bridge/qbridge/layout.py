@@ -7,6 +7,7 @@ engine knows that a tensor can be copied instead of decoded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -222,3 +223,8 @@ class Slot:
         """Whether the same part stored through the other slot has the same bytes."""
         same_shape = self.shape == other.shape or self.codec == PLAIN
         return self.codec == other.codec and self.dtype is other.dtype and same_shape
+
+
+def named(slots: Mapping[str, Slot], module: str) -> dict[str, Slot]:
+    """The slots of a module, from those of its kind, whose tensors have only the end of their names (".weight")."""
+    return {part: Slot(module + slot.tensor, slot.dtype, slot.shape, slot.codec) for part, slot in slots.items()}

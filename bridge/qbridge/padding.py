@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import lcm
+from math import gcd, lcm
 from typing import Any
 
 from qbridge.hf_config import NESTED
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes.pad import Pad
-from qbridge.sharding import Block, family, intermediate_copies, intermediate_key, mlp_blocks
+from qbridge.sharding import Block, Family, family, intermediate_copies, intermediate_key, mlp_blocks, place
 
 Multiple = Callable[[Spec, int], int]
 
@@ -35,25 +35,25 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
     wanted: dict[str, int] = {}
     by_key: dict[str, list[Block]] = {}
     reasons: dict[str, dict[str, str]] = {}
+    key_of, known = _keys(model), family(model.config)
     for block in _blocks(model):
-        key = intermediate_key(block.name, model.config) or block.name
+        known_as, copies = key_of(block)
+        key = known_as or block.name
         by_key.setdefault(key, []).append(block)
-        down, copies = model.specs.get(block.down), intermediate_copies(block.name, model.config)
-        if reason := _refusal(block, model):
+        down = model.specs.get(block.down)
+        if reason := _refusal(block, model, known, known_as):
             reasons.setdefault(key, {})[block.name] = reason
         if down is not None:
             step = lcm(*(multiple(down, tp) for tp in sizes))
-            own = -(-down.in_features // copies)
-            while own * copies % step:
-                own += 1
-            wanted[key] = max(wanted.get(key, 0), own)
+            step //= gcd(step, copies)  # so that all copies together are a multiple of it
+            wanted[key] = max(wanted.get(key, 0), -(-down.in_features // (copies * step)) * step)
     passes: dict[str, Pad] = {}
     refused: dict[str, str] = {}
     for key, size in wanted.items():
         grown: dict[str, Pad] = {}
         needed = False
         for block in by_key[key]:
-            own = size * intermediate_copies(block.name, model.config)
+            own = size * key_of(block)[1]
             down = model.specs.get(block.down)
             needed |= down is not None and down.in_features != own
             grown |= _passes(block, model, own)
@@ -62,6 +62,20 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
         else:
             passes |= grown
     return Growth(passes, refused)
+
+
+def _keys(model: Model) -> Callable[[Block], tuple[str | None, int]]:
+    """(`intermediate_key`, `intermediate_copies`) of blocks, looked up once for all experts of a layer."""
+    found: dict[str, tuple[str | None, int]] = {}
+
+    def key_of(block: Block) -> tuple[str | None, int]:
+        where = place(block.name)
+        if where not in found:
+            name, config = block.name, model.config
+            found[where] = intermediate_key(name, config), intermediate_copies(name, config)
+        return found[where]
+
+    return key_of
 
 
 def _blocks(model: Model) -> list[Block]:
@@ -80,16 +94,15 @@ def _passes(block: Block, model: Model, size: int) -> dict[str, Pad]:
     }
 
 
-def _refusal(block: Block, model: Model) -> str:
-    """Why a block cannot grow, or an empty string."""
-    known = family(model.config)
+def _refusal(block: Block, model: Model, known: Family | None, key: str | None) -> str:
+    """Why a block, whose size `key` holds, cannot grow, or an empty string."""
     if known is None:
         return f"{model.architecture or 'the architecture'} is not known to qbridge"
     if not known.gated:
         return f"the MLP of {model.architecture} is not known to be act(gate) * up with act(0) = 0"
     if block.gate == block.up:
         return "gate and up are one tensor"
-    if intermediate_key(block.name, model.config) is None:
+    if key is None:
         return "it is no MLP of the decoder"
     parts = [model.specs.get(name) for name in (block.gate, block.up, block.down)]
     if None in parts:

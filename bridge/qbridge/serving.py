@@ -44,13 +44,14 @@ def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
         return []
     dtype = model_dtype_name(model)
     found: dict[Linear, Served] = {}
-    siblings = {name: names for names in fused_siblings(model.specs) for name in names}
-    for name, spec in model.specs.items():
-        names = siblings.get(name, [name])
+    own = [name for name in model.specs if ".experts." not in name]  # experts have other kernels, in no table
+    siblings = {name: names for names in fused_siblings(own) for name in names}
+    for name in own:
+        spec, names = model.specs[name], siblings.get(name, [name])
         if spec.activation is not None or spec.weight.type != "int" or name != names[0]:
             continue
-        if ".experts." in name or spec.g_idx:
-            continue  # experts and act-order have kernels of their own, which are in no table
+        if spec.g_idx:
+            continue  # so has act-order
         linear = _linear(spec, [model.specs[other] for other in names], model, tp, dtype)
         if linear is None:
             continue

@@ -181,6 +181,7 @@ _BY_HEADS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("k_proj", "v_proj"), (0, 1)),
     **dict.fromkeys(("qkv_proj", "query_key_value"), (1, 2)),
 }
+_EXPERT = re.compile(r"\.experts\.\d+(?=\.|$)")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("gate_up_proj", "gate_up_proj", "down_proj"))
 
@@ -194,7 +195,8 @@ def family(config: Mapping[str, Any]) -> Family | None:
     record = FAMILIES.get(str(names[0])) if isinstance(names, list) and names else None
     if record is None:
         return None
-    acts = (_text(config).get(key) for key in ("hidden_act", "hidden_activation"))
+    text = _text(config)
+    acts = text.get("hidden_act"), text.get("hidden_activation")
     gated = record.gated and all(act is None or act in ZERO_AT_ZERO for act in acts)
     return record if gated == record.gated else replace(record, gated=gated)
 
@@ -229,6 +231,11 @@ def _decoder_module(module: str, text: Mapping[str, Any]) -> bool:
     if match is None or not LEFT_ALONE.isdisjoint(module.split(".")):
         return False
     return not layers or int(match[1]) < layers
+
+
+def place(module: str) -> str:
+    """What all experts of a block have in common: the name without their number, which splits none otherwise."""
+    return _EXPERT.sub(".experts", module)
 
 
 def rank(module: str, out_features: int, in_features: int, config: Mapping[str, Any], tp: int) -> Rank | None:
@@ -304,10 +311,8 @@ def mlp_blocks(modules: Iterable[str]) -> list[Block]:
     for module in known:
         name, _, leaf = module.rpartition(".")
         for gate, up, down in _GATED:
-            block = Block(name, f"{name}.{gate}", f"{name}.{up}", f"{name}.{down}")
-            whole = block.gate in known and block.up in known and block.down in known
-            if leaf == gate and whole and _decoder_module(module, {}):
-                found.setdefault(name, block)
+            if leaf == gate and f"{name}.{up}" in known and f"{name}.{down}" in known and _decoder_module(module, {}):
+                found.setdefault(name, Block(name, module, f"{name}.{up}", f"{name}.{down}"))
     return list(found.values())
 
 

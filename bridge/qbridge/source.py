@@ -135,9 +135,10 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
         findings.stop_on_errors()
         return _open_pickled(root, config or {}, findings)
     found = [name for name in names if _is_inside(root, name, findings)]
-    tensors = _headers(root, found, findings)
+    shards = {name: root / name for name in found}
+    tensors = _headers(root, shards, findings)
     if index is not None and tensors is not None and found == names:
-        _check_index(root, index, tensors, findings)
+        _check_index(shards, index, tensors, findings)
     sides = _side_files(root, names, findings)
     findings.stop_on_errors()
     shards = [root / name for name in names]
@@ -237,12 +238,12 @@ def _stays(root: Path, file: Path) -> bool:
     return any(file.resolve().is_relative_to(place) for place in homes)
 
 
-def _headers(root: Path, names: Sequence[str], findings: Findings) -> dict[str, StoredTensor] | None:
+def _headers(root: Path, shards: Mapping[str, Path], findings: Findings) -> dict[str, StoredTensor] | None:
     found: dict[str, StoredTensor] = {}
     sound = True
-    for name in names:
+    for name, file in shards.items():
         try:
-            header = read_header(root / name)
+            header = read_header(file)
         except HeaderError as fault:
             sound = False
             for tensor, what in fault.faults:
@@ -256,11 +257,11 @@ def _headers(root: Path, names: Sequence[str], findings: Findings) -> dict[str, 
 
 
 def _check_index(
-    root: Path, index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings
+    shards: Mapping[str, Path], index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings
 ) -> None:
-    both = sorted(index.keys() & tensors.keys())
-    places = {name: root / name for name in set(index.values())}
-    moved = [name for name in both if places[index[name]] != tensors[name].file]
+    places = {name: shards[str(Path(name))] for name in set(index.values())}
+    # a tensor's file is one of the objects in `shards`: comparing 100 000 paths by value would take a while
+    moved = sorted(n for n, tensor in tensors.items() if n in index and places[index[n]] is not tensor.file)
     for names, fact in (
         (sorted(index.keys() - tensors.keys()), "the index names it, no shard holds it"),
         (sorted(tensors.keys() - index.keys()), "a shard holds it, the index does not name it"),

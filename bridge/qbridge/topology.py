@@ -37,6 +37,8 @@ FUSED: Mapping[str, tuple[str, ...]] = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 
+_FUSED_OF = {part: fused for fused, parts in FUSED.items() for part in parts}
+_NUMBERS = re.compile(r"(\d+)")
 _DECODER = re.compile(r"(?:^|\.)layers\.\d+\.")
 
 
@@ -94,21 +96,27 @@ def unknown_tensors(tensors: Mapping[str, TensorInfo], kv_cache: bool = False) -
 
 def fused_siblings(modules: Iterable[str]) -> list[list[str]]:
     """The modules that engines build as one linear, of those that are given: q, k, v and gate, up of one block."""
-    known, found = set(modules), []
-    for parts in FUSED.values():
-        for block in natural({m.rpartition(".")[0] for m in known if m.rpartition(".")[2] in parts}):
-            found.append([f"{block}.{part}" for part in parts if f"{block}.{part}" in known])
+    known = dict.fromkeys(modules)
+    blocks: dict[str, dict[str, None]] = {fused: {} for fused in FUSED}
+    for module in known:
+        block, _, leaf = module.rpartition(".")
+        if leaf in _FUSED_OF:
+            blocks[_FUSED_OF[leaf]][block] = None
+    found = [
+        [f"{block}.{part}" for part in parts if f"{block}.{part}" in known]
+        for fused, parts in FUSED.items()
+        for block in natural(blocks[fused])
+    ]
     return [names for names in found if len(names) > 1]
 
 
 def fused_names(modules: Iterable[str]) -> dict[str, list[str]]:
     """The complete groups of `fused_siblings` by the name of the one linear that engines build of them."""
-    by_part = {part: fused for fused, parts in FUSED.items() for part in parts}
     found = {}
     for names in fused_siblings(modules):
         block, _, leaf = names[0].rpartition(".")
-        if len(names) == len(FUSED[by_part[leaf]]):
-            found[f"{block}.{by_part[leaf]}"] = names
+        if len(names) == len(FUSED[_FUSED_OF[leaf]]):
+            found[f"{block}.{_FUSED_OF[leaf]}"] = names
     return found
 
 
@@ -126,8 +134,9 @@ def canonical_module(module: str) -> str:
 def natural(names: Iterable[str]) -> list[str]:
     """Names in reading order: layer 2 before layer 10."""
 
-    def key(name: str) -> list[tuple[str, int]]:
-        parts = re.split(r"(\d+)", name)
-        return [(text, int(number)) for text, number in zip(parts[::2], [*parts[1::2], "0"], strict=True)]
+    def key(name: str) -> list[str | int]:
+        parts: list[str | int] = [*_NUMBERS.split(name)]
+        parts[1::2] = map(int, parts[1::2])  # text and numbers take turns
+        return parts
 
     return sorted(names, key=key)

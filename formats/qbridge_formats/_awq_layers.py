@@ -7,13 +7,14 @@ Sources: autoawq 0.2.9, awq/modules/linear/gemm.py, gemv.py, gemv_fast.py and aw
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
 from qbridge.codes import BitPacked, Tiled
-from qbridge.dtypes import DType
-from qbridge.ir import Granularity, Spec, WeightScheme
-from qbridge.layout import PLAIN, TRANSPOSED, Codec, Filled, Padded, ScaledZeros, Slot
+from qbridge.dtypes import Array, DType
+from qbridge.ir import Granularity, Kind, Spec, WeightScheme
+from qbridge.layout import PLAIN, TRANSPOSED, Codec, Filled, Padded, ScaledZeros, Slot, named
 from qbridge.source import Source
 
 GEMM, GEMV, FAST, LLM_AWQ = "gemm", "gemv", "gemv_fast", "llm-awq"
@@ -72,8 +73,9 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
         version = STREAM
     dialect = () if version == GEMM else (("version", version),)
     spec = Spec(module, rows, columns, weight, scales.dtype, bias=bias.dtype if bias else None, dialect=dialect)
+    slots = layout(spec)
     for part in ("scale", "zero"):
-        slot = layout(spec)[part]
+        slot = slots[part]
         tensor = source.tensors.get(slot.tensor)
         if tensor is None or (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
             is_ = "absent" if tensor is None else f"{tensor.dtype}{list(tensor.shape)}"
@@ -81,28 +83,47 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
             raise ValueError(f"{leaf} is {is_}, the scheme gives {slot.dtype}{list(slot.shape)}")
     if isinstance(slot.codec, ScaledZeros):
         return spec
-    zeros = slot.codec.decode(source.read(slot.tensor), DType.I16, spec.scale_shape)
-    return replace(spec, weight=replace(weight, symmetric=not np.any(zeros)))
+    symmetric = _all_zero(source.read(slot.tensor), slot.codec, spec)
+    return replace(spec, weight=replace(weight, symmetric=symmetric))
+
+
+def _all_zero(stored: Array, codec: Codec, spec: Spec) -> bool:
+    """Whether every zero-point is 0, the middle code."""
+    if isinstance(codec, BitPacked) and codec.bits == 4 and spec.out_features % 8 == 0:
+        return bool((stored == _zero_word(codec)).all())  # whole words, which need not be taken apart
+    return not np.any(codec.decode(stored, DType.I16, spec.scale_shape))
+
+
+@lru_cache
+def _zero_word(codec: BitPacked) -> int:
+    return int(codec.encode(np.zeros((8, 1), np.int16), Slot("", DType.I32, (1, 1)))[0, 0])
 
 
 def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of a spec in the version that its dialect keeps, else GEMM."""
+    return named(_slots(spec.kind), spec.name)
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: Kind) -> dict[str, Slot]:
+    """The slots of every layer of a kind, without the module's name."""
+    spec = Spec("", *kind)
     version = dict(spec.dialect).get("version", GEMM)
     found = {FAST: _fast, LLM_AWQ: _fast, GEMV: _gemv}.get(version, _gemm)(spec)
     if spec.bias is not None:
-        found["bias"] = Slot(f"{spec.name}.bias", spec.bias, (spec.out_features,))
+        found["bias"] = Slot(".bias", spec.bias, (spec.out_features,))
     return found
 
 
 def _gemm(spec: Spec) -> dict[str, Slot]:
-    name, (rows, groups) = spec.name, spec.scale_shape
+    rows, groups = spec.scale_shape
     packed = gemm_codec(spec.weight.bits, dict(spec.dialect).get("version", GEMM))
     zeros: Codec = Filled(packed, 0, spec.scale_shape) if spec.weight.symmetric else packed
     shape = (spec.out_features, spec.in_features)
     return {
-        "code": Slot(f"{name}.qweight", DType.I32, packed.stored_shape(shape), packed),
-        "scale": Slot(f"{name}.scales", spec.scale_dtype, (groups, rows), TRANSPOSED),
-        "zero": Slot(f"{name}.qzeros", DType.I32, packed.stored_shape(spec.scale_shape), zeros),
+        "code": Slot(".qweight", DType.I32, packed.stored_shape(shape), packed),
+        "scale": Slot(".scales", spec.scale_dtype, (groups, rows), TRANSPOSED),
+        "zero": Slot(".qzeros", DType.I32, packed.stored_shape(spec.scale_shape), zeros),
     }
 
 
@@ -114,25 +135,25 @@ def zeros_width(in_features: int, group_size: int) -> int:
 
 
 def _gemv(spec: Spec) -> dict[str, Slot]:
-    name, (rows, groups) = spec.name, spec.scale_shape
+    rows, groups = spec.scale_shape
     width = zeros_width(spec.in_features, spec.weight.group_size or spec.in_features)
     zeros: Codec = Filled(_NIBBLES, 0, spec.scale_shape) if spec.weight.symmetric else _NIBBLES
     inner = _NIBBLES.stored_shape(spec.scale_shape)
     shape = (spec.out_features, spec.in_features)
     return {
-        "code": Slot(f"{name}.qweight", DType.I32, _NIBBLES.stored_shape(shape), _NIBBLES),
-        "scale": Slot(f"{name}.scales", spec.scale_dtype, (rows, 8 * width), Padded(PLAIN, (rows, groups))),
-        "zero": Slot(f"{name}.qzeros", DType.I32, (rows, width), Padded(zeros, inner)),
+        "code": Slot(".qweight", DType.I32, _NIBBLES.stored_shape(shape), _NIBBLES),
+        "scale": Slot(".scales", spec.scale_dtype, (rows, 8 * width), Padded(PLAIN, (rows, groups))),
+        "zero": Slot(".qzeros", DType.I32, (rows, width), Padded(zeros, inner)),
     }
 
 
 def _fast(spec: Spec) -> dict[str, Slot]:
-    name, (rows, groups) = spec.name, spec.scale_shape
+    rows, groups = spec.scale_shape
     width = zeros_width(spec.in_features, spec.weight.group_size or spec.in_features)
     zeros = "scaled_zeros" if dict(spec.dialect).get("version") == LLM_AWQ else "qzeros"
     shape = FAST_CODES.stored_shape((spec.out_features, spec.in_features), 16)
     return {
-        "code": Slot(f"{name}.qweight", DType.I16, shape, FAST_CODES),
-        "scale": Slot(f"{name}.scales", spec.scale_dtype, (8 * width, rows), Padded(TRANSPOSED, (groups, rows))),
-        "zero": Slot(f"{name}.{zeros}", DType.F16, (8 * width, rows), ScaledZeros(8)),
+        "code": Slot(".qweight", DType.I16, shape, FAST_CODES),
+        "scale": Slot(".scales", spec.scale_dtype, (8 * width, rows), Padded(TRANSPOSED, (groups, rows))),
+        "zero": Slot(f".{zeros}", DType.F16, (8 * width, rows), ScaledZeros(8)),
     }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from qbridge.codes import BitPacked
 from qbridge.dtypes import Array, DType
 from qbridge.findings import Findings
-from qbridge.ir import Granularity, Spec, WeightScheme
-from qbridge.layout import PLAIN, TRANSPOSED, ZEROS, Codec, Filled, GroupIndex, Slot
+from qbridge.ir import Granularity, Kind, Spec, WeightScheme
+from qbridge.layout import PLAIN, TRANSPOSED, ZEROS, Codec, Filled, GroupIndex, Slot, named
 from qbridge.source import Source
 
 ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
@@ -93,12 +94,17 @@ def _act_order(source: Source, spec: Spec, dialect: dict[str, str]) -> bool:
         return False
     if tensor.shape != (spec.in_features,) or tensor.dtype is not DType.I32:
         raise ValueError(f"g_idx is {tensor.dtype}{list(tensor.shape)}, not I32[{spec.in_features}]")
-    index = source.read(tensor.name).astype(np.int64)
-    if (index == np.arange(spec.in_features) // (spec.weight.group_size or spec.in_features)).all():
+    index = source.read(tensor.name)
+    if np.array_equal(index, _trivial(spec.in_features, spec.weight.group_size or spec.in_features)):
         return False
     if index.min() < 0 or index.max() >= spec.scale_shape[1]:
         raise ValueError(f"g_idx has groups from {index.min()} to {index.max()} of {spec.scale_shape[1]}")
     return True
+
+
+@lru_cache
+def _trivial(in_features: int, group_size: int) -> Array:
+    return (np.arange(in_features) // group_size).astype(np.int32)
 
 
 def _zeros(
@@ -106,35 +112,45 @@ def _zeros(
 ) -> bool:
     """Whether every zero-point is the middle code; how they are stored goes to the dialect, by value."""
     tensor = source.tensors.get(f"{spec.name}.qzeros")
-    bits, word = spec.weight.bits, _word(spec)
+    bits, unit = spec.weight.bits, _word(spec)
     if tensor is None and not scheme.sym:
         raise ValueError("qzeros is absent, and the config says asymmetric")
     if tensor is None:
         dialect["zeros"] = "absent"
         return True
-    wanted = _zero_codec(spec, "v2").stored_shape(spec.scale_shape, word.itemsize * 8)
-    if tensor.shape != wanted or tensor.dtype is not word:
-        raise ValueError(f"qzeros is {tensor.dtype}{list(tensor.shape)}, the scheme gives {word}{list(wanted)}")
-    stored, shape = _sample(source.read(tensor.name), spec)
-    plain = _zero_codec(spec, "v2").decode(stored, DType.I16, shape).astype(np.int64)
+    wanted = _zero_codec(spec, "v2").stored_shape(spec.scale_shape, unit.itemsize * 8)
+    if tensor.shape != wanted or tensor.dtype is not unit:
+        raise ValueError(f"qzeros is {tensor.dtype}{list(tensor.shape)}, the scheme gives {unit}{list(wanted)}")
+    stored = source.read(tensor.name)
+    word = _only_word(stored, spec)
+    plain = _decoded(stored, word, spec, "v2")
     version = said.version
     if version == "v1" and said.borrowed:
-        version = "v1-words" if bits in ONES and word is DType.I32 else "v1-wraps"
+        version = "v1-words" if bits in ONES and unit is DType.I32 else "v1-wraps"
     if version != "v2" and scheme.sym and (plain == 0).all():
         version = "v2"  # said to be version 1, and the middle code only if it is version 2
         findings.add("QB022", spec.name, ("symmetric, and every stored zero-point is that of version 2",))
     if version == "v1" and (plain == 2 ** (bits - 1) - 1).any():
         version = _all_ones(spec, findings)
     dialect["zeros"] = version
-    return not np.any(_zero_codec(spec, version).decode(stored, DType.I16, shape))
+    return not np.any(_decoded(stored, word, spec, version))
 
 
-def _sample(stored: Array, spec: Spec) -> tuple[Array, tuple[int, int]]:
-    """One word for all of them where they are the same (symmetric weights), and the shape that it stands for."""
-    bits = spec.weight.bits
-    if stored.size and _word(spec) is DType.I32 and 32 % bits == 0 and (stored == stored.flat[0]).all():
-        return np.ascontiguousarray(stored[:1, :1]), (32 // bits, 1)
-    return stored, spec.scale_shape
+def _only_word(stored: Array, spec: Spec) -> int | None:
+    """The word that all of them are, as in symmetric weights, if one has whole zero-points."""
+    whole = stored.size and _word(spec) is DType.I32 and 32 % spec.weight.bits == 0
+    return int(stored.flat[0]) if whole and (stored == stored.flat[0]).all() else None
+
+
+def _decoded(stored: Array, word: int | None, spec: Spec, version: str) -> Array:
+    """The zero-points as a version reads them, those of one word where all are alike."""
+    codec = _zero_codec(spec, version)
+    return codec.decode(stored, DType.I16, spec.scale_shape) if word is None else _of_word(codec, word)
+
+
+@lru_cache
+def _of_word(codec: BitPacked, word: int) -> Array:
+    return codec.decode(np.array([[word]], np.int32), DType.I16, (32 // codec.bits, 1))
 
 
 def _all_ones(spec: Spec, findings: Findings) -> str:
@@ -185,7 +201,14 @@ def _zero_codec(spec: Spec, version: str) -> BitPacked:
 
 def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of a spec; zero-points of version 1 where symmetric, else of 2, unless settled."""
-    dialect, name, bits, word = dict(spec.dialect), spec.name, spec.weight.bits, _word(spec)
+    return named(_slots(spec.kind), spec.name)
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: Kind) -> dict[str, Slot]:
+    """The slots of every layer of a kind, without the module's name."""
+    spec = Spec("", *kind)
+    dialect, bits, word = dict(spec.dialect), spec.weight.bits, _word(spec)
     codes = BitPacked(bits, 1, 2 ** (bits - 1), True, planes=_planes(spec))
     rows, columns = spec.scale_shape
     zeros = _zero_codec(spec, dialect.get("zeros", "v1" if spec.weight.symmetric else "v2"))
@@ -193,17 +216,17 @@ def layout(spec: Spec) -> dict[str, Slot]:
     index: Codec = PLAIN if spec.g_idx else GroupIndex(spec.weight.group_size or spec.in_features)
     shape, width = (spec.out_features, spec.in_features), word.itemsize * 8
     found = {
-        "code": Slot(f"{name}.qweight", word, codes.stored_shape(shape, width), codes),
-        "scale": Slot(f"{name}.scales", spec.scale_dtype, (columns, rows), TRANSPOSED),
+        "code": Slot(".qweight", word, codes.stored_shape(shape, width), codes),
+        "scale": Slot(".scales", spec.scale_dtype, (columns, rows), TRANSPOSED),
     }
     if dialect.get("zeros") != "absent":
-        found["zero"] = Slot(f"{name}.qzeros", word, zeros.stored_shape(spec.scale_shape, width), zero_codec)
+        found["zero"] = Slot(".qzeros", word, zeros.stored_shape(spec.scale_shape, width), zero_codec)
     if dialect.get("g_idx") != "absent":
-        found["g_idx"] = Slot(f"{name}.g_idx", DType.I32, (spec.in_features,), index)
+        found["g_idx"] = Slot(".g_idx", DType.I32, (spec.in_features,), index)
     if spec.bias is not None:
-        found["bias"] = Slot(f"{name}.bias", spec.bias, (spec.out_features,))
+        found["bias"] = Slot(".bias", spec.bias, (spec.out_features,))
     elif dialect.get("bias") == "zeros":
-        found["bias"] = Slot(f"{name}.bias", spec.scale_dtype, (spec.out_features,), ZEROS)
+        found["bias"] = Slot(".bias", spec.scale_dtype, (spec.out_features,), ZEROS)
     return found
 
 

@@ -181,10 +181,14 @@ def _regrouped(spec: Spec, model: Model) -> Pass:
 
 def group_size(model: Model) -> int | None:
     """The largest group size that divides that of every layer, and its in_features; None if all are per channel."""
-    specs = model.specs.values()
-    if all(spec.weight.group_size is None for spec in specs):
-        return None
-    return gcd(*(gcd(spec.weight.group_size or spec.in_features, spec.in_features) for spec in specs))
+
+    def find() -> int | None:
+        sizes = {(spec.weight.group_size, spec.in_features) for spec in model.specs.values()}
+        if {size for size, _ in sizes} <= {None}:
+            return None
+        return gcd(*(gcd(size or features, features) for size, features in sizes))
+
+    return model.once("awq group size", find)
 
 
 _SOURCE = "autoawq 0.2.9, awq/modules/linear/gemm.py"

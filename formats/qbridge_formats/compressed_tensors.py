@@ -24,6 +24,8 @@ quantization/lifecycle/initialize.py; dialects of older releases from the wheels
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from math import gcd
 from typing import Any
 
@@ -32,8 +34,8 @@ from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
-from qbridge.ir import Granularity, Model, Spec
-from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, GroupIndex, Slot, is_fixed
+from qbridge.ir import Granularity, Kind, Model, Spec
+from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, GroupIndex, Slot, is_fixed, named
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
@@ -118,15 +120,25 @@ def is_packed(spec: Spec) -> bool:
 
 def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the tables above, in the shapes and under the name that the dialect keeps."""
-    dialect = dict(spec.dialect)
-    name, shape = dialect.get("stored_as", spec.name), spec.scale_shape
+    stored_as = dict(spec.dialect).get("stored_as")
+    if stored_as is None:
+        return named(_slots(spec.kind), spec.name)
+    others = tuple(entry for entry in spec.dialect if entry[0] != "stored_as")
+    return named(_slots(replace(spec, dialect=others).kind), stored_as)
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: Kind) -> dict[str, Slot]:
+    """The slots of every layer of a kind, without the module's name."""
+    spec = Spec("", *kind)
+    dialect, shape = dict(spec.dialect), spec.scale_shape
 
     def shape_of(leaf: str, default: tuple[int, ...]) -> tuple[int, ...]:
         kept = dialect.get(f"{leaf}.shape")
         return default if kept is None else tuple(int(dim) for dim in kept.split("x") if dim)
 
     def slot(leaf: str, dtype: DType | None, shape: tuple[int, ...], codec: Any = PLAIN) -> Slot:
-        return Slot(f"{name}.{leaf}", dtype or DType.F32, shape_of(leaf, shape), codec)
+        return Slot(f".{leaf}", dtype or DType.F32, shape_of(leaf, shape), codec)
 
     scale_shape = shape[:1] if spec.weight.granularity is Granularity.TENSOR else shape
     slots = {
@@ -138,7 +150,7 @@ def layout(spec: Spec) -> dict[str, Slot]:
         "input_zero": slot("input_zero_point", DType.I8, (1,), NARROWED),
     }
     if is_packed(spec):
-        slots |= _packed_slots(spec, name, dialect)
+        slots |= _packed_slots(spec, dialect)
     parts = spec.parts()
     found = {part: slot for part, slot in slots.items() if part in parts or is_fixed(slot.codec)}
     if dialect.get("zero_point") == "zeros" and "zero" not in found:
@@ -146,27 +158,26 @@ def layout(spec: Spec) -> dict[str, Slot]:
     return found
 
 
-def _packed_slots(spec: Spec, name: str, dialect: Mapping[str, str]) -> dict[str, Slot]:
+def _packed_slots(spec: Spec, dialect: Mapping[str, str]) -> dict[str, Slot]:
     bits = spec.weight.bits
     shape = (spec.out_features, spec.in_features)
     codes = BitPacked(bits, 1, 2 ** (bits - 1), padded=dialect.get("words") == "padded")
     zeros = BitPacked(bits, 0, 2 ** (bits - 1), padded=codes.padded)
     found = {
-        "code": Slot(f"{name}.weight_packed", DType.I32, codes.stored_shape(shape), codes),
-        "shape": Slot(f"{name}.weight_shape", DType(dialect.get("weight_shape", "I64")), (2,), Constant(shape)),
+        "code": Slot(".weight_packed", DType.I32, codes.stored_shape(shape), codes),
+        "shape": Slot(".weight_shape", DType(dialect.get("weight_shape", "I64")), (2,), Constant(shape)),
     }
     kept = dialect.get("zero_point")
     if not kept or kept == "packed zeros":
         stored = zeros.stored_shape(spec.scale_shape)
         codec: Codec = Filled(zeros, 0, spec.scale_shape) if kept else zeros
-        found["zero"] = Slot(f"{name}.weight_zero_point", DType.I32, stored, codec)
-    index = f"{name}.weight_g_idx"
+        found["zero"] = Slot(".weight_zero_point", DType.I32, stored, codec)
     kinds: dict[str | None, Codec] = {
         "trivial": GroupIndex(spec.weight.group_size or spec.in_features),
         "unset": Constant((-1,)),
     }
     if spec.g_idx or dialect.get("g_idx"):
-        found["g_idx"] = Slot(index, DType.I32, (spec.in_features,), kinds.get(dialect.get("g_idx"), PLAIN))
+        found["g_idx"] = Slot(".weight_g_idx", DType.I32, (spec.in_features,), kinds.get(dialect.get("g_idx"), PLAIN))
     return found
 
 

@@ -142,7 +142,11 @@ def _regrouped(spec: Spec, model: Model) -> Pass | None:
 
 def best_group(model: Model) -> int:
     """128 where groups of 128 divide every layer's, else the largest size that does."""
-    return gcd(*(gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values()))
+
+    def find() -> int:
+        return gcd(*(gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values()))
+
+    return model.once("lmdeploy group size", find)
 
 
 def _one_engine(model: Model) -> Iterator[Problem]:

@@ -11,35 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from math import gcd, lcm
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from qbridge.ir import Model, Spec
 from qbridge.padding import growth
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule
-from qbridge.sharding import family, head_faults, rank
+from qbridge.sharding import Rank, family, head_faults, place, rank
 from qbridge.topology import fused_siblings
 
 Found = TypeVar("Found")
 
 
 class Once:
-    """What was found out about the model at hand, so that no layer asks about the whole model again."""
-
-    def __init__(self) -> None:
-        """Nothing yet."""
-        self._model: Model | None = None
-        self._found: dict[Hashable, Any] = {}
+    """What the rules of some limits found out about a model, kept with it, so that no layer asks about all again."""
 
     def __call__(self, model: Model, key: Hashable, find: Callable[[], Found]) -> Found:
         """What `find` gives, asked once for a model and a key."""
-        if self._model is not model:
-            self._model, self._found = model, {}
-        if key not in self._found:
-            self._found[key] = find()
-        found: Found = self._found[key]
-        return found
+        return model.once((self, key), find)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +83,7 @@ class Parallel:
         """(tp, in_features, multiple wanted) of every share that groups must divide; outputs where they count."""
         leaf = spec.name.rpartition(".")[2]
         for tp in sizes:
-            held = rank(spec.name, spec.out_features, spec.in_features, model.config, tp)
+            held = _held(spec, model, tp)
             if held is None or held.fault or (self.pads_mlps and leaf in _MLPS):
                 continue
             yield tp, held.in_features, 0
@@ -129,14 +119,14 @@ class Parallel:
         if key:
             return once(model, ("experts", format_name), lambda: self._by_key(model, format_name))[key]
         own = spec.weight.granularity, spec.weight.group_size
-        kinds = (replace(other.weight, granularity=own[0], group_size=own[1]) for other in model.specs.values())
-        return [replace(o, weight=kind) for o, kind in zip(model.specs.values(), kinds, strict=True)]
+        kinds = (replace(other.weight, granularity=own[0], group_size=own[1]) for other in _alike(model))
+        return [replace(o, weight=kind) for o, kind in zip(_alike(model), kinds, strict=True)]
 
     def _by_key(self, model: Model, format_name: str) -> dict[str, list[Spec]]:
         """The layers of each key, one for all that are alike: experts of a layer are split alike."""
         found: dict[str, dict[Hashable, Spec]] = {}
-        for name, spec in model.specs.items():
-            alike = name.rpartition(".")[2], spec.out_features, spec.in_features, spec.weight
+        for spec in _alike(model):
+            alike = spec.name.rpartition(".")[2], spec.out_features, spec.in_features, spec.weight
             found.setdefault(self._key(spec, format_name), {}).setdefault(alike, spec)
         return {key: list(specs.values()) for key, specs in found.items()}
 
@@ -202,7 +192,7 @@ class Parallel:
         whole = (tp,)
         return (
             not head_faults(model.config, tp)
-            and not any(self.straddles(spec, model, whole) for spec in model.specs.values())
+            and not any(self.straddles(spec, model, whole) for spec in _alike(model))
             and not any(True for _ in self._misfits(model, whole))
         )
 
@@ -231,12 +221,14 @@ class Parallel:
         """(name, fact) of every linear that does not fit the tiles; experts have kernels of their own."""
         if self.inputs == self.outputs == 1:
             return
-        fused = {name: names for names in fused_siblings(model.specs) for name in names}
-        for name, spec in model.specs.items():
-            if spec.activation is not None or ".experts." in name:
+        own = [name for name in model.specs if ".experts." not in name]
+        fused = {name: names for names in fused_siblings(own) for name in names}
+        for name in own:
+            spec = model.specs[name]
+            if spec.activation is not None:
                 continue
             for tp in sizes:
-                held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+                held = _held(spec, model, tp)
                 if held is None or held.fault:
                     continue
                 outputs = sum(_outputs(model, other, tp) for other in fused.get(name, [name]))
@@ -260,9 +252,27 @@ class Parallel:
 _MLPS = frozenset({"down_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w2", "w3"})
 
 
+def _held(spec: Spec, model: Model, tp: int) -> Rank | None:
+    """What each rank holds of a layer, looked up once for all experts of a block."""
+    dims = spec.out_features, spec.in_features
+    return model.once((rank, place(spec.name), dims, tp), lambda: rank(spec.name, *dims, model.config, tp))
+
+
+def _alike(model: Model) -> list[Spec]:
+    """The layers of a model, one for all experts of a block that have the same dims and scheme."""
+
+    def find() -> list[Spec]:
+        found: dict[Hashable, Spec] = {}
+        for name, spec in model.specs.items():
+            found.setdefault((place(name), spec.out_features, spec.in_features, spec.weight), spec)
+        return list(found.values())
+
+    return model.once(_alike, find)
+
+
 def _outputs(model: Model, name: str, tp: int) -> int:
     spec = model.specs[name]
-    held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+    held = _held(spec, model, tp)
     return held.out_features if held else spec.out_features
 
 

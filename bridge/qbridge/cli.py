@@ -51,6 +51,8 @@ V1Zeros = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
+_NOTHING = "nothing was written"
+_WRITERS = ("convert", "restore")  # other commands write nothing in any case
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -73,16 +75,17 @@ def _words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
 @contextmanager
 def _answering(command: str, as_json: bool) -> Iterator[None]:
     """Turn what the library raises into findings on stderr (or JSON on stdout) and the exit code."""
+    outcome = _NOTHING if command in _WRITERS else ""
     try:
         yield
     except QBridgeError as fault:
         if as_json:
             _print_json({"command": command, "findings": [f.as_dict() for f in fault.findings]})
         else:
-            render.findings(_err(), fault.findings)
+            render.findings(_err(), fault.findings, outcome)
         raise typer.Exit(fault.exit_code) from None
     except KeyboardInterrupt:
-        _err().print("interrupted; nothing was written")
+        _err().print(f"interrupted; {outcome}" if outcome else "interrupted")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -94,7 +97,7 @@ def _say(as_json: bool, value: Any, show: Callable[[Console, Any], None], found:
     if as_json:
         _print_json(value.as_dict())
     else:
-        render.findings(_err(), found, written=True)
+        render.findings(_err(), found)
         show(_out(), value)
 
 

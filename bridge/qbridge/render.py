@@ -16,14 +16,14 @@ from qbridge.report import Report, Verification
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
 
-def findings(console: Console, found: Sequence[Finding], written: bool = False) -> None:
-    """Every finding, and a last line that says how many and what came of it."""
+def findings(console: Console, found: Sequence[Finding], outcome: str = "") -> None:
+    """Every finding, and a last line that says how many and, if that is given, what came of it."""
     for finding in found:
         _finding(console, finding)
     errors = sum(f.severity is Severity.ERROR for f in found)
     warnings = sum(f.severity is Severity.WARNING for f in found)
     if errors:
-        tail = "" if written else "; nothing was written"
+        tail = f"; {outcome}" if outcome else ""
         console.print(Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{tail}"))
 
 

@@ -200,6 +200,29 @@ def test_turbomind_pads_by_itself(tp, notes):
     assert CATALOGUE["QB255"].severity == "note"
 
 
+@pytest.mark.parametrize(
+    ("target", "format", "words"),
+    [
+        ("vllm@0.33", "gptq", "Machete, Exllama and Humming take it"),
+        ("vllm@0.33", "compressed-tensors", "is not divisible by group_size"),
+        ("vllm@0.33", "awq", "not aligned with the quantized weight shape"),
+        ("vllm@0.23", "gptq", "min_thread_k = 128"),
+        ("vllm@0.5.4", "gptq", "vLLM 0.5.4 refuses it: not divisible by min_thread_k = 128"),
+        ("lmdeploy", "awq", "LMDeploy"),
+    ],
+)
+def test_straddling_group_says_what_this_version_would_do(target, format, words):
+    found = problems(model_of(MODELS["Qwen2/2.5-72B"], "128", format), target, 2)
+    told = {problem.facts[1] for code, _, problem in found if code == "QB251"}
+    assert len(told) == 1 and words in told.pop()
+    assert "0.33" not in CATALOGUE["QB251"].why
+
+
+def test_advice_that_does_not_help_is_answered():
+    for words in ("--quantization gptq", "0.22", "--enforce-eager"):
+        assert words in CATALOGUE["QB251"].fix
+
+
 # Command
 
 
@@ -235,7 +258,8 @@ def test_straddling_group_exits_1_with_commands_cheapest_first(src):
     (finding,) = found["findings"]
     assert not found["ok"] and finding["code"] == "QB251"
     assert finding["count"] == 1 and finding["where"] == ["model.layers.0.mlp.down_proj"]
-    assert finding["facts"] == ["in_features 640, per rank 320 = 2.5 groups of 128 (tp 2)"]
+    assert finding["facts"][0] == "in_features 640, per rank 320 = 2.5 groups of 128 (tp 2)"
+    assert len(finding["facts"]) == 2 and finding["facts"][1].startswith("vLLM 0.33: Marlin refuses it; Machete")
     convert = f"qbridge convert {src} DST --to vllm@0.33.0 --tp 2"
     first, second, last = (line.partition("  #")[0] for line in remedies(finding))
     assert (first, second, last) == (f"{convert} --regroup 64", f"{convert} --pad", "serve it with tp = 1")

@@ -266,9 +266,11 @@ ENTRIES = (
         "QB251",
         "a quantization group straddles two tensor-parallel ranks",
         "The share of a row-parallel linear is no whole number of groups.",
-        "vLLM 0.33 loads this without an error on some kernels and computes wrong values; others refuse.",
+        "The scales of a group belong to all its columns: an engine refuses to load it, or some ranks take scales of "
+        "other groups and compute wrong values without a word.",
         "in_features 29568, per rank 14784 = 115.5 groups of 128",
-        "Split the groups, pad the MLP, or choose another tensor-parallel size; the first two are exact.",
+        "Split the groups, pad the MLP, or choose another tensor-parallel size; the first two are exact. In vLLM, "
+        "--quantization gptq never helped here and does nothing since 0.22; --enforce-eager is not about shapes.",
         "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights); lmdeploy 0.18.0, "
         "pytorch/nn/linear/awq.py",
     ),

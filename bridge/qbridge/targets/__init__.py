@@ -94,14 +94,14 @@ _ENGINES = (
         "vLLM before its Marlin kernels padded tiles",
         (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ),
         keeps=True,
-        parallel=parallel.OLD_VLLM,
+        parallel=parallel.VLLM_023,
     ),
     Target(
         "vllm@0.5.4",
         "vLLM of August 2024, which says: not divisible by min_thread_k",
         (vllm.COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
         keeps=True,
-        parallel=parallel.OLD_VLLM,
+        parallel=parallel.VLLM_054,
     ),
     Target(
         "vllm-gptq@0.33.0",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -58,17 +58,34 @@ def report(console: Console, done: Report) -> None:
     """What a conversion did, or would do."""
     verb = "would write" if done.dry_run else "wrote"
     exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
+    stored = done.tensor_bytes
     rows = [
         ("source", f"{done.source}: {done.source_format} ({done.because})"),
         ("model", f"{done.architecture}, {_count(done.layers, 'quantized layer')}"),
         ("target", f"{done.target}: {done.format}{f' ({done.chosen})' if done.chosen else ''}"),
         ("exactness", exact),
         ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
+        ("tensors", f"{size(stored['before'])} -> {size(stored['after'])}, {_change(stored)}"),
+        *_padding(done),
         (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
     ]
     if not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, rows)
+
+
+def _padding(done: Report) -> list[tuple[str, str]]:
+    """What other dims cost: an intermediate size is padded, or cropped on the way back."""
+    if done.weights["before"] == done.weights["after"]:
+        return []
+    weights, flops = _change(done.weights), _change(done.flops)
+    return [("padding", f"weights of quantized layers {weights}, their FLOPs per token {flops}")]
+
+
+def _change(sides: Mapping[str, int]) -> str:
+    """By how much it grew, in percent."""
+    before, after = sides["before"], sides["after"]
+    return f"{100 * (after - before) / max(before, 1):+.2f} %"
 
 
 def verification(console: Console, done: Verification) -> None:

@@ -215,6 +215,14 @@ def _size(text: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
+def routed(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(experts that a token goes through, experts there are); (1, 1) if config.json does not say."""
+    text = _text(config)
+    experts = next((_size(text, key) for key in _EXPERTS if _size(text, key)), 0)
+    chosen = _size(text, "num_experts_per_tok") or _size(text, "moe_k")
+    return (chosen, experts) if 0 < chosen <= experts else (1, 1)
+
+
 def _heads(text: Mapping[str, Any]) -> tuple[int, int]:
     """(heads, kv heads), zeros if unknown. Falcon: transformers 5.23.0, models/falcon/modeling_falcon.py."""
     heads = _size(text, "num_attention_heads")

@@ -449,3 +449,11 @@ def test_standin_that_is_no_whole_groups_at_all(standin, tmp_path, name):
     src = write(standin, tmp_path / "src", name, "gptq", 1)
     for target in ("vllm@0.33", "vllm@0.23"):
         assert not qbridge.check(src, target).ok
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2-72b-gptq", "qwen2.5-0.5b", "qwen3-235b-a22b", "deepseek-v2-lite", "gpt-oss-120b"]
+)
+def test_standins_lack_nothing(standin, tmp_path, name):
+    src = write(standin, tmp_path / "src", name, "gptq", 2)
+    assert not {"QB263", "QB264"} & {finding.code for finding in qbridge.check(src, "vllm").findings}

@@ -75,6 +75,8 @@ def problems(model, target, tp):
 def kind(code, name, problem):
     if code == "QB250":
         return "heads"
+    if CATALOGUE[code].severity == "note":
+        return "ok"
     leaf = name.rpartition(".")[2]
     place = "moe" if ".experts." in name else f"{'shared.' * ('shared' in name)}{LEAVES.get(leaf, 'qkv')}"
     if code == "QB253":
@@ -85,7 +87,7 @@ def kind(code, name, problem):
 
 def kinds(row, group, target, tp, format="compressed-tensors"):
     """A cell of models.csv."""
-    found = {kind(*problem) for problem in problems(model_of(row, group, format), target, tp)}
+    found = {kind(*problem) for problem in problems(model_of(row, group, format), target, tp)} - {"ok"}
     return "+".join(sorted(found)) or "ok"
 
 
@@ -355,6 +357,56 @@ def test_damaged_checkpoint_is_checked_as_far_as_it_goes(src):
     done = qbridge.check(src, "vllm", 2)
     assert not done.ok and "QB016" in {finding.code for finding in done.findings}
     assert done.layers >= 6
+
+
+def unserved(case, target, *options):
+    """The finding that nothing serves the layers of a fixture."""
+    done = qbridge.check(ROOT / "fixtures" / case / "model", target, *options)
+    return [finding for finding in done.findings if finding.code == "QB227"]
+
+
+@pytest.mark.parametrize("case", ["awq/llama_gptqmodel_8bit", "awq/llama_gptqmodel_3bit"])
+def test_layers_that_no_kernel_serves_are_an_error(case):
+    (finding,) = unserved(case, "vllm")
+    assert finding.severity == "error" and len(finding.where) == 7
+    assert finding.facts[0].endswith("on sm80") and finding.facts[1].startswith("AWQ-Marlin: ")
+    assert finding.help[0].startswith("qbridge convert ")
+
+
+def test_what_a_rule_has_said_is_not_said_of_the_kernel_again():
+    assert unserved("gptq/llama_v1_asym", "vllm") == []
+    assert unserved("gptq/llama_640", "vllm", 2, "sm90") == []
+
+
+def test_bfloat16_on_a_kernel_that_has_float16_only(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_3bit")
+    assert qbridge.check(src, "vllm@0.5.4").ok  # by its kernels for GPTQ, which have float16 only
+    edit_json(src / "config.json", lambda config: config.update(dtype="bfloat16", torch_dtype="bfloat16"))
+    (finding,) = (found for found in qbridge.check(src, "vllm@0.5.4").findings if found.code == "QB227")
+    assert finding.help == ("serve it with --dtype float16",)
+    assert any("only supports float16 activations" in fact for fact in finding.facts)
+
+
+def test_gpu_without_bfloat16_gets_float16(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_g128")
+    edit_json(src / "config.json", lambda config: config.update(dtype="bfloat16", torch_dtype="bfloat16"))
+    assert {kernel.kernel for kernel in qbridge.check(src, "vllm", gpu="sm70").kernels} == {"Exllama"}
+    assert not qbridge.check(src, "vllm@0.5.4", gpu="sm70").ok
+
+
+def test_zero_points_of_outputs_that_no_rank_shares_are_whole_words():
+    src = ROOT / "fixtures/compressed_tensors/llama_w3a16_asym/model"
+    assert all(kernel.legal for kernel in qbridge.check(src, "vllm").kernels)
+
+
+def test_groups_of_gptq_experts_are_halved_by_vllm_itself():
+    row = MODELS["Qwen3-235B-A22B"]
+    found = [p for code, _, p in problems(model_of(row, "128", "gptq"), "vllm", 8) if code == "QB228"]
+    assert found and {problem.facts for problem in found} == {("groups of 128 become 64 (tp 8)",)}
+    assert all(".experts." in name and name.endswith("down_proj") for problem in found for name in problem.where)
+    for group, tp, format in (("64", 8, "gptq"), ("128", 4, "gptq"), ("128", 8, "compressed-tensors")):
+        assert "QB228" not in {code for code, _, _ in problems(model_of(row, group, format), "vllm", tp)}
+    assert CATALOGUE["QB228"].severity == "note"
 
 
 # config.json alone

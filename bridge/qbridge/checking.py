@@ -83,6 +83,8 @@ def check(
         _complete(model, stored, findings)
     if model.specs:
         needs = _walk(model, wanted, judged, tp, str(src), findings)
+    kernels = serving(model, wanted, tp, gpu)
+    _unserved(kernels, gpu, _command(str(src), wanted, tp), findings)
     return Check(
         source=str(src),
         target=wanted.name,
@@ -93,7 +95,7 @@ def check(
         layers=len(model.specs),
         assumed=not model.slots and bool(model.specs),
         ok=not findings.errors,
-        kernels=serving(model, wanted, tp, gpu),
+        kernels=kernels,
         needs_values=needs,
         seconds=round(time.monotonic() - start, 3),
         findings=tuple(findings),
@@ -139,7 +141,7 @@ def _kinds(names: Sequence[str], most: int = 5) -> tuple[str, ...]:
 
 def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:
     """Every rule of the engine on the model as it is; the codes of those that would need values."""
-    command = f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+    command = _command(src, target, tp)
     needs = []
     for rule in (*choice.rules, *target.parallel.rules(choice.format, (tp,))):
         if isinstance(rule, ValueRule):
@@ -150,6 +152,21 @@ def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findi
         else:
             _walk_layers(rule, model, command, findings)
     return sorted(set(needs))
+
+
+def _command(src: str, target: Target, tp: int) -> str:
+    return f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+
+
+def _unserved(kernels: Sequence[Served], gpu: str, command: str, findings: Findings) -> None:
+    """Layers that no kernel serves rightly, where no rule has said so already."""
+    blamed = {name for finding in findings.errors for name in finding.where}
+    for kind in kernels:
+        if not kind.legal and blamed.isdisjoint(kind.names):
+            what = f"{kind.scheme} on {gpu}"
+            why = (kind.note,) if kind.note else kind.reasons
+            help = (f"serve it with {kind.instead}",) if kind.instead else (command,)
+            findings.add("QB227", kind.names, (what, *why), help)
 
 
 def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings) -> None:

@@ -1,10 +1,32 @@
-"""QB26x: what `check` says of a checkpoint whatever the engine."""
+"""QB227, QB228 and QB26x: what `check` says of kernels, and of a checkpoint whatever the engine."""
 
 from __future__ import annotations
 
 from qbridge.catalogue.code import Code
 
 ENTRIES = (
+    Code(
+        "QB227",
+        "no kernel of this vLLM serves these layers rightly",
+        "Every kernel refuses the layer on this GPU, or the one that takes it fails or misreads it later.",
+        "vLLM stops while it loads (Failed to find a kernel that can implement the WNA16 linear layer), or at the "
+        "first tokens.",
+        "AWQ of 8 bits; a bfloat16 model on a kernel that computes in float16 only (Exllama, awq_gemm)",
+        "Convert it for this target, serve it in another dtype, or choose another GPU or a newer vLLM.",
+        "vllm 0.33.0, 0.23.0 and 0.5.4, model_executor/kernels/linear and layers/quantization "
+        "(qbridge.targets.vllm_kernels)",
+    ),
+    Code(
+        "QB228",
+        "vLLM halves the groups of these experts itself, for a slower kernel",
+        "A rank's share of the experts is no whole number of groups; Marlin refuses, and the fallback MoeWNA16 "
+        "repeats scales until groups fit.",
+        "The values are right; the kernel is slower than Marlin.",
+        "moe_intermediate_size 1536 at tp 8 in groups of 128: 192 = 3 groups of 64",
+        "None needed; --regroup with the smaller size writes it so that Marlin takes it.",
+        "vllm 0.33.0, model_executor/layers/quantization/moe_wna16.py and auto_gptq.py (get_quant_method)",
+        severity="note",
+    ),
     Code(
         "QB260",
         "the target does not load this format",

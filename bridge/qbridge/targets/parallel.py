@@ -19,7 +19,7 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.sharding import family, head_faults, rank
-from qbridge.topology import fused_siblings
+from qbridge.topology import fused_siblings, is_routed
 
 Found = TypeVar("Found")
 
@@ -86,6 +86,8 @@ class Parallel:
                     self._split(format_name, sizes, once),
                 ),
             ]
+        if format_name in self.halves:
+            found.append(ModelRule("QB228", _halved(sizes), _MOE_WNA16))
         if self.inputs > 1 or self.outputs > 1:
             found.append(ModelRule("QB253", self._tiles(format_name, sizes, once), self.source))
         return tuple(found)
@@ -274,6 +276,33 @@ def _heads(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
         for tp in sizes:
             for fault in head_faults(model.config, tp):
                 yield Problem((f"{fault} (tp {tp})",), where=("config.json",))
+
+    return check
+
+
+_MOE_WNA16 = "vllm 0.33.0, model_executor/layers/quantization/moe_wna16.py (create_weights)"
+
+
+def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
+    """Experts whose groups Marlin does not take and another kernel halves until they fit, down to 32."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        found: dict[str, list[str]] = {}
+        for name, spec in model.specs.items():
+            size = spec.weight.group_size
+            if not is_routed(name) or size is None:
+                continue
+            for tp in sizes:
+                held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+                if held is None or held.fault:
+                    continue
+                half = size
+                while half > 32 and held.in_features % half:
+                    half //= 2
+                if half != size and held.in_features % half == 0:
+                    found.setdefault(f"groups of {size} become {half} (tp {tp})", []).append(name)
+        for fact, names in found.items():
+            yield Problem((fact,), where=tuple(names))
 
     return check
 

@@ -254,6 +254,16 @@ ENTRIES = (
         "transformers 5.17.0, conversion_mapping.py and quantizers/quantizer_compressed_tensors.py",
     ),
     Code(
+        "QB232",
+        "GPTQModel has no kernel for these layers",
+        "It has 2 to 8 bits of weights alone, in groups of 16 to 1024 as GPTQ and 16 to 128 as AWQ, and asymmetric "
+        "GPTQ of version 1 only by itself.",
+        "It raises NotImplementedError (only supports group_size ...) or ValueError (Loading of a sym=False model).",
+        "groups of 8, quantized activations, asymmetric GPTQ by AutoGPTQ",
+        "Convert it (--to gptqmodel), which splits groups and writes version 2; activations must not be quantized.",
+        "gptqmodel 7.7.0, nn_modules/qlinear/torch.py, torch_awq.py, __init__.py (_validate) and models/loader.py",
+    ),
+    Code(
         "QB250",
         "the model cannot be split over so many ranks",
         "Attention heads, key-value heads or an intermediate size are not divisible by the tensor-parallel size.",

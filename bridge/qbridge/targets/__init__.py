@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, registry
 from qbridge.rules import Rule
-from qbridge.targets import lmdeploy, parallel, transformers, turbomind, vllm
+from qbridge.targets import gptqmodel, lmdeploy, parallel, transformers, turbomind, vllm
 from qbridge.targets.choice import Choice
 from qbridge.targets.parallel import ANY, Parallel
 
@@ -114,6 +114,12 @@ _ENGINES = (
         "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
         (vllm.GPTQ,),
         parallel=parallel.VLLM,
+    ),
+    Target(
+        "gptqmodel@7.7.0",
+        "GPTQModel, which has no tensor parallelism; GPTQ, or AWQ where the source is AWQ",
+        gptqmodel.CHOICES,
+        keeps=True,
     ),
     Target("transformers@5.17.0", "transformers with compressed-tensors installed", (transformers.CHOICE,)),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qbridge.sharding import Family, text_config
+from qbridge.sharding import Family, expert_count, text_config
 
 MLPS = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"}) | frozenset(
     {"c_fc", "c_proj", "fc1", "fc2", "dense_h_to_4h", "dense_4h_to_h"}
@@ -136,6 +136,33 @@ def shared_block(config: Mapping[str, Any]) -> str:
     if any(_positive(text, key) for key in ("n_shared_experts", "moe_num_shared_experts")):
         return "shared_experts"
     return "shared_expert" if _positive(text, "shared_expert_intermediate_size") else ""
+
+
+def is_sparse(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer has experts, by the keys of transformers 4.57.6 and 5.23.0."""
+    text = text_config(config)
+    kinds, chosen = text.get("mlp_layer_types"), text.get("moe_layers")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return bool(kinds[layer] == "sparse")
+    if isinstance(chosen, list) and chosen:
+        return layer in chosen
+    every = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval")
+    return (
+        expert_count(config) > 0
+        and layer not in (text.get("mlp_only_layers") or ())
+        and all((layer + 1) % (_positive(text, key) or 1) == 0 for key in every)
+        and layer % (_positive(text, "moe_layer_freq") or 1) == 0
+        and layer >= _positive(text, "first_k_dense_replace") + _positive(text, "moe_layer_start_index")
+        and layer <= (_positive(text, "moe_layer_end_index") or layer)
+    )
+
+
+def has_attention(text: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer has softmax attention: hybrid models say which, or that every n-th has."""
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return bool(kinds[layer] != "linear_attention")
+    return (layer + 1) % (_positive(text, "full_attention_interval") or 1) == 0
 
 
 def _positive(text: Mapping[str, Any], key: str) -> int:

@@ -220,6 +220,11 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _text(config)
 
 
+def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(heads, kv heads) of attention, zeros if unknown."""
+    return _heads(_text(config))
+
+
 def expert_count(config: Mapping[str, Any]) -> int:
     """How many routed experts a sparse layer has, 0 for a dense model."""
     text = _text(config)

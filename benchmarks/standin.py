@@ -196,6 +196,16 @@ def stored(kind: str, module: str, rows: int, columns: int, group: int, scales: 
         yield f"{module}.weight_scale", "F16", (rows, groups), ones((rows, groups)) if scales else None
 
 
+def norms(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """(module, width) of the norms of a layer."""
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        yield name, config["hidden_size"]
+    if config["model_type"] == "qwen3_moe":
+        yield from ((f"self_attn.{name}", config["head_dim"]) for name in ("q_norm", "k_norm"))
+    if "kv_lora_rank" in config:
+        yield "self_attn.kv_a_layernorm", config["kv_lora_rank"]
+
+
 def tensors(config: Mapping[str, Any], kind: str, group: int, scales: bool = False) -> Iterator[Tensor]:
     """Every tensor of the checkpoint, layer by layer."""
     hidden, vocab, experts = config["hidden_size"], config["vocab_size"], experts_of(config)
@@ -216,8 +226,8 @@ def tensors(config: Mapping[str, Any], kind: str, group: int, scales: bool = Fal
             )
         if config["model_type"] == "gpt_oss":
             yield f"{prefix}.self_attn.sinks", "F16", (config["num_attention_heads"],), None
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}.{norm}.weight", "F16", (hidden,), None
+        for norm, width in norms(config):
+            yield f"{prefix}.{norm}.weight", "F16", (width,), None
     yield "model.norm.weight", "F16", (hidden,), None
     if not config["tie_word_embeddings"]:
         yield "lm_head.weight", "F16", (vocab, hidden), None

@@ -75,6 +75,8 @@ def problems(model, target, tp):
 def kind(code, name, problem):
     if code == "QB250":
         return "heads"
+    if CATALOGUE[code].severity == "note":
+        return "ok"
     leaf = name.rpartition(".")[2]
     place = "moe" if ".experts." in name else f"{'shared.' * ('shared' in name)}{LEAVES.get(leaf, 'qkv')}"
     if code == "QB253":
@@ -85,7 +87,7 @@ def kind(code, name, problem):
 
 def kinds(row, group, target, tp, format="compressed-tensors"):
     """A cell of models.csv."""
-    found = {kind(*problem) for problem in problems(model_of(row, group, format), target, tp)}
+    found = {kind(*problem) for problem in problems(model_of(row, group, format), target, tp)} - {"ok"}
     return "+".join(sorted(found)) or "ok"
 
 
@@ -200,6 +202,29 @@ def test_turbomind_pads_by_itself(tp, notes):
     assert CATALOGUE["QB255"].severity == "note"
 
 
+@pytest.mark.parametrize(
+    ("target", "format", "words"),
+    [
+        ("vllm@0.33", "gptq", "Machete, Exllama and Humming take it"),
+        ("vllm@0.33", "compressed-tensors", "is not divisible by group_size"),
+        ("vllm@0.33", "awq", "not aligned with the quantized weight shape"),
+        ("vllm@0.23", "gptq", "min_thread_k = 128"),
+        ("vllm@0.5.4", "gptq", "vLLM 0.5.4 refuses it: not divisible by min_thread_k = 128"),
+        ("lmdeploy", "awq", "LMDeploy"),
+    ],
+)
+def test_straddling_group_says_what_this_version_would_do(target, format, words):
+    found = problems(model_of(MODELS["Qwen2/2.5-72B"], "128", format), target, 2)
+    told = {problem.facts[1] for code, _, problem in found if code == "QB251"}
+    assert len(told) == 1 and words in told.pop()
+    assert "0.33" not in CATALOGUE["QB251"].why
+
+
+def test_advice_that_does_not_help_is_answered():
+    for words in ("--quantization gptq", "0.22", "--enforce-eager"):
+        assert words in CATALOGUE["QB251"].fix
+
+
 # Command
 
 
@@ -235,7 +260,8 @@ def test_straddling_group_exits_1_with_commands_cheapest_first(src):
     (finding,) = found["findings"]
     assert not found["ok"] and finding["code"] == "QB251"
     assert finding["count"] == 1 and finding["where"] == ["model.layers.0.mlp.down_proj"]
-    assert finding["facts"] == ["in_features 640, per rank 320 = 2.5 groups of 128 (tp 2)"]
+    assert finding["facts"][0] == "in_features 640, per rank 320 = 2.5 groups of 128 (tp 2)"
+    assert len(finding["facts"]) == 2 and finding["facts"][1].startswith("vLLM 0.33: Marlin refuses it; Machete")
     convert = f"qbridge convert {src} DST --to vllm@0.33.0 --tp 2"
     first, second, last = (line.partition("  #")[0] for line in remedies(finding))
     assert (first, second, last) == (f"{convert} --regroup 64", f"{convert} --pad", "serve it with tp = 1")
@@ -333,6 +359,56 @@ def test_damaged_checkpoint_is_checked_as_far_as_it_goes(src):
     assert done.layers >= 6
 
 
+def unserved(case, target, *options):
+    """The finding that nothing serves the layers of a fixture."""
+    done = qbridge.check(ROOT / "fixtures" / case / "model", target, *options)
+    return [finding for finding in done.findings if finding.code == "QB227"]
+
+
+@pytest.mark.parametrize("case", ["awq/llama_gptqmodel_8bit", "awq/llama_gptqmodel_3bit"])
+def test_layers_that_no_kernel_serves_are_an_error(case):
+    (finding,) = unserved(case, "vllm")
+    assert finding.severity == "error" and len(finding.where) == 7
+    assert finding.facts[0].endswith("on sm80") and finding.facts[1].startswith("AWQ-Marlin: ")
+    assert finding.help[0].startswith("qbridge convert ")
+
+
+def test_what_a_rule_has_said_is_not_said_of_the_kernel_again():
+    assert unserved("gptq/llama_v1_asym", "vllm") == []
+    assert unserved("gptq/llama_640", "vllm", 2, "sm90") == []
+
+
+def test_bfloat16_on_a_kernel_that_has_float16_only(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_3bit")
+    assert qbridge.check(src, "vllm@0.5.4").ok  # by its kernels for GPTQ, which have float16 only
+    edit_json(src / "config.json", lambda config: config.update(dtype="bfloat16", torch_dtype="bfloat16"))
+    (finding,) = (found for found in qbridge.check(src, "vllm@0.5.4").findings if found.code == "QB227")
+    assert finding.help == ("serve it with --dtype float16",)
+    assert any("only supports float16 activations" in fact for fact in finding.facts)
+
+
+def test_gpu_without_bfloat16_gets_float16(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_g128")
+    edit_json(src / "config.json", lambda config: config.update(dtype="bfloat16", torch_dtype="bfloat16"))
+    assert {kernel.kernel for kernel in qbridge.check(src, "vllm", gpu="sm70").kernels} == {"Exllama"}
+    assert not qbridge.check(src, "vllm@0.5.4", gpu="sm70").ok
+
+
+def test_zero_points_of_outputs_that_no_rank_shares_are_whole_words():
+    src = ROOT / "fixtures/compressed_tensors/llama_w3a16_asym/model"
+    assert all(kernel.legal for kernel in qbridge.check(src, "vllm").kernels)
+
+
+def test_groups_of_gptq_experts_are_halved_by_vllm_itself():
+    row = MODELS["Qwen3-235B-A22B"]
+    found = [p for code, _, p in problems(model_of(row, "128", "gptq"), "vllm", 8) if code == "QB228"]
+    assert found and {problem.facts for problem in found} == {("groups of 128 become 64 (tp 8)",)}
+    assert all(".experts." in name and name.endswith("down_proj") for problem in found for name in problem.where)
+    for group, tp, format in (("64", 8, "gptq"), ("128", 4, "gptq"), ("128", 8, "compressed-tensors")):
+        assert "QB228" not in {code for code, _, _ in problems(model_of(row, group, format), "vllm", tp)}
+    assert CATALOGUE["QB228"].severity == "note"
+
+
 # config.json alone
 
 
@@ -381,11 +457,21 @@ def test_config_that_says_too_little_is_refused(tmp_path, edit, fact):
     assert finding["code"] == "QB262" and finding["facts"] == [fact]
 
 
-@pytest.mark.parametrize("architecture", ["DeepseekV2ForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM"])
-def test_config_of_an_architecture_with_other_linears_is_refused(tmp_path, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "key"), [("DeepseekV2ForCausalLM", "kv_lora_rank"), ("MixtralForCausalLM", "num_local_experts")]
+)
+def test_config_that_lacks_what_its_architecture_needs_is_refused(tmp_path, architecture, key):
     src = bare(tmp_path)
     edit_json(src / "config.json", lambda config: config.update(architectures=[architecture]))
-    assert [finding["code"] for finding in answer(src, "--for", "vllm", rc=1)["findings"]] == ["QB262"]
+    (finding,) = answer(src, "--for", "vllm", rc=1)["findings"]
+    assert finding["code"] == "QB262" and finding["facts"] == [f"it does not say '{key}'"]
+
+
+def test_config_of_an_architecture_with_fused_linears_is_enough(tmp_path):
+    src = bare(tmp_path)
+    edit_json(src / "config.json", lambda config: config.update(architectures=["Phi3ForCausalLM"]))
+    done = qbridge.check(src, "vllm")
+    assert done.assumed and done.layers == 4 and done.ok
 
 
 # Stand-ins of big checkpoints
@@ -425,3 +511,11 @@ def test_standin_that_is_no_whole_groups_at_all(standin, tmp_path, name):
     src = write(standin, tmp_path / "src", name, "gptq", 1)
     for target in ("vllm@0.33", "vllm@0.23"):
         assert not qbridge.check(src, target).ok
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2-72b-gptq", "qwen2.5-0.5b", "qwen3-235b-a22b", "deepseek-v2-lite", "gpt-oss-120b"]
+)
+def test_standins_lack_nothing(standin, tmp_path, name):
+    src = write(standin, tmp_path / "src", name, "gptq", 2)
+    assert not {"QB263", "QB264"} & {finding.code for finding in qbridge.check(src, "vllm").findings}

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import qbridge
-from qbridge.ir import Model
+from qbridge.dtypes import DType
+from qbridge.ir import Granularity, Model, Spec, WeightScheme
+from qbridge.passes.regroup import Regroup
+from qbridge.rules import LayerRule
 from qbridge.targets import find_target
 from support import ROOT, copy_fixture, edit_json, facts, places, refusal, rewrite_tensors
 from test_conversion import assert_same_tensors
@@ -24,6 +27,7 @@ REFUSED = [
     ("compressed_tensors/llama_w4a16_unlike", "vllm-gptq", "QB221"),
     ("auto_round/llama_mixed", "vllm", "QB221"),
     ("gptq/llama_v1_asym", "marlin", "QB112"),
+    ("compressed_tensors/llama_w8a8", "gptqmodel", "QB232"),
 ]
 
 
@@ -144,3 +148,53 @@ def test_tied_embeddings_and_experts_go_there_and_come_back(case, target, tmp_pa
     assert qbridge.verify(source, tmp_path / "there").same
     qbridge.convert(tmp_path / "there", tmp_path / "back", report.source_format)
     assert_same_tensors(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("case", "ok"),
+    [
+        ("gptq/llama_v1_sym", True),
+        ("gptq/llama_v1_asym", True),  # by GPTQModel itself
+        ("gptq/llama_v2_asym", True),
+        ("gptq/llama_autogptq_asym", False),
+        ("gptq/llama_desc_act", True),
+        ("gptq/llama_planar_5bit", True),
+        ("awq/llama_gemm", True),
+        ("awq/llama_gptqmodel_8bit", True),
+    ],
+)
+def test_gptqmodel_is_asked_for_a_checkpoint_as_it_is(case, ok):
+    done = qbridge.check(ROOT / "fixtures" / case / "model", "gptqmodel", allow=["v1-zeros-wrap"])
+    assert done.ok == ok and [f.code for f in done.findings if f.severity == "error"] == ([] if ok else ["QB232"])
+
+
+def test_gptqmodel_keeps_awq_and_gets_gptq_of_all_else(tmp_path):
+    for number, (case, format) in enumerate(
+        [("awq/llama_gemm", "awq"), ("compressed_tensors/llama_w4a16_asym", "gptq")]
+    ):
+        out = tmp_path / str(number)
+        assert qbridge.convert(ROOT / "fixtures" / case / "model", out, "gptqmodel").format == format
+        assert qbridge.check(out, "gptqmodel").ok
+
+
+@pytest.mark.parametrize(
+    ("format", "size", "inputs", "becomes"),
+    [
+        ("gptq", 2048, 8192, 1024),
+        ("gptq", 1024, 8192, None),
+        ("gptq", 96, 192, 32),
+        ("gptq", 128, 10944, None),  # the last group is short
+        ("gptq", 8, 128, False),
+        ("awq", 256, 512, 128),
+        ("awq", 512, 512, None),
+        ("awq", 128, 10944, 64),
+    ],
+)
+def test_groups_that_gptqmodel_has_no_kernel_for(format, size, inputs, becomes):
+    spec = Spec("m", 8, inputs, WeightScheme(4, Granularity.GROUP, group_size=size), DType.F16)
+    model = Model(format, {}, {"m": spec}, {}, {})
+    (choice,) = (choice for choice in find_target("gptqmodel").choices if choice.format == format)
+    said = [rule for rule in choice.rules if isinstance(rule, LayerRule) and rule.check(spec, model)]
+    assert [rule.code for rule in said] == ([] if becomes is None else ["QB232"])
+    if said:
+        assert said[0].fix(spec, model) == (Regroup(becomes) if becomes else None)

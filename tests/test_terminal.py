@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from support import cli
+
 
 def convert(fixtures, out, *options, **where):
     source = fixtures / "compressed_tensors/llama_w8a8/model"
@@ -55,3 +57,19 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and "interrupted" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["convert", "none", "out", "--to", "vllm"], True),
+        (["restore", "none", "out"], True),
+        (["check", "none", "--for", "vllm"], False),
+        (["verify", "none", "none"], False),
+        (["inspect", "none"], False),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_only_commands_that_write_say_that_nothing_was_written(words, written, tmp_path):
+    done = cli(*words, cwd=tmp_path)
+    assert "1 error" in done.stderr and ("nothing was written" in done.stderr) == written

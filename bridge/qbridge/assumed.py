@@ -1,4 +1,7 @@
-"""A model from config.json alone: the linears of its architecture at the dims and in the scheme that it names."""
+"""A model from config.json alone: the linears of its architecture at the dims and in the scheme that it names.
+
+Dims: transformers 5.23.0, models/*/modeling_*.py; tests/test_assumed.py holds them against the module trees.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qbridge.decoder import INDEXERS, MLPS, architecture, attention, has_attention, is_sparse, shared_block
 from qbridge.dtypes import DType
 from qbridge.findings import error
 from qbridge.headers import parse_json
-from qbridge.hf_config import NESTED, QUANTIZATION_KEYS
+from qbridge.hf_config import QUANTIZATION_KEYS
 from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.sharding import family
-
-# Llama's linears, which most architectures have; experts are named alike.
-_COMMON = (frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}), frozenset({"o_proj", "down_proj"}))
+from qbridge.sharding import (
+    Family,
+    expert_count,
+    family,
+    head_counts,
+    intermediate_copies,
+    intermediate_key,
+    text_config,
+)
 
 
 def assumed_model(path: Path) -> Model:
@@ -23,8 +32,6 @@ def assumed_model(path: Path) -> Model:
     known = family(config) if isinstance(config, dict) else None
     if not isinstance(config, dict) or known is None:
         raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
-    if not known.gated or (known.columns, known.rows) != _COMMON:
-        raise error("QB262", str(path), ("its linears have other names than Llama's",))
     block: Mapping[str, Any] = next(
         (config[key] for key in QUANTIZATION_KEYS if isinstance(config.get(key), dict)), {}
     )
@@ -32,15 +39,11 @@ def assumed_model(path: Path) -> Model:
     if weight is None:
         raise error("QB262", str(path), ("it does not say bits and group size",))
     try:
-        dims = dict(_linears(_text(config)))
+        dims = dict(_linears(config, known))
     except (KeyError, TypeError, ZeroDivisionError) as fault:
         raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
     specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
     return Model(_format(block), config, specs, {}, {})
-
-
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((config[key] for key in NESTED if isinstance(config.get(key), dict)), config)
 
 
 def _format(block: Mapping[str, Any]) -> str:
@@ -63,32 +66,86 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
     return WeightScheme(bits, grouped, bool(symmetric), group_size=size if size > 0 else None)
 
 
-def _linears(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (out_features, in_features)) of every linear of a decoder of the common kind."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    kv = (config.get("num_key_value_heads") or heads) * head
-    attention = {"q_proj": (heads * head, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden)}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        for leaf, shape in {**attention, "o_proj": (hidden, heads * head)}.items():
-            yield f"{prefix}.self_attn.{leaf}", shape
-        for block, size in _mlps(config, layer):
-            for leaf in ("gate_proj", "up_proj"):
-                yield f"{prefix}.{block}.{leaf}", (size, hidden)
-            yield f"{prefix}.{block}.down_proj", (hidden, size)
+def _linears(config: Mapping[str, Any], record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (out_features, in_features)) of every linear of the decoder's layers, linear attention left out."""
+    text = text_config(config)
+    whole = _attention(config, record)
+    falcon = "query_key_value" in record.columns
+    layers, block = ("transformer.h", "self_attention") if falcon else ("model.layers", "self_attn")
+    for layer in range(text["num_hidden_layers"]):
+        prefix = f"{layers}.{layer}"
+        if has_attention(text, layer):
+            yield from ((f"{prefix}.{block}.{leaf}", shape) for leaf, shape in whole.items())
+        for name in _mlps(config, record, layer):
+            size = _intermediate(f"{prefix}.{name}", config)
+            yield from ((f"{prefix}.{name}.{leaf}", shape) for leaf, shape in _mlp(text["hidden_size"], size, record))
 
 
-def _mlps(config: Mapping[str, Any], layer: int) -> Iterator[tuple[str, int]]:
-    """(module, intermediate size) of a layer's MLPs: one expert stands for all."""
-    experts = config.get("moe_intermediate_size")
-    dense = layer < (config.get("first_k_dense_replace") or 0) or layer in (config.get("mlp_only_layers") or ())
-    if not experts or dense:
-        yield "mlp", config["intermediate_size"]
+def _attention(config: Mapping[str, Any], record: Family) -> dict[str, tuple[int, int]]:
+    """The linears of an attention block by their last names."""
+    text = text_config(config)
+    hidden, (heads, kv) = text["hidden_size"], head_counts(config)
+    head = text.get("head_dim") or hidden // heads
+    # Qwen3-Next and Qwen3.5 have a gate per query.
+    gates = 2 if architecture(config).startswith(("Qwen3Next", "Qwen3_5")) else 1
+    dims = {
+        "q_proj": (gates * heads * head, hidden),
+        "k_proj": (kv * head, hidden),
+        "v_proj": (kv * head, hidden),
+        "qkv_proj": ((heads + 2 * kv) * head, hidden),
+        "query_key_value": ((heads + 2 * kv) * head, hidden),
+        "o_proj": (hidden, heads * head),
+        "dense": (hidden, heads * head),
+    }
+    if "kv_b_proj" in record.columns:
+        dims |= _latent(text, heads)
+    found = {leaf: dims[leaf] for leaf in sorted(attention(record, text))}
+    if record.whole >= INDEXERS:
+        size, count = text["index_head_dim"], text["index_n_heads"]
+        found["indexer.wq_b"] = (count * size, text["q_lora_rank"])
+        found |= {"indexer.wk": (size, hidden), "indexer.weights_proj": (count, hidden)}
+    return found
+
+
+def _latent(text: Mapping[str, Any], heads: int) -> dict[str, tuple[int, int]]:
+    """Multi-head latent attention."""
+    hidden, low, rope = text["hidden_size"], text["kv_lora_rank"], text["qk_rope_head_dim"]
+    query, value = text["qk_nope_head_dim"] + rope, text["v_head_dim"]
+    low_query = text.get("q_lora_rank") or 0
+    return {
+        "q_proj": (heads * query, hidden),
+        "q_a_proj": (low_query, hidden),
+        "q_b_proj": (heads * query, low_query),
+        "kv_a_proj_with_mqa": (low + rope, hidden),
+        "kv_b_proj": (heads * (text["qk_nope_head_dim"] + value), low),
+        "o_proj": (hidden, heads * value),
+    }
+
+
+def _mlp(hidden: int, size: int, record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The linears of one MLP by their last names."""
+    for leaf in sorted((record.columns | record.rows) & MLPS):
+        rows = 2 * size if leaf == "gate_up_proj" else size
+        yield leaf, (hidden, size) if leaf in record.rows else (rows, hidden)
+
+
+def _mlps(config: Mapping[str, Any], record: Family, layer: int) -> Iterator[str]:
+    """The names of a layer's MLPs: one dense, or every routed expert and the shared ones."""
+    if not is_sparse(config, layer):
+        if "w1" in record.columns:
+            raise KeyError("num_local_experts")
+        yield "mlp"
         return
-    yield "mlp.experts.0", experts
-    shared = config.get("shared_expert_intermediate_size")
-    if shared:
-        yield "mlp.shared_expert", shared
-    elif config.get("n_shared_experts"):
-        yield "mlp.shared_experts", experts * config["n_shared_experts"]
+    block = "block_sparse_moe" if "w1" in record.columns else "mlp"
+    yield from (f"{block}.experts.{expert}" for expert in range(expert_count(config)))
+    if shared := shared_block(config):
+        yield f"{block}.{shared}"
+
+
+def _intermediate(block: str, config: Mapping[str, Any]) -> int:
+    key = intermediate_key(block, config)
+    if key is None and block.startswith("transformer.h."):  # Falcon: transformers 5.23.0, configuration_falcon.py
+        return 4 * int(text_config(config)["hidden_size"])
+    if key is None:
+        raise KeyError("intermediate_size")
+    return int(text_config(config)[key]) * intermediate_copies(block, config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,6 +14,7 @@ from typing import Any
 
 from qbridge.assumed import assumed_model
 from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
+from qbridge.completeness import missing, surplus
 from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.ir import Model
 from qbridge.report import SCHEMA
@@ -19,6 +22,8 @@ from qbridge.rules import LayerRule, ModelRule, ValueRule
 from qbridge.serving import Served, serving
 from qbridge.targets import Target, find_target
 from qbridge.targets.choice import Choice
+
+_NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +74,19 @@ def check(
     start = time.monotonic()
     wanted = find_target(target)
     findings = Findings(frozenset(allow))
-    model = _model(Path(src), source, findings)
+    model, stored = _model(Path(src), source, findings)
     needs: list[str] = []
     choice = next((choice for choice in wanted.choices if choice.format == model.format), None)
     if choice is None:
         facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
         findings.add("QB260", str(src), facts, (f"qbridge convert {shlex.quote(str(src))} DST --to {wanted.name}",))
     judged = choice or replace(wanted.choices[0], format=model.format, rules=())
+    if stored:
+        _complete(model, stored, findings)
     if model.specs:
         needs = _walk(model, wanted, judged, tp, str(src), findings)
+    kernels = serving(model, wanted, tp, gpu)
+    _unserved(kernels, gpu, _command(str(src), wanted, tp), findings)
     return Check(
         source=str(src),
         target=wanted.name,
@@ -88,7 +97,7 @@ def check(
         layers=len(model.specs),
         assumed=not model.slots and bool(model.specs),
         ok=not findings.errors,
-        kernels=serving(model, wanted, tp, gpu),
+        kernels=kernels,
         needs_values=needs,
         seconds=round(time.monotonic() - start, 3),
         findings=tuple(findings),
@@ -99,24 +108,42 @@ def _named(target: Target) -> str:
     return ", ".join(dict.fromkeys(target.formats))
 
 
-def _model(path: Path, source: str | None, findings: Findings) -> Model:
-    """The model from headers, with what is wrong as findings; from config.json alone where there are no tensors."""
+def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, frozenset[str]]:
+    """The model from headers, with what is wrong as findings, and the names of all its tensors.
+
+    From config.json alone, and no names, where there are no tensors.
+    """
     try:
         with io_as_finding(str(path)), open_checkpoint(path, source, findings.allow, strict=False) as opened:
             findings.merge(opened.findings)
-            return opened.model
+            return opened.model, frozenset(opened.source.tensors)
     except QBridgeError as fault:
         bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
         if not bare:
             raise
     model = assumed_model(path)
     findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
-    return model
+    return model, frozenset()
+
+
+def _complete(model: Model, stored: frozenset[str], findings: Findings) -> None:
+    """What an engine needs and would not find, and what it would find and not know."""
+    if lost := missing(stored, model.config):
+        findings.add("QB263", lost, _kinds(lost))
+    if extra := surplus(model):
+        findings.add("QB264", extra, _kinds(extra))
+
+
+def _kinds(names: Sequence[str], most: int = 5) -> tuple[str, ...]:
+    """How many there are of each name, numbers aside."""
+    counts = Counter(_NUMBER.sub(".*", name) for name in names)
+    told = [f"{name}: {count}" for name, count in counts.most_common(most)]
+    return (*told, *([f"and {len(counts) - most} names more"] if len(counts) > most else ()))
 
 
 def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:
     """Every rule of the engine on the model as it is; the codes of those that would need values."""
-    command = f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+    command = _command(src, target, tp)
     needs = []
     for rule in (*choice.rules, *target.parallel.rules(choice.format, (tp,))):
         if isinstance(rule, ValueRule):
@@ -127,6 +154,21 @@ def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findi
         else:
             _walk_layers(rule, model, command, findings)
     return sorted(set(needs))
+
+
+def _command(src: str, target: Target, tp: int) -> str:
+    return f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+
+
+def _unserved(kernels: Sequence[Served], gpu: str, command: str, findings: Findings) -> None:
+    """Layers that no kernel serves rightly, where no rule has said so already."""
+    blamed = {name for finding in findings.errors for name in finding.where}
+    for kind in kernels:
+        if not kind.legal and blamed.isdisjoint(kind.names):
+            what = f"{kind.scheme} on {gpu}"
+            why = (kind.note,) if kind.note else kind.reasons
+            help = (f"serve it with {kind.instead}",) if kind.instead else (command,)
+            findings.add("QB227", kind.names, (what, *why), help)
 
 
 def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings) -> None:

@@ -60,6 +60,8 @@ Memory = Annotated[
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
 Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
 
+_NOTHING = "nothing was written"
+_WRITERS = ("convert", "restore")  # other commands write nothing in any case
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -82,17 +84,17 @@ def _words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
 @contextmanager
 def _answering(command: str, as_json: bool) -> Iterator[None]:
     """Turn what the library raises into findings on stderr (or JSON on stdout) and the exit code."""
+    outcome = _NOTHING if command in _WRITERS else ""
     try:
         yield
     except QBridgeError as fault:
         if as_json:
             _print_json({"command": command, "findings": [f.as_dict() for f in fault.findings]})
         else:
-            render.findings(_err(), fault.findings)
+            render.findings(_err(), fault.findings, outcome)
         raise typer.Exit(fault.exit_code) from None
     except KeyboardInterrupt:
-        more = "; the same command goes on after the last finished shard" if command in ("convert", "restore") else ""
-        _err().print(f"interrupted{more}")
+        _err().print("interrupted; the same command goes on where it stopped" if outcome else "interrupted")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -104,7 +106,7 @@ def _say(as_json: bool, value: Any, show: Callable[[Console, Any], None], found:
     if as_json:
         _print_json(value.as_dict())
     else:
-        render.findings(_err(), found, written=True)
+        render.findings(_err(), found)
         show(_out(), value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -16,14 +16,14 @@ from qbridge.report import Report, Verification
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
 
-def findings(console: Console, found: Sequence[Finding], written: bool = False) -> None:
-    """Every finding, and a last line that says how many and what came of it."""
+def findings(console: Console, found: Sequence[Finding], outcome: str = "") -> None:
+    """Every finding, and a last line that says how many and, if that is given, what came of it."""
     for finding in found:
         _finding(console, finding)
     errors = sum(f.severity is Severity.ERROR for f in found)
     warnings = sum(f.severity is Severity.WARNING for f in found)
     if errors:
-        tail = "" if written else "; nothing was written"
+        tail = f"; {outcome}" if outcome else ""
         console.print(Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{tail}"))
 
 
@@ -58,17 +58,34 @@ def report(console: Console, done: Report) -> None:
     """What a conversion did, or would do."""
     verb = "would write" if done.dry_run else "wrote"
     exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
+    stored = done.tensor_bytes
     rows = [
         ("source", f"{done.source}: {done.source_format} ({done.because})"),
         ("model", f"{done.architecture}, {_count(done.layers, 'quantized layer')}"),
         ("target", f"{done.target}: {done.format}{f' ({done.chosen})' if done.chosen else ''}"),
         ("exactness", exact),
         ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
+        ("tensors", f"{size(stored['before'])} -> {size(stored['after'])}, {_change(stored)}"),
+        *_padding(done),
         (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
     ]
     if not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, rows)
+
+
+def _padding(done: Report) -> list[tuple[str, str]]:
+    """What other dims cost: an intermediate size is padded, or cropped on the way back."""
+    if done.weights["before"] == done.weights["after"]:
+        return []
+    weights, flops = _change(done.weights), _change(done.flops)
+    return [("padding", f"weights of quantized layers {weights}, their FLOPs per token {flops}")]
+
+
+def _change(sides: Mapping[str, int]) -> str:
+    """By how much it grew, in percent."""
+    before, after = sides["before"], sides["after"]
+    return f"{100 * (after - before) / max(before, 1):+.2f} %"
 
 
 def verification(console: Console, done: Verification) -> None:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qbridge.dtypes import nbytes
 from qbridge.findings import Finding
 from qbridge.ir import Model, Spec
+from qbridge.sharding import routed
+from qbridge.topology import is_routed
 
 if TYPE_CHECKING:
     from qbridge.checkpoint import Checkpoint
@@ -23,8 +26,9 @@ SCHEMA = 1
 class Report:
     """The result of a conversion, or of its plan with `dry_run`.
 
-    `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `chosen` says why
-    it is this format, where the target left a choice.
+    `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `before` and
+    `after`: `tensor_bytes` is the size of all tensors, `weights` the number of quantized weights, `flops` what one
+    token costs in their matmuls. `chosen` says why it is this format, where the target left a choice.
     """
 
     source: str
@@ -40,6 +44,9 @@ class Report:
     exactness: Mapping[str, int]
     passes: Mapping[str, int]
     files: Mapping[str, int]
+    tensor_bytes: Mapping[str, int]
+    weights: Mapping[str, int]
+    flops: Mapping[str, int]
     dry_run: bool
     seconds: float
     findings: Sequence[Finding] = ()
@@ -75,6 +82,12 @@ class Report:
             exactness=plan.exactness,
             passes=passes,
             files={shard.name: shard.size for shard in shards},
+            tensor_bytes={
+                "before": sum(tensor.end - tensor.begin for tensor in opened.source.tensors.values()),
+                "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
+            },
+            weights={side: sum(map(_weights, specs)) for side, specs in _sides(plan)},
+            flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
             dry_run=dry_run,
             seconds=round(time.monotonic() - start, 3),
             findings=tuple(opened.findings),
@@ -89,6 +102,23 @@ class Report:
             **{name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own},
             "findings": [f.as_dict() for f in self.findings],
         }
+
+
+def _sides(plan: Plan) -> list[tuple[str, list[Spec]]]:
+    layers = plan.layers.values()
+    return [("before", [layer.before for layer in layers]), ("after", [layer.after for layer in layers])]
+
+
+def _weights(spec: Spec) -> int:
+    return spec.out_features * spec.in_features
+
+
+def _flops(specs: Sequence[Spec], config: Mapping[str, Any]) -> int:
+    """A multiplication and an addition per weight that a token meets: of routed experts, those that are chosen."""
+    chosen, experts = routed(config)
+    routed_weights = sum(_weights(spec) for spec in specs if is_routed(spec.name))
+    others = sum(map(_weights, specs)) - routed_weights
+    return 2 * (others + routed_weights * chosen // experts)
 
 
 @dataclass(frozen=True, slots=True)

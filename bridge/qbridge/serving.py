@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qbridge.findings import error
@@ -20,7 +20,10 @@ _WITHOUT_HUMMING = ("0.5.4",)  # the wheels of 0.23.0 and 0.33.0 require the pac
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One kind of linear as a rank sees it, and what serves it (None: nothing); `note` and `reasons` say why."""
+    """One kind of linear as a rank sees it, and what serves it (None: nothing); `note` and `reasons` say why.
+
+    `names` are its linears; `instead` is an option of the engine with which some kernel would serve it.
+    """
 
     kind: str
     out_features: int
@@ -31,10 +34,12 @@ class Served:
     legal: bool
     note: str
     reasons: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    instead: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+        """As JSON, without the names."""
+        return {name: value for name, value in asdict(self).items() if name != "names"}
 
 
 def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
@@ -42,8 +47,10 @@ def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
     capability = _capability(gpu)
     if target.engine.partition("-")[0] != "vllm" or model.format not in _METHODS:
         return []
-    dtype = model_dtype_name(model)
+    dtype = _dtype(model, capability, target.version)
+    humming = target.version not in _WITHOUT_HUMMING
     found: dict[Linear, Served] = {}
+    held: dict[Linear, list[str]] = {}
     own = [name for name in model.specs if ".experts." not in name]  # experts have other kernels, in no table
     siblings = {name: names for names in fused_siblings(own) for name in names}
     for name in own:
@@ -56,15 +63,32 @@ def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
         if linear is None:
             continue
         if linear not in found:
-            verdict = choose(linear, capability, target.version, humming=target.version not in _WITHOUT_HUMMING)
+            verdict = choose(linear, capability, target.version, humming=humming)
+            half = choose(replace(linear, dtype="float16"), capability, target.version, humming=humming)
             leaf = "+".join(other.rpartition(".")[2] for other in names)
             shape = linear.out_features, linear.in_features
             found[linear] = Served(
-                leaf, *shape, spec.scheme, 0, verdict.kernel, verdict.legal, verdict.note, verdict.reasons
+                leaf,
+                *shape,
+                spec.scheme,
+                0,
+                verdict.kernel,
+                verdict.legal,
+                verdict.note,
+                verdict.reasons,
+                instead="--dtype float16" if half.legal and not verdict.legal else "",
             )
-        before = asdict(found[linear])
-        found[linear] = Served(**{**before, "layers": before["layers"] + len(names)})
-    return list(found.values())
+        held.setdefault(linear, []).extend(names)
+    return [replace(kind, layers=len(held[key]), names=tuple(held[key])) for key, kind in found.items()]
+
+
+def _dtype(model: Model, capability: int, version: str) -> str:
+    """What activations have with --dtype auto.
+
+    A GPU without bfloat16 gets float16 (vllm 0.33.0, config/model.py, _resolve_auto_dtype), which 0.5.4 refuses.
+    """
+    named = model_dtype_name(model)
+    return "float16" if capability < 80 and version != "0.5.4" else named
 
 
 def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) -> Linear | None:
@@ -83,6 +107,7 @@ def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) ->
         group_size=spec.weight.group_size or -1,
         dtype=dtype,
         format=model.format,
+        cut=tp > 1 and held[spec.name].axis == "column",
     )
 
 

@@ -217,6 +217,30 @@ def _size(text: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The text model's own config: the nested one, with the sizes that it leaves out, or the config itself."""
+    return _text(config)
+
+
+def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(heads, kv heads) of attention, zeros if unknown."""
+    return _heads(_text(config))
+
+
+def expert_count(config: Mapping[str, Any]) -> int:
+    """How many routed experts a sparse layer has, 0 for a dense model."""
+    text = _text(config)
+    return next((_size(text, key) for key in _EXPERTS if _size(text, key)), 0)
+
+
+def routed(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(experts that a token goes through, experts there are); (1, 1) if config.json does not say."""
+    text = _text(config)
+    experts = expert_count(config)
+    chosen = _size(text, "num_experts_per_tok") or _size(text, "moe_k")
+    return (chosen, experts) if 0 < chosen <= experts else (1, 1)
+
+
 def _heads(text: Mapping[str, Any]) -> tuple[int, int]:
     """(heads, kv heads), zeros if unknown. Falcon: transformers 5.23.0, models/falcon/modeling_falcon.py."""
     heads = _size(text, "num_attention_heads")

@@ -136,13 +136,13 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
         return _open_pickled(root, config or {}, findings)
     found = [name for name in names if _is_inside(root, name, findings)]
     shards = {name: root / name for name in found}
+    stamps = {file: _stamp(file) for file in shards.values()}
     tensors = _headers(root, shards, findings)
     if index is not None and tensors is not None and found == names:
         _check_index(shards, index, tensors, findings)
     sides = _side_files(root, names, findings)
     findings.stop_on_errors()
-    shards = [root / name for name in names]
-    return Source(root, config or {}, tensors or {}, shards, sides, stamps={file: _stamp(file) for file in shards})
+    return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -63,6 +63,11 @@ def is_router(module: str) -> bool:
     return module.rpartition(".")[2] in ROUTERS
 
 
+def is_routed(module: str) -> bool:
+    """Whether the module is part of an expert that a router chooses, shared experts not included."""
+    return ".experts." in module
+
+
 def is_decoder_linear(module: str) -> bool:
     """Whether the module is a projection inside a decoder layer (routers are not)."""
     leaf = module.rpartition(".")[2]

@@ -26,6 +26,9 @@ GPTQMODEL_ONLY = [
     ("compressed_tensors/qwen3_moe_w4a16", "gptq"),
     ("compressed_tensors/qwen3_moe_w4a16", "awq"),
     ("gptq/qwen2_dynamic", "compressed-tensors", "gptq"),
+    ("gptq/llama_short_group", "gptqmodel"),
+    ("gptq/llama_autogptq_asym", "gptqmodel"),  # which it refuses as it is
+    ("compressed_tensors/llama_w4a16_asym", "gptqmodel"),
 ]
 COMPRESSED_TENSORS = [
     "gptq/llama_v1_asym",

@@ -254,6 +254,16 @@ ENTRIES = (
         "transformers 5.17.0, conversion_mapping.py and quantizers/quantizer_compressed_tensors.py",
     ),
     Code(
+        "QB232",
+        "GPTQModel has no kernel for these layers",
+        "It has 2 to 8 bits of weights alone, in groups of 16 to 1024 as GPTQ and 16 to 128 as AWQ, and asymmetric "
+        "GPTQ of version 1 only by itself.",
+        "It raises NotImplementedError (only supports group_size ...) or ValueError (Loading of a sym=False model).",
+        "groups of 8, quantized activations, asymmetric GPTQ by AutoGPTQ",
+        "Convert it (--to gptqmodel), which splits groups and writes version 2; activations must not be quantized.",
+        "gptqmodel 7.7.0, nn_modules/qlinear/torch.py, torch_awq.py, __init__.py (_validate) and models/loader.py",
+    ),
+    Code(
         "QB250",
         "the model cannot be split over so many ranks",
         "Attention heads, key-value heads or an intermediate size are not divisible by the tensor-parallel size.",
@@ -266,9 +276,11 @@ ENTRIES = (
         "QB251",
         "a quantization group straddles two tensor-parallel ranks",
         "The share of a row-parallel linear is no whole number of groups.",
-        "vLLM 0.33 loads this without an error on some kernels and computes wrong values; others refuse.",
+        "The scales of a group belong to all its columns: an engine refuses to load it, or some ranks take scales of "
+        "other groups and compute wrong values without a word.",
         "in_features 29568, per rank 14784 = 115.5 groups of 128",
-        "Split the groups, pad the MLP, or choose another tensor-parallel size; the first two are exact.",
+        "Split the groups, pad the MLP, or choose another tensor-parallel size; the first two are exact. In vLLM, "
+        "--quantization gptq never helped here and does nothing since 0.22; --enforce-eager is not about shapes.",
         "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights); lmdeploy 0.18.0, "
         "pytorch/nn/linear/awq.py",
     ),
@@ -310,34 +322,6 @@ ENTRIES = (
         "None needed.",
         "lmdeploy 0.18.0, turbomind/linear.py (_pad_ffn_for_tp)",
         severity="note",
-    ),
-    Code(
-        "QB260",
-        "the target does not load this format",
-        "As it is, the checkpoint is none of the formats that the target reads.",
-        "The engine refuses it, or takes it for an unquantized model.",
-        "GPTQ for LMDeploy's PyTorch engine",
-        "Convert it; `qbridge convert --dry-run` says what that keeps.",
-        "the page of the target under docs/targets",
-    ),
-    Code(
-        "QB261",
-        "there are no tensors, so dims are those that config.json names",
-        "The folder has config.json and no weights.",
-        "What the checkpoint really holds may differ: skipped layers, mixed schemes, other dims.",
-        "a config.json taken from the Hub before the download",
-        "Check again when the checkpoint is there.",
-        "qbridge.assumed",
-        severity="warning",
-    ),
-    Code(
-        "QB262",
-        "config.json alone says too little",
-        "There are no weights, and config.json does not name an architecture, dims and scheme that qbridge knows.",
-        "Nothing can be said about shapes.",
-        "an architecture that is not in qbridge's table",
-        "Check the checkpoint with its weights (headers are enough).",
-        "qbridge.assumed",
     ),
     Code(
         "QB240",

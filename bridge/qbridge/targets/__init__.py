@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, registry
 from qbridge.rules import Rule
-from qbridge.targets import lmdeploy, parallel, transformers, turbomind, vllm
+from qbridge.targets import gptqmodel, lmdeploy, parallel, transformers, turbomind, vllm
 from qbridge.targets.choice import Choice
 from qbridge.targets.parallel import ANY, Parallel
 
@@ -94,14 +94,14 @@ _ENGINES = (
         "vLLM before its Marlin kernels padded tiles",
         (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ),
         keeps=True,
-        parallel=parallel.OLD_VLLM,
+        parallel=parallel.VLLM_023,
     ),
     Target(
         "vllm@0.5.4",
         "vLLM of August 2024, which says: not divisible by min_thread_k",
         (vllm.COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
         keeps=True,
-        parallel=parallel.OLD_VLLM,
+        parallel=parallel.VLLM_054,
     ),
     Target(
         "vllm-gptq@0.33.0",
@@ -114,6 +114,12 @@ _ENGINES = (
         "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
         (vllm.GPTQ,),
         parallel=parallel.VLLM,
+    ),
+    Target(
+        "gptqmodel@7.7.0",
+        "GPTQModel, which has no tensor parallelism; GPTQ, or AWQ where the source is AWQ",
+        gptqmodel.CHOICES,
+        keeps=True,
     ),
     Target("transformers@5.17.0", "transformers with compressed-tensors installed", (transformers.CHOICE,)),
 )

@@ -8,8 +8,8 @@ pytorch/nn/linear/awq.py and turbomind/linear.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.sharding import Rank, family, head_faults, place, rank
-from qbridge.topology import fused_siblings
+from qbridge.topology import fused_siblings, is_routed
 
 Found = TypeVar("Found")
 
@@ -40,8 +40,8 @@ class Parallel:
     have its own. `inputs` and `outputs` are what in_features and out_features per rank must be multiples of;
     `whole_outputs` wants outputs in multiples of the group as well; `whole_channels` are formats in which one scale
     per channel cannot be given to several ranks. `pads_mlps` engines pad MLPs when they load them; in
-    formats of `halves` they halve the groups of experts themselves, for a slower kernel.
-    `source` says where that was read.
+    formats of `halves` they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens
+    to a group that straddles two ranks, by format, where it depends on that. `source` says where that was read.
     """
 
     sizes: tuple[int, ...]
@@ -52,6 +52,7 @@ class Parallel:
     whole_channels: frozenset[str] = frozenset()
     pads_mlps: bool = False
     halves: frozenset[str] = frozenset()
+    straddled: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
 
     def multiple(self, spec: Spec, tp: int) -> int:
@@ -75,6 +76,8 @@ class Parallel:
                     self._split(format_name, sizes, once),
                 ),
             ]
+        if format_name in self.halves:
+            found.append(ModelRule("QB228", _halved(sizes), _MOE_WNA16))
         if self.inputs > 1 or self.outputs > 1:
             found.append(ModelRule("QB253", self._tiles(format_name, sizes, once), self.source))
         return tuple(found)
@@ -163,7 +166,9 @@ class Parallel:
             kind = "out_features" if outputs else "in_features"
             groups = share / (worst.weight.group_size or 1)
             fact = f"{kind} {whole}, per rank {share} = {groups:g} groups of {worst.weight.group_size} (tp {tp})"
-            return Problem((fact,), tuple(self.ways_out(worst, model, format_name, sizes, once)))
+            happens = self.straddled.get(format_name, self.straddled.get("", ""))
+            facts = (fact, happens) if happens else (fact,)
+            return Problem(facts, tuple(self.ways_out(worst, model, format_name, sizes, once)))
 
         def check(spec: Spec, model: Model) -> Problem | None:
             key = self._key(spec, format_name), spec.weight.granularity, spec.weight.group_size
@@ -285,32 +290,86 @@ def _heads(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
     return check
 
 
+_MOE_WNA16 = "vllm 0.33.0, model_executor/layers/quantization/moe_wna16.py (create_weights)"
+
+
+def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
+    """Experts whose groups Marlin does not take and another kernel halves until they fit, down to 32."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        found: dict[str, list[str]] = {}
+        for name, spec in model.specs.items():
+            size = spec.weight.group_size
+            if not is_routed(name) or size is None:
+                continue
+            for tp in sizes:
+                held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+                if held is None or held.fault:
+                    continue
+                half = size
+                while half > 32 and held.in_features % half:
+                    half //= 2
+                if half != size and held.in_features % half == 0:
+                    found.setdefault(f"groups of {size} become {half} (tp {tp})", []).append(name)
+        for fact, names in found.items():
+            yield Problem((fact,), where=tuple(names))
+
+    return check
+
+
 def _unknown(model: Model) -> Iterator[Problem]:
     if family(model.config) is None:
         named = model.architecture or "config.json names no architecture"
         yield Problem(("dims are judged without tensor parallelism",), where=(named,))
 
 
+_CT_REFUSES = "vLLM refuses it: Weight input_size_per_partition is not divisible by group_size"
+_AWQ_REFUSES = "vLLM refuses it: The input size is not aligned with the quantized weight shape"
 VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
     whole_channels=frozenset({"awq"}),
     halves=frozenset({"gptq"}),  # model_executor/layers/quantization/moe_wna16.py
+    straddled={
+        "gptq": "vLLM 0.33: Marlin refuses it; Machete, Exllama and Humming take it and compute with scales of "
+        "other groups",
+        "awq": _AWQ_REFUSES,
+        "compressed-tensors": _CT_REFUSES,
+    },
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
-OLD_VLLM = Parallel(
+VLLM_023 = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
     whole_channels=frozenset({"awq"}),
     inputs=128,
     outputs=64,
-    source="vllm 0.23.0 and 0.5.4, model_executor/layers/quantization/utils/marlin_utils.py",
+    straddled={
+        "gptq": "vLLM 0.23: Marlin refuses it (min_thread_k = 128); Machete, Humming and Exllama take it and compute "
+        "with scales of other groups",
+        "awq": _AWQ_REFUSES,
+        "compressed-tensors": _CT_REFUSES,
+    },
+    source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
+)
+VLLM_054 = replace(
+    VLLM_023,
+    straddled={"": "vLLM 0.5.4 refuses it: not divisible by min_thread_k = 128, or by group_size"},
+    source="vllm 0.5.4, model_executor/layers/quantization/utils/marlin_utils.py",
 )
 LMDEPLOY = Parallel(
-    (128, 64, 32), whole_outputs=True, source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)"
+    (128, 64, 32),
+    whole_outputs=True,
+    straddled={"": "LMDeploy's PyTorch engine stops: Attempted to load weight into parameter of another size"},
+    source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)",
 )
 # A format by its own name: whole groups on every rank, whoever reads it.
 ANY = Parallel(
     (128, 64, 32, 16), frozenset({"auto-round", "compressed-tensors", "gptq"}), source="qbridge.targets.parallel"
 )
-TURBOMIND = Parallel((128,), pads_mlps=True, source="lmdeploy 0.18.0, turbomind/linear.py")
+TURBOMIND = Parallel(
+    (128,),
+    pads_mlps=True,
+    straddled={"": "TurboMind, which pads MLPs only, refuses it: TP split: scales are not divisible by tp"},
+    source="lmdeploy 0.18.0, turbomind/linear.py",
+)

@@ -32,6 +32,7 @@ class Linear:
     group_size: int
     dtype: str  # of the activations: "float16" or "bfloat16"
     format: str  # "gptq", "awq" or "compressed-tensors"
+    cut: bool = True  # whether ranks share the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +390,7 @@ def _fault(kernel: Limits, linear: Linear, capability: int) -> str:
         return f"{kernel.name} raises at the first tokens: {late}"
     awq, split = linear.format == "awq", linear.in_features != linear.in_features_whole
     cut_k = not awq and split and linear.in_features * linear.bits % 32
-    cut_n = (awq or not linear.symmetric) and linear.out_features * linear.bits % 32
+    cut_n = linear.cut and (awq or not linear.symmetric) and linear.out_features * linear.bits % 32
     return "32-bit words of codes or zero-points hold those of two ranks" if cut_k or cut_n else ""
 
 

@@ -40,6 +40,11 @@ class Workspace:
             self._kept[use] = np.empty(size, np.uint8)
         return self._kept[use][:size]
 
+    def words(self, use: str, slot: Slot, place: Rectangle) -> Array:
+        """Memory for a rectangle of a slot's words."""
+        size = place.words * slot.dtype.itemsize
+        return self.bytes(use, size).view(slot.dtype.numpy).reshape(place.rows, place.columns)
+
 
 class Job(Protocol):
     """Writes `size` bytes of an output file."""
@@ -90,7 +95,7 @@ class Copied:
             was, now = workspace.bytes("copied", size), workspace.bytes("proved", size)
             _read_all(descriptor, was, self.begin + start, self.file)
             _read_back(out, now, self.offset + start)
-            if not np.array_equal(was.view(_wide(size)), now.view(_wide(size))):
+            if not same_bytes(was, now):
                 return f"{self.file.name} from byte {self.begin + start}"
         return ""
 
@@ -110,9 +115,9 @@ class Moved:
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Read, move, write."""
-        stored = _words(workspace, "stored", self.block.of.read, self.block.source)
+        stored = workspace.words("stored", self.block.of.read, self.block.source)
         source.read_rectangle(self.block.of.read.tensor, self.block.source, stored)
-        words = _words(workspace, "moved", self.block.of.write, self.block.written)
+        words = workspace.words("moved", self.block.of.write, self.block.written)
         self.block.run(stored, words)
         data, done = words.reshape(-1).view(np.uint8).data, 0
         for offset, length in self.block.written.segments(words.itemsize):
@@ -121,8 +126,8 @@ class Moved:
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, moved back, is what was read."""
-        stored = _words(workspace, "stored", self.block.of.read, self.block.source)
-        words = _words(workspace, "moved", self.block.of.write, self.block.written)
+        stored = workspace.words("stored", self.block.of.read, self.block.source)
+        words = workspace.words("moved", self.block.of.write, self.block.written)
         data, done = words.reshape(-1).view(np.uint8), 0
         for offset, length in self.block.written.segments(words.itemsize):
             _read_back(out, data[done : done + length], self.offset + offset)
@@ -218,11 +223,6 @@ def encoded(source: Source, layer: LayerPlan | None, tensor: OutputTensor) -> Ar
         raise error("QB304", tensor.layer, (str(fault),)) from fault
 
 
-def _words(workspace: Workspace, use: str, slot: Slot, place: Rectangle) -> Array:
-    size = place.words * slot.dtype.itemsize
-    return workspace.bytes(use, size).view(slot.dtype.numpy).reshape(place.rows, place.columns)
-
-
 def write_all(out: int, data: bytes | memoryview, offset: int) -> None:
     """Write every byte at its place."""
     view, done = memoryview(data), 0
@@ -252,5 +252,7 @@ def _proof_failed(fact: str) -> QBridgeError:
     return error("QB403", (), (fact,))
 
 
-def _wide(size: int) -> str:
-    return "u8" if size % 8 == 0 else "u1"
+def same_bytes(first: Array, second: Array) -> bool:
+    """Whether two flat arrays of bytes are the same, eight at a time where they can be."""
+    wide = "u8" if first.nbytes % 8 == 0 and first.nbytes == second.nbytes else "u1"
+    return np.array_equal(first.view(wide), second.view(wide))

@@ -2,59 +2,68 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import replace
-from itertools import zip_longest
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from qbridge.blocks import CodeMove
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import Array, to_float64
 from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import decode
 from qbridge.hf_config import COMPUTE_DTYPE, meaning
 from qbridge.ir import Layer, Spec
+from qbridge.jobs import Workspace, same_bytes
 from qbridge.manifest import padded
 from qbridge.padding import follow
 from qbridge.passes.pad import Pad
 from qbridge.repairs import SourceValues
 from qbridge.report import Verification
+from qbridge.sink import MEMORY, Effort
 from qbridge.topology import natural
 from qbridge.values import group_index, row_index
 
-BLOCK = 8 << 20
+BLOCK = 1 << 20  # bytes that are compared at a time
+_VALUES = 1 << 20  # scales or zero-points that are held as values at a time
 
 
-def verify(a: PathLike, b: PathLike, *, allow: Iterable[str] = ()) -> Verification:
+def verify(
+    a: PathLike, b: PathLike, *, allow: Iterable[str] = (), jobs: int = 0, memory: int = MEMORY
+) -> Verification:
     """Compare two checkpoints of any formats layer by layer; `same` is the answer. Raises QBridgeError.
 
-    Peak memory is two blocks and the small parts of one layer.
+    `jobs` threads (0: one for each core) work in `memory` bytes.
     """
     start = time.monotonic()
-    allow = tuple(allow)
+    allow, effort = tuple(allow), Effort(jobs, memory)
     findings = Findings(frozenset(allow))
     with (
         io_as_finding(f"{a}, {b}"),
         open_checkpoint(a, allow=allow) as left,
         open_checkpoint(b, allow=allow) as right,
+        ThreadPoolExecutor(effort.threads, "qbridge-verify") as working,
     ):
         pads = {**padded(left.source), **padded(right.source)}
         _compare_configs(left, right, bool(pads), findings)
         common = _compare_names(left, right, findings)
-        kinds = [
-            _compare_layer(left, right, name, pads.get(name), findings) for name in common if name in left.model.specs
-        ]
-        for name in common:
-            if name in left.model.tensors:
-                _compare_tensor(left, right, name, findings)
+        kinds = Counter[str]()
+        comparison = _Comparison(left, right, pads, effort)
+        for name, (code, kind, facts) in zip(common, working.map(comparison.of, common), strict=True):
+            kinds[kind] += 1
+            if facts:
+                findings.add(code, name, facts)
     return Verification(
         a=str(Path(a)),
         b=str(Path(b)),
         formats=(left.format, right.format),
-        identical=kinds.count("identical"),
-        equal=kinds.count("equal"),
+        identical=kinds["identical"],
+        equal=kinds["equal"],
         tensors=sum(name in left.model.tensors for name in common),
         seconds=round(time.monotonic() - start, 3),
         findings=tuple(findings),
@@ -87,77 +96,130 @@ def _compare_names(left: Checkpoint, right: Checkpoint, findings: Findings) -> l
     return natural(name for name in first & second if (name in left.model.specs) == (name in right.model.specs))
 
 
-def _compare_tensor(left: Checkpoint, right: Checkpoint, name: str, findings: Findings) -> None:
-    if left.model.tensors[name] != right.model.tensors[name]:
-        is_, other = left.model.tensors[name], right.model.tensors[name]
-        findings.add("QB503", name, (f"{is_.dtype}{list(is_.shape)} and {other.dtype}{list(other.shape)}",))
-    elif not _same_bytes(left, right, name, name):
-        findings.add("QB503", name, ("its values",))
+@dataclass(slots=True)
+class _Comparison:
+    """Two checkpoints whose layers and tensors are compared one by one, from any thread."""
+
+    left: Checkpoint
+    right: Checkpoint
+    pads: Mapping[str, Pad]
+    effort: Effort
+    _own: threading.local = field(default_factory=threading.local)
+
+    def of(self, name: str) -> tuple[str, str, tuple[str, ...]]:
+        """(QB code, `identical`, `equal`, `different` or `tensor`, what differs) of a layer or tensor of both."""
+        if name in self.left.model.tensors:
+            return "QB503", "tensor", self._tensor(name)
+        kind, facts = self._layer(name)
+        return "QB501", kind, facts
+
+    def _tensor(self, name: str) -> tuple[str, ...]:
+        here, there = self.left.model.tensors[name], self.right.model.tensors[name]
+        if (here.dtype, here.shape) != (there.dtype, there.shape):
+            return (f"{here.dtype}{list(here.shape)} and {there.dtype}{list(there.shape)}",)
+        return () if self._same_bytes(here.stored, there.stored) else ("its values",)
+
+    def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
+        specs = self.left.model.specs[name], self.right.model.specs[name]
+        unlike, pad = _unlike(*specs), self.pads.get(name)
+        if unlike and pad and any(spec.dims != (pad.out_features, pad.in_features) for spec in specs):
+            facts = self._padded(name, pad)
+            return ("different", facts) if facts else ("equal", ())
+        if unlike:
+            return "different", unlike
+        if not self._same_codes(name):
+            return "different", ("codes",)
+        layers = _small_parts(self.left, name), _small_parts(self.right, name)
+        differing = _differing_parts(*layers)
+        if differing:
+            return "different", differing
+        same = specs[0].scale_dtype is specs[1].scale_dtype and specs[0].weight == specs[1].weight
+        return ("identical" if same and specs[0].g_idx == specs[1].g_idx else "equal"), ()
+
+    def _padded(self, name: str, pad: Pad) -> tuple[str, ...]:
+        """Two layers, one of them padded from the dims of `pad`: what was added must be zero, the rest equal."""
+        small = pad.out_features, pad.in_features
+        sides = sorted((self.left, self.right), key=lambda side: side.model.specs[name].dims != small)
+        spec = sides[0].model.specs[name]
+        grown = Pad(*sides[1].model.specs[name].dims)
+        layers = [_small_parts(side, name) for side in sides]
+        moved = spec.dims == small and not grown.needs_values(spec) and _zero_beyond(layers[1], spec.scale_shape)
+        if not (moved and self._same_moved(name, *sides)):
+            layers = [side.layer(name) for side in sides]
+        return _compare_padded(layers[0], layers[1], small)
+
+    def _same_codes(self, name: str) -> bool:
+        """Byte by byte where both store codes alike, else in blocks, as words where those hold the same codes."""
+        slots = self.left.model.slots[name]["code"], self.right.model.slots[name]["code"]
+        if slots[0].same_bytes(slots[1]):
+            return self._same_bytes(slots[0].tensor, slots[1].tensor)
+        for sides in ((self.left, self.right), (self.right, self.left)):
+            if self._same_moved(name, *sides):
+                return True
+        first, second = (SourceValues(side.source, side.model).part(name, "code") for side in (self.left, self.right))
+        return np.array_equal(first, second)
+
+    def _same_moved(self, name: str, small: Checkpoint, large: Checkpoint) -> bool:
+        """Whether the codes of one, moved into the words of the other, are those of the other."""
+        slots = small.model.slots[name]["code"], large.model.slots[name]["code"]
+        move = CodeMove.between(*slots, small.model.specs[name].dims, large.model.specs[name].dims)
+        if move is None:
+            return False
+        workspace = self._workspace()
+        for block in move.blocks(self.effort.block):
+            stored = workspace.words("stored", block.of.read, block.source)
+            words = workspace.words("moved", block.of.write, block.written)
+            small.source.read_rectangle(move.read.tensor, block.source, stored)
+            large.source.read_rectangle(move.write.tensor, block.written, words)
+            if block.differs(stored, words):
+                return False
+        return True
+
+    def _same_bytes(self, here: str, there: str) -> bool:
+        sizes = [side.end - side.begin for side in (self.left.source.tensors[here], self.right.source.tensors[there])]
+        if sizes[0] != sizes[1]:
+            return False
+        workspace = self._workspace()
+        for start in range(0, sizes[0], BLOCK):
+            size = min(BLOCK, sizes[0] - start)
+            first, second = workspace.bytes("stored", size), workspace.bytes("moved", size)
+            self.left.source.read_into(here, start, first)
+            self.right.source.read_into(there, start, second)
+            if not same_bytes(first, second):
+                return False
+        return True
+
+    def _workspace(self) -> Workspace:
+        found: Workspace | None = getattr(self._own, "workspace", None)
+        if found is None:
+            found = self._own.workspace = Workspace()
+        return found
 
 
-def _same_bytes(left: Checkpoint, right: Checkpoint, name: str, other: str) -> bool:
-    blocks = zip_longest(left.source.blocks(name, BLOCK), right.source.blocks(other, BLOCK))
-    return all(x is not None and y is not None and np.array_equal(x, y) for x, y in blocks)
+def _zero_beyond(layer: Layer, shape: tuple[int, int]) -> bool:
+    """Whether zero-points beyond a shape are 0, as the codes are that padding adds."""
+    if "zero" not in layer.arrays:
+        return True
+    zeros = layer.arrays["zero"]
+    return not (zeros[shape[0] :].any() or zeros[:, shape[1] :].any())
 
 
-def _compare_layer(left: Checkpoint, right: Checkpoint, name: str, pad: Pad | None, findings: Findings) -> str:
-    """`identical`, `equal` or `different`, with a finding for the last; `pad` has the dims before a padding."""
-    specs = left.model.specs[name], right.model.specs[name]
-    unlike = _unlike(*specs)
-    if unlike and pad and any(_dims(spec) != (pad.out_features, pad.in_features) for spec in specs):
-        return _compare_padded(left.layer(name), right.layer(name), pad, findings)
-    if unlike:
-        findings.add("QB501", name, unlike)
-        return "different"
-    if not _same_codes(left, right, name):
-        findings.add("QB501", name, ("codes",))
-        return "different"
-    layers = _small_parts(left, name), _small_parts(right, name)
-    differing = _differing_parts(*layers)
-    if differing:
-        findings.add("QB501", name, differing)
-        return "different"
-    same = specs[0].scale_dtype is specs[1].scale_dtype and specs[0].weight == specs[1].weight
-    same = same and specs[0].g_idx == specs[1].g_idx
-    return "identical" if same else "equal"
-
-
-def _dims(spec: Spec) -> tuple[int, int]:
-    return spec.out_features, spec.in_features
-
-
-def _compare_padded(a: Layer, b: Layer, pad: Pad, findings: Findings) -> str:
-    """Two layers, one of them padded from the dims of `pad`: what was added must be zero, the rest equal."""
-    small = (pad.out_features, pad.in_features)
+def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ...]:
+    """What differs between two layers, one of them padded from the dims `small`; both with codes or both without."""
     try:
-        first, second = (
-            x if _dims(x.spec) == small else Pad(*_dims(x.spec)).undo(x, _sized(x, small)) for x in (a, b)
-        )
+        first, second = (x if x.spec.dims == small else Pad(*x.spec.dims).undo(x, _sized(x, small)) for x in (a, b))
     except ValueError as fault:
-        findings.add("QB501", a.spec.name, (str(fault),))
-        return "different"
+        return (str(fault),)
     if not all(np.isfinite(to_float64(x.arrays["scale"], x.spec.scale_dtype)).all() for x in (a, b)):
-        findings.add("QB501", a.spec.name, ("a scale is not finite",))
-        return "different"
+        return ("a scale is not finite",)
     differing = _unlike(first.spec, second.spec) or _differing_parts(first, second)
-    if not differing and not np.array_equal(first.arrays["code"], second.arrays["code"]):
+    if not differing and "code" in a.arrays and not np.array_equal(first.arrays["code"], second.arrays["code"]):
         differing = ("codes",)
-    if differing:
-        findings.add("QB501", a.spec.name, differing)
-    return "different" if differing else "equal"
+    return differing
 
 
 def _sized(layer: Layer, dims: tuple[int, int]) -> Spec:
     return replace(layer.spec, out_features=dims[0], in_features=dims[1])
-
-
-def _same_codes(left: Checkpoint, right: Checkpoint, name: str) -> bool:
-    """Byte by byte where both store codes alike, else decoded, one layer at a time."""
-    slots = left.model.slots[name]["code"], right.model.slots[name]["code"]
-    if slots[0].same_bytes(slots[1]):
-        return _same_bytes(left, right, slots[0].tensor, slots[1].tensor)
-    first, second = (SourceValues(side.source, side.model).part(name, "code") for side in (left, right))
-    return np.array_equal(first, second)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:
@@ -178,11 +240,7 @@ def _small_parts(opened: Checkpoint, name: str) -> Layer:
 
 
 def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
-    found = []
-    if not np.array_equal(*_alike(_scales(a), _scales(b), a, b)):
-        found.append("scales")
-    if not np.array_equal(*_alike(_zeros(a), _zeros(b), a, b)):
-        found.append("zero-points")
+    found = [name for name, values in (("scales", _scales), ("zero-points", _zeros)) if _differ(a, b, values)]
     for part in ("bias", "input_zero"):
         if part in a.arrays and a.arrays[part].tobytes() != b.arrays[part].tobytes():
             found.append(part)
@@ -193,22 +251,38 @@ def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _alike(x: Array, y: Array, a: Layer, b: Layer) -> tuple[Array, Array]:
-    """Both with one column per input feature where their groups differ."""
-    orders = [layer.arrays["g_idx"].tobytes() if "g_idx" in layer.arrays else b"" for layer in (a, b)]
-    if x.shape == y.shape and orders[0] == orders[1]:
-        return x, y
-    return x[:, group_index(a.spec, a.arrays.get("g_idx"))], y[:, group_index(b.spec, b.arrays.get("g_idx"))]
+def _differ(a: Layer, b: Layer, values: Callable[[Layer, slice], Array]) -> bool:
+    """Whether scales or zero-points differ in value, some rows at a time, bits first."""
+    part = "scale" if values is _scales else "zero"
+    grouped = a.spec.weight == b.spec.weight and _order(a) == _order(b) and a.spec.scale_dtype is b.spec.scale_dtype
+    if grouped and all(part in layer.arrays for layer in (a, b)):
+        first, second = a.arrays[part], b.arrays[part]
+        if same_bytes(first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8)):
+            return False
+    columns = None if a.spec.scale_shape[1] == b.spec.scale_shape[1] and _order(a) == _order(b) else (a, b)
+    widest = a.spec.in_features if columns else a.spec.scale_shape[1]
+    step = max(1, _VALUES // widest)
+    for start in range(0, a.spec.out_features, step):
+        rows = slice(start, min(start + step, a.spec.out_features))
+        found = [values(layer, rows) for layer in (a, b)]
+        if columns:  # one column per input feature where their groups differ
+            found = [x[:, group_index(y.spec, y.arrays.get("g_idx"))] for x, y in zip(found, columns, strict=True)]
+        if not np.array_equal(found[0], found[1]):
+            return True
+    return False
 
 
-def _scales(layer: Layer) -> Array:
-    """Scale values in float64, one row per output feature."""
-    values = to_float64(layer.arrays["scale"], layer.spec.scale_dtype)
-    return values[row_index(layer.spec)]
+def _order(layer: Layer) -> bytes:
+    return layer.arrays["g_idx"].tobytes() if "g_idx" in layer.arrays else b""
 
 
-def _zeros(layer: Layer) -> Array:
-    """Zero-points, one row per output feature; symmetric means zero."""
+def _scales(layer: Layer, rows: slice) -> Array:
+    """Scale values in float64 of some output features."""
+    return to_float64(layer.arrays["scale"][row_index(layer.spec)[rows]], layer.spec.scale_dtype)
+
+
+def _zeros(layer: Layer, rows: slice) -> Array:
+    """Zero-points of some output features; symmetric means zero."""
     if "zero" not in layer.arrays:
-        return np.zeros(layer.spec.scale_shape, np.int16)[row_index(layer.spec)]
-    return layer.arrays["zero"][row_index(layer.spec)]
+        return np.zeros((rows.stop - rows.start, layer.spec.scale_shape[1]), np.int16)
+    return layer.arrays["zero"][row_index(layer.spec)[rows]]

@@ -195,13 +195,13 @@ def family(config: Mapping[str, Any]) -> Family | None:
     record = FAMILIES.get(str(names[0])) if isinstance(names, list) and names else None
     if record is None:
         return None
-    text = _text(config)
+    text = text_config(config)
     acts = text.get("hidden_act"), text.get("hidden_activation")
     gated = record.gated and all(act is None or act in ZERO_AT_ZERO for act in acts)
     return record if gated == record.gated else replace(record, gated=gated)
 
 
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The text model's own config, the sizes that it leaves out filled in if it is nested."""
     for key in NESTED:
         text = config.get(key)
@@ -217,25 +217,20 @@ def _size(text: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The text model's own config: the nested one, with the sizes that it leaves out, or the config itself."""
-    return _text(config)
-
-
 def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
     """(heads, kv heads) of attention, zeros if unknown."""
-    return _heads(_text(config))
+    return _heads(text_config(config))
 
 
 def expert_count(config: Mapping[str, Any]) -> int:
     """How many routed experts a sparse layer has, 0 for a dense model."""
-    text = _text(config)
+    text = text_config(config)
     return next((_size(text, key) for key in _EXPERTS if _size(text, key)), 0)
 
 
 def routed(config: Mapping[str, Any]) -> tuple[int, int]:
     """(experts that a token goes through, experts there are); (1, 1) if config.json does not say."""
-    text = _text(config)
+    text = text_config(config)
     experts = expert_count(config)
     chosen = _size(text, "num_experts_per_tok") or _size(text, "moe_k")
     return (chosen, experts) if 0 < chosen <= experts else (1, 1)
@@ -270,7 +265,7 @@ def rank(module: str, out_features: int, in_features: int, config: Mapping[str, 
     within each expert (no expert parallelism). Embeddings and heads count as whole, for engines pad the vocabulary
     (vLLM 0.33.0, model_executor/layers/vocab_parallel_embedding.py: to a multiple of 64).
     """
-    record, text = family(config), _text(config)
+    record, text = family(config), text_config(config)
     leaf = canonical_module(module).rpartition(".")[2]
     whole = Rank(out_features, in_features, "whole")
     if record is None or not LEFT_ALONE.isdisjoint(module.split(".")):
@@ -346,7 +341,7 @@ def intermediate_key(block_name: str, config: Mapping[str, Any]) -> str | None:
     None if the architecture is unknown, for vision towers and for multi-token prediction. A key may be shared by
     blocks: shared experts of DeepSeek are `intermediate_copies` times as wide as one routed expert.
     """
-    text = _text(config)
+    text = text_config(config)
     if family(config) is None or not _decoder_module(block_name, text):
         return None
     return _intermediate_key(block_name, text)
@@ -364,7 +359,7 @@ def _intermediate_key(block_name: str, text: Mapping[str, Any]) -> str | None:
 
 def intermediate_copies(block_name: str, config: Mapping[str, Any]) -> int:
     """How many times its `intermediate_key` a block is wide: the number of shared experts that are one module."""
-    text = _text(config)
+    text = text_config(config)
     if block_name.rpartition(".")[2] != "shared_experts":
         return 1
     return _size(text, "n_shared_experts") or _size(text, "moe_num_shared_experts") or 1
@@ -375,7 +370,7 @@ def head_faults(config: Mapping[str, Any], tp: int) -> list[str]:
 
     The vocabulary is none of the reasons, for engines pad it (`rank`).
     """
-    record, text = family(config), _text(config)
+    record, text = family(config), text_config(config)
     if record is None:
         return []
     query, kv = _heads(text)

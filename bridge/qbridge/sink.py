@@ -30,6 +30,8 @@ _BLOCK = 32 << 20  # most bytes of a tensor that a thread takes at once
 _DIRTY = 192 << 20  # bytes written before the disk is asked to take them
 _FLUSHING = 4  # finished shards that may wait for the disk
 
+_flush_data = getattr(os, "fdatasync", os.fsync)  # macOS has none
+
 Document = str | Mapping[str, Any]
 
 
@@ -166,7 +168,7 @@ class _Writer:
                 while len(waiting) > 2 * self.effort.threads:
                     unflushed += self._finish(waiting, shard, number)
                 if unflushed > _DIRTY and (not flushed or flushed[-1].done()):
-                    flushed.append(flushing.submit(os.fdatasync, out))
+                    flushed.append(flushing.submit(_flush_data, out))
                     unflushed = 0
             while waiting:
                 self._finish(waiting, shard, number)
@@ -180,7 +182,8 @@ class _Writer:
             for flush in flushed:
                 with contextlib.suppress(BaseException):
                     flush.result()
-            os.close(out)
+            if all(future.done() for _, future in waiting):  # else a second interrupt: a thread still writes to it
+                os.close(out)
             raise
         flushed.append(flushing.submit(self._flush, out, shard))
 

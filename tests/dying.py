@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 DIED = 9
-STEPS = (
+STEPS = [
     "rename",
     "unlink",
     "rmdir",
@@ -20,8 +20,7 @@ STEPS = (
     "write",
     "ftruncate",
     "copy_file_range",
-)
-WRITES = ("pwrite", "fsync", "fdatasync", "copy_file_range", "write", "mkdir")
+]
 
 
 @contextlib.contextmanager

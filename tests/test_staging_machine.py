@@ -1,4 +1,4 @@
-"""Any sequence of conversions, deaths, interrupts and failures: DST is absent, empty or complete, and nobody's else."""
+"""Any sequence of conversions, deaths, interrupts and failures: DST is absent, empty, complete or somebody else's."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from safetensors.numpy import save_file
 
 import qbridge
 from dying import DIED, die, forked, own, stepping, visible
-from support import ROOT, contents, edit_json
+from support import contents, small_checkpoint
 
 COMMANDS = [
     ("one", "lmdeploy", None),
@@ -25,26 +23,6 @@ COMMANDS = [
     ("two", "lmdeploy", 400),
 ]
 MEMORY = Path("/dev/shm")
-
-
-def small(folder):
-    """A W8A8 checkpoint of a few hundred bytes in three shards, with side files."""
-    fixture = ROOT / "fixtures/compressed_tensors/llama_w8a8/model"
-    folder.mkdir(parents=True)
-    shutil.copy(fixture / "config.json", folder)
-    edit_json(folder / "config.json", lambda config: config.update(num_hidden_layers=1, tie_word_embeddings=True))
-    (folder / "sub").mkdir()
-    (folder / "sub" / "notes.txt").write_text("carried over")
-    tensors = {"model.norm.weight": np.ones(8, np.float16), "model.embed_tokens.weight": np.ones((4, 8), np.float16)}
-    for leaf in ("q", "k", "v", "o"):
-        tensors[f"model.layers.0.self_attn.{leaf}_proj.weight"] = np.full((8, 8), ord(leaf) % 50, np.int8)
-        tensors[f"model.layers.0.self_attn.{leaf}_proj.weight_scale"] = np.full((8, 1), 0.5, np.float16)
-    files = {name: f"model-0000{number % 3 + 1}-of-00003.safetensors" for number, name in enumerate(sorted(tensors))}
-    for file in sorted(set(files.values())):
-        save_file({n: tensors[n] for n in files if files[n] == file}, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
-    edit_json(folder / "model.safetensors.index.json", lambda index: index.update(weight_map=files))
-    return folder
 
 
 def interrupt():
@@ -71,7 +49,7 @@ class Destination(RuleBasedStateMachine):
     def sources(self):
         self.dst.parent.mkdir()
         for name in ("one", "two"):
-            small(self.home / name)
+            small_checkpoint(self.home / name)
             self.change(name)
 
     def change(self, name):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -63,6 +64,25 @@ def split(src, files):
         save_file({name: tensors[name] for name in names}, src / file, metadata={"format": "pt"})
     weight_map = {name: file for file, names in files.items() for name in names}
     (src / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def small_checkpoint(folder, layers=1, shards=3):
+    """A W8A8 checkpoint of a few hundred bytes in several shards, with a side file."""
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "fixtures/compressed_tensors/llama_w8a8/model/config.json", folder)
+    edit_json(
+        folder / "config.json", lambda config: config.update(num_hidden_layers=layers, tie_word_embeddings=True)
+    )
+    (folder / "sub").mkdir()
+    (folder / "sub" / "notes.txt").write_text("carried over")
+    tensors = {"model.norm.weight": np.ones(8, np.float16), "model.embed_tokens.weight": np.ones((4, 8), np.float16)}
+    for module in (f"model.layers.{layer}.self_attn.{leaf}_proj" for layer in range(layers) for leaf in "qkvo"):
+        tensors[f"{module}.weight"] = np.full((8, 8), len(tensors) % 50, np.int8)
+        tensors[f"{module}.weight_scale"] = np.full((8, 1), 0.5, np.float16)
+    names = sorted(tensors)
+    save_file(tensors, folder / SINGLE)
+    split(folder, {f"model-{n + 1:05}-of-{shards:05}.safetensors": names[n::shards] for n in range(shards)})
+    return folder
 
 
 def contents(folder):

@@ -72,7 +72,7 @@ def convert(
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:
         if not dry_run:
-            recover(out)
+            recover(out, there)
         check_destination(out, there, overwrite)
         plan = _plan(opened, wanted, wishes)
         shards = plan_shards(plan.outputs, max_shard_size)

@@ -45,7 +45,7 @@ def restore(
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
         if not dry_run:
-            recover(out)
+            recover(out, there)
         check_destination(out, there, overwrite)
         recorded = manifest.load(opened.source)
         if recorded is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import threading
 from collections import deque
@@ -22,13 +23,16 @@ from qbridge.findings import error
 from qbridge.jobs import Job, Workspace, jobs_of, write_all
 from qbridge.plan import Plan
 from qbridge.shards import Shard, index_of
-from qbridge.source import INDEX, Source
+from qbridge.source import INDEX, OPEN_FILES, Source
 from qbridge.staging import Stage
 
 MEMORY = 512 * 10**6  # bytes beyond those of the idle program
 _BLOCK = 32 << 20  # most bytes of a tensor that a thread takes at once
 _DIRTY = 192 << 20  # bytes written before the disk is asked to take them
+_OTHER_FILES = 32  # open besides those of the source: outputs, libraries, the terminal
 _FLUSHING = 4  # finished shards that may wait for the disk
+
+_flush_data = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
 Document = str | Mapping[str, Any]
 
@@ -67,6 +71,13 @@ class Effort:
         return self.jobs or own
 
     @property
+    def open_files(self) -> int:
+        """Shards of the source that a thread may keep open, so that all stay below what a process may open."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if soft == resource.RLIM_INFINITY else (soft - _OTHER_FILES) // (self.threads + 2)
+        return max(1, min(OPEN_FILES, most))
+
+    @property
     def block(self) -> int:
         """Bytes of a tensor that a thread takes at once: it holds them as they were, as they are and read back."""
         return max(1 << 20, min(_BLOCK, self.memory // (4 * self.threads)))
@@ -95,6 +106,7 @@ def write_checkpoint(
     Shards that the stage has already are left as they are. Raises QBridgeError (QB403) where a proof fails, and
     QB038 where the source changed meanwhile.
     """
+    source.open_files = min(source.open_files, effort.open_files)
     _Writer(stage, source, plan, shards, effort, progress).run()
     source.check_unchanged()
     if len(shards) > 1:
@@ -166,7 +178,7 @@ class _Writer:
                 while len(waiting) > 2 * self.effort.threads:
                     unflushed += self._finish(waiting, shard, number)
                 if unflushed > _DIRTY and (not flushed or flushed[-1].done()):
-                    flushed.append(flushing.submit(os.fdatasync, out))
+                    flushed.append(flushing.submit(_flush_data, out))
                     unflushed = 0
             while waiting:
                 self._finish(waiting, shard, number)
@@ -180,7 +192,8 @@ class _Writer:
             for flush in flushed:
                 with contextlib.suppress(BaseException):
                     flush.result()
-            os.close(out)
+            if all(future.done() for _, future in waiting):  # else a second interrupt: a thread still writes to it
+                os.close(out)
             raise
         flushed.append(flushing.submit(self._flush, out, shard))
 

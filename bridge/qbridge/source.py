@@ -21,7 +21,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "qbridge.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
+OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", *PICKLES)
 
 
@@ -31,7 +31,8 @@ class Source:
 
     `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
     order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
-    of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard.
+    of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard;
+    `open_files` how many shards a thread keeps open.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Source:
     side_files: Sequence[Path]
     memory: Mapping[str, Array] = field(default_factory=dict)
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    open_files: int = OPEN_FILES
     _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
     _own: threading.local = field(default_factory=threading.local)
 
@@ -97,7 +99,7 @@ class Source:
         if file in handles:
             handles.move_to_end(file)
             return handles[file]
-        if len(handles) == _OPEN_FILES:
+        while len(handles) >= self.open_files:
             os.close(handles.popitem(last=False)[1])
         handles[file] = os.open(file, os.O_RDONLY)
         return handles[file]

@@ -88,8 +88,8 @@ class CodeMove:
         """Blocks of at most `limit` bytes of the larger of the two tensors, as far as their layouts allow."""
         size = max(slot.dtype.itemsize * math.prod(slot.shape) for slot in (self.read, self.write))
         count = -(-size // max(1, limit))
-        axis = min((0, 1), key=self._segments)
-        step = self._step(axis)
+        axis = min((0, 1), key=self._segments) if count > 1 else _rows_along(self.layouts[1])
+        step = self.step(axis)
         share = max(step, self.outer[axis] // count // step * step) if count > 1 else self.outer[axis]
         for start in range(0, self.outer[axis], share):
             yield Block(self, axis, start, min(start + share, self.outer[axis]))
@@ -101,7 +101,8 @@ class CodeMove:
             for layout, slot in zip(self.layouts, (self.read, self.write), strict=True)
         )
 
-    def _step(self, axis: int) -> int:
+    def step(self, axis: int) -> int:
+        """A block's edges along an axis are multiples of this."""
         steps = [_ROWS if axis == 0 else _COLUMNS]
         for layout, slot in zip(self.layouts, (self.read, self.write), strict=True):
             if layout.along == axis:
@@ -135,24 +136,44 @@ class Block:
         inner[self.axis] = max(0, min(self.end, inner[self.axis]) - self.start)
         return inner[0], inner[1]
 
-    def run(self, stored: Array, out: Array) -> None:
-        """Fill `out`, the words of `written`, from `stored`, the words of `source`."""
+    def pieces(self, size: int) -> Iterator[Block]:
+        """The same block in pieces of about `size` written bytes, which stay in a core's cache.
+
+        Where a piece would not lie in one stretch, the block is the only piece.
+        """
+        if _rows_along(self.of.layouts[1]) != self.axis:
+            yield self
+            return
+        total = self.written.words * self.of.write.dtype.itemsize
+        step = self.of.step(self.axis)
+        share = max(step, (self.end - self.start) * size // max(1, total) // step * step)
+        for start in range(self.start, self.end, share):
+            yield Block(self.of, self.axis, start, min(start + share, self.end))
+
+    def run(self, stored: Array, out: Array, piece: Block | None = None) -> None:
+        """Fill `out`, the words that are written for a piece (or all), from `stored`, the words of `source`."""
+        piece = piece or self
         read, write = self.of.layouts
-        for beyond in self._beyond(out):
+        for beyond in piece._beyond(out):
             beyond[...] = write.filled_word(out.dtype)
         if self.of.by_words:
-            move(stored, read, write, self._inner, out)
+            move(stored, read, write, piece._inner, out, self._first(piece))
         else:
-            repack(stored, read, write, self._inner, out)
+            repack(piece._of(stored, self), read, write, piece._inner, out)
 
-    def differs(self, stored: Array, out: Array) -> bool:
-        """Whether `out`, words as written, says anything else than `stored`: the way back, compared and not kept."""
+    def differs(self, stored: Array, out: Array, piece: Block | None = None) -> bool:
+        """Whether `out`, words as written for a piece (or all), says anything else than `stored`.
+
+        It is the way back, compared and not kept.
+        """
+        piece = piece or self
         read, write = self.of.layouts
-        if any((beyond != write.filled_word(out.dtype)).any() for beyond in self._beyond(out)):
+        if any((beyond != write.filled_word(out.dtype)).any() for beyond in piece._beyond(out)):
             return True
         if self.of.by_words:
-            return differs(out, write, read, self._inner, stored)
-        rows, columns = self._inner
+            return differs(out, write, read, piece._inner, stored, self._first(piece))
+        stored = piece._of(stored, self)
+        rows, columns = piece._inner
         step = math.lcm(*(layout.period(8 * words.itemsize) for layout, words in ((read, stored), (write, out))))
         step *= -(-_CODES // (step * columns))
         for top in range(0, rows, step):
@@ -163,6 +184,17 @@ class Block:
             if not np.array_equal(were, are):
                 return True
         return False
+
+    def _first(self, piece: Block) -> tuple[int, int]:
+        """The output and input feature of this block with which a piece of it begins."""
+        ahead = min(piece.start, self.of.inner[self.axis]) - self.start
+        return (ahead, 0) if self.axis == 0 else (0, ahead)
+
+    def _of(self, stored: Array, block: Block) -> Array:
+        """This piece's words out of those of the block that it belongs to."""
+        whole, own = block.source, self.source
+        top, left = own.top - whole.top, own.left - whole.left
+        return stored[top : top + own.rows, left : left + own.columns]
 
     def _beyond(self, out: Array) -> tuple[Array, ...]:
         """What of the written words lies beyond the codes that are read."""

@@ -24,6 +24,7 @@ from qbridge.shards import Shard
 from qbridge.source import Source
 
 _COPY = 32 << 20  # bytes of a copy that are one job
+_PIECE = 1 << 20  # bytes of moved words that are written, and read back, at a time: they stay in a core's cache
 _COMPARED = 1 << 20  # bytes of a copy that are compared at a time
 
 
@@ -115,24 +116,34 @@ class Moved:
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Read, move, write."""
-        stored = workspace.words("stored", self.block.of.read, self.block.source)
-        source.read_rectangle(self.block.of.read.tensor, self.block.source, stored)
-        words = workspace.words("moved", self.block.of.write, self.block.written)
-        self.block.run(stored, words)
-        data, done = words.reshape(-1).view(np.uint8).data, 0
-        for offset, length in self.block.written.segments(words.itemsize):
-            write_all(out, data[done : done + length], self.offset + offset)
-            done += length
+        move, place = self.block.of, self.block.source
+        stored = workspace.words("stored", move.read, place)
+        source.read_rectangle(move.read.tensor, place, stored)
+        for piece in self.block.pieces(_PIECE):
+            words = workspace.words("moved", move.write, piece.written)
+            self.block.run(stored, words, piece)
+            for begin, part in _segments(piece, words):
+                write_all(out, part.data, self.offset + begin)
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, moved back, is what was read."""
-        stored = workspace.words("stored", self.block.of.read, self.block.source)
-        words = workspace.words("moved", self.block.of.write, self.block.written)
-        data, done = words.reshape(-1).view(np.uint8), 0
-        for offset, length in self.block.written.segments(words.itemsize):
-            _read_back(out, data[done : done + length], self.offset + offset)
-            done += length
-        return self.tensor if self.block.differs(stored, words) else ""
+        move = self.block.of
+        stored = workspace.words("stored", move.read, self.block.source)
+        for piece in self.block.pieces(_PIECE):
+            words = workspace.words("moved", move.write, piece.written)
+            for begin, part in _segments(piece, words):
+                _read_back(out, part, self.offset + begin)
+            if self.block.differs(stored, words, piece):
+                return self.tensor
+        return ""
+
+
+def _segments(piece: Block, words: Array) -> Iterator[tuple[int, Array]]:
+    """(offset in the tensor, bytes) of each contiguous stretch of a piece's words."""
+    data, done = words.reshape(-1).view(np.uint8), 0
+    for offset, length in piece.written.segments(words.itemsize):
+        yield offset, data[done : done + length]
+        done += length
 
 
 @dataclass(frozen=True, slots=True)

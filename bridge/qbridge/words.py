@@ -33,22 +33,48 @@ def movable(read: BitPacked, write: BitPacked, shape: tuple[int, int], word_byte
     return same and whole and word_bytes == (4, 4) and all(_is_whole(layout) for layout in (read, write))
 
 
-def move(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, int], out: Array) -> None:
+def move(
+    stored: Array,
+    read: BitPacked,
+    write: BitPacked,
+    shape: tuple[int, int],
+    out: Array,
+    first: tuple[int, int] = (0, 0),
+) -> None:
     """Fill `out`, words as `write` lays them, with codes of `shape` whose words `read` lays out in `stored`.
 
-    Both are C-ordered matrices of 32-bit words; where `out` is larger, what lies beyond `shape` is left alone.
+    Both are C-ordered matrices of 32-bit words; where `out` is larger, what lies beyond `shape` is left alone. The
+    codes begin at `first`, an output and an input feature that begin words, in `stored`, and at (0, 0) in `out`.
     """
-    _run(stored, read, write, shape, out, False)
+    _run(stored, read, write, shape, out, first, (0, 0), False)
 
 
-def differs(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, int], out: Array) -> bool:
-    """Whether `out` is anything but what `move` would put there."""
-    return _run(stored, read, write, shape, out, True)
+def differs(
+    stored: Array,
+    read: BitPacked,
+    write: BitPacked,
+    shape: tuple[int, int],
+    out: Array,
+    first: tuple[int, int] = (0, 0),
+) -> bool:
+    """Whether `out`, from `first` on, is anything but what `move` would put there from the beginning of `stored`."""
+    return _run(stored, read, write, shape, out, (0, 0), first, True)
 
 
-def _run(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, int], out: Array, compare: bool) -> bool:
+def _run(
+    stored: Array,
+    read: BitPacked,
+    write: BitPacked,
+    shape: tuple[int, int],
+    out: Array,
+    here: tuple[int, int],
+    there: tuple[int, int],
+    compare: bool,
+) -> bool:
     kernel = _kernel(read.bits, _kind(read), read.order, _kind(write), write.order, compare)
-    return bool(kernel(stored.view(np.uint32), out.view(np.uint32), shape[0], shape[1] * read.bits // 32))
+    depth, word, out_word = (columns * read.bits // 32 for columns in (shape[1], here[1], there[1]))
+    words = stored.view(np.uint32), out.view(np.uint32)
+    return bool(kernel(*words, shape[0], depth, here[0], word, there[0], out_word))
 
 
 def _is_whole(layout: BitPacked) -> bool:
@@ -68,7 +94,9 @@ def _kind(layout: BitPacked) -> Kind:
 def _kernel(  # noqa: C901, PLR0915 - numba compiles closures over constants, and cannot cache calls between them
     bits: int, read: Kind, read_order: tuple[int, ...], write: Kind, write_order: tuple[int, ...], compare: bool
 ) -> Kernel:
-    """(stored, out, output features, words along in_features) -> whether any word differed, if it compares.
+    """(stored, out, output features, words along in_features, first of each in stored and in out) -> difference.
+
+    The difference is whether any word differed, if it compares.
 
     A tile holds in-major words: input word i of output feature j lies at i * _WIDE + j.
     """
@@ -89,29 +117,30 @@ def _kernel(  # noqa: C901, PLR0915 - numba compiles closures over constants, an
     is_read_across, is_written_across = read == "across", write == "across"
     is_read_in_major, is_written_in_major = read == "in_major", write == "in_major"
 
-    def kernel(stored, out, rows, depth):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0915
+    def kernel(stored, out, rows, depth, row, word, out_row, out_word):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0915
         tile, turn = np.empty(_DEEP * _WIDE, np.uint32), np.zeros(_DEEP * _WIDE, np.uint32)
         wrong = np.uint32(0)
         for left in range(0, rows, _WIDE):
             wide = min(_WIDE, rows - left)
-            words, first = wide // lanes, left // lanes
+            words, first, into_first = wide // lanes, (row + left) // lanes, (out_row + left) // lanes
+            here, there = row + left, out_row + left
             for top in range(0, depth, _DEEP):
                 deep = min(_DEEP, depth - top)
                 if is_read_in_major:
                     for i in range(deep):
-                        line, into = stored[top + i, left : left + wide], tile[i * _WIDE : i * _WIDE + wide]
+                        line, into = stored[word + top + i, here : here + wide], tile[i * _WIDE : i * _WIDE + wide]
                         for j in range(wide):
                             into[j] = line[j]
                 elif not is_read_across:
                     for j in range(wide):
-                        line, into = stored[left + j, top : top + deep], tile[j:]
+                        line, into = stored[here + j, word + top : word + top + deep], tile[j:]
                         for i in range(deep):
                             into[i * _WIDE] = line[i]
                 else:
                     for i in range(deep):
                         for lane in range(lanes):
                             at = lane * turned + i * columns
-                            line = stored[(top + i) * lanes + lane, first : first + words]
+                            line = stored[(word + top + i) * lanes + lane, first : first + words]
                             into = turn[at : at + words]
                             for j in range(words):
                                 into[j] = line[j]
@@ -131,7 +160,7 @@ def _kernel(  # noqa: C901, PLR0915 - numba compiles closures over constants, an
                                 into[j * lanes] = line[j]
                 if is_written_in_major:
                     for i in range(deep):
-                        line, into = tile[i * _WIDE : i * _WIDE + wide], out[top + i, left : left + wide]
+                        line, into = tile[i * _WIDE : i * _WIDE + wide], out[out_word + top + i, there : there + wide]
                         for j in range(wide):
                             if compare:
                                 wrong |= into[j] ^ line[j]
@@ -139,7 +168,7 @@ def _kernel(  # noqa: C901, PLR0915 - numba compiles closures over constants, an
                                 into[j] = line[j]
                 elif not is_written_across:
                     for j in range(wide):
-                        line, into = tile[j:], out[left + j, top : top + deep]
+                        line, into = tile[j:], out[there + j, out_word + top : out_word + top + deep]
                         for i in range(deep):
                             if compare:
                                 wrong |= into[i] ^ line[i * _WIDE]
@@ -164,7 +193,7 @@ def _kernel(  # noqa: C901, PLR0915 - numba compiles closures over constants, an
                         for lane in range(lanes):
                             at = lane * turned + i * columns
                             line = turn[at : at + words]
-                            into = out[(top + i) * lanes + lane, first : first + words]
+                            into = out[(out_word + top + i) * lanes + lane, into_first : into_first + words]
                             for j in range(words):
                                 if compare:
                                     wrong |= into[j] ^ line[j]

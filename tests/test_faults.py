@@ -99,7 +99,7 @@ def test_disk_that_fills_in_the_middle_of_a_resumed_conversion_leaves_nothing(sr
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
     (disk / "other").write_bytes(bytes(free - 8192))
     assert finished and set(os.listdir(disk)) == {part(disk / "dst").name, journal(disk / "dst").name, "other"}
-    kept = contents(part(disk / "dst"))
+    kept = {name: data for name, data in contents(part(disk / "dst")).items() if name in finished}
     fails(src, disk / "dst", "QB402")  # found before the first byte: what is finished is worth keeping
     assert kept == contents(part(disk / "dst"))
     usage = shutil.disk_usage(src)

@@ -13,7 +13,7 @@ import resource
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +107,11 @@ def write_checkpoint(
     QB038 where the source changed meanwhile.
     """
     source.open_files = min(source.open_files, effort.open_files)
-    _Writer(stage, source, plan, shards, effort, progress).run()
+    writer = _Writer(stage, source, plan, shards, effort, progress)
+    try:
+        writer.run()
+    finally:
+        writer.close()
     source.check_unchanged()
     if len(shards) > 1:
         write_document(stage.folder / INDEX, index_of(shards))
@@ -122,6 +126,18 @@ def write_checkpoint(
 
 
 @dataclass(slots=True)
+class _Output:
+    """A shard that is being written: the jobs to come, how many are under way, the bytes since the last flush."""
+
+    shard: Shard
+    descriptor: int
+    jobs: Iterator[Job]
+    exhausted: bool = False
+    pending: int = 0
+    unflushed: int = 0
+
+
+@dataclass(slots=True)
 class _Writer:
     """The writing of the shards of one conversion."""
 
@@ -132,6 +148,12 @@ class _Writer:
     effort: Effort
     progress: Progress | None
     _done: int = 0
+    _written: int = 0
+    _descriptors: list[int] = field(default_factory=list)
+    _missing: deque[Shard] = field(default_factory=deque)
+    _opened: deque[_Output] = field(default_factory=deque)
+    _waiting: deque[tuple[_Output, Job, Future[None]]] = field(default_factory=deque)
+    _flushed: deque[Future[None]] = field(default_factory=deque)
     _total: int = field(init=False)
     _own: threading.local = field(default_factory=threading.local)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -140,90 +162,101 @@ class _Writer:
         self._total = sum(shard.data_size for shard in self.shards)
 
     def run(self) -> None:
-        """Write what is missing."""
-        flushed: deque[Future[None]] = deque()
+        """Write what is missing.
+
+        As many shards are open as there are threads, and jobs come from them in turn: two threads that write to one
+        file wait for each other in the kernel.
+        """
+        for shard in self.shards:
+            if shard.name in self.stage.finished:
+                self._written += 1
+                self._advance(shard, shard.data_size)
+            else:
+                self._missing.append(shard)
         threads = self.effort.threads
         with ThreadPoolExecutor(threads, "qbridge") as working, ThreadPoolExecutor(1, "qbridge-flush") as flushing:
             try:
-                for number, shard in enumerate(self.shards):
-                    self._advance(shard, number, 0)
-                    if shard.name in self.stage.finished:
-                        self._advance(shard, number + 1, shard.data_size)
-                        continue
-                    self._write(shard, number, working, flushing, flushed)
-                    self._advance(shard, number + 1, 0)
-                    while len(flushed) > _FLUSHING:
-                        flushed.popleft().result()
-                while flushed:
-                    flushed.popleft().result()
+                while self._submit(working, flushing) or self._waiting:
+                    self._take(flushing)
+                while self._flushed:
+                    self._flushed.popleft().result()
             except BaseException:
                 self._stopping.set()  # jobs that wait are not begun
                 raise
 
-    def _write(
-        self,
-        shard: Shard,
-        number: int,
-        working: ThreadPoolExecutor,
-        flushing: ThreadPoolExecutor,
-        flushed: deque[Future[None]],
-    ) -> None:
+    def _submit(self, working: ThreadPoolExecutor, flushing: ThreadPoolExecutor) -> bool:
+        """Keep two jobs waiting for each thread; whether any shard is open."""
+        threads = self.effort.threads
+        while len(self._waiting) < 2 * threads:
+            while self._missing and len(self._opened) < threads:
+                self._opened.append(self._open(self._missing.popleft()))
+            if not self._opened:
+                return False
+            output = self._opened.popleft()
+            job = next(output.jobs, None)
+            if job is None:
+                output.exhausted = True
+                self._finish(output, flushing)
+                continue
+            output.pending += 1
+            self._waiting.append((output, job, working.submit(self._work, job, output)))
+            self._opened.append(output)
+        return True
+
+    def _take(self, flushing: ThreadPoolExecutor) -> None:
+        """Wait for the job that was submitted first."""
+        if self._waiting:
+            output, job, future = self._waiting.popleft()
+            future.result()
+            output.pending -= 1
+            output.unflushed += job.size
+            self._advance(output.shard, job.size)
+            self._finish(output, flushing)
+        while len(self._flushed) > _FLUSHING:
+            self._flushed.popleft().result()
+
+    def _open(self, shard: Shard) -> _Output:
         out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        waiting: deque[tuple[Job, Future[None]]] = deque()
-        unflushed = 0
-        try:
-            write_all(out, shard.header, 0)
-            for job in jobs_of(self.source, self.plan, shard, self.effort.block):
-                waiting.append((job, working.submit(self._work, job, out)))
-                while len(waiting) > 2 * self.effort.threads:
-                    unflushed += self._finish(waiting, shard, number)
-                if unflushed > _DIRTY and (not flushed or flushed[-1].done()):
-                    flushed.append(flushing.submit(_flush_data, out))
-                    unflushed = 0
-            while waiting:
-                self._finish(waiting, shard, number)
-        except BaseException:
-            self._stopping.set()
-            for _, future in waiting:
-                future.cancel()
-            for _, future in waiting:
-                with contextlib.suppress(BaseException):
-                    future.result()
-            for flush in flushed:
-                with contextlib.suppress(BaseException):
-                    flush.result()
-            if all(future.done() for _, future in waiting):  # else a second interrupt: a thread still writes to it
-                os.close(out)
-            raise
-        flushed.append(flushing.submit(self._flush, out, shard))
+        self._descriptors.append(out)
+        write_all(out, shard.header, 0)
+        self._advance(shard, 0)
+        return _Output(shard, out, jobs_of(self.source, self.plan, shard, self.effort.block))
 
-    def _finish(self, waiting: deque[tuple[Job, Future[None]]], shard: Shard, number: int) -> int:
-        job, future = waiting.popleft()
-        future.result()
-        self._advance(shard, number, job.size)
-        return job.size
+    def _finish(self, output: _Output, flushing: ThreadPoolExecutor) -> None:
+        """To the disk with a shard that is whole, and now and then with what there is of one."""
+        if output.exhausted and not output.pending:
+            self._written += 1
+            self._advance(output.shard, 0)
+            self._flushed.append(flushing.submit(self._flush, output))
+        elif output.unflushed > _DIRTY and (not self._flushed or self._flushed[-1].done()):
+            output.unflushed = 0
+            self._flushed.append(flushing.submit(os.fdatasync, output.descriptor))
 
-    def _work(self, job: Job, out: int) -> None:
+    def _work(self, job: Job, output: _Output) -> None:
         if self._stopping.is_set():
             return
         workspace: Workspace | None = getattr(self._own, "workspace", None)
         if workspace is None:
             workspace = self._own.workspace = Workspace()
-        job.run(self.source, out, workspace)
+        job.run(self.source, output.descriptor, workspace)
         if self.effort.proof:
-            wrong = job.prove(self.source, out, workspace)
+            wrong = job.prove(self.source, output.descriptor, workspace)
             if wrong:
                 raise error("QB403", wrong)
 
-    def _flush(self, out: int, shard: Shard) -> None:
+    def _flush(self, output: _Output) -> None:
         """A finished shard to the disk, and then into the journal."""
-        try:
-            os.fsync(out)
-            if self._is_large:
-                self._forget_pages(out, shard)
-        finally:
-            os.close(out)
-        self.stage.note(shard.name)
+        os.fsync(output.descriptor)
+        if self._is_large:
+            self._forget_pages(output.descriptor, output.shard)
+        self._descriptors.remove(output.descriptor)
+        os.close(output.descriptor)
+        self.stage.note(output.shard.name)
+
+    def close(self) -> None:
+        """Close the files that a failure left open."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     @property
     def _is_large(self) -> bool:
@@ -243,7 +276,7 @@ class _Writer:
             for file in {tensor.shard for tensor in shard.tensors}:
                 os.posix_fadvise(self.source.descriptor(file), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def _advance(self, shard: Shard, number: int, size: int) -> None:
+    def _advance(self, shard: Shard, size: int) -> None:
         self._done += size
         if self.progress:
-            self.progress(Advance(self._done, self._total, shard.name, number, len(self.shards)))
+            self.progress(Advance(self._done, self._total, shard.name, self._written, len(self.shards)))

@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
+from qbridge import compiling
 from qbridge.codes import kernels
-from qbridge.compiling import compiled
 from support import ROOT, contents, copy_fixture
 
 NOBODY, NO_USER = 65534, 54321
@@ -93,7 +95,8 @@ def doubled():
         for index in range(array.size):
             array[index] *= 2
 
-    found = compiled(kernel)
+    compiling._kernels.clear()
+    found = compiling.compiled(kernel)
     array = np.arange(5)
     found(array)
     assert array.tolist() == [0, 2, 4, 6, 8]
@@ -135,5 +138,15 @@ def test_relative_cache_folder_is_ignored(tmp_path, monkeypatch):
 
 def test_kernels_of_one_function_share_no_file_of_the_cache():
     places = [Path(kernel._cache.cache_path) for bits in (2, 3) for kernel in kernels(bits, 32, True, (), ())]
-    again = [Path(kernel._cache.cache_path) for kernel in kernels.__wrapped__(2, 32, True, (), ())]
-    assert len(set(places)) == 4 and again == places[:2]
+    assert len(set(places)) == 4
+
+
+def test_threads_that_ask_for_a_kernel_at_once_share_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    given = numba.config.CACHE_DIR
+    compiling._kernels.clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda bits: kernels.__wrapped__(bits % 4 + 1, 32, True, (), ()), range(64)))
+    assert len({id(kernel) for pair in found for kernel in pair}) == 8
+    assert {path.name for path in tmp_path.glob("qbridge/*/*")} == {Path(found[0][0]._cache.cache_path).name}
+    assert given == numba.config.CACHE_DIR

@@ -6,12 +6,16 @@ import contextlib
 import hashlib
 import inspect
 import os
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 Kernel = Callable[..., Any]
+
+_LOCK = threading.Lock()
+_kernels: dict[str, Kernel] = {}
 
 
 def cache_folder() -> Path | None:
@@ -27,14 +31,25 @@ def cache_folder() -> Path | None:
 
 
 def compiled(function: Kernel) -> Kernel:
-    """The function compiled at its first call; compiled anew in every process where no cache can be written."""
+    """The function compiled at its first call; compiled anew in every process where no cache can be written.
+
+    The same function over the same constants is the same kernel, whichever thread asks for it.
+    """
+    with _LOCK:  # the place of a cache is numba's global setting
+        identity = _identity(function)
+        if identity not in _kernels:
+            _kernels[identity] = _compiled(function, identity)
+        return _kernels[identity]
+
+
+def _compiled(function: Kernel, identity: str) -> Kernel:
     import numba
 
     kernel: Kernel = numba.njit(nogil=True)(function)
     folder = cache_folder()
     if folder is None:
         return kernel
-    own, given = folder / _identity(function), numba.config.CACHE_DIR
+    own, given = folder / identity, numba.config.CACHE_DIR
     try:  # the place is chosen when the cache is made
         numba.config.CACHE_DIR = str(own)
         found = _cautious()(function)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import kills
 import qbridge
 from support import SINGLE, codes, contents, copy_fixture, only_neighbours
 
@@ -148,6 +149,7 @@ def test_interrupt_in_an_empty_folder_is_gone_on_with(src, dst, tmp_path):
 STEPS = """
 import os, sys
 from pathlib import Path
+import kills
 import qbridge
 left = int(sys.argv[4])
 def counted(real):
@@ -262,3 +264,8 @@ def test_killed_program_is_gone_on_with(src, dst, tmp_path):
     convert(src, dst)
     assert contents(dst) == contents(tmp_path / "whole")
     only_neighbours(tmp_path, "src", "whole", "dst")
+
+
+def test_kills_at_random_instants_leave_no_half_output(tmp_path):
+    seen = kills.kill(tmp_path, 8, layers=1, cases=("awq", "w8a8"))
+    assert seen["kills"] == 8 and not any(kills.faults(seen).values()), seen

@@ -2,30 +2,97 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import os
+import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 Kernel = Callable[..., Any]
 
+_LOCK = threading.Lock()
+_kernels: dict[str, Kernel] = {}
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/qbridge, or .cache/qbridge at home."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "qbridge"
+
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept, if anywhere: $NUMBA_CACHE_DIR, $XDG_CACHE_HOME/qbridge, ~/.cache/qbridge."""
+    import numba
+
+    if numba.config.CACHE_DIR:
+        return Path(numba.config.CACHE_DIR)
+    given, home = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~")
+    if os.path.isabs(given):  # the specification says to ignore any other
+        return Path(given) / "qbridge"
+    return Path(home) / ".cache" / "qbridge" if os.path.isabs(home) else None
 
 
 def compiled(function: Kernel) -> Kernel:
-    """The function compiled at its first call; compiled anew in every process where no cache can be written."""
+    """The function compiled at its first call; compiled anew in every process where no cache can be written.
+
+    The same function over the same constants is the same kernel, whichever thread asks for it.
+    """
+    with _LOCK:  # the place of a cache is numba's global setting
+        identity = _identity(function)
+        if identity not in _kernels:
+            _kernels[identity] = _compiled(function, identity)
+        return _kernels[identity]
+
+
+def _compiled(function: Kernel, identity: str) -> Kernel:
     import numba
 
-    given = numba.config.CACHE_DIR
-    try:  # the place is chosen while the function is decorated
-        numba.config.CACHE_DIR = given or str(cache_folder())
-        kernel: Kernel = numba.njit(nogil=True, cache=True)(function)
+    kernel: Kernel = numba.njit(nogil=True)(function)
+    folder = cache_folder()
+    if folder is None:
+        return kernel
+    own, given = folder / identity, numba.config.CACHE_DIR
+    try:  # the place is chosen when the cache is made
+        numba.config.CACHE_DIR = str(own)
+        found = _cautious()(function)
     except (RuntimeError, OSError):  # an install and a home that are both read-only
-        kernel = numba.njit(nogil=True)(function)
+        return kernel
     finally:
         numba.config.CACHE_DIR = given
+    if Path(found.cache_path).is_relative_to(own):  # not in a place that kernels share
+        kernel._cache = found  # type: ignore[attr-defined]
     return kernel
+
+
+def _identity(function: Kernel) -> str:
+    """Of one function over one set of constants on one kind of processor.
+
+    numba numbers the kernels of a function in one index: of two processes that compile two of them at once, or of
+    one that is killed, it may hand out the code of one kernel for the other.
+    """
+    from numba.core.registry import cpu_target
+
+    constants = [repr(cell.cell_contents) for cell in function.__closure__ or ()]
+    text = [inspect.getsource(inspect.getmodule(function) or function), function.__qualname__, constants]
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    return hashlib.sha256(repr((*text, processor)).encode()).hexdigest()[:24]
+
+
+@cache
+def _cautious() -> Any:
+    """numba's cache, which a full or damaged disk costs time and nothing else."""
+    from numba.core.caching import FunctionCache
+
+    class Cautious(FunctionCache):  # type: ignore[misc]
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            try:
+                found = super().load_overload(sig, target_context)
+            except Exception:  # pickle raises whatever the bytes say
+                with contextlib.suppress(OSError):
+                    self.flush()
+                return None
+            return found if found is not None and tuple(found.signature.args) == tuple(sig) else None
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            with contextlib.suppress(Exception):
+                super().save_overload(sig, data)
+
+    return Cautious

@@ -24,7 +24,7 @@ IDS = {name.replace("-", "_") for name in BUILTIN}
 LAYERS = [
     {"dtypes", "catalogue", "exactness", "layout"},
     {"ir", "codes", "findings", "headers"},
-    {"values", "passes", "tensors", "hf_config", "topology", "sharding"},
+    {"values", "passes", "tensors", "hf_config", "topology", "sharding", "patterns"},
     {"pickles"},
     {"source"},
     {"rules"},

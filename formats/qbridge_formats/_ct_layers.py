@@ -30,10 +30,18 @@ class Found:
     refused: set[str] = field(default_factory=set)
 
 
-def listed_layers(source: Source, block: Block, findings: Findings) -> Found:
-    """The layers that the block's groups claim; whatever config and tensors disagree on is a finding."""
-    matcher, found = Matcher(block), Found()
-    for module in _matrices(source):
+def listed_layers(source: Source, block: Block, findings: Findings) -> Found | None:
+    """The layers that the block's groups claim; whatever config and tensors disagree on is a finding.
+
+    None with findings (QB013) if a target or an ignore entry is no regular expression.
+    """
+    modules, found = list(_matrices(source)), Found()
+    matcher = Matcher(block, modules)
+    for pattern, fault in matcher.faults.items():
+        findings.add("QB013", f"{block.key}: {pattern!r}", (f"not a regular expression: {fault}",))
+    if matcher.faults:
+        return None
+    for module in modules:
         quantized = _is_quantized(source, module)
         group = _group_of(module, quantized, matcher, findings)
         if group is not None:

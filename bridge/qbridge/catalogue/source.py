@@ -275,6 +275,16 @@ ENTRIES = (
         severity="note",
     ),
     Code(
+        "QB027",
+        "a pattern takes too long to match",
+        "A regular expression in targets, ignore, dynamic or extra_config backtracks without an end in sight.",
+        "Engines that match it would hang, or were never given this checkpoint.",
+        "re:(a|a)*b in ignore",
+        "Write the pattern so that no part of a name can be matched in two ways.",
+        "Python 3.11 documentation, module re",
+        UNREADABLE,
+    ),
+    Code(
         "QB030",
         "there is no such name",
         "A format, target, version or QB code that qbridge does not know.",

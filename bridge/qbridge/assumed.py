@@ -8,18 +8,19 @@ from typing import Any
 
 from qbridge.dtypes import DType
 from qbridge.findings import error
-from qbridge.headers import parse_json
+from qbridge.headers import load_json
 from qbridge.hf_config import NESTED, QUANTIZATION_KEYS
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
+from qbridge.ir import MAX_SIZE, Granularity, Model, Spec, WeightScheme
 from qbridge.sharding import family
 
 # Llama's linears, which most architectures have; experts are named alike.
 _COMMON = (frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}), frozenset({"o_proj", "down_proj"}))
+_MOST_LAYERS = 10_000
 
 
 def assumed_model(path: Path) -> Model:
     """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little."""
-    config = parse_json((path / "config.json").read_bytes())
+    config = load_json(path / "config.json")
     known = family(config) if isinstance(config, dict) else None
     if not isinstance(config, dict) or known is None:
         raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
@@ -33,9 +34,11 @@ def assumed_model(path: Path) -> Model:
         raise error("QB262", str(path), ("it does not say bits and group size",))
     try:
         dims = dict(_linears(_text(config)))
-    except (KeyError, TypeError, ZeroDivisionError) as fault:
+        specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+    except KeyError as fault:
         raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
-    specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+    except ValueError as fault:
+        raise error("QB262", str(path), (str(fault),)) from fault
     return Model(_format(block), config, specs, {}, {})
 
 
@@ -60,16 +63,32 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
     if type(bits) is not int or type(size) is not int:
         return None
     grouped = Granularity.GROUP if size > 0 else Granularity.CHANNEL
-    return WeightScheme(bits, grouped, bool(symmetric), group_size=size if size > 0 else None)
+    try:
+        return WeightScheme(bits, grouped, bool(symmetric), group_size=size if size > 0 else None)
+    except ValueError:
+        return None
+
+
+def _dim(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A size that config.json gives; KeyError if it does not and there is no default, ValueError if it is none."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
+        raise KeyError(key) if value is None else ValueError(f"{key} is {str(value)[:80]}")
+    return value
 
 
 def _linears(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (out_features, in_features)) of every linear of a decoder of the common kind."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    kv = (config.get("num_key_value_heads") or heads) * head
+    hidden, heads = _dim(config, "hidden_size"), _dim(config, "num_attention_heads")
+    head = _dim(config, "head_dim", 0) or hidden // max(heads, 1)
+    kv = (_dim(config, "num_key_value_heads", 0) or heads) * head
+    layers = _dim(config, "num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers}")
     attention = {"q_proj": (heads * head, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden)}
-    for layer in range(config["num_hidden_layers"]):
+    for layer in range(layers):
         prefix = f"model.layers.{layer}"
         for leaf, shape in {**attention, "o_proj": (hidden, heads * head)}.items():
             yield f"{prefix}.self_attn.{leaf}", shape
@@ -81,14 +100,14 @@ def _linears(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]
 
 def _mlps(config: Mapping[str, Any], layer: int) -> Iterator[tuple[str, int]]:
     """(module, intermediate size) of a layer's MLPs: one expert stands for all."""
-    experts = config.get("moe_intermediate_size")
-    dense = layer < (config.get("first_k_dense_replace") or 0) or layer in (config.get("mlp_only_layers") or ())
+    experts, listed = _dim(config, "moe_intermediate_size", 0), config.get("mlp_only_layers")
+    dense = layer < _dim(config, "first_k_dense_replace", 0) or (isinstance(listed, list) and layer in listed)
     if not experts or dense:
-        yield "mlp", config["intermediate_size"]
+        yield "mlp", _dim(config, "intermediate_size")
         return
     yield "mlp.experts.0", experts
-    shared = config.get("shared_expert_intermediate_size")
+    shared, copies = _dim(config, "shared_expert_intermediate_size", 0), _dim(config, "n_shared_experts", 0)
     if shared:
         yield "mlp.shared_expert", shared
-    elif config.get("n_shared_experts"):
-        yield "mlp.shared_experts", experts * config["n_shared_experts"]
+    elif copies:
+        yield "mlp.shared_experts", experts * copies

@@ -62,6 +62,15 @@ def parse_json(text: bytes) -> Any:
         raise ValueError("nested too deeply") from fault
 
 
+def load_json(file: Path) -> Any:
+    """`parse_json` of a file; ValueError also if it is larger than any config, index or manifest, OSError."""
+    with open(file, "rb") as stream:
+        text = stream.read(MAX_HEADER + 1)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"it has more than {MAX_HEADER} bytes")
+    return parse_json(text)
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name; HeaderError if the file is not what its header says."""
     size = os.path.getsize(file)
@@ -87,6 +96,9 @@ def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> di
     found: dict[str, StoredTensor] = {}
     for name, entry in header.items():
         if name == "__metadata__":
+            texts = entry.values() if isinstance(entry, dict) else [] if entry is None else [entry, None]
+            if not all(isinstance(text, str) for text in texts):
+                faults.append(("", "__metadata__ is not an object of strings"))
             continue
         try:
             name.encode()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import lcm
+from math import gcd, lcm
 from typing import Any
 
 from qbridge.hf_config import NESTED
-from qbridge.ir import Granularity, Model, Spec
+from qbridge.ir import MAX_SIZE, Granularity, Model, Spec
 from qbridge.passes.pad import Pad
 from qbridge.sharding import Block, family, intermediate_copies, intermediate_key, mlp_blocks
 
@@ -43,9 +43,10 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
             reasons.setdefault(key, {})[block.name] = reason
         if down is not None:
             step = lcm(*(multiple(down, tp) for tp in sizes))
-            own = -(-down.in_features // copies)
-            while own * copies % step:
-                own += 1
+            each = step // gcd(step, copies)
+            own = -(-down.in_features // (copies * each)) * each
+            if own * copies > MAX_SIZE:
+                reasons.setdefault(key, {})[block.name] = f"its size would be {own * copies}"
             wanted[key] = max(wanted.get(key, 0), own)
     passes: dict[str, Pad] = {}
     refused: dict[str, str] = {}

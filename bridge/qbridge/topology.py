@@ -128,6 +128,10 @@ def natural(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> list[tuple[str, int]]:
         parts = re.split(r"(\d+)", name)
-        return [(text, int(number)) for text, number in zip(parts[::2], [*parts[1::2], "0"], strict=True)]
+        # int() refuses thousands of digits
+        return [
+            (text, int(number) if len(number) < 19 else 10**19)
+            for text, number in zip(parts[::2], [*parts[1::2], "0"], strict=True)
+        ]
 
     return sorted(names, key=key)

@@ -81,7 +81,7 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
             raise ValueError(f"{leaf} is {is_}, the scheme gives {slot.dtype}{list(slot.shape)}")
     if isinstance(slot.codec, ScaledZeros):
         return spec
-    zeros = slot.codec.decode(source.read(slot.tensor), DType.I16, spec.scale_shape)
+    zeros = slot.codec.decode(source.read_small(slot.tensor), DType.I16, spec.scale_shape)
     return replace(spec, weight=replace(weight, symmetric=not np.any(zeros)))
 
 

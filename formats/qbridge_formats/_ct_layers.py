@@ -213,7 +213,7 @@ def _dims(
     rows, words = packed.shape
     columns = words * 32 // scheme.bits
     if shape is not None and shape.shape == (2,) and shape.dtype in (DType.I64, DType.I32):
-        columns = int(source.read(shape.name)[1])
+        columns = int(source.read_small(shape.name)[1])
         dialect |= {"weight_shape": "I32"} if shape.dtype is DType.I32 else {}
     dense, padded = -(-columns * scheme.bits // 32), -(-columns // (32 // scheme.bits))
     if words == padded != dense:
@@ -226,7 +226,7 @@ def _act_order(source: Source, module: str, scheme: WeightScheme, dialect: dict[
     tensor = source.tensors.get(f"{module}.weight_g_idx")
     if tensor is None or tensor.dtype is not DType.I32 or len(tensor.shape) != 1:
         return False
-    index = source.read(tensor.name).astype(np.int32)
+    index = source.read_small(tensor.name).astype(np.int32)
     if (index < 0).all():
         dialect["g_idx"] = "unset"
     elif (index == np.arange(index.size) // (scheme.group_size or index.size)).all():

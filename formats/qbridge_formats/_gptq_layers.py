@@ -93,7 +93,7 @@ def _act_order(source: Source, spec: Spec, dialect: dict[str, str]) -> bool:
         return False
     if tensor.shape != (spec.in_features,) or tensor.dtype is not DType.I32:
         raise ValueError(f"g_idx is {tensor.dtype}{list(tensor.shape)}, not I32[{spec.in_features}]")
-    index = source.read(tensor.name).astype(np.int64)
+    index = source.read_small(tensor.name).astype(np.int64)
     if (index == np.arange(spec.in_features) // (spec.weight.group_size or spec.in_features)).all():
         return False
     if index.min() < 0 or index.max() >= spec.scale_shape[1]:
@@ -115,7 +115,7 @@ def _zeros(
     wanted = _zero_codec(spec, "v2").stored_shape(spec.scale_shape, word.itemsize * 8)
     if tensor.shape != wanted or tensor.dtype is not word:
         raise ValueError(f"qzeros is {tensor.dtype}{list(tensor.shape)}, the scheme gives {word}{list(wanted)}")
-    stored, shape = _sample(source.read(tensor.name), spec)
+    stored, shape = _sample(source.read_small(tensor.name), spec)
     plain = _zero_codec(spec, "v2").decode(stored, DType.I16, shape).astype(np.int64)
     version = said.version
     if version == "v1" and said.borrowed:
@@ -159,7 +159,7 @@ def zero_biases(source: Source, modules: Iterable[str]) -> set[str]:
     return {
         module
         for names in by_leaf.values()
-        if not any(np.any(source.read(f"{name}.bias")) for name in names)
+        if not any(np.any(source.read_small(f"{name}.bias")) for name in names)
         for module in names
     }
 

@@ -285,6 +285,16 @@ ENTRIES = (
         UNREADABLE,
     ),
     Code(
+        "QB028",
+        "a small tensor is larger than any model's",
+        "Scales, zero-points, g_idx or a bias of more than 1 GiB: qbridge reads such tensors as a whole.",
+        "A file with a hole can claim terabytes that no memory holds.",
+        "a g_idx of 2199023255552 bytes",
+        "Write the checkpoint again; a header alone does not make a tensor.",
+        "qbridge.source",
+        UNREADABLE,
+    ),
+    Code(
         "QB030",
         "there is no such name",
         "A format, target, version or QB code that qbridge does not know.",

@@ -96,13 +96,10 @@ def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> di
     found: dict[str, StoredTensor] = {}
     for name, entry in header.items():
         if name == "__metadata__":
-            texts = entry.values() if isinstance(entry, dict) else [] if entry is None else [entry, None]
-            if not all(isinstance(text, str) for text in texts):
+            if not _is_metadata(entry):
                 faults.append(("", "__metadata__ is not an object of strings"))
             continue
-        try:
-            name.encode()
-        except UnicodeEncodeError:
+        if not _is_text(name):
             faults.append((repr(name), "its name is not text"))
             continue
         try:
@@ -114,6 +111,20 @@ def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> di
     if faults:
         raise HeaderError(faults)
     return found
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a JSON value is a string, and without halves of a character, which the library refuses."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return isinstance(value, str)
+
+
+def _is_metadata(entry: Any) -> bool:
+    """Whether the library takes it: nothing, or an object of strings."""
+    return entry is None or (isinstance(entry, dict) and all(map(_is_text, (*entry, *entry.values()))))
 
 
 def _tensor(file: Path, name: str, entry: Any, start: int) -> StoredTensor:

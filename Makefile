@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test lint types engines fixtures clean
+.PHONY: help demo test lint types engines fuzz fixtures clean
 
 help:
 	@echo "make demo     convert a real llm-compressor checkpoint for LMDeploy, verify and show it"
 	@echo "make test     the whole suite"
 	@echo "make lint     ruff"
 	@echo "make types    mypy --strict"
+	@echo "make fuzz     the fuzzer on hostile checkpoints, FUZZ_SECONDS=3600"
 	@echo "make engines  build the real engines' environments and prove our outputs in them"
 
 # torch first and pinned: pip then finds it in place and brings no CUDA packages along.
@@ -39,6 +40,12 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+FUZZ_SECONDS ?= 3600
+
+fuzz: $(STAMP)
+	nice -n 15 $(BIN)/python tests/fuzz/run.py header $$(($(FUZZ_SECONDS) / 10))
+	nice -n 15 $(BIN)/python tests/fuzz/run.py folder $$(($(FUZZ_SECONDS) * 9 / 10))
 
 engines: $(STAMP)
 	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel

@@ -26,7 +26,7 @@ LAYERS = [
     {"ir", "codes", "findings", "headers"},
     {"words"},
     {"blocks"},
-    {"values", "passes", "tensors", "hf_config", "topology", "sharding"},
+    {"values", "passes", "tensors", "hf_config", "topology", "sharding", "patterns"},
     {"pickles", "decoder"},
     {"source"},
     {"rules"},

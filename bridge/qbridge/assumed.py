@@ -12,9 +12,9 @@ from typing import Any
 from qbridge.decoder import INDEXERS, MLPS, architecture, attention, has_attention, is_sparse, shared_block
 from qbridge.dtypes import DType
 from qbridge.findings import error
-from qbridge.headers import parse_json
+from qbridge.headers import load_json
 from qbridge.hf_config import QUANTIZATION_KEYS
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
+from qbridge.ir import MAX_SIZE, Granularity, Model, Spec, WeightScheme
 from qbridge.sharding import (
     Family,
     expert_count,
@@ -25,10 +25,13 @@ from qbridge.sharding import (
     text_config,
 )
 
+_SIZES = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_replace")
+_MOST = 10_000  # layers, and experts of each
+
 
 def assumed_model(path: Path) -> Model:
     """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little."""
-    config = parse_json((path / "config.json").read_bytes())
+    config = load_json(path / "config.json")
     known = family(config) if isinstance(config, dict) else None
     if not isinstance(config, dict) or known is None:
         raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
@@ -39,11 +42,25 @@ def assumed_model(path: Path) -> Model:
     if weight is None:
         raise error("QB262", str(path), ("it does not say bits and group size",))
     try:
+        _check_sizes(text_config(config))
         dims = dict(_linears(config, known))
+        specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
     except (KeyError, TypeError, ZeroDivisionError) as fault:
         raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
-    specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+    except ValueError as fault:
+        raise error("QB262", str(path), (str(fault),)) from fault
     return Model(_format(block), config, specs, {}, {})
+
+
+def _check_sizes(text: Mapping[str, Any]) -> None:
+    """ValueError for a size that no model has, before it is counted up to."""
+    for key, value in text.items():
+        if not key.endswith(_SIZES) or value is None:
+            continue
+        limit = _MOST if key.endswith(("_layers", "_experts")) else MAX_SIZE
+        # lists are sizes by layer, which a few keys of other meaning are
+        if not isinstance(value, list | bool) and (type(value) is not int or not 0 <= value <= limit):
+            raise ValueError(f"{key} is {str(value)[:80]}")
 
 
 def _format(block: Mapping[str, Any]) -> str:
@@ -63,7 +80,20 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
     if type(bits) is not int or type(size) is not int:
         return None
     grouped = Granularity.GROUP if size > 0 else Granularity.CHANNEL
-    return WeightScheme(bits, grouped, bool(symmetric), group_size=size if size > 0 else None)
+    try:
+        return WeightScheme(bits, grouped, bool(symmetric), group_size=size if size > 0 else None)
+    except ValueError:
+        return None
+
+
+def _dim(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A size that config.json gives; KeyError if it does not and there is no default, ValueError if it is none."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
+        raise KeyError(key) if value is None else ValueError(f"{key} is {str(value)[:80]}")
+    return value
 
 
 def _linears(config: Mapping[str, Any], record: Family) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -22,7 +22,7 @@ from qbridge.findings import Findings, QBridgeError, error
 from qbridge.ir import Layer, Model, Spec, TensorInfo
 from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.rules import Rule
-from qbridge.source import Source
+from qbridge.source import SMALL, Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
 BUILTIN = ("auto-round", "awq", "compressed-tensors", "gptq", "marlin", "smooth-quant")
@@ -197,7 +197,7 @@ def assemble(
     """A Model from a reader's layers: checks every slot against its tensor and accounts for the others.
 
     `refused` are modules that the reader has a finding about already. Findings: QB010 no layer at all, QB015 missing
-    tensors, QB016 wrong dtype or shape, QB018 tensors that nobody claims.
+    tensors, QB016 wrong dtype or shape, QB028 too large, QB018 tensors that nobody claims.
     """
     _check_slots(source, layers, findings)
     claimed = {slot.tensor for _, slots in layers.values() for slot in slots.values()}
@@ -222,13 +222,15 @@ def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, S
     missing: dict[str, list[str]] = {}
     for _, slots in layers.values():
         stored = slots["code"].tensor.rpartition(".")[0]
-        for slot in slots.values():
+        for part, slot in slots.items():
             tensor = source.tensors.get(slot.tensor)
             if tensor is None:
                 missing.setdefault(slot.tensor.removeprefix(stored), []).append(stored)
             elif (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
                 is_, wanted = f"{tensor.dtype}{list(tensor.shape)}", f"{slot.dtype}{list(slot.shape)}"
                 findings.add("QB016", slot.tensor, (f"it is {is_}, the scheme gives {wanted}",))
+            elif part != "code" and tensor.end - tensor.begin > SMALL:
+                findings.add("QB028", slot.tensor, (f"{tensor.end - tensor.begin} bytes",))
     for suffix, names in missing.items():
         findings.add("QB015", names, (f"{len(names)} of {len(layers)} quantized layers lack *{suffix}",))
 

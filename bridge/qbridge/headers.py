@@ -58,6 +58,15 @@ def parse_json(text: bytes) -> Any:
         raise ValueError("nested too deeply") from fault
 
 
+def load_json(file: Path) -> Any:
+    """`parse_json` of a file; ValueError also if it is larger than any config, index or manifest, OSError."""
+    with open(file, "rb") as stream:
+        text = stream.read(MAX_HEADER + 1)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"it has more than {MAX_HEADER} bytes")
+    return parse_json(text)
+
+
 def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(items)
     if len(found) != len(items):
@@ -91,10 +100,10 @@ def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> di
     found: dict[str, StoredTensor] = {}
     for name, entry in header.items():
         if name == "__metadata__":
+            if not _is_metadata(entry):
+                faults.append(("", "__metadata__ is not an object of strings"))
             continue
-        try:
-            name.encode()
-        except UnicodeEncodeError:
+        if not _is_text(name):
             faults.append((repr(name), "its name is not text"))
             continue
         try:
@@ -106,6 +115,20 @@ def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> di
     if faults:
         raise HeaderError(faults)
     return found
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a JSON value is a string, and without halves of a character, which the library refuses."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return isinstance(value, str)
+
+
+def _is_metadata(entry: Any) -> bool:
+    """Whether the library takes it: nothing, or an object of strings."""
+    return entry is None or (isinstance(entry, dict) and all(map(_is_text, (*entry, *entry.values()))))
 
 
 def _tensor(file: Path, name: str, entry: Any, start: int) -> StoredTensor:

@@ -22,6 +22,8 @@ CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1"]
 Dialect = tuple[tuple[str, str], ...]
 Found = TypeVar("Found")
 
+MAX_SIZE = 2**31 - 1  # of a dim, a group or a block: what engines index with, and products of two fit in 64 bits
+
 CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4}
 
 
@@ -66,8 +68,8 @@ class WeightScheme:
         if self.block is not None and len(self.block) != 2:
             raise ValueError("a block has rows and columns")
         sizes = (*(self.block or ()), *(() if self.group_size is None else (self.group_size,)))
-        if any(size < 1 for size in sizes):
-            raise ValueError("group and block sizes are positive")
+        if not all(1 <= size <= MAX_SIZE for size in sizes):
+            raise ValueError(f"group and block sizes are 1 to {MAX_SIZE}")
 
     def scale_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Shape of scale and zero: [1, 1], [out, 1], [out, groups] or [block rows, block columns]."""
@@ -130,8 +132,8 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Refuse dims and combinations that have no meaning (ValueError)."""
-        if self.out_features < 1 or self.in_features < 1:
-            raise ValueError(f"{self.name}: features are positive")
+        if not all(1 <= size <= MAX_SIZE for size in (self.out_features, self.in_features)):
+            raise ValueError(f"{self.name}: features are 1 to {MAX_SIZE}")
         static = self.activation is not None and not self.activation.dynamic
         if static != (self.input_scale_dtype is not None):
             raise ValueError(f"{self.name}: a stored input scale goes with static activations, and only with them")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.dtypes import DType
-from qbridge.headers import MAX_HEADER, parse_json
+from qbridge.findings import error
+from qbridge.headers import MAX_HEADER, load_json
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
@@ -29,6 +30,7 @@ from qbridge.repairs import Trial
 from qbridge.source import MANIFEST, Source
 
 SCHEMA = 1
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
 def qbridge_version() -> str:
@@ -71,6 +73,9 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
 
 def _texts(source: Source, names: Collection[str]) -> dict[str, str]:
     """Side files that are not carried over, for `restore`."""
+    for name in names:
+        if (size := (source.path / name).stat().st_size) > MAX_HEADER:
+            raise error("QB002", name, (f"it has {size} bytes",))
     return {name: (source.path / name).read_bytes().decode("utf-8", "replace") for name in sorted(names)}
 
 
@@ -121,7 +126,7 @@ def revive(name: str, out_features: int, in_features: int, fields: Mapping[str, 
 def load(source: Source) -> Mapping[str, Any] | None:
     """The manifest beside a checkpoint, or None if there is none that this version understands."""
     try:
-        value = parse_json((source.path / MANIFEST).read_bytes())
+        value = load_json(source.path / MANIFEST)
     except (OSError, ValueError):
         return None  # provenance only: the tensors are read from config and headers
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
@@ -135,7 +140,7 @@ def padded(source: Source) -> dict[str, Pad]:
             if any(step.get("pass") == "pad" and not step.get("undo") for step in entry["passes"]):
                 was, _ = entry["dims"]
                 found |= dict.fromkeys(entry["layers"], Pad(int(was[0]), int(was[1])))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except MALFORMED:
         return {}
     return found
 
@@ -158,7 +163,7 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[
         resized = {name for entry in manifest["steps"] if "dims" in entry for name in entry["layers"]}
         if not resized <= found.keys():  # an MLP is cropped as a whole or not at all
             found = {name: back for name, back in found.items() if name not in resized}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except MALFORMED:
         return {}
     return found
 

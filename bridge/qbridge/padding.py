@@ -12,7 +12,7 @@ from math import gcd, lcm
 from typing import Any
 
 from qbridge.hf_config import NESTED
-from qbridge.ir import Granularity, Model, Spec
+from qbridge.ir import MAX_SIZE, Granularity, Model, Spec
 from qbridge.passes.pad import Pad
 from qbridge.sharding import Block, Family, family, intermediate_copies, intermediate_key, mlp_blocks, place
 
@@ -45,8 +45,11 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
             reasons.setdefault(key, {})[block.name] = reason
         if down is not None:
             step = lcm(*(multiple(down, tp) for tp in sizes))
-            step //= gcd(step, copies)  # so that all copies together are a multiple of it
-            wanted[key] = max(wanted.get(key, 0), -(-down.in_features // (copies * step)) * step)
+            each = step // gcd(step, copies)  # so that all copies together are a multiple of it
+            own = -(-down.in_features // (copies * each)) * each
+            if own * copies > MAX_SIZE:
+                reasons.setdefault(key, {})[block.name] = f"its size would be {own * copies}"
+            wanted[key] = max(wanted.get(key, 0), own)
     passes: dict[str, Pad] = {}
     refused: dict[str, str] = {}
     for key, size in wanted.items():

@@ -27,17 +27,22 @@ def findings(console: Console, found: Sequence[Finding], outcome: str = "") -> N
         console.print(Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{tail}"))
 
 
+def _shown(text: str, style: str = "") -> Text:
+    """Text for a terminal: a name from a file moves no cursor, and one that is no text can still be printed."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), style)
+
+
 def _finding(console: Console, finding: Finding) -> None:
     head = Text(f"{finding.severity}[{finding.code}]", _STYLE[finding.severity])
     console.print(head.append(f": {finding.message}", "bold"))
     if finding.where:
         more = f" and {len(finding.where) - 1} more" if len(finding.where) > 1 else ""
-        console.print(Text(f"  --> {finding.where[0]}{more}"))
+        console.print(_shown(f"  --> {finding.where[0]}{more}"))
     for fact in finding.facts:
-        console.print(Text(f"   |  {fact}"))
+        console.print(_shown(f"   |  {fact}"))
     console.print(Text(f"   =  {finding.entry.why}"))
     for line in (*finding.help, finding.entry.fix):
-        console.print(Text("  help: ", "cyan").append(line))
+        console.print(Text("  help: ", "cyan").append_text(_shown(line)))
     console.print()
 
 
@@ -158,4 +163,4 @@ def table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        console.print(Text(f"{name:<{width}}  ", "cyan").append(value, ""))
+        console.print(Text(f"{name:<{width}}  ", "cyan").append_text(_shown(value)))

@@ -12,7 +12,7 @@ from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.conversion import write
 from qbridge.findings import error, io_as_finding
-from qbridge.formats import find
+from qbridge.formats import find, registry
 from qbridge.plan import LayerPlan, OutputTensor, Plan
 from qbridge.planning import outputs_of
 from qbridge.report import Report
@@ -63,6 +63,8 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
     """The plan of the way back; QBridgeError (QB037) where a layer or tensor cannot be what it was."""
     try:
         origin = recorded["source"]
+        if origin["format"] not in registry():
+            raise ValueError(f"the recorded format is {origin['format']!r}")
         destination = find(origin["format"])
         back = manifest.way_back(opened.source, opened.model, destination.NAME)
         lost = [name for name in opened.specs if name not in back]
@@ -85,7 +87,7 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
         }
         outputs = [_renamed(output, origin["renamed"]) for output in outputs_of(opened.source, opened.model, layers)]
         return Plan(opened.model, find_target(destination.NAME), destination.NAME, layers, outputs, origin["config"])
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+    except manifest.MALFORMED as fault:
         raise error("QB037", MANIFEST, (f"{type(fault).__name__}: {fault}",)) from fault
 
 

@@ -197,7 +197,7 @@ def family(config: Mapping[str, Any]) -> Family | None:
         return None
     text = text_config(config)
     acts = text.get("hidden_act"), text.get("hidden_activation")
-    gated = record.gated and all(act is None or act in ZERO_AT_ZERO for act in acts)
+    gated = record.gated and all(act is None or str(act) in ZERO_AT_ZERO for act in acts)
     return record if gated == record.gated else replace(record, gated=gated)
 
 
@@ -212,9 +212,9 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _size(text: Mapping[str, Any], key: str) -> int:
-    """A size that the config gives, 0 if it does not."""
+    """A size that the config gives, 0 if it does not, or one that no model has."""
     value = text.get(key)
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if type(value) is int and 0 < value < 2**31 else 0
 
 
 def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -249,7 +249,7 @@ def _decoder_module(module: str, text: Mapping[str, Any]) -> bool:
     match, layers = _LAYER.search(module), _size(text, "num_hidden_layers")
     if match is None or not LEFT_ALONE.isdisjoint(module.split(".")):
         return False
-    return not layers or int(match[1]) < layers
+    return not layers or (len(match[1]) < 10 and int(match[1]) < layers)
 
 
 def place(module: str) -> str:

@@ -15,13 +15,14 @@ import numpy as np
 from qbridge.blocks import Rectangle
 from qbridge.dtypes import Array
 from qbridge.findings import Findings, error
-from qbridge.headers import HeaderError, StoredTensor, parse_json, read_header
+from qbridge.headers import HeaderError, StoredTensor, load_json, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "qbridge.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
+SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", *PICKLES)
 
 
@@ -52,6 +53,13 @@ class Source:
         array = np.empty(tensor.shape, tensor.dtype.numpy)
         self.read_into(name, 0, array.reshape(-1).view(np.uint8))
         return array
+
+    def read_small(self, name: str) -> Array:
+        """`read` for what a reader looks at before anything is planned; QBridgeError (QB028) if it is not small."""
+        tensor = self.tensors[name]
+        if tensor.end - tensor.begin > SMALL:
+            raise error("QB028", name, (f"{tensor.end - tensor.begin} bytes",))
+        return self.read(name)
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
         """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""
@@ -85,7 +93,7 @@ class Source:
     def tokenizer(self) -> dict[str, Any]:
         """tokenizer_config.json as parsed; empty if there is none or it is no JSON object."""
         try:
-            value = parse_json((self.path / "tokenizer_config.json").read_bytes())
+            value = load_json(self.path / "tokenizer_config.json")
         except (OSError, ValueError):
             return {}  # a side file: carried over byte for byte whatever it holds
         return value if isinstance(value, dict) else {}
@@ -154,7 +162,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 def _json_object(root: Path, name: str, findings: Findings) -> dict[str, Any] | None:
     try:
-        value = parse_json((root / name).read_bytes())
+        value = load_json(root / name)
     except ValueError as fault:
         findings.add("QB002", name, (str(fault),))
         return None

@@ -141,7 +141,8 @@ def natural(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> list[str | int]:
         parts: list[str | int] = [*_NUMBERS.split(name)]
-        parts[1::2] = map(int, parts[1::2])  # text and numbers take turns
+        # text and numbers take turns; int() refuses thousands of digits
+        parts[1::2] = (int(number) if len(number) < 19 else 10**19 for number in _NUMBERS.findall(name))
         return parts
 
     return sorted(names, key=key)

@@ -83,7 +83,7 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
             raise ValueError(f"{leaf} is {is_}, the scheme gives {slot.dtype}{list(slot.shape)}")
     if isinstance(slot.codec, ScaledZeros):
         return spec
-    symmetric = _all_zero(source.read(slot.tensor), slot.codec, spec)
+    symmetric = _all_zero(source.read_small(slot.tensor), slot.codec, spec)
     return replace(spec, weight=replace(weight, symmetric=symmetric))
 
 

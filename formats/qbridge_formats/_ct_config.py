@@ -6,13 +6,13 @@ config/base.py; older keys from the wheels 0.3.2 to 0.13.0.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qbridge.findings import Findings
 from qbridge.ir import ActivationScheme, Granularity, WeightScheme
+from qbridge.patterns import matches
 from qbridge.topology import is_embedding
 
 BLOCK_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config")
@@ -128,8 +128,7 @@ def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Block | None:
         for target in entry.targets:
             if owners.setdefault(target, entry.name) != entry.name:
                 findings.add("QB014", target, (f"groups {owners[target]} and {entry.name} both target it",))
-    sound = _patterns_compile(key, (*owners, *ignore), findings)
-    return Block(key, raw, tuple(groups), tuple(ignore)) if groups and sound else None
+    return Block(key, raw, tuple(groups), tuple(ignore)) if groups else None
 
 
 def _groups(key: str, raw: Any, findings: Findings) -> list[Group]:
@@ -144,17 +143,6 @@ def _groups(key: str, raw: Any, findings: Findings) -> list[Group]:
         except SchemaError as fault:
             findings.add("QB013", f"{key}.config_groups.{name}", (str(fault),))
     return groups if len(groups) == len(raw) else []
-
-
-def _patterns_compile(key: str, targets: Iterable[str], findings: Findings) -> bool:
-    sound = True
-    for pattern in targets:
-        try:
-            re.compile(pattern[3:] if pattern.startswith("re:") else "")
-        except (re.error, OverflowError, RecursionError) as fault:
-            findings.add("QB013", f"{key}: {pattern!r}", (f"not a regular expression: {fault}",))
-            sound = False
-    return sound
 
 
 def _strings(value: Any) -> bool:
@@ -273,19 +261,22 @@ class Matcher:
     a target matches and no ignore entry does; exact beats regex beats class, ties go by the target's text.
     """
 
-    def __init__(self, block: Block) -> None:
-        """Sort targets and ignore entries by kind once, so that a module costs two lookups and the regexes."""
+    def __init__(self, block: Block, modules: Iterable[str]) -> None:
+        """Match every regex against the modules at once, so that asking about one costs lookups."""
         targets = {target: group for group in block.groups for target in group.targets}
+        patterns = [t for t in sorted(targets) if t.startswith("re:")]
+        found = matches((t[3:] for t in (*patterns, *block.ignore) if t.startswith("re:")), modules)
+        self.faults = {f"re:{pattern}": fault for pattern, fault in found.faults.items()}
         self._groups = {t: g for t, g in targets.items() if not t.startswith("re:")}
-        self._patterns = [(re.compile(t[3:]), targets[t]) for t in sorted(targets) if t.startswith("re:")]
+        self._patterns = [(found.of(t[3:]), targets[t]) for t in patterns]
         self._ignored = {entry for entry in block.ignore if not entry.startswith("re:")}
-        self._ignored_patterns = [re.compile(e[3:]) for e in block.ignore if e.startswith("re:")]
+        self._ignored = self._ignored.union(*(found.of(e[3:]) for e in block.ignore if e.startswith("re:")))
 
     def named(self, module: str) -> Group | None:
         """The group that targets the module by name or regex."""
         if module in self._groups:
             return self._groups[module]
-        return next((group for pattern, group in self._patterns if pattern.match(module)), None)
+        return next((group for names, group in self._patterns if module in names), None)
 
     def group(self, module: str) -> Group | None:
         """The group whose target wins, whatever the ignore list says."""
@@ -295,13 +286,11 @@ class Matcher:
         """Every group whose target is of the kind that wins; readers differ in which of several they take."""
         if module in self._groups:
             return [self._groups[module]]
-        return [group for pattern, group in self._patterns if pattern.match(module)]
+        return [group for names, group in self._patterns if module in names]
 
     def ignored(self, module: str) -> bool:
         """Whether an ignore entry matches."""
-        if module in self._ignored or _class_of(module) in self._ignored:
-            return True
-        return any(pattern.match(module) for pattern in self._ignored_patterns)
+        return module in self._ignored or _class_of(module) in self._ignored
 
 
 def _class_of(module: str) -> str:

@@ -34,10 +34,18 @@ class Found:
     refused: set[str] = field(default_factory=set)
 
 
-def listed_layers(source: Source, block: Block, findings: Findings) -> Found:
-    """The layers that the block's groups claim; whatever config and tensors disagree on is a finding."""
-    matcher, reader, found = Matcher(block), _Reader(source, block.raw), Found()
-    for module, own in _matrices(source).items():
+def listed_layers(source: Source, block: Block, findings: Findings) -> Found | None:
+    """The layers that the block's groups claim; whatever config and tensors disagree on is a finding.
+
+    None with findings (QB013) if a target or an ignore entry is no regular expression.
+    """
+    modules, reader, found = _matrices(source), _Reader(source, block.raw), Found()
+    matcher = Matcher(block, list(modules))
+    for pattern, fault in matcher.faults.items():
+        findings.add("QB013", f"{block.key}: {pattern!r}", (f"not a regular expression: {fault}",))
+    if matcher.faults:
+        return None
+    for module, own in modules.items():
         quantized = _is_quantized(own)
         group = _group_of(module, quantized, matcher, findings)
         if group is not None:
@@ -253,7 +261,7 @@ def _index(source: Source, own: Own, scheme: WeightScheme) -> str | None:
     tensor = own.get("weight_g_idx")
     if tensor is None or tensor.dtype is not DType.I32 or len(tensor.shape) != 1:
         return None
-    index = source.read(tensor.name).astype(np.int32)
+    index = source.read_small(tensor.name).astype(np.int32)
     if (index < 0).all():
         return "unset"
     trivial = (index == np.arange(index.size) // (scheme.group_size or index.size)).all()

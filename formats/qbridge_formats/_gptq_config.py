@@ -6,12 +6,12 @@ utils/quantization_config.py (GPTQConfig).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qbridge.findings import Findings
+from qbridge.patterns import matches
 from qbridge.source import Source
 from qbridge_formats._gptq_layers import Scheme
 from qbridge_formats._side_config import merged_config
@@ -30,19 +30,19 @@ CHANGING = ("rotation", "activation")  # keys that ask for work beyond the linea
 
 @dataclass(frozen=True, slots=True)
 class GptqConfig:
-    """The checked config; `files` are the side files that repeat it."""
+    """The checked config; `files` are the side files that repeat it, `dynamic` the overrides with their modules."""
 
     scheme: Scheme
     checkpoint_format: str
     producer: str
-    dynamic: tuple[tuple[bool, re.Pattern[str], Mapping[str, Any]], ...]
+    dynamic: tuple[tuple[bool, frozenset[str], Mapping[str, Any]], ...]
     files: tuple[str, ...]
     raw: Mapping[str, Any]
 
     def scheme_of(self, module: str) -> Scheme | None:
         """The scheme of a module: the first override that matches wins, `-:` leaves it unquantized (None)."""
-        for skipped, pattern, keys in self.dynamic:
-            if pattern.match(module):
+        for skipped, modules, keys in self.dynamic:
+            if module in modules:
                 base = self.scheme
                 return (
                     None
@@ -61,7 +61,9 @@ def find_config(source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
     return merged_config(source, FILES, ALIASES)
 
 
-def parse(raw: Mapping[str, Any], files: tuple[str, ...], findings: Findings) -> GptqConfig | None:
+def parse(
+    raw: Mapping[str, Any], files: tuple[str, ...], modules: Iterable[str], findings: Findings
+) -> GptqConfig | None:
     """The config as checked data; None with findings (QB013, QB101, QB102) where it cannot be used."""
     for key in CHANGING:
         if raw.get(key):
@@ -85,7 +87,7 @@ def parse(raw: Mapping[str, Any], files: tuple[str, ...], findings: Findings) ->
     if raw.get("pack_dtype", "int32") not in ("int32", "int16", "int8"):
         findings.add("QB101", "quantization_config.pack_dtype", (f"words of {raw['pack_dtype']}",))
         return None
-    dynamic = [] if faults else _dynamic(raw.get("dynamic") or {}, findings)
+    dynamic = [] if faults else _dynamic(raw.get("dynamic") or {}, modules, findings)
     if faults or dynamic is None:
         return None
     scheme = Scheme(raw["bits"], raw.get("group_size", 128), raw.get("sym", True))
@@ -95,16 +97,16 @@ def parse(raw: Mapping[str, Any], files: tuple[str, ...], findings: Findings) ->
 
 
 def _dynamic(
-    raw: Mapping[str, Any], findings: Findings
-) -> list[tuple[bool, re.Pattern[str], Mapping[str, Any]]] | None:
+    raw: Mapping[str, Any], modules: Iterable[str], findings: Findings
+) -> list[tuple[bool, frozenset[str], Mapping[str, Any]]] | None:
     """Overrides in the order in which GPTQModel tries them: those that skip a module first."""
-    found = []
-    for pattern, keys in raw.items():
-        skipped = pattern.startswith("-:")
-        try:
-            compiled = re.compile(pattern[2:] if pattern[:2] in ("-:", "+:") else pattern)
-        except (re.error, OverflowError, RecursionError) as fault:
-            findings.add("QB013", f"quantization_config.dynamic: {pattern!r}", (str(fault),))
-            return None
-        found.append((skipped, compiled, keys if isinstance(keys, dict) else {}))
-    return sorted(found, key=lambda entry: not entry[0])
+    patterns = {key: key[2:] if key[:2] in ("-:", "+:") else key for key in raw}
+    matched = matches(patterns.values(), modules)
+    for key, pattern in patterns.items():
+        if pattern in matched.faults:
+            findings.add("QB013", f"quantization_config.dynamic: {key!r}", (matched.faults[pattern],))
+    found = [
+        (key.startswith("-:"), matched.of(pattern), raw[key] if isinstance(raw[key], dict) else {})
+        for key, pattern in patterns.items()
+    ]
+    return None if matched.faults else sorted(found, key=lambda entry: not entry[0])

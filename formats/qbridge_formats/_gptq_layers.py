@@ -94,7 +94,7 @@ def _act_order(source: Source, spec: Spec, dialect: dict[str, str]) -> bool:
         return False
     if tensor.shape != (spec.in_features,) or tensor.dtype is not DType.I32:
         raise ValueError(f"g_idx is {tensor.dtype}{list(tensor.shape)}, not I32[{spec.in_features}]")
-    index = source.read(tensor.name)
+    index = source.read_small(tensor.name)
     if np.array_equal(index, _trivial(spec.in_features, spec.weight.group_size or spec.in_features)):
         return False
     if index.min() < 0 or index.max() >= spec.scale_shape[1]:
@@ -121,7 +121,7 @@ def _zeros(
     wanted = _zero_codec(spec, "v2").stored_shape(spec.scale_shape, unit.itemsize * 8)
     if tensor.shape != wanted or tensor.dtype is not unit:
         raise ValueError(f"qzeros is {tensor.dtype}{list(tensor.shape)}, the scheme gives {unit}{list(wanted)}")
-    stored = source.read(tensor.name)
+    stored = source.read_small(tensor.name)
     word = _only_word(stored, spec)
     plain = _decoded(stored, word, spec, "v2")
     version = said.version
@@ -175,7 +175,7 @@ def zero_biases(source: Source, modules: Iterable[str]) -> set[str]:
     return {
         module
         for names in by_leaf.values()
-        if not any(np.any(source.read(f"{name}.bias")) for name in names)
+        if not any(np.any(source.read_small(f"{name}.bias")) for name in names)
         for module in names
     }
 

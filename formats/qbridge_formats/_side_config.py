@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qbridge.headers import parse_json
+from qbridge.headers import load_json
 from qbridge.source import Source
 
 
@@ -18,7 +18,7 @@ def merged_config(
     raw: dict[str, Any] = {}
     for name in files:
         try:
-            value = parse_json((source.path / name).read_bytes())
+            value = load_json(source.path / name)
         except ValueError:
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})

@@ -14,7 +14,6 @@ model_executor/layers/quantization/inc.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,9 +26,10 @@ from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.layout import Slot
 from qbridge.passes.widen import Widen
+from qbridge.patterns import Matches, matches
 from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, scales_per_row, stored_scales, zeros_fit
 from qbridge.source import Source
-from qbridge.topology import dense_linears
+from qbridge.topology import dense_linears, module_of
 from qbridge_formats import _awq_layers, _gptq_layers
 from qbridge_formats._gptq_layers import Scheme, Zeros, modules_of, zero_biases
 
@@ -78,11 +78,13 @@ def read(source: Source, findings: Findings) -> Model:
     refused: set[str] = set()
     modules = modules_of(source)
     empty = zero_biases(source, modules)
+    matched = _matched(source, block, modules)
     for module in modules:
         try:
-            spec = _spec(source, module, block, packing, module in empty, findings)
+            scheme = _scheme(block, module, matched)
+            spec = _spec(source, module, scheme, packing, module in empty, findings)
             found[module] = (spec, layout(spec))
-        except (ValueError, re.error, OverflowError, RecursionError) as fault:
+        except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
     files = [_FILE] if (source.path / _FILE).is_file() else []
@@ -90,10 +92,7 @@ def read(source: Source, findings: Findings) -> Model:
     return assemble(NAME, source, config, found, findings, refused=refused, consumed=files)
 
 
-def _spec(
-    source: Source, module: str, block: Mapping[str, Any], packing: str, empty_bias: bool, findings: Findings
-) -> Spec:
-    scheme = _scheme(block, module)
+def _spec(source: Source, module: str, scheme: Scheme, packing: str, empty_bias: bool, findings: Findings) -> Spec:
     if packing == AWQ:
         version = _awq_layers.GEMM if scheme.bits == 4 else _awq_layers.ORDERED
         spec = _awq_layers.read_spec(source, module, version, scheme.bits, scheme.group_size)
@@ -102,11 +101,23 @@ def _spec(
     return replace(spec, dialect=tuple(sorted((*spec.dialect, ("packing_format", packing)))))
 
 
-def _scheme(block: Mapping[str, Any], module: str) -> Scheme:
-    """The model's scheme with what extra_config says of the module: by its name, a regex, or the name's end."""
+def _extra(block: Mapping[str, Any]) -> Mapping[str, Any]:
     extra = block.get("extra_config")
-    extra = extra if isinstance(extra, dict) else {}
-    key = module if module in extra else next((key for key in extra if re.fullmatch(key, module)), None)
+    return extra if isinstance(extra, dict) else {}
+
+
+def _matched(source: Source, block: Mapping[str, Any], modules: list[str]) -> Matches:
+    """What the keys of extra_config match that are no names themselves; AutoRound lists every module that differs."""
+    known = {*modules, *(module_of(name)[0] for name in source.tensors)}
+    return matches((key for key in _extra(block) if key not in known), modules, whole=True)
+
+
+def _scheme(block: Mapping[str, Any], module: str, matched: Matches) -> Scheme:
+    """The model's scheme with what extra_config says of the module: by its name, a regex, or the name's end."""
+    extra = _extra(block)
+    if module not in extra and matched.faults:
+        raise ValueError(f"extra_config: {next(iter(matched.faults.values()))}")
+    key = module if module in extra else next((key for key in extra if module in matched.of(key)), None)
     key = key or next((key for key in extra if module.endswith(f".{key}")), None)
     own = extra.get(key) if key else {}
     keys = {**block, **(own if isinstance(own, dict) else {})}

@@ -80,6 +80,8 @@ def read(source: Source, findings: Findings) -> Model:
         return assemble(NAME, source, config, {}, Findings())
     _refuse_more_mathematics(block, findings)
     listed = listed_layers(source, block, findings)
+    if listed is None:
+        return assemble(NAME, source, config, {}, Findings())
     kv_cache = _kv_cache(source, block, findings)
     return assemble(NAME, source, config, _with_slots(listed), findings, kv_cache, listed.refused)
 

@@ -58,7 +58,8 @@ def sniff(source: Source) -> Match | str:
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer; its zero-points and g_idx are judged by content."""
     raw, files = find_config(source)
-    parsed = parse(raw, files, findings)
+    modules = modules_of(source)
+    parsed = parse(raw, files, modules, findings)
     if parsed is None:
         return assemble(NAME, source, {}, {}, Findings())
     zeros = Zeros(
@@ -68,7 +69,6 @@ def read(source: Source, findings: Findings) -> Model:
     )
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
-    modules = modules_of(source)
     empty = zero_biases(source, modules)
     for module in modules:
         try:

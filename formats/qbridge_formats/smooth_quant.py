@@ -57,7 +57,7 @@ def read(source: Source, findings: Findings) -> Model:
     if unknown:
         findings.add("QB103", [f"quantization_config.{key}" for key in unknown])
     named = block.get("quant_dtype", "int8")
-    if named != "int8" and named not in FLOAT8:
+    if named != "int8" and str(named) not in FLOAT8:
         findings.add("QB013", "quantization_config.quant_dtype", (f"{named!r} is none of int8, {', '.join(FLOAT8)}",))
         return assemble(NAME, source, {}, {}, Findings())
     int8: tuple[DType, CodeType] = (DType.I8, "int")
@@ -68,15 +68,19 @@ def read(source: Source, findings: Findings) -> Model:
         if leaf != "weight" or len(tensor.shape) != 2 or tensor.dtype is not stored or 0 in tensor.shape:
             continue
         bias = source.tensors.get(f"{module}.bias")
-        spec = Spec(
-            name=module,
-            out_features=tensor.shape[0],
-            in_features=tensor.shape[1],
-            weight=WeightScheme(8, Granularity.CHANNEL, type=kind),
-            scale_dtype=DType.F32,
-            activation=ActivationScheme(8, Granularity.TOKEN, dynamic=True, type=kind),
-            bias=bias.dtype if bias else None,
-        )
+        try:
+            spec = Spec(
+                name=module,
+                out_features=tensor.shape[0],
+                in_features=tensor.shape[1],
+                weight=WeightScheme(8, Granularity.CHANNEL, type=kind),
+                scale_dtype=DType.F32,
+                activation=ActivationScheme(8, Granularity.TOKEN, dynamic=True, type=kind),
+                bias=bias.dtype if bias else None,
+            )
+        except ValueError as fault:
+            findings.add("QB016", module, (str(fault),))
+            continue
         layers[module] = (spec, layout(spec))
     return assemble(NAME, source, _without_copied_code(source, findings), layers, findings)
 

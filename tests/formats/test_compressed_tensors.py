@@ -15,11 +15,17 @@ W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 A8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
+MODULES = [
+    *(f"model.layers.{layer}.{leaf}" for layer in (0, 1) for leaf in ("mlp.up_proj", "self_attn.q_proj")),
+    *("other.model.layers.0.mlp.up_proj", "lm_head", "model.embed_tokens"),
+]
+
+
 def matcher(ignore=(), **targets):
     groups = {name: {"targets": wanted, "weights": W8, "input_activations": A8} for name, wanted in targets.items()}
     block = parse("quantization_config", {"config_groups": groups, "ignore": list(ignore)}, Findings())
     assert block is not None
-    return Matcher(block)
+    return Matcher(block, MODULES)
 
 
 @pytest.mark.parametrize("case", goldens.cases("compressed_tensors"))

@@ -242,7 +242,7 @@ def _old_rope(model: Model) -> Iterator[Problem]:
         return
     if model.architecture == "Qwen2ForCausalLM":
         yield Problem((f"rope scaling {scaling['rope_type']} is not applied to a Qwen2",), where=("rope_scaling",))
-    elif scaling["rope_type"] not in _OLD_ROPE_TYPES:
+    elif str(scaling["rope_type"]) not in _OLD_ROPE_TYPES:
         yield Problem((f"rope type {scaling['rope_type']} is not known",), where=("rope_scaling",))
     elif scaling["rope_type"] == "llama3" and scaling.get("original_max_position_embeddings") != 8192:
         given = scaling.get("original_max_position_embeddings")

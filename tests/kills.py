@@ -175,10 +175,10 @@ class Run:
         made, kept = 0, {}
         while made < kills and self.killed():
             made += 1
-            self.look()
+            whole = self.look() == "complete"
             now = self.finished()
             self.compare(kept, now)
-            kept = now
+            kept = {} if whole else now  # with --overwrite a whole one is made anew
         else:
             if made == kills:
                 process = self.command()

@@ -14,6 +14,7 @@ import pytest
 
 import kills
 import qbridge
+from dying import DIED, clear, die, forked, stepping
 from support import SINGLE, codes, contents, copy_fixture, only_neighbours
 
 SHARDED = "compressed_tensors/llama_w8a8_sharded"
@@ -146,44 +147,27 @@ def test_interrupt_in_an_empty_folder_is_gone_on_with(src, dst, tmp_path):
     assert contents(dst) == contents(tmp_path / "whole")
 
 
-STEPS = """
-import os, sys
-from pathlib import Path
-import kills
-import qbridge
-left = int(sys.argv[4])
-def counted(real):
-    def call(*a, **k):
-        global left
-        left -= 1
-        if left == 0:
-            os._exit(9)
-        return real(*a, **k)
-    return call
-Path.rename, Path.unlink, os.fsync = counted(Path.rename), counted(Path.unlink), counted(os.fsync)
-import shutil
-shutil.rmtree = counted(shutil.rmtree)
-qbridge.convert(sys.argv[1], sys.argv[2], "lmdeploy", overwrite=sys.argv[3] == "overwrite", jobs=1)
-"""
-
-
 @pytest.mark.parametrize("start", ["absent", "empty", "overwrite"])
 def test_cut_at_any_step_the_next_run_finishes(src, dst, tmp_path, start):
     convert(src, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     old = copy_fixture(tmp_path / "kept", PACKED)
-    step, done = 0, 9
+    step, done = 0, DIED
     while done:
         step += 1
-        for folder in (dst, part(dst)):
-            shutil.rmtree(folder, ignore_errors=True)
-        journal(dst).unlink(missing_ok=True)
+        clear(dst)
         if start == "empty":
             dst.mkdir()
         elif start == "overwrite":
             shutil.copytree(old, dst)
-        words = [sys.executable, "-c", STEPS, str(src), str(dst), start, str(step)]
-        done = subprocess.run(words, capture_output=True).returncode
+
+        def dying(step=step):
+            with stepping(step, die):
+                convert(src, dst, overwrite=start == "overwrite", jobs=1)
+            return 0
+
+        done = forked(dying)
+        assert done in (0, DIED)
         there = contents(dst) if (dst / "config.json").exists() else {}
         there = {name: data for name, data in there.items() if not name.startswith(".")} or None
         assert there in (None, whole, contents(old)), f"step {step}: half of an output"
@@ -193,7 +177,7 @@ def test_cut_at_any_step_the_next_run_finishes(src, dst, tmp_path, start):
             assert there == whole and {f.code for f in fault.findings} == {"QB031"}
         assert contents(dst) == whole, f"step {step}"
         only_neighbours(tmp_path, "src", "whole", "kept", "dst")
-    assert step > 10
+    assert step > 30
 
 
 def test_rename_that_is_refused_at_first_is_tried_again(src, dst, monkeypatch):

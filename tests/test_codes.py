@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -206,3 +209,17 @@ def test_tiles_are_the_definition_and_come_back(across, word_bits):
 def test_tiles_have_no_shape_for_a_part_of_one():
     with pytest.raises(ValueError, match="not whole tiles"):
         Tiled((4, 8), tuple(range(32)), BitPacked(4, 1, 8), True).stored_shape((12, 36))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the operating system has no fork")
+def test_codes_are_packed_in_a_forked_child_too():
+    codec, codes = BitPacked(3, 1, 4), random_codes(3, (2048, 96))
+    expected = codec.encode(codes, slot_of(codec, codes.shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the parent has threads: that is the point
+        child = os.fork()
+    if not child:
+        signal.alarm(20)
+        same = np.array_equal(codec.encode(codes, slot_of(codec, codes.shape)), expected)
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -204,8 +204,15 @@ def _threads() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Our own threads: numba's parallel loops abort the process when two threads start one."""
+    """Our own threads: numba's parallel loops abort the process when two threads start one.
+
+    A forked child has none of its parent's threads, so it makes its own.
+    """
     return ThreadPoolExecutor(_threads(), thread_name_prefix="qbridge-codes")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _pool.cache_clear())
 
 
 @cache

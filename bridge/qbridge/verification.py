@@ -23,7 +23,7 @@ from qbridge.jobs import Workspace, same_bytes
 from qbridge.manifest import padded
 from qbridge.padding import follow
 from qbridge.passes.pad import Pad
-from qbridge.repairs import SourceValues
+from qbridge.repairs import SourceValues, survey
 from qbridge.report import Verification
 from qbridge.sink import MEMORY, Effort
 from qbridge.topology import natural
@@ -49,6 +49,9 @@ def verify(
         open_checkpoint(b, allow=allow) as right,
         ThreadPoolExecutor(effort.threads, "qbridge-verify") as working,
     ):
+        for side in (left, right):
+            survey(side.source, side.model, findings)
+        findings.stop_on_errors()  # what cannot be decoded cannot be compared
         pads = {**padded(left.source), **padded(right.source)}
         _compare_configs(left, right, bool(pads), findings)
         common = _compare_names(left, right, findings)

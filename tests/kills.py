@@ -68,7 +68,7 @@ class Run:
     start: str
     whole: dict[str, bytes]
     old: dict[str, bytes]
-    seconds: tuple[float, float]  # of a run that nothing stops: until it writes, and all of it
+    seconds: tuple[float, float]  # of a run that nothing stops: until it writes, and until DST is there
     random: random.Random
     signals: list[int]
     seen: Counter = field(default_factory=Counter)
@@ -104,10 +104,10 @@ class Run:
             self.wait(process, lambda: False, self.random.uniform(0, 1.05 * end))
         elif when == "writing":
             self.wait(process, self.own("part").exists, 60)
-            time.sleep(self.random.uniform(0, 0.9 * (end - begin)))
+            time.sleep(self.random.uniform(0, end - begin))
         else:
             self.wait(process, self.is_ending, 60)
-            time.sleep(self.random.uniform(0, 0.03))
+            time.sleep(self.random.uniform(0, 0.02))
         number = self.random.choice(self.signals)
         process.send_signal(number)
         said, _ = process.communicate(timeout=120)
@@ -212,11 +212,12 @@ def kill(work, kills, seed=0, layers=6, signals=(signal.SIGKILL,), cases=tuple(C
             run = Run(src, whole, CASES[kind], "absent", {}, {}, (0, 0), draw, [])
             process = run.command()
             run.wait(process, run.own("part").exists, 60)
-            writing = time.monotonic() - begin
+            times = [time.monotonic() - begin]
+            run.wait(process, (whole / "config.json").exists, 120)
+            times.append(time.monotonic() - begin)
             text, _ = process.communicate(timeout=120)
             if process.returncode:
                 raise SystemExit(text)
-            times = [writing, time.monotonic() - begin]
         said[kind] = (src, bytes_of(whole), (times[0], times[1]))
         shutil.rmtree(whole)
     old = shutil.copytree(said[cases[0]][0], work / "old")

@@ -77,6 +77,24 @@ def test_interrupted_conversion_goes_on_after_the_last_finished_shard(src, dst, 
     only_neighbours(tmp_path, "src", "whole", "dst")
 
 
+def test_resuming_forgets_no_finished_shard_when_it_is_cut_itself(src, dst):
+    finished, step = set(cut(src, dst)), 0
+    while not dst.exists():
+        step += 1
+
+        def dying(step=step):
+            with stepping(step, die):
+                convert(src, dst, jobs=1)
+            return 0
+
+        assert forked(dying) in (0, DIED)
+        if part(dst).exists():
+            named = {json.loads(line).get("shard") for line in journal(dst).read_text().splitlines()}
+            assert finished <= named, f"step {step}"
+            finished = named - {None}
+    assert finished and step > 5 and (dst / "config.json").exists()
+
+
 @pytest.mark.parametrize("change", ["touched", "rewritten", "options"])
 def test_of_another_conversion_nothing_is_kept(src, dst, tmp_path, change):
     finished = cut(src, dst)

@@ -254,8 +254,12 @@ def _read(journal: Path) -> list[dict[str, object]]:
         os.close(descriptor)
 
 
-def _append(journal: int, line: dict[str, object]) -> None:
-    data = json.dumps(line).encode() + b"\n"
+def _encoded(*lines: dict[str, object]) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def _append(journal: int, *lines: dict[str, object]) -> None:
+    data = _encoded(*lines)
     if os.write(journal, data) != len(data):  # a full disk takes what fits
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync(journal)
@@ -273,18 +277,19 @@ def _resumed(places: _Places, journal: int, identity: str) -> frozenset[str]:
     sizes = {line["shard"]: line.get("size") for line in lines if "shard" in line} if same else {}
     places.part.mkdir(exist_ok=True)
     _fsync_folder(places.home)  # a stage without its journal would be refused for ever
-    finished = {}
+    finished = set()
     for entry in places.part.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif not entry.is_symlink() and entry.stat().st_size == sizes.get(entry.name):
-            finished[entry.name] = sizes[entry.name]
+            finished.add(entry.name)
         else:
             entry.unlink()
-    os.ftruncate(journal, 0)
-    _append(journal, {"identity": identity})
-    for name in sorted(finished):
-        _append(journal, {"shard": name, "size": finished[name]})
+    wanted: list[dict[str, object]] = [{"identity": identity}]
+    wanted += [{"shard": name, "size": sizes[name]} for name in sizes if name in finished]
+    if lines != wanted or os.fstat(journal).st_size != len(_encoded(*wanted)):  # else a cut here would lose them all
+        os.ftruncate(journal, 0)
+        _append(journal, *wanted)
     return frozenset(finished)
 
 

@@ -143,7 +143,7 @@ class Run:
             except ValueError:
                 break
             for folder in (self.own("part"), self.dst):
-                if name and (folder / name).exists():
+                if name and name not in found and (folder / name).exists():  # in part, or moved into DST
                     status = (folder / name).stat()
                     found[name] = status.st_ino, status.st_mtime_ns
         return found
@@ -197,6 +197,8 @@ class Run:
         if kept and now:
             self.seen["kills with finished shards"] += 1
             self.seen["resumed"] += kept.items() <= now.items()
+            if not kept.items() <= now.items():
+                print(f"{self.start} {self.options}: {kept} became {now}", flush=True)
             self.seen["shards not written again"] += len(kept.items() & now.items())
 
 

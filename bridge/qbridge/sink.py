@@ -230,7 +230,7 @@ class _Writer:
             self._flushed.append(flushing.submit(self._flush, output))
         elif output.unflushed > _DIRTY and (not self._flushed or self._flushed[-1].done()):
             output.unflushed = 0
-            self._flushed.append(flushing.submit(os.fdatasync, output.descriptor))
+            self._flushed.append(flushing.submit(_flush_data, output.descriptor))
 
     def _work(self, job: Job, output: _Output) -> None:
         if self._stopping.is_set():

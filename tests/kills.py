@@ -111,7 +111,8 @@ class Run:
         number = self.random.choice(self.signals)
         process.send_signal(number)
         said, _ = process.communicate(timeout=120)
-        if process.returncode in ENDS[number]:
+        starting = number == signal.SIGINT and "Fatal Python error" in said  # the interpreter had not begun
+        if process.returncode in ENDS[number] or starting:
             self.seen["kills"] += 1
             self.seen[f"kills {when}"] += 1
             if number != signal.SIGKILL and process.returncode != 130:

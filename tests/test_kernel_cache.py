@@ -33,7 +33,9 @@ def installed(tmp_path):
     tmp_path.chmod(0o755)
     for folder in (ROOT / "bridge/qbridge", ROOT / "formats/qbridge_formats"):
         shutil.copytree(folder, tmp_path / "install" / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
-    copy_fixture(tmp_path, "awq/llama_gemm")
+    src = copy_fixture(tmp_path, "awq/llama_gemm")
+    for path in (src, *src.iterdir()):
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
     work = tmp_path / "work"
     work.mkdir()
     work.chmod(0o777)

@@ -58,8 +58,8 @@ def _check_sizes(text: Mapping[str, Any]) -> None:
         if not key.endswith(_SIZES) or value is None:
             continue
         limit = _MOST if key.endswith(("_layers", "_experts")) else MAX_SIZE
-        # lists are sizes by layer, which a few keys of other meaning are
-        if not isinstance(value, list | bool) and (type(value) is not int or not 0 <= value <= limit):
+        by_layer = isinstance(value, list) and not key.endswith("_replace")
+        if not by_layer and not isinstance(value, bool) and (type(value) is not int or not 0 <= value <= limit):
             raise ValueError(f"{key} is {str(value)[:80]}")
 
 

@@ -86,16 +86,6 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
         return None
 
 
-def _dim(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A size that config.json gives; KeyError if it does not and there is no default, ValueError if it is none."""
-    value = config.get(key)
-    if value is None and default is not None:
-        return default
-    if type(value) is not int or not 0 <= value <= MAX_SIZE:
-        raise KeyError(key) if value is None else ValueError(f"{key} is {str(value)[:80]}")
-    return value
-
-
 def _linears(config: Mapping[str, Any], record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (out_features, in_features)) of every linear of the decoder's layers, linear attention left out."""
     text = text_config(config)

@@ -24,3 +24,9 @@ def accept(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def fixtures() -> Path:
     return ROOT / "fixtures"
+
+
+@pytest.fixture
+def dst(tmp_path):
+    """Where a conversion is to go; nothing stands there."""
+    return tmp_path / "dst"

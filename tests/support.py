@@ -17,11 +17,21 @@ import qbridge
 ROOT = Path(__file__).resolve().parent.parent
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARDED = "compressed_tensors/llama_w8a8_sharded"
 
 
 def copy_fixture(tmp_path, case="compressed_tensors/llama_w8a8_rope"):
     """A fixture's checkpoint at tmp_path/src; the one left out is single-file, float16 and small."""
     return Path(shutil.copytree(ROOT / "fixtures" / case / "model", tmp_path / "src"))
+
+
+def part(dst):
+    """Where an output grows beside DST."""
+    return dst.parent / f".{dst.name}.qbridge-part"
+
+
+def journal(dst):
+    return dst.parent / f".{dst.name}.qbridge-journal"
 
 
 def edit_json(path, fn):

@@ -15,28 +15,14 @@ import pytest
 import kills
 import qbridge
 from dying import DIED, clear, die, forked, stepping
-from support import SINGLE, codes, contents, copy_fixture, only_neighbours
+from support import SHARDED, SINGLE, codes, contents, copy_fixture, journal, only_neighbours, part
 
-SHARDED = "compressed_tensors/llama_w8a8_sharded"
 PACKED = "awq/llama_gemm"
 
 
 @pytest.fixture
 def src(tmp_path):
     return copy_fixture(tmp_path, SHARDED)
-
-
-@pytest.fixture
-def dst(tmp_path):
-    return tmp_path / "dst"
-
-
-def part(dst):
-    return dst.parent / f".{dst.name}.qbridge-part"
-
-
-def journal(dst):
-    return dst.parent / f".{dst.name}.qbridge-journal"
 
 
 def convert(src, dst, **options):

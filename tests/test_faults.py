@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import qbridge
-from support import cli, codes, contents, copy_fixture, only_neighbours, small_checkpoint
-from test_durability import PACKED, SHARDED, convert, cut, journal, part
+from support import SHARDED, cli, codes, contents, copy_fixture, journal, only_neighbours, part, small_checkpoint
+from test_durability import PACKED, convert, cut
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
@@ -25,11 +25,6 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @pytest.fixture
 def src(tmp_path):
     return copy_fixture(tmp_path, SHARDED)
-
-
-@pytest.fixture
-def dst(tmp_path):
-    return tmp_path / "dst"
 
 
 @pytest.fixture

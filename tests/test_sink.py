@@ -16,20 +16,14 @@ import qbridge
 from qbridge.dtypes import DType, nbytes
 from qbridge.planning import OutputTensor
 from qbridge.shards import index_of, plan_shards
-from support import INDEX, SINGLE, codes, contents, copy_fixture, only_neighbours
+from support import INDEX, SHARDED, SINGLE, codes, contents, copy_fixture, journal, only_neighbours, part
 
-SHARDED = "compressed_tensors/llama_w8a8_sharded"
 TIED = "compressed_tensors/qwen2_w8a8_tied"
 
 
 @pytest.fixture
 def src(tmp_path):
     return copy_fixture(tmp_path, SHARDED)
-
-
-@pytest.fixture
-def dst(tmp_path):
-    return tmp_path / "dst"
 
 
 def header_of(path):
@@ -303,14 +297,6 @@ def test_source_that_shrinks_while_it_is_copied_is_an_error(src, dst, monkeypatc
 
 
 # one moment at which DST appears
-
-
-def part(dst):
-    return dst.parent / f".{dst.name}.qbridge-part"
-
-
-def journal(dst):
-    return dst.parent / f".{dst.name}.qbridge-journal"
 
 
 def test_stale_part_is_cleaned(src, dst, tmp_path):

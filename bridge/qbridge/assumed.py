@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qbridge.decoder import INDEXERS, MLPS, architecture, attention, has_attention, is_sparse, shared_block
+from qbridge.decoder import INDEXERS, MLPS, MOST, architecture, attention, has_attention, is_sparse, shared_block
 from qbridge.dtypes import DType
 from qbridge.findings import error
 from qbridge.headers import load_json
@@ -26,7 +26,6 @@ from qbridge.sharding import (
 )
 
 _SIZES = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_replace")
-_MOST = 10_000  # layers, and experts of each
 
 
 def assumed_model(path: Path) -> Model:
@@ -57,7 +56,7 @@ def _check_sizes(text: Mapping[str, Any]) -> None:
     for key, value in text.items():
         if not key.endswith(_SIZES) or value is None:
             continue
-        limit = _MOST if key.endswith(("_layers", "_experts")) else MAX_SIZE
+        limit = MOST if key.endswith(("_layers", "_experts")) else MAX_SIZE
         by_layer = isinstance(value, list) and not key.endswith("_replace")
         if not by_layer and not isinstance(value, bool) and (type(value) is not int or not 0 <= value <= limit):
             raise ValueError(f"{key} is {str(value)[:80]}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qbridge.decoder import INDEXERS, MLPS, architecture, attention, biased, ends, is_tied, norms, shared_block
+from qbridge.decoder import INDEXERS, MLPS, MOST, architecture, attention, biased, ends, is_tied, norms, shared_block
 from qbridge.ir import Model
 from qbridge.sharding import LEFT_ALONE, Family, expert_count, family, text_config
 from qbridge.topology import (
@@ -30,7 +30,6 @@ from qbridge.topology import (
 
 _LAYER = re.compile(r"((?:.*\.)?(?:layers|h))\.(\d{1,9})\.(.+)")
 _EXPERT = re.compile(r"((?:.*\.)?experts)\.(\d{1,9})\.(\w+)")
-_MOST = 10_000  # layers, and experts of one, that are looked at by name: no model has more
 _PACKED = re.compile(r"(gate_up_proj|down_proj)(_\w+)?")
 _GROUPED = (frozenset({"gate_proj", "up_proj", "down_proj"}), frozenset({"w1", "w2", "w3"}))
 # Buffers that old tools store and no engine reads, and what not every layer has.
@@ -113,12 +112,12 @@ def missing(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
         return [f"{tree.prefix}.0"]
     usual = _usual(tree, count)
     found = []
-    for number in range(min(count, _MOST)):
+    for number in range(min(count, MOST)):
         layer = tree.layers.get(number, _Layer())
         lost = {*_layer(layer, tree, record, config), *usual[layer.linear_attention, layer.sparse] - layer.modules}
         lost |= _biases(layer, tree, record, config, number)
         found += [f"{tree.prefix}.{number}.{name}" for name in sorted(lost)]
-    found += [f"{tree.prefix}.{_MOST}"] if count > _MOST else []
+    found += [f"{tree.prefix}.{MOST}"] if count > MOST else []
     found += [f"{tree.base}{name}" for name in ends(config) if f"{tree.base}{name}" not in tree.modules]
     heads = any(is_head(name) and not _LAYER.fullmatch(name) for name in tree.modules)
     return found if heads or is_tied(config) else [*found, "lm_head"]
@@ -164,7 +163,7 @@ def _experts(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, An
     leaves = next((names for names in _GROUPED if names & parts), _GROUPED[record.columns >= {"w1"}])
     if {"gate_up_proj"} <= parts:
         leaves = frozenset({"gate_up_proj", "down_proj"})
-    for number in range(min(expert_count(config), _MOST)):
+    for number in range(min(expert_count(config), MOST)):
         yield from (f"{block}.{number}.{leaf}" for leaf in leaves - held.get(number, set()))
 
 

@@ -78,8 +78,7 @@ def convert(
         shards = plan_shards(plan.outputs, max_shard_size)
         if not dry_run:
             documents = {MANIFEST: manifest.build(opened.source, plan), "config.json": plan.config}
-            carried = opened.model.consumed
-            write(opened, plan, shards, documents, carried, there, out, overwrite, effort, progress)
+            write(opened, plan, shards, documents, opened.model.consumed, out, overwrite, effort, progress)
     return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
 
 
@@ -102,7 +101,6 @@ def write(
     shards: Sequence[Shard],
     documents: Mapping[str, Document],
     without: Collection[str],
-    src: Path,
     dst: Path,
     overwrite: bool,
     effort: Effort,
@@ -112,7 +110,7 @@ def write(
     source = opened.source
     sides = [file for file in source.side_files if str(file) not in without]
     size = sum(shard.size for shard in shards) + sum((source.path / file).stat().st_size for file in sides)
-    with staged(dst, src, overwrite, _identity(source, shards, documents), size) as stage:
+    with staged(dst, source.path, overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
             write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
 

@@ -1,8 +1,9 @@
 """What the layers of a decoder consist of besides how they are split: attention, MLPs, experts, norms.
 
 Sources: transformers 5.23.0, models/*/modeling_*.py (module trees) and models/*/configuration_*.py (which layers are
-sparse or of linear attention); tests/test_decoder.py holds the tables against them. What is not modelled: linear
-attention (linear_attn.*), the indexers of sparse attention, vision towers, blocks for multi-token prediction.
+sparse or of linear attention); tests/test_completeness.py and tests/test_assumed.py hold the tables against them.
+What is not modelled: linear attention (linear_attn.*), the indexers of sparse attention, vision towers, blocks for
+multi-token prediction.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from qbridge.sharding import Family, expert_count, text_config
 
+MOST = 10_000  # layers, and experts of one, that are counted up to whatever config.json says: no model has more
 MLPS = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"}) | frozenset(
     {"c_fc", "c_proj", "fc1", "fc2", "dense_h_to_4h", "dense_4h_to_h"}
 )

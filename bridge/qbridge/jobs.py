@@ -16,12 +16,12 @@ import numpy as np
 
 from qbridge.blocks import Block, Rectangle
 from qbridge.dtypes import Array, nbytes
-from qbridge.findings import QBridgeError, error
+from qbridge.findings import error
 from qbridge.formats import encode_part
 from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.plan import LayerPlan, OutputTensor, Plan
 from qbridge.shards import Shard
-from qbridge.source import Source
+from qbridge.source import Source, read_all
 
 _COPY = 32 << 20  # bytes of a copy that are one job
 _PIECE = 1 << 20  # bytes of moved words that are written, and read back, at a time: they stay in a core's cache
@@ -84,7 +84,7 @@ class Copied:
                     done += count
         while done < self.size:
             block = workspace.bytes("copied", min(_COMPARED, self.size - done))
-            _read_all(descriptor, block, self.begin + done, self.file)
+            _read_source(descriptor, block, self.begin + done, self.file)
             write_all(out, block.data, self.offset + done)
             done += block.nbytes
 
@@ -94,9 +94,8 @@ class Copied:
         for start in range(0, self.size, _COMPARED):
             size = min(_COMPARED, self.size - start)
             was, now = workspace.bytes("copied", size), workspace.bytes("proved", size)
-            _read_all(descriptor, was, self.begin + start, self.file)
-            _read_back(out, now, self.offset + start)
-            if not same_bytes(was, now):
+            _read_source(descriptor, was, self.begin + start, self.file)
+            if not (read_all(out, now, self.offset + start) and same_bytes(was, now)):
                 return f"{self.file.name} from byte {self.begin + start}"
         return ""
 
@@ -131,9 +130,8 @@ class Moved:
         stored = workspace.words("stored", move.read, self.block.source)
         for piece in self.block.pieces(_PIECE):
             words = workspace.words("moved", move.write, piece.written)
-            for begin, part in _segments(piece, words):
-                _read_back(out, part, self.offset + begin)
-            if self.block.differs(stored, words, piece):
+            there = all(read_all(out, part, self.offset + begin) for begin, part in _segments(piece, words))
+            if not there or self.block.differs(stored, words, piece):
                 return self.tensor
         return ""
 
@@ -167,8 +165,8 @@ class Encoded:
         """What was written, decoded, is what the layer has after its passes."""
         slot = self._slot()
         stored = np.empty(slot.shape, slot.dtype.numpy)
-        _read_back(out, stored.reshape(-1).view(np.uint8), self.offset)
-        return "" if self._holds(source, slot, stored) else self.tensor.name
+        there = read_all(out, stored.reshape(-1).view(np.uint8), self.offset)
+        return "" if there and self._holds(source, slot, stored) else self.tensor.name
 
     def _slot(self) -> Slot:
         if self.layer:
@@ -241,26 +239,9 @@ def write_all(out: int, data: bytes | memoryview, offset: int) -> None:
         done += os.pwrite(out, view[done:], offset + done)
 
 
-def _read_all(descriptor: int, buffer: Array, offset: int, file: Path) -> None:
-    view, done = buffer.data, 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise error("QB004", file.name, ("the file ended while it was copied",))
-        done += count
-
-
-def _read_back(out: int, buffer: Array, offset: int) -> None:
-    view, done = buffer.data, 0
-    while done < len(view):
-        count = os.preadv(out, [view[done:]], offset + done)
-        if count == 0:
-            raise _proof_failed("the output is shorter than what was written to it")
-        done += count
-
-
-def _proof_failed(fact: str) -> QBridgeError:
-    return error("QB403", (), (fact,))
+def _read_source(descriptor: int, buffer: Array, offset: int, file: Path) -> None:
+    if not read_all(descriptor, buffer, offset):
+        raise error("QB004", file.name, ("the file ended while it was copied",))
 
 
 def same_bytes(first: Array, second: Array) -> bool:

@@ -51,7 +51,7 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
             "passes": [step.as_dict() for step in layer.passes],
             "exactness": str(layer.exactness),
         }
-        dims = _dims(layer.before), _dims(layer.after)
+        dims = layer.before.dims, layer.after.dims
         if dims[0] != dims[1]:
             entry["dims"] = dims
         steps.setdefault(json.dumps(entry), {**entry, "layers": []})["layers"].append(name)
@@ -77,10 +77,6 @@ def _texts(source: Source, names: Collection[str]) -> dict[str, str]:
         if (size := (source.path / name).stat().st_size) > MAX_HEADER:
             raise error("QB002", name, (f"it has {size} bytes",))
     return {name: (source.path / name).read_bytes().decode("utf-8", "replace") for name in sorted(names)}
-
-
-def _dims(spec: Spec) -> list[int]:
-    return [spec.out_features, spec.in_features]
 
 
 def _digests(source: Source) -> dict[str, str]:
@@ -172,7 +168,7 @@ def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> 
     if any(fields.get("undo") or fields.get("rounded") for fields in entry["passes"]):
         return None  # neither a conversion back nor a rounding is undone
     spec = model.specs[name]
-    was, now = entry.get("dims", [_dims(spec), _dims(spec)])
+    was, now = entry.get("dims", [spec.dims, spec.dims])
     before = revive(name, was[0], was[1], entry["before"])
     after = revive(name, now[0], now[1], entry["after"])
     if replace(spec, dialect=()) != replace(after, dialect=()):

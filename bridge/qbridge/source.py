@@ -66,12 +66,9 @@ class Source:
         if name in self.memory:
             buffer[:] = self.memory[name][offset : offset + buffer.nbytes]
             return
-        tensor, view, done = self.tensors[name], buffer.data.cast("B"), 0
-        while done < len(view):
-            count = os.preadv(self.descriptor(tensor.file), [view[done:]], tensor.begin + offset + done)
-            if count == 0:
-                raise error("QB004", tensor.file.name, (f"{name}: the file ended while it was read",))
-            done += count
+        tensor = self.tensors[name]
+        if not read_all(self.descriptor(tensor.file), buffer, tensor.begin + offset):
+            raise error("QB004", tensor.file.name, (f"{name}: the file ended while it was read",))
 
     def read_rectangle(self, name: str, place: Rectangle, array: Array) -> None:
         """Fill `array`, C-ordered, with some rows and columns of a stored matrix."""
@@ -129,6 +126,17 @@ class Source:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def read_all(descriptor: int, buffer: Array, offset: int) -> bool:
+    """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
+    view, done = buffer.data.cast("B"), 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            return False
+        done += count
+    return True
 
 
 def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:

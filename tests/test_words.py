@@ -37,7 +37,7 @@ def random_codes(bits, shape):
 
 @pytest.mark.parametrize(("read", "write"), PAIRS)
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("shape", [(16, 32), (272, 144), (48, 1040)])
+@pytest.mark.parametrize("shape", [(16, 32), (272, 144), (48, 1040), (528, 2064)])
 def test_moved_words_are_those_of_decoded_and_encoded_codes(bits, read, write, shape):
     first, second = layouts(bits)[read], layouts(bits)[write]
     codes = random_codes(bits, shape)

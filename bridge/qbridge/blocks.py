@@ -17,7 +17,7 @@ from qbridge.dtypes import Array
 from qbridge.layout import Slot
 from qbridge.words import differs, movable, move
 
-_ROWS, _COLUMNS = 256, 128  # a block's edges are multiples of these: whole tiles, whole cache lines
+_ROWS, _COLUMNS = 256, 256  # a block's edges are multiples of these: whole tiles, whole cache lines
 _CODES = 1 << 20  # codes that a comparison holds at a time
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +22,11 @@ from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.plan import LayerPlan, OutputTensor, Plan
 from qbridge.shards import Shard
 from qbridge.source import Source, read_all
+from qbridge.windows import EVERYTHING, Window, part_of
 
 _COPY = 32 << 20  # bytes of a copy that are one job
 _PIECE = 1 << 20  # bytes of moved words that are written, and read back, at a time: they stay in a core's cache
+_HELD = 4  # codes that are decoded are held with their words, after passes, and once more to prove them
 _COMPARED = 1 << 20  # bytes of a copy that are compared at a time
 
 
@@ -146,41 +148,63 @@ def _segments(piece: Block, words: Array) -> Iterator[tuple[int, Array]]:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A whole tensor: a part of a layer after its passes, or one of the source that lies in no file."""
+    """A window of a part of a layer after its passes, or a whole tensor of the source that lies in no file."""
 
     tensor: OutputTensor
     layer: LayerPlan | None
     offset: int
+    window: Window = EVERYTHING
 
     @property
     def size(self) -> int:
         """Bytes that it writes."""
-        return nbytes(self.tensor.dtype, self.tensor.shape)
+        return nbytes(self.tensor.dtype, self._slot().shape)
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Decode, apply the passes, encode, write."""
-        write_all(out, encoded(source, self.layer, self.tensor).reshape(-1).view(np.uint8).data, self.offset)
+        if self.layer and self.window != EVERYTHING:
+            with _unfit(self.tensor):
+                layer = self.layer.run(source, frozenset({self.tensor.part}), self.window)
+                stored = encode_part(layer, self.tensor.part, self._slot())
+        else:
+            stored = encoded(source, self.layer, self.tensor)
+        for begin, part in self._segments(np.ascontiguousarray(stored)):
+            write_all(out, part.data, self.offset + begin)
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, decoded, is what the layer has after its passes."""
         slot = self._slot()
         stored = np.empty(slot.shape, slot.dtype.numpy)
-        there = read_all(out, stored.reshape(-1).view(np.uint8), self.offset)
+        there = all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored))
         return "" if there and self._holds(source, slot, stored) else self.tensor.name
 
+    def _place(self) -> Rectangle | None:
+        """Where the window lies in the written matrix; None if it is all of the tensor."""
+        if self.layer is None or self.window == EVERYTHING:
+            return None
+        part = self.tensor.part
+        return part_of(self.layer.write[part], part, self.layer.after, self.window)
+
     def _slot(self) -> Slot:
-        if self.layer:
-            return self.layer.write[self.tensor.part]
-        return Slot(self.tensor.name, self.tensor.dtype, self.tensor.shape)
+        if self.layer is None:
+            return Slot(self.tensor.name, self.tensor.dtype, self.tensor.shape)
+        slot, place = self.layer.write[self.tensor.part], self._place()
+        return replace(slot, shape=(place.rows, place.columns)) if place else slot
+
+    def _segments(self, stored: Array) -> Iterator[tuple[int, Array]]:
+        """(offset in the tensor, bytes) of each contiguous stretch of what is stored."""
+        data, done, place = stored.reshape(-1).view(np.uint8), 0, self._place()
+        for offset, length in place.segments(stored.itemsize) if place else ((0, data.nbytes),):
+            yield offset, data[done : done + length]
+            done += length
 
     def _holds(self, source: Source, slot: Slot, stored: Array) -> bool:
         if self.layer is None:
-            return stored.tobytes() == source.read(self.tensor.origin).tobytes()
+            return _same(stored, source.read(self.tensor.origin))
         part = self.tensor.part
-        layer = self.layer.run(source, frozenset({part}))
+        layer = self.layer.run(source, frozenset({part}), self.window)
         if is_fixed(slot.codec) or part not in layer.arrays:
-            return stored.tobytes() == encode_part(layer, part, slot).tobytes()
-        wanted = layer.arrays[part]
+            return _same(stored, encode_part(layer, part, slot))
         dtype, shape = layer.spec.parts()[part]
         try:
             if isinstance(slot.codec, ScaledZeros):
@@ -189,7 +213,13 @@ class Encoded:
                 found = slot.codec.decode(stored, dtype, shape)
         except ValueError:
             return False
-        return found.tobytes() == wanted.tobytes()
+        return _same(found, layer.arrays[part])
+
+
+def _same(first: Array, second: Array) -> bool:
+    """Whether two arrays hold the same bytes."""
+    flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (first, second)]
+    return same_bytes(flat[0], flat[1])
 
 
 def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Job]:
@@ -211,6 +241,8 @@ def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Jo
         move = layer.code_move() if layer and tensor.part == "code" and not tensor.origin else None
         if move:
             yield from (Moved(tensor.name, block, offset) for block in move.blocks(limit))
+        elif layer and tensor.part == "code" and not tensor.origin:
+            yield from (Encoded(tensor, layer, offset, window) for window in layer.windows(limit // _HELD))
         else:
             yield Encoded(tensor, None if tensor.origin else layer, offset)
     yield from _pieces(run)
@@ -226,8 +258,14 @@ def encoded(source: Source, layer: LayerPlan | None, tensor: OutputTensor) -> Ar
     """The stored array of an output tensor; QBridgeError (QB304) for a value that its slot cannot hold."""
     if layer is None or tensor.origin:
         return source.read(tensor.origin)
-    try:
+    with _unfit(tensor):
         return layer.encoded(source, tensor.part)
+
+
+@contextlib.contextmanager
+def _unfit(tensor: OutputTensor) -> Iterator[None]:
+    try:
+        yield
     except ValueError as fault:  # a checkpoint edited after the conversion that its manifest records
         raise error("QB304", tensor.layer, (str(fault),)) from fault
 

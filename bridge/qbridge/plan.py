@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import numpy as np
 from qbridge.blocks import Block, CodeMove
 from qbridge.dtypes import Array, DType
 from qbridge.exactness import Exactness, weakest
-from qbridge.formats import decode, encode_part, needed
+from qbridge.formats import encode_part, needed
 from qbridge.ir import Layer, Model, Spec
 from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.pad import Pad
 from qbridge.source import Source
 from qbridge.targets import Target
+from qbridge.windows import EVERYTHING, Window, read_layer, windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,27 @@ class LayerPlan:
         kept = part not in self.touched and part in self.read
         return kept and self.read[part].same_bytes(self.write[part])
 
-    def run(self, source: Source, parts: frozenset[str]) -> Layer:
-        """The layer after the passes, with at least `parts` of it."""
+    @property
+    def stages(self) -> tuple[Spec, ...]:
+        """The specs before, between and after the passes."""
+        found = [self.before]
+        for step in self.passes:
+            found.append(step.plan(found[-1]))
+        return tuple(found)
+
+    def run(self, source: Source, parts: frozenset[str], window: Window = EVERYTHING) -> Layer:
+        """The layer after the passes, with at least `parts` of it; of a window, its output features alone."""
         wanted = frozenset(needed(self.write, parts)) | parts
         for step in reversed(self.passes):
             wanted = step.inputs(wanted)
-        slots = needed(self.read, self.before.parts().keys() & wanted)
-        layer = decode(self.before, slots, {slot.tensor: source.read(slot.tensor) for slot in slots.values()})
-        for step in self.passes:
-            layer = step.apply(layer)
+        layer = read_layer(source, self.before, needed(self.read, self.before.parts().keys() & wanted), window)
+        for step, spec in zip(self.passes, self.stages, strict=False):
+            layer = window.step(step, spec).apply(layer)
         return layer
+
+    def windows(self, limit: int) -> Iterator[Window]:
+        """Windows of about `limit` codes each."""
+        return windows(self.stages, (self.read["code"], self.write["code"]), limit)
 
     def encoded(self, source: Source, part: str) -> Array:
         """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""

@@ -19,8 +19,9 @@ from qbridge.passes.recast import Moved
 from qbridge.plan import LayerPlan
 from qbridge.rules import LayerRule, Problem, Rule
 from qbridge.source import Source
+from qbridge.windows import EVERYTHING
 
-_BLOCK = 8 << 20  # bytes; a multiple of every item size
+_BLOCK = 8 << 20  # bytes or codes that are looked at at a time; a multiple of every item size
 _MOST_PASSES = 8  # more means that a rule and its fix disagree
 
 
@@ -65,7 +66,8 @@ class Trial:
             decisive |= step.parts if step.needs_values(spec) else step.parts - {"code"}
             spec = step.plan(spec)
         try:
-            plan.run(self.source, frozenset(decisive))
+            for window in plan.windows(_BLOCK) if "code" in decisive else (EVERYTHING,):
+                plan.run(self.source, frozenset(decisive), window)
         except ValueError as fault:
             return fault
         return None

@@ -23,11 +23,12 @@ from qbridge.jobs import Workspace, same_bytes
 from qbridge.manifest import padded
 from qbridge.padding import follow
 from qbridge.passes.pad import Pad
-from qbridge.repairs import SourceValues, survey
+from qbridge.repairs import survey
 from qbridge.report import Verification
 from qbridge.sink import MEMORY, Effort
 from qbridge.topology import natural
 from qbridge.values import group_index, row_index
+from qbridge.windows import read_layer, windows
 
 BLOCK = 1 << 20  # bytes that are compared at a time
 _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
@@ -160,8 +161,15 @@ class _Comparison:
         for sides in ((self.left, self.right), (self.right, self.left)):
             if self._same_moved(name, *sides):
                 return True
-        first, second = (SourceValues(side.source, side.model).part(name, "code") for side in (self.left, self.right))
-        return np.array_equal(first, second)
+        sides, limit = (self.left, self.right), self.effort.block // 4
+        for window in windows([side.model.specs[name] for side in sides], slots, limit):
+            first, second = (
+                read_layer(side.source, side.model.specs[name], {"code": slot}, window).arrays["code"]
+                for side, slot in zip(sides, slots, strict=True)
+            )
+            if not np.array_equal(first, second):
+                return False
+        return True
 
     def _same_moved(self, name: str, small: Checkpoint, large: Checkpoint) -> bool:
         """Whether the codes of one, moved into the words of the other, are those of the other."""

@@ -1,0 +1,135 @@
+"""A layer some output features at a time, where its codes must be decoded to get to where they are written.
+
+A window is a range of output features that no stored word straddles. What lies beyond the features that a layer has
+before and after every pass (padding, or what is cropped of it) belongs to the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qbridge.blocks import Rectangle
+from qbridge.codes import BitPacked, Tiled
+from qbridge.dtypes import Array
+from qbridge.formats import decode
+from qbridge.ir import Granularity, Layer, Spec
+from qbridge.layout import Narrowed, Plain, Slot, Transposed
+from qbridge.passes import Pass
+from qbridge.passes.pad import Pad
+from qbridge.passes.undo import Undo
+from qbridge.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Output features from `start` to `end`, or to the last one of a layer (None)."""
+
+    start: int
+    end: int | None
+
+    def rows(self, spec: Spec) -> int:
+        """How many of a layer's output features it has."""
+        return (spec.out_features if self.end is None else self.end) - self.start
+
+    def of(self, spec: Spec) -> Spec:
+        """The spec of these output features alone."""
+        return replace(spec, out_features=self.rows(spec))
+
+    def step(self, step: Pass, before: Spec) -> Pass:
+        """The pass as it is for these output features, where a layer was `before` it."""
+        after = step.plan(before)
+        if isinstance(step, Undo):
+            return replace(step, step=self.step(step.step, after), before=self.of(step.before))
+        return replace(step, out_features=self.rows(after)) if isinstance(step, Pad) else step
+
+
+EVERYTHING = Window(0, None)
+
+
+def windows(stages: Sequence[Spec], slots: Sequence[Slot], limit: int) -> Iterator[Window]:
+    """The windows of a layer with about `limit` codes each; `stages` are its specs, `slots` those of its codes.
+
+    One of everything where a slot has no place for a range of output features.
+    """
+    steps = [_step(slot) for slot in slots]
+    steps += [spec.weight.block[0] for spec in stages if spec.weight.block]
+    start, end = 0, min(spec.out_features for spec in stages)
+    if all(steps):
+        step = math.lcm(*steps)
+        share = max(1, limit // max(spec.in_features for spec in stages) // step) * step
+        while start + share < end:
+            yield Window(start, start + share)
+            start += share
+    yield Window(start, None)
+
+
+def read_layer(source: Source, spec: Spec, slots: Mapping[str, Slot], window: Window) -> Layer:
+    """A window of the parts whose slots are given; ValueError as `formats.decode` raises it."""
+    own, narrow, whole = window.of(spec), dict[str, Slot](), dict[str, Slot]()
+    stored: dict[str, Array] = {}
+    for part, slot in slots.items():
+        place = part_of(slot, part, spec, window)
+        if place is None:
+            whole[part] = slot
+            continue
+        narrow[part] = replace(slot, shape=(place.rows, place.columns))
+        stored[slot.tensor] = np.empty((place.rows, place.columns), slot.dtype.numpy)
+        source.read_rectangle(slot.tensor, place, stored[slot.tensor])
+    whole_layer = decode(spec, whole, {slot.tensor: source.read(slot.tensor) for slot in whole.values()})
+    shapes = own.parts()
+    arrays = {part: _rows(part, array, spec, window) for part, array in whole_layer.arrays.items()}
+    arrays |= decode(own, narrow, stored).arrays
+    return Layer(own, {part: array.reshape(shapes[part][1]) for part, array in arrays.items()})
+
+
+def part_of(slot: Slot, part: str, spec: Spec, window: Window) -> Rectangle | None:
+    """Where of a stored matrix the window of a part lies; None if it is no rectangle, or the part has no features."""
+    if part not in ("code", "scale", "zero") or len(slot.shape) != 2 or not _step(slot):
+        return None
+    if part != "code" and spec.weight.granularity not in (Granularity.CHANNEL, Granularity.GROUP):
+        return None
+    start, end, step = window.start, window.start + window.rows(spec), _step(slot)
+    if start % step or (end % step and end != spec.out_features):
+        return None
+    (rows, columns), codec = slot.shape, slot.codec
+    if isinstance(codec, Transposed):
+        return Rectangle((rows, columns), 0, start, rows, end - start) if columns == spec.out_features else None
+    if isinstance(codec, BitPacked):
+        bits = 8 * slot.dtype.itemsize
+        first, last = (codec.words(edge, bits) if codec.along == 0 else edge for edge in (start, end))
+        if codec.transposed:
+            return Rectangle((rows, columns), 0, first, rows, last - first)
+        return Rectangle((rows, columns), first, 0, last - first, columns)
+    if isinstance(codec, Tiled):
+        shape = codec.stored_shape((end - start, spec.in_features), 8 * slot.dtype.itemsize)
+        before = codec.stored_shape((start, spec.in_features), 8 * slot.dtype.itemsize) if start else (0, 0)
+        top, left = (0, before[1]) if codec.across else (before[0], 0)
+        return Rectangle((rows, columns), top, left, *shape)
+    return Rectangle((rows, columns), start, 0, end - start, columns) if rows == spec.out_features else None
+
+
+def _step(slot: Slot) -> int:
+    """A window's edges are multiples of this in a slot; 0 where a range of output features is no rectangle."""
+    codec = slot.codec
+    if isinstance(codec, BitPacked):
+        return codec.period(8 * slot.dtype.itemsize) if codec.along == 0 else 1
+    if isinstance(codec, Tiled):
+        return codec.tile[0]
+    return int(isinstance(codec, Plain | Narrowed | Transposed))
+
+
+def _rows(part: str, array: Array, spec: Spec, window: Window) -> Array:
+    """The window's rows of a canonical array."""
+    start, end = window.start, window.start + window.rows(spec)
+    if part in ("scale", "zero"):
+        if spec.weight.granularity is Granularity.TENSOR:
+            return array
+        if spec.weight.block:
+            start, end = start // spec.weight.block[0], -(-end // spec.weight.block[0])
+    elif part not in ("code", "bias"):
+        return array
+    return array[start:end]

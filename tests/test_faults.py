@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import qbridge
+from qbridge import sink
 from support import SHARDED, cli, codes, contents, copy_fixture, journal, only_neighbours, part, small_checkpoint
 from test_durability import PACKED, convert, cut
 
@@ -398,6 +399,7 @@ def test_stage_and_its_journal_reach_the_disk_before_a_shard_does(src, dst, monk
 SLOW = """
 import os, sys, time
 import qbridge
+from qbridge import sink
 real = os.fsync
 def slow(descriptor):
     real(descriptor)
@@ -421,7 +423,9 @@ def test_second_process_is_refused_and_the_first_unharmed(src, dst, tmp_path):
     with slowly(src, dst, "--to", "lmdeploy") as first:
         for _ in range(4):
             first.stdout.readline()
+        first.send_signal(signal.SIGSTOP)  # however long the second takes to start
         second = cli("convert", src, dst, "--to", "lmdeploy", "--overwrite")
+        first.send_signal(signal.SIGCONT)
         assert second.returncode == 1 and "QB031" in second.stderr and "another qbridge" in second.stderr
         assert not first.poll()
         first.communicate(timeout=60)
@@ -459,3 +463,25 @@ def test_many_shards_and_threads_need_few_open_files(tmp_path, dst, jobs, size):
     done = cli("convert", src, dst, *options, preexec_fn=limited)
     assert done.returncode == 0, done.stderr
     assert (len(list(dst.glob("*.safetensors"))) == 1) == (size == "1GB")
+
+
+def test_second_interrupt_closes_no_file_under_a_thread_that_writes(src, dst, monkeypatch):
+    closed, real, close = [], sink.ThreadPoolExecutor.shutdown, sink._Writer.close
+
+    def interrupted(pool, *arguments, **options):
+        raise KeyboardInterrupt
+
+    def watched(writer):
+        descriptors = list(writer._descriptors)
+        close(writer)
+        closed.append(descriptors != writer._descriptors)
+
+    monkeypatch.setattr(sink.ThreadPoolExecutor, "shutdown", interrupted)
+    monkeypatch.setattr(sink._Writer, "close", watched)
+    monkeypatch.setattr(sink._Writer, "_flush", failing(errno.EIO))
+    with pytest.raises(KeyboardInterrupt):
+        convert(src, dst)
+    monkeypatch.setattr(sink.ThreadPoolExecutor, "shutdown", real)
+    with pytest.raises(qbridge.QBridgeError):
+        convert(src, dst)
+    assert closed == [False, True] and not dst.exists()

@@ -147,6 +147,7 @@ class _Writer:
     shards: Sequence[Shard]
     effort: Effort
     progress: Progress | None
+    _is_idle: bool = True
     _done: int = 0
     _written: int = 0
     _descriptors: list[int] = field(default_factory=list)
@@ -174,15 +175,20 @@ class _Writer:
             else:
                 self._missing.append(shard)
         threads = self.effort.threads
-        with ThreadPoolExecutor(threads, "qbridge") as working, ThreadPoolExecutor(1, "qbridge-flush") as flushing:
-            try:
-                while self._submit(working, flushing) or self._waiting:
-                    self._take(flushing)
-                while self._flushed:
-                    self._flushed.popleft().result()
-            except BaseException:
-                self._stopping.set()  # jobs that wait are not begun
-                raise
+        working, flushing = ThreadPoolExecutor(threads, "qbridge"), ThreadPoolExecutor(1, "qbridge-flush")
+        self._is_idle = False
+        try:
+            while self._submit(working, flushing) or self._waiting:
+                self._take(flushing)
+            while self._flushed:
+                self._flushed.popleft().result()
+        except BaseException:
+            self._stopping.set()  # jobs that wait are not begun
+            raise
+        finally:
+            working.shutdown()
+            flushing.shutdown()
+            self._is_idle = True
 
     def _submit(self, working: ThreadPoolExecutor, flushing: ThreadPoolExecutor) -> bool:
         """Keep two jobs waiting for each thread; whether any shard is open."""
@@ -254,8 +260,8 @@ class _Writer:
         self.stage.note(output.shard.name)
 
     def close(self) -> None:
-        """Close the files that a failure left open."""
-        while self._descriptors:
+        """Close the files that a failure left open; not under threads that a second interrupt left at work."""
+        while self._is_idle and self._descriptors:
             os.close(self._descriptors.pop())
 
     @property

@@ -22,6 +22,7 @@ IDS = {name.replace("-", "_") for name in BUILTIN}
 
 # Who may import whom: a module imports only from its own row or the rows above.
 LAYERS = [
+    {"floats"},
     {"dtypes", "catalogue", "compiling", "exactness", "layout"},
     {"ir", "codes", "findings", "headers"},
     {"words"},

@@ -1,10 +1,10 @@
 """The canonical quantized IR: one meaning, whatever the bytes.
 
-    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]
+    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]  [* or / global_scale]
 
 A `Spec` describes one quantized linear without data, a `Layer` is a spec with arrays, a `Model` holds the specs
-of a checkpoint with everything that is not quantized. Codes are signed two's complement whatever a format stores;
-zeros live in the same signed domain; scales keep the dtype they were stored with.
+of a checkpoint with everything that is not quantized. Integer codes are signed two's complement whatever
+a format stores, zeros live in the same signed domain; float codes are raw bits; scales keep their stored dtype.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ Dialect = tuple[tuple[str, str], ...]
 Found = TypeVar("Found")
 
 MAX_SIZE = 2**31 - 1  # of a dim, a group or a block: what engines index with, and products of two fit in 64 bits
+
+GlobalScale = Literal[
+    "multiply", "divide"
+]  # what one more scale of the whole tensor does to the scales of its groups
+GLOBAL_SCALE = DType.F32
 
 CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4}
 
@@ -52,6 +57,7 @@ class WeightScheme:
     type: CodeType = "int"
     group_size: int | None = None
     block: tuple[int, int] | None = None
+    global_scale: GlobalScale | None = None
 
     def __post_init__(self) -> None:
         """Refuse a scheme that has no meaning (ValueError)."""
@@ -67,6 +73,10 @@ class WeightScheme:
             raise ValueError("weights have no tokens")
         if self.block is not None and len(self.block) != 2:
             raise ValueError("a block has rows and columns")
+        if self.global_scale and self.granularity is not Granularity.GROUP:
+            raise ValueError("a global scale goes with scales per group")
+        if self.type != "int" and not self.symmetric:
+            raise ValueError("float codes have no zero-points")
         sizes = (*(self.block or ()), *(() if self.group_size is None else (self.group_size,)))
         if not all(1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f"group and block sizes are 1 to {MAX_SIZE}")
@@ -82,7 +92,7 @@ class WeightScheme:
     def __str__(self) -> str:
         kind = f"int{self.bits}" if self.type == "int" else self.type
         size = self.group_size or ("x".join(map(str, self.block)) if self.block else "")
-        where = f"{self.granularity}{f' {size}' if size else ''}"
+        where = f"{self.granularity}{f' {size}' if size else ''}{' and tensor' if self.global_scale else ''}"
         return f"{kind} {'symmetric' if self.symmetric else 'asymmetric'} per {where}"
 
 
@@ -96,6 +106,7 @@ class ActivationScheme:
     symmetric: bool = True
     type: CodeType = "int"
     group_size: int | None = None
+    global_scale: GlobalScale | None = None
 
     def __post_init__(self) -> None:
         """Refuse a scheme that has no meaning (ValueError)."""
@@ -105,11 +116,19 @@ class ActivationScheme:
             raise ValueError("group_size goes with granularity group, and only with it")
         if self.granularity is Granularity.TOKEN and not self.dynamic:
             raise ValueError("one scale per token is dynamic only")
+        if self.global_scale and not (self.dynamic and self.granularity is Granularity.GROUP):
+            raise ValueError("a stored global scale goes with dynamic scales per group")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a scale of the input is stored: its only one, or the global one of dynamic groups."""
+        return not self.dynamic or self.global_scale is not None
 
     def __str__(self) -> str:
         kind = f"int{self.bits}" if self.type == "int" else self.type
         how = f"{'dynamic' if self.dynamic else 'static'} {'symmetric' if self.symmetric else 'asymmetric'}"
-        return f"{kind} {how} per {self.granularity}{f' {self.group_size}' if self.group_size else ''}"
+        size = f" {self.group_size}" if self.group_size else ""
+        return f"{kind} {how} per {self.granularity}{size}{' and tensor' if self.global_scale else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +153,8 @@ class Spec:
         """Refuse dims and combinations that have no meaning (ValueError)."""
         if not all(1 <= size <= MAX_SIZE for size in (self.out_features, self.in_features)):
             raise ValueError(f"{self.name}: features are 1 to {MAX_SIZE}")
-        static = self.activation is not None and not self.activation.dynamic
-        if static != (self.input_scale_dtype is not None):
+        stored = self.activation is not None and self.activation.is_stored
+        if stored != (self.input_scale_dtype is not None):
             raise ValueError(f"{self.name}: a stored input scale goes with static activations, and only with them")
 
     @property
@@ -180,12 +199,15 @@ class Spec:
         }
         if not self.weight.symmetric:
             found["zero"] = (DType.I16, self.scale_shape)
+        if self.weight.global_scale:
+            found["global_scale"] = (GLOBAL_SCALE, (1,))
         if self.g_idx:
             found["g_idx"] = (DType.I32, (self.in_features,))
         if self.bias is not None:
             found["bias"] = (self.bias, (self.out_features,))
         if self.input_scale_dtype is not None and self.activation is not None:
-            found["input_scale"] = (self.input_scale_dtype, (1,))
+            part = "input_global_scale" if self.activation.global_scale else "input_scale"
+            found[part] = (self.input_scale_dtype, (1,))
             if not self.activation.symmetric:
                 found["input_zero"] = (DType.I16, (1,))
         return found

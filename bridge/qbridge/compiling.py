@@ -14,6 +14,8 @@ from typing import Any
 
 Kernel = Callable[..., Any]
 
+_TRIED = ("0.68.",)  # releases of numba
+
 _LOCK = threading.Lock()
 _kernels: dict[str, Kernel] = {}
 
@@ -78,13 +80,25 @@ def _identity(function: Kernel) -> str:
 
 @cache
 def _cautious() -> Any:
-    """numba's cache, which a full or damaged disk costs time and nothing else."""
+    """numba's cache, which a full or damaged disk costs time and nothing else.
+
+    Before it loads machine code, numba imports all that compiling may need, half a second of it. What is loaded needs
+    the run-time system alone; so it is in the releases that this was tried with.
+    """
+    import numba
     from numba.core.caching import FunctionCache
+    from numba.core.runtime import rtsys
+
+    quick = numba.__version__.startswith(_TRIED)
 
     class Cautious(FunctionCache):  # type: ignore[misc]
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
-                found = super().load_overload(sig, target_context)
+                if quick:
+                    rtsys.initialize(target_context)
+                    found = self._load_overload(sig, target_context)
+                else:
+                    found = super().load_overload(sig, target_context)
             except Exception:  # pickle raises whatever the bytes say
                 with contextlib.suppress(OSError):
                     self.flush()

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from qbridge.dtypes import Array, DType
 from qbridge.layout import Slot
 
-CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1"]
+CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1", "float16", "bfloat16", "float32"]
 Dialect = tuple[tuple[str, str], ...]
 Found = TypeVar("Found")
 
@@ -29,7 +29,8 @@ GlobalScale = Literal[
 ]  # what one more scale of the whole tensor does to the scales of its groups
 GLOBAL_SCALE = DType.F32
 
-CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4}
+DENSE: Mapping[str, DType] = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32}
+CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4, "float16": 16, "bfloat16": 16, "float32": 32}
 
 
 class Granularity(str, Enum):
@@ -81,6 +82,11 @@ class WeightScheme:
         if not all(1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f"group and block sizes are 1 to {MAX_SIZE}")
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the codes are the weights themselves, without a scale (what `dense` writes)."""
+        return self.type in DENSE
+
     def scale_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Shape of scale and zero: [1, 1], [out, 1], [out, groups] or [block rows, block columns]."""
         if self.granularity is Granularity.TENSOR:
@@ -90,6 +96,8 @@ class WeightScheme:
         return (out_features, -(-in_features // self.group_size) if self.group_size else 1)
 
     def __str__(self) -> str:
+        if self.is_dense:
+            return self.type
         kind = f"int{self.bits}" if self.type == "int" else self.type
         size = self.group_size or ("x".join(map(str, self.block)) if self.block else "")
         where = f"{self.granularity}{f' {size}' if size else ''}{' and tensor' if self.global_scale else ''}"
@@ -192,11 +200,10 @@ class Spec:
 
     def parts(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """Canonical dtype and shape of every array a layer of this spec has."""
-        code = DType.I8 if self.weight.type == "int" else DType.U8
-        found: dict[str, tuple[DType, tuple[int, ...]]] = {
-            "code": (code, (self.out_features, self.in_features)),
-            "scale": (self.scale_dtype, self.scale_shape),
-        }
+        code = DENSE.get(self.weight.type, DType.I8 if self.weight.type == "int" else DType.U8)
+        found: dict[str, tuple[DType, tuple[int, ...]]] = {"code": (code, self.dims)}
+        if not self.weight.is_dense:
+            found["scale"] = (self.scale_dtype, self.scale_shape)
         if not self.weight.symmetric:
             found["zero"] = (DType.I16, self.scale_shape)
         if self.weight.global_scale:

@@ -47,8 +47,30 @@ def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
     codes = code_values(layer.arrays["code"], spec.weight.type)
     if "zero" in layer.arrays:
         codes -= layer.arrays["zero"].astype(np.float64)[rows, columns]
-    scale: npt.NDArray[np.float64] = to_float64(layer.arrays["scale"], spec.scale_dtype)[rows, columns]
-    values: npt.NDArray[np.float64] = codes * scale
+    return _scaled(codes, to_float64(layer.arrays["scale"], spec.scale_dtype)[rows, columns], layer)
+
+
+def code_table(layer: Layer, rows: slice) -> npt.NDArray[np.float64]:
+    """The weight that each code stands for, [rows of the scale, columns of the scale, codes], as `dequantize` has it.
+
+    Integer codes count from the lowest, -2**(bits - 1), float codes by their bits.
+    """
+    scheme = layer.spec.weight
+    codes = np.arange(2**scheme.bits, dtype=np.uint8)
+    if scheme.type == "int":
+        codes = (codes.astype(np.int16) - 2 ** (scheme.bits - 1)).astype(np.int8)
+    values = code_values(codes, scheme.type)[None, None, :]
+    if "zero" in layer.arrays:
+        values = values - layer.arrays["zero"][rows].astype(np.float64)[:, :, None]
+    scale = to_float64(layer.arrays["scale"][rows], layer.spec.scale_dtype)[:, :, None]
+    return _scaled(values, scale, layer)
+
+
+def _scaled(codes: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], layer: Layer) -> npt.NDArray[np.float64]:
+    """Codes times their scale, times or through the global one."""
+    spec = layer.spec
+    with np.errstate(invalid="ignore"):  # an infinite code of scale 0
+        values: npt.NDArray[np.float64] = codes * scale
     if spec.weight.global_scale is None:
         return values
     outer = float(to_float64(layer.arrays["global_scale"], GLOBAL_SCALE)[0])

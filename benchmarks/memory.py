@@ -16,16 +16,12 @@ from pathlib import Path
 
 from harness import QBRIDGE, Case, checkpoint, claimed, has_option, make_room, note, picked, run, timed
 
-# The refresh imports what numba imports when it loads the first kernel.
 IDLE = """
-import concurrent.futures, numba, numpy, numpy.ma, qbridge, qbridge.cli
-from numba.core.registry import cpu_target
+import concurrent.futures, numba, numpy, qbridge, qbridge.cli
 from qbridge.formats import load
 for name in qbridge.list_formats():
     load(name)
 qbridge.list_targets()
-cpu_target.typing_context.refresh()
-cpu_target.target_context.refresh()
 """
 
 

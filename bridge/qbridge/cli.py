@@ -127,6 +127,9 @@ def convert(
         int | None, typer.Option("--bits", metavar="4|8", help="Width to widen narrower codes to.")
     ] = None,
     no_passes: Annotated[bool, typer.Option("--no-passes", help="Change the layout only.")] = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="Of dense weights: bfloat16, float16 or float32.")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")] = False,
     max_shard_size: Annotated[
@@ -144,9 +147,11 @@ def convert(
     limit = None if max_shard_size is None else _bytes(max_shard_size, "--max-shard-size")
     sizes = _sizes(tp)
     try:
-        Wishes(sizes, pad, regroup, bits, not no_passes)
+        Wishes(sizes, pad, regroup, bits, not no_passes, dtype)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
+    if dtype and to != "dense":
+        raise typer.BadParameter("--dtype goes with --to dense")
     with _answering("convert", as_json), _progress(progress) as advance:
         done = qbridge.convert(
             src,
@@ -163,6 +168,7 @@ def convert(
             regroup=regroup,
             bits=bits,
             passes=not no_passes,
+            dtype=dtype,
             jobs=jobs,
             memory=_bytes(memory, "--memory"),
             proof=not no_proof,

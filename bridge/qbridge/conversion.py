@@ -49,6 +49,7 @@ def convert(
     regroup: int | None = None,
     bits: int | None = None,
     passes: bool = True,
+    dtype: str = "",
     jobs: int = 0,
     memory: int = MEMORY,
     proof: bool = True,
@@ -61,13 +62,15 @@ def convert(
     it stopped. Raises QBridgeError.
 
     The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
-    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `jobs` threads (0: one
-    for each core) work in `memory` bytes; `proof` reads back each layer and compares it. ValueError for numbers that
-    mean nothing.
+    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
+    target `dense` alone: float16, bfloat16 or float32, by default config.json's. `jobs` threads (0: one for each
+    core) work in `memory` bytes; `proof` reads back each layer and compares it. ValueError for what means nothing.
     """
     start = time.monotonic()
     wanted = find_target(target)
-    wishes = Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes)
+    wishes = Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes, dtype)
+    if dtype and wanted.formats != ("dense",):
+        raise ValueError("dtype goes with the target dense")
     effort = Effort(jobs, memory, proof)
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:

@@ -11,6 +11,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from qbridge.floats import VALUES, code_of
+
 Array = npt.NDArray[np.generic]
 
 
@@ -75,6 +77,9 @@ _NUMPY: dict[DType, np.dtype[np.generic]] = {
 }
 
 
+_SMALL = {DType.F8_E4M3: "e4m3fn", DType.F8_E5M2: "e5m2", DType.F8_E8M0: "e8m0"}
+
+
 def nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
     """Bytes of a dense tensor, computed in Python integers so that no product can wrap."""
     size = dtype.itemsize
@@ -84,7 +89,10 @@ def nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
 
 
 def to_float64(array: Array, dtype: DType) -> npt.NDArray[np.float64]:
-    """The exact values of a float array, any shape, as float64."""
+    """The exact values of a float array, any shape, as float64; ValueError for an integer dtype."""
+    if dtype in _SMALL:
+        small: npt.NDArray[np.float64] = VALUES[_SMALL[dtype]][array]
+        return small
     if not dtype.is_float:
         raise ValueError(f"{dtype} is not a float dtype")
     wide = (array.astype(np.uint32) << 16).view(np.float32) if dtype is DType.BF16 else array
@@ -102,8 +110,19 @@ def from_float64(values: npt.NDArray[np.float64], dtype: DType) -> Array:
         return values.astype(dtype.numpy)
 
 
+def one(dtype: DType) -> np.generic:
+    """The number 1 in the bits of a float dtype of any width."""
+    if dtype in _SMALL:
+        return np.uint8(code_of(1.0, _SMALL[dtype]))
+    found: np.generic = from_float64(np.ones(1), dtype)[0]
+    return found
+
+
 def is_finite(array: Array, dtype: DType) -> npt.NDArray[np.bool_]:
-    """Which elements of a float array, any shape, are neither NaN nor infinite: their exponent is not all ones."""
+    """Which elements of a float array, any shape, are neither NaN nor infinite."""
+    if dtype in _SMALL:
+        small: npt.NDArray[np.bool_] = np.isfinite(VALUES[_SMALL[dtype]])[array]
+        return small
     exponent = {DType.F16: 0x7C00, DType.BF16: 0x7F80, DType.F32: 0x7F800000, DType.F64: 0x7FF << 52}[dtype]
     bits = array.view(f"<u{dtype.itemsize}")
     found: npt.NDArray[np.bool_] = (bits & bits.dtype.type(exponent)) != exponent
@@ -112,7 +131,11 @@ def is_finite(array: Array, dtype: DType) -> npt.NDArray[np.bool_]:
 
 def survives(before: DType, after: DType) -> bool:
     """Whether every finite value of `before` has an exact value in `after`, so that none need be read."""
+    wide = {DType.F16, DType.BF16, DType.F32, DType.F64}
     wider = {
+        DType.F8_E4M3: {DType.F8_E4M3, *wide},
+        DType.F8_E5M2: {DType.F8_E5M2, *wide},
+        DType.F8_E8M0: {DType.F8_E8M0, DType.BF16, DType.F32, DType.F64},
         DType.F16: {DType.F16, DType.F32, DType.F64},
         DType.BF16: {DType.BF16, DType.F32, DType.F64},
         DType.F32: {DType.F32, DType.F64},

@@ -25,7 +25,7 @@ from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
-BUILTIN = ("auto-round", "awq", "compressed-tensors", "gptq", "marlin", "smooth-quant")
+BUILTIN = ("auto-round", "awq", "compressed-tensors", "dense", "gptq", "marlin", "smooth-quant")
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {

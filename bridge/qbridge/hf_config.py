@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qbridge.dtypes import DType
+
 QUANTIZATION_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config")
 NESTED = ("text_config", "llm_config")
 
 # Two names of one value; whichever is there is written under both.
 _SYNONYMS = (("torch_dtype", "dtype"), ("num_experts", "num_local_experts"))
 COMPUTE_DTYPE = "torch_dtype"  # the name that `meaning` keeps
+_DTYPES = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32, "float": DType.F32, "half": DType.F16}
 # Keys that say nothing about what the model computes.
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *QUANTIZATION_KEYS})
 
@@ -42,6 +45,16 @@ def as_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         return dict(config)
     named = {"torch_dtype": dtype, "dtype": dtype}
     return {**{k: {**v, **named} if _is_nested(k, v) else v for k, v in config.items()}, **named}
+
+
+def compute_dtype(config: Mapping[str, Any], default: DType) -> DType:
+    """The dtype that config.json says a model computes in, or else `default`."""
+    nested = config.get("text_config")
+    for holder in (config, nested if isinstance(nested, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(holder.get(key), str):
+                return _DTYPES.get(str(holder[key]).removeprefix("torch."), default)
+    return default
 
 
 def spell(config: Mapping[str, Any], transformers: tuple[int, ...] = (4, 5)) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """The canonical quantized IR: one meaning, whatever the bytes.
 
-    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]
+    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]  [* or / global_scale]
 
 A `Spec` describes one quantized linear without data, a `Layer` is a spec with arrays, a `Model` holds the specs
-of a checkpoint with everything that is not quantized. Codes are signed two's complement whatever a format stores;
-zeros live in the same signed domain; scales keep the dtype they were stored with.
+of a checkpoint with everything that is not quantized. Integer codes are signed two's complement whatever
+a format stores, zeros live in the same signed domain; float codes are raw bits; scales keep their stored dtype.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from typing import Any, Literal, TypeVar
 from qbridge.dtypes import Array, DType
 from qbridge.layout import Slot
 
-CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1"]
+CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1", "float16", "bfloat16", "float32"]
 Dialect = tuple[tuple[str, str], ...]
 Found = TypeVar("Found")
 
 MAX_SIZE = 2**31 - 1  # of a dim, a group or a block: what engines index with, and products of two fit in 64 bits
 
-CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4}
+GlobalScale = Literal[
+    "multiply", "divide"
+]  # what one more scale of the whole tensor does to the scales of its groups
+GLOBAL_SCALE = DType.F32
+
+DENSE: Mapping[str, DType] = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32}
+CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4, "float16": 16, "bfloat16": 16, "float32": 32}
 
 
 class Granularity(str, Enum):
@@ -52,6 +58,7 @@ class WeightScheme:
     type: CodeType = "int"
     group_size: int | None = None
     block: tuple[int, int] | None = None
+    global_scale: GlobalScale | None = None
 
     def __post_init__(self) -> None:
         """Refuse a scheme that has no meaning (ValueError)."""
@@ -67,9 +74,18 @@ class WeightScheme:
             raise ValueError("weights have no tokens")
         if self.block is not None and len(self.block) != 2:
             raise ValueError("a block has rows and columns")
+        if self.global_scale and self.granularity is not Granularity.GROUP:
+            raise ValueError("a global scale goes with scales per group")
+        if self.type != "int" and not self.symmetric:
+            raise ValueError("float codes have no zero-points")
         sizes = (*(self.block or ()), *(() if self.group_size is None else (self.group_size,)))
         if not all(1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f"group and block sizes are 1 to {MAX_SIZE}")
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the codes are the weights themselves, without a scale (what `dense` writes)."""
+        return self.type in DENSE
 
     def scale_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Shape of scale and zero: [1, 1], [out, 1], [out, groups] or [block rows, block columns]."""
@@ -80,9 +96,11 @@ class WeightScheme:
         return (out_features, -(-in_features // self.group_size) if self.group_size else 1)
 
     def __str__(self) -> str:
+        if self.is_dense:
+            return self.type
         kind = f"int{self.bits}" if self.type == "int" else self.type
         size = self.group_size or ("x".join(map(str, self.block)) if self.block else "")
-        where = f"{self.granularity}{f' {size}' if size else ''}"
+        where = f"{self.granularity}{f' {size}' if size else ''}{' and tensor' if self.global_scale else ''}"
         return f"{kind} {'symmetric' if self.symmetric else 'asymmetric'} per {where}"
 
 
@@ -96,6 +114,7 @@ class ActivationScheme:
     symmetric: bool = True
     type: CodeType = "int"
     group_size: int | None = None
+    global_scale: GlobalScale | None = None
 
     def __post_init__(self) -> None:
         """Refuse a scheme that has no meaning (ValueError)."""
@@ -105,11 +124,19 @@ class ActivationScheme:
             raise ValueError("group_size goes with granularity group, and only with it")
         if self.granularity is Granularity.TOKEN and not self.dynamic:
             raise ValueError("one scale per token is dynamic only")
+        if self.global_scale and not (self.dynamic and self.granularity is Granularity.GROUP):
+            raise ValueError("a stored global scale goes with dynamic scales per group")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a scale of the input is stored: its only one, or the global one of dynamic groups."""
+        return not self.dynamic or self.global_scale is not None
 
     def __str__(self) -> str:
         kind = f"int{self.bits}" if self.type == "int" else self.type
         how = f"{'dynamic' if self.dynamic else 'static'} {'symmetric' if self.symmetric else 'asymmetric'}"
-        return f"{kind} {how} per {self.granularity}{f' {self.group_size}' if self.group_size else ''}"
+        size = f" {self.group_size}" if self.group_size else ""
+        return f"{kind} {how} per {self.granularity}{size}{' and tensor' if self.global_scale else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +161,8 @@ class Spec:
         """Refuse dims and combinations that have no meaning (ValueError)."""
         if not all(1 <= size <= MAX_SIZE for size in (self.out_features, self.in_features)):
             raise ValueError(f"{self.name}: features are 1 to {MAX_SIZE}")
-        static = self.activation is not None and not self.activation.dynamic
-        if static != (self.input_scale_dtype is not None):
+        stored = self.activation is not None and self.activation.is_stored
+        if stored != (self.input_scale_dtype is not None):
             raise ValueError(f"{self.name}: a stored input scale goes with static activations, and only with them")
 
     @property
@@ -173,19 +200,21 @@ class Spec:
 
     def parts(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """Canonical dtype and shape of every array a layer of this spec has."""
-        code = DType.I8 if self.weight.type == "int" else DType.U8
-        found: dict[str, tuple[DType, tuple[int, ...]]] = {
-            "code": (code, (self.out_features, self.in_features)),
-            "scale": (self.scale_dtype, self.scale_shape),
-        }
+        code = DENSE.get(self.weight.type, DType.I8 if self.weight.type == "int" else DType.U8)
+        found: dict[str, tuple[DType, tuple[int, ...]]] = {"code": (code, self.dims)}
+        if not self.weight.is_dense:
+            found["scale"] = (self.scale_dtype, self.scale_shape)
         if not self.weight.symmetric:
             found["zero"] = (DType.I16, self.scale_shape)
+        if self.weight.global_scale:
+            found["global_scale"] = (GLOBAL_SCALE, (1,))
         if self.g_idx:
             found["g_idx"] = (DType.I32, (self.in_features,))
         if self.bias is not None:
             found["bias"] = (self.bias, (self.out_features,))
         if self.input_scale_dtype is not None and self.activation is not None:
-            found["input_scale"] = (self.input_scale_dtype, (1,))
+            part = "input_global_scale" if self.activation.global_scale else "input_scale"
+            found[part] = (self.input_scale_dtype, (1,))
             if not self.activation.symmetric:
                 found["input_zero"] = (DType.I16, (1,))
         return found

@@ -42,6 +42,8 @@ def make_plan(
     and the passes that lead back to it. Unless `thorough`, values are not looked at once something else is refused.
     """
     destination, rules = find(choice.format), rules_of(target, choice, wishes.tp)
+    if wishes.dtype:
+        model = replace(model, config=as_dtype(model.config, wishes.dtype))
     if not wishes.passes:
         rules, recorded = tuple(without_fix(rule) for rule in rules), None
     back_to_a_format = not target.version  # an engine is given today's layout, whatever the original was
@@ -75,7 +77,9 @@ def make_plan(
     outputs = outputs_of(source, result, layers)
     _check_names(outputs, findings)
     config = spell(as_dtype(follow(result.config, result.specs), choice.dtype), target.transformers)
-    config["quantization_config"] = destination.config(result)
+    block = destination.config(result)
+    if block:
+        config["quantization_config"] = block
     return Plan(model, target, destination.NAME, layers, outputs, config)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qbridge.dtypes import Array, to_float64
-from qbridge.ir import Granularity, Layer, Spec
+from qbridge.floats import VALUES
+from qbridge.ir import GLOBAL_SCALE, Granularity, Layer, Spec
 
 
 def group_index(spec: Spec, g_idx: Array | None = None) -> npt.NDArray[np.intp]:
@@ -31,37 +32,46 @@ def code_values(codes: Array, kind: str) -> npt.NDArray[np.float64]:
     """What codes are worth before zero and scale: integers themselves, floats by their bits."""
     if kind == "int":
         return codes.astype(np.float64)
-    values: npt.NDArray[np.float64] = _FLOAT8[kind][codes]
+    values: npt.NDArray[np.float64] = VALUES[kind][codes]
     return values
 
 
-def _float8_table(exponent_bits: int, finite: bool) -> npt.NDArray[np.float64]:
-    """The value of every byte: OCP 8-bit floating point, revision 1.0; `finite` has NaN at 0x7f and no infinity."""
-    mantissa_bits = 7 - exponent_bits
-    bias = 2 ** (exponent_bits - 1) - 1
-    byte = np.arange(256)
-    exponent, mantissa = (byte >> mantissa_bits) & (2**exponent_bits - 1), byte & (2**mantissa_bits - 1)
-    fraction = mantissa / 2.0**mantissa_bits + (exponent > 0)
-    values = fraction * 2.0 ** (np.maximum(exponent, 1) - bias)
-    if finite:
-        values[(byte & 0x7F) == 0x7F] = np.nan
-    else:
-        special = exponent == 2**exponent_bits - 1
-        values[special] = np.where(mantissa[special] == 0, np.inf, np.nan)
-    signed: npt.NDArray[np.float64] = np.where(byte >= 128, -values, values)
-    return signed
-
-
-_FLOAT8 = {"e4m3fn": _float8_table(4, finite=True), "e5m2": _float8_table(5, finite=False)}
-
-
 def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
-    """W [out_features, in_features], exact: an 8-bit code times a float32 has 32 significant bits at most."""
+    """W [out_features, in_features]: exact (a code times its scale, or times two, has 53 significant bits at most).
+
+    A quotient by a global scale is rounded once.
+    """
     spec = layer.spec
     g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
     rows, columns = row_index(spec)[:, None], group_index(spec, g_idx)[None, :]
     codes = code_values(layer.arrays["code"], spec.weight.type)
     if "zero" in layer.arrays:
         codes -= layer.arrays["zero"].astype(np.float64)[rows, columns]
-    scale: npt.NDArray[np.float64] = to_float64(layer.arrays["scale"], spec.scale_dtype)[rows, columns]
-    return codes * scale
+    return _scaled(codes, to_float64(layer.arrays["scale"], spec.scale_dtype)[rows, columns], layer)
+
+
+def code_table(layer: Layer, rows: slice) -> npt.NDArray[np.float64]:
+    """The weight that each code stands for, [rows of the scale, columns of the scale, codes], as `dequantize` has it.
+
+    Integer codes count from the lowest, -2**(bits - 1), float codes by their bits.
+    """
+    scheme = layer.spec.weight
+    codes = np.arange(2**scheme.bits, dtype=np.uint8)
+    if scheme.type == "int":
+        codes = (codes.astype(np.int16) - 2 ** (scheme.bits - 1)).astype(np.int8)
+    values = code_values(codes, scheme.type)[None, None, :]
+    if "zero" in layer.arrays:
+        values = values - layer.arrays["zero"][rows].astype(np.float64)[:, :, None]
+    scale = to_float64(layer.arrays["scale"][rows], layer.spec.scale_dtype)[:, :, None]
+    return _scaled(values, scale, layer)
+
+
+def _scaled(codes: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], layer: Layer) -> npt.NDArray[np.float64]:
+    """Codes times their scale, times or through the global one."""
+    spec = layer.spec
+    with np.errstate(invalid="ignore"):  # an infinite code of scale 0
+        values: npt.NDArray[np.float64] = codes * scale
+    if spec.weight.global_scale is None:
+        return values
+    outer = float(to_float64(layer.arrays["global_scale"], GLOBAL_SCALE)[0])
+    return values * outer if spec.weight.global_scale == "multiply" else values / outer

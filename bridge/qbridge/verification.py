@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,7 @@ def _small_parts(opened: Checkpoint, name: str) -> Layer:
 
 def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
     found = [name for name, values in (("scales", _scales), ("zero-points", _zeros)) if _differ(a, b, values)]
+    found += [part for part in ("global_scale", "input_global_scale") if _outer(a, part) != _outer(b, part)]
     for part in ("bias", "input_zero"):
         if part in a.arrays and a.arrays[part].tobytes() != b.arrays[part].tobytes():
             found.append(part)
@@ -261,6 +263,17 @@ def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
         if not np.array_equal(first, second):
             found.append("input_scale")
     return tuple(found)
+
+
+def _outer(layer: Layer, part: str) -> Fraction | None:
+    """The number that a global scale multiplies by, exactly; None where there is none, or nothing to divide by."""
+    if part not in layer.arrays:
+        return None
+    value = float(to_float64(layer.arrays[part], layer.spec.parts()[part][0])[0])
+    scheme = layer.spec.weight if part == "global_scale" else layer.spec.activation
+    if scheme is None or not np.isfinite(value) or not value:
+        return None
+    return Fraction(value) if scheme.global_scale == "multiply" else 1 / Fraction(value)
 
 
 def _differ(a: Layer, b: Layer, values: Callable[[Layer, slice], Array]) -> bool:

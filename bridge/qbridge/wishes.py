@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from qbridge.ir import Granularity, Spec
+from qbridge.ir import DENSE, Granularity, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
@@ -16,8 +16,9 @@ from qbridge.passes.widen import Widen
 class Wishes:
     """`tp` are the tensor-parallel sizes at which the output shall be legal.
 
-    `pad` allows more features in MLPs, `regroup` is the group size wanted, `bits` the width; without `passes` nothing
-    but a change of layout is done. ValueError for numbers that mean nothing.
+    `pad` allows more features in MLPs, `regroup` is the group size wanted, `bits` the width, `dtype` that of dense
+    weights (float16, bfloat16 or float32; empty: config.json's); without `passes` nothing but a change of layout is
+    done. ValueError for what means nothing.
     """
 
     tp: tuple[int, ...] = (1,)
@@ -25,6 +26,7 @@ class Wishes:
     regroup: int | None = None
     bits: int | None = None
     passes: bool = True
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -34,6 +36,8 @@ class Wishes:
             raise ValueError("a group has 8 weights or more")
         if self.bits not in (None, 4, 8):
             raise ValueError("codes are widened to 4 or 8 bits")
+        if self.dtype and self.dtype not in DENSE:
+            raise ValueError(f"dense weights are {', '.join(DENSE)}")
         if not self.passes and (self.pad or self.regroup or self.bits):
             raise ValueError("no passes are allowed, and some are asked for")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.dtypes import Array, from_float64
+from qbridge.dtypes import Array, one
 from qbridge.exactness import Exactness
 from qbridge.ir import Granularity, Layer, Spec
 from qbridge.values import group_index, row_index
@@ -71,7 +71,7 @@ class Pad:
         if part in ("code", "zero", "bias"):
             found = np.zeros(shape, dtype.numpy)
         elif part == "scale":
-            found = np.full(shape, from_float64(np.ones(1), dtype)[0])
+            found = np.full(shape, one(dtype))
         elif part == "g_idx":
             size = after.weight.group_size or after.in_features
             return np.concatenate([array, np.arange(array.size, self.in_features, dtype=np.int32) // size])

@@ -7,21 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
+from qbridge.hf_config import compute_dtype
 from qbridge.ir import Model
 from qbridge.rules import Problem, ValueRule, Values
-
-_NAMES = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32, "float": DType.F32, "half": DType.F16}
 
 
 def model_dtype(model: Model, default: DType) -> DType:
     """The dtype that an engine computes in when asked for none: config.json's, else its own default."""
-    config = model.config
-    nested = config.get("text_config")
-    for holder in (config, nested if isinstance(nested, dict) else {}):
-        for key in ("dtype", "torch_dtype"):
-            if isinstance(holder.get(key), str):
-                return _NAMES.get(str(holder[key]).removeprefix("torch."), default)
-    return default
+    return compute_dtype(model.config, default)
 
 
 def model_dtype_name(model: Model) -> str:

@@ -1,0 +1,117 @@
+"""Dequantize: the weights themselves instead of codes, each rounded once from its exact value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from qbridge.compiling import Kernel, compiled
+from qbridge.dtypes import Array, DType, from_float64, is_finite
+from qbridge.exactness import Exactness
+from qbridge.ir import DENSE, Granularity, Layer, Spec, WeightScheme
+from qbridge.values import code_table, group_index, row_index
+
+_ENTRIES = 1 << 18  # of the table of values that is held at a time
+
+NAMES = {dtype: name for name, dtype in DENSE.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize:
+    """Weights in `dtype` (F16, BF16 or F32), nearest even; activations are not quantized any more.
+
+    ValueError when applied to a layer with a weight beyond the range of the dtype. It cannot be undone.
+    """
+
+    dtype: DType
+
+    @property
+    def name(self) -> str:
+        """dequantize."""
+        return "dequantize"
+
+    @property
+    def exactness(self) -> Exactness:
+        """The codes are gone."""
+        return Exactness.DEQUANTIZED
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """All that a weight is made of."""
+        return frozenset({"code", "scale", "zero", "g_idx", "global_scale"})
+
+    def needs_values(self, spec: Spec) -> bool:
+        """Only a weight beyond the range is refused, which is seen where it is written."""
+        return False
+
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """A weight needs all its parts."""
+        return parts | self.parts if "code" in parts else parts
+
+    def plan(self, spec: Spec) -> Spec:
+        """The spec of a dense weight."""
+        name = NAMES[self.dtype]
+        weight = WeightScheme(8 * self.dtype.itemsize, Granularity.TENSOR, type=name)  # type: ignore[arg-type]
+        plain = replace(spec, activation=None, input_scale_dtype=None, g_idx=False, dialect=())
+        return replace(plain, weight=weight, scale_dtype=self.dtype)
+
+    def apply(self, layer: Layer) -> Layer:
+        """The layer of weights; ValueError if one of them is beyond the range of the dtype."""
+        arrays = {part: array for part, array in layer.arrays.items() if part == "bias"}
+        if "code" in layer.arrays:
+            arrays["code"] = self._weights(layer)
+        return Layer(self.plan(layer.spec), arrays)
+
+    def _weights(self, layer: Layer) -> Array:
+        spec, codes = layer.spec, layer.arrays["code"]
+        g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
+        rows, columns = row_index(spec), group_index(spec, g_idx)
+        weights, lowest = np.empty(spec.dims, self.dtype.numpy), 0
+        if spec.weight.type == "int":
+            lowest = 2 ** (spec.weight.bits - 1)
+        share = max(1, _ENTRIES // (spec.scale_shape[1] * 2**spec.weight.bits))
+        beyond = 0
+        for first in range(0, spec.scale_shape[0], share):
+            exact = code_table(layer, slice(first, first + share))
+            # a quotient that float64 rounds lies next to no tie of a narrower dtype: 24 bits against its 53
+            table = from_float64(exact, self.dtype)
+            begin, end = np.searchsorted(rows, [first, first + share])
+            words = f"<u{self.dtype.itemsize}"  # numba has no float16
+            out = weights[begin:end].view(words)
+            _gather()(codes[begin:end], rows[begin:end] - first, columns, table.view(words), lowest, out)
+            lost = np.isfinite(exact) & ~is_finite(table, self.dtype)
+            if lost.any():
+                used = lost[
+                    (rows[begin:end] - first)[:, None], columns[None, :], codes[begin:end].astype(np.intp) + lowest
+                ]
+                beyond += int(np.count_nonzero(used))
+        if beyond:
+            raise ValueError(f"{beyond} weights are beyond the range of {NAMES[self.dtype]}")
+        return weights
+
+    def undo(self, layer: Layer, before: Spec) -> Layer:
+        """ValueError: the codes are gone."""
+        raise ValueError("weights that were dequantized have no codes any more")
+
+    def lossy(self) -> None:
+        """It rounds as it is."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name and dtype."""
+        return {"pass": self.name, "dtype": str(self.dtype)}
+
+
+@cache
+def _gather() -> Kernel:
+    """(codes, row of the table of each row, column of each column, table, the lowest code's distance from 0, out)."""
+
+    def kernel(codes, rows, columns, table, lowest, out):  # type: ignore[no-untyped-def]
+        for i in range(codes.shape[0]):
+            values, line, into = table[rows[i]], codes[i], out[i]
+            for j in range(codes.shape[1]):
+                into[j] = values[columns[j], np.intp(line[j]) + lowest]
+
+    return compiled(kernel)

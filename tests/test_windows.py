@@ -40,7 +40,8 @@ def in_windows(monkeypatch):
             yield job
 
     def start():
-        monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 15))
+        monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
+        monkeypatch.setattr("qbridge.jobs._CODES", 1 << 12)
         monkeypatch.setattr("qbridge.sink.jobs_of", watched)
         return seen
 

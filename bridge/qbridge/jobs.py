@@ -26,7 +26,7 @@ from qbridge.windows import EVERYTHING, Window, part_of
 
 _COPY = 32 << 20  # bytes of a copy that are one job
 _PIECE = 1 << 20  # bytes of moved words that are written, and read back, at a time: they stay in a core's cache
-_HELD = 4  # codes that are decoded are held with their words, after passes, and once more to prove them
+_CODES = 1 << 20  # codes that are decoded at a time: they stay in a core's cache
 _COMPARED = 1 << 20  # bytes of a copy that are compared at a time
 
 
@@ -158,51 +158,64 @@ class Encoded:
     @property
     def size(self) -> int:
         """Bytes that it writes."""
-        return nbytes(self.tensor.dtype, self._slot().shape)
+        return nbytes(self.tensor.dtype, self._slot(self.window).shape)
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Decode, apply the passes, encode, write."""
-        if self.layer and self.window != EVERYTHING:
-            with _unfit(self.tensor):
-                layer = self.layer.run(source, frozenset({self.tensor.part}), self.window)
-                stored = encode_part(layer, self.tensor.part, self._slot())
-        else:
-            stored = encoded(source, self.layer, self.tensor)
-        for begin, part in self._segments(np.ascontiguousarray(stored)):
-            write_all(out, part.data, self.offset + begin)
+        for window in self._windows():
+            stored = np.ascontiguousarray(self._encoded(source, window))
+            for begin, part in self._segments(stored, window):
+                write_all(out, part.data, self.offset + begin)
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, decoded, is what the layer has after its passes."""
-        slot = self._slot()
-        stored = np.empty(slot.shape, slot.dtype.numpy)
-        there = all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored))
-        return "" if there and self._holds(source, slot, stored) else self.tensor.name
+        for window in self._windows():
+            slot = self._slot(window)
+            stored = np.empty(slot.shape, slot.dtype.numpy)
+            there = all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored, window))
+            if not (there and self._holds(source, slot, stored, window)):
+                return self.tensor.name
+        return ""
 
-    def _place(self) -> Rectangle | None:
-        """Where the window lies in the written matrix; None if it is all of the tensor."""
-        if self.layer is None or self.window == EVERYTHING:
+    def _windows(self) -> Iterator[Window]:
+        """Of codes, windows that stay in a core's cache."""
+        if self.layer and self.tensor.part == "code":
+            yield from self.layer.windows(_CODES, self.window)
+        else:
+            yield self.window
+
+    def _encoded(self, source: Source, window: Window) -> Array:
+        if self.layer is None or window == EVERYTHING:
+            return encoded(source, self.layer, self.tensor)
+        part = self.tensor.part
+        with _unfit(self.tensor):
+            return encode_part(self.layer.run(source, frozenset({part}), window), part, self._slot(window))
+
+    def _place(self, window: Window) -> Rectangle | None:
+        """Where a window lies in the written matrix; None if it is all of the tensor."""
+        if self.layer is None or window == EVERYTHING:
             return None
         part = self.tensor.part
-        return part_of(self.layer.write[part], part, self.layer.after, self.window)
+        return part_of(self.layer.write[part], part, self.layer.after, window)
 
-    def _slot(self) -> Slot:
+    def _slot(self, window: Window) -> Slot:
         if self.layer is None:
             return Slot(self.tensor.name, self.tensor.dtype, self.tensor.shape)
-        slot, place = self.layer.write[self.tensor.part], self._place()
+        slot, place = self.layer.write[self.tensor.part], self._place(window)
         return replace(slot, shape=(place.rows, place.columns)) if place else slot
 
-    def _segments(self, stored: Array) -> Iterator[tuple[int, Array]]:
+    def _segments(self, stored: Array, window: Window) -> Iterator[tuple[int, Array]]:
         """(offset in the tensor, bytes) of each contiguous stretch of what is stored."""
-        data, done, place = stored.reshape(-1).view(np.uint8), 0, self._place()
+        data, done, place = stored.reshape(-1).view(np.uint8), 0, self._place(window)
         for offset, length in place.segments(stored.itemsize) if place else ((0, data.nbytes),):
             yield offset, data[done : done + length]
             done += length
 
-    def _holds(self, source: Source, slot: Slot, stored: Array) -> bool:
+    def _holds(self, source: Source, slot: Slot, stored: Array, window: Window) -> bool:
         if self.layer is None:
             return _same(stored, source.read(self.tensor.origin))
         part = self.tensor.part
-        layer = self.layer.run(source, frozenset({part}), self.window)
+        layer = self.layer.run(source, frozenset({part}), window)
         if is_fixed(slot.codec) or part not in layer.arrays:
             return _same(stored, encode_part(layer, part, slot))
         dtype, shape = layer.spec.parts()[part]
@@ -242,7 +255,8 @@ def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Jo
         if move:
             yield from (Moved(tensor.name, block, offset) for block in move.blocks(limit))
         elif layer and tensor.part == "code" and not tensor.origin:
-            yield from (Encoded(tensor, layer, offset, window) for window in layer.windows(limit // _HELD))
+            codes = limit * 8 // max(layer.before.weight.bits, layer.after.weight.bits)
+            yield from (Encoded(tensor, layer, offset, window) for window in layer.windows(codes))
         else:
             yield Encoded(tensor, None if tensor.origin else layer, offset)
     yield from _pieces(run)

@@ -65,9 +65,9 @@ class LayerPlan:
             layer = window.step(step, spec).apply(layer)
         return layer
 
-    def windows(self, limit: int) -> Iterator[Window]:
-        """Windows of about `limit` codes each."""
-        return windows(self.stages, (self.read["code"], self.write["code"]), limit)
+    def windows(self, limit: int, within: Window = EVERYTHING) -> Iterator[Window]:
+        """Windows of about `limit` codes each, of everything or of one of them."""
+        return windows(self.stages, (self.read["code"], self.write["code"]), limit, within)
 
     def encoded(self, source: Source, part: str) -> Array:
         """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""

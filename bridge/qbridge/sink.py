@@ -107,6 +107,7 @@ def write_checkpoint(
     QB038 where the source changed meanwhile.
     """
     source.open_files = min(source.open_files, effort.open_files)
+    source.keep = effort.block
     writer = _Writer(stage, source, plan, shards, effort, progress)
     try:
         writer.run()

@@ -22,6 +22,7 @@ SINGLE = "model.safetensors"
 MANIFEST = "qbridge.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
+_SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", *PICKLES)
 
@@ -33,7 +34,7 @@ class Source:
     `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
     order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
     of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard;
-    `open_files` how many shards a thread keeps open.
+    `open_files` how many shards a thread keeps open, `keep` how many bytes of a tensor it may.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Source:
     memory: Mapping[str, Array] = field(default_factory=dict)
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     open_files: int = OPEN_FILES
+    keep: int = 0
     _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
     _own: threading.local = field(default_factory=threading.local)
 
@@ -71,11 +73,33 @@ class Source:
             raise error("QB004", tensor.file.name, (f"{name}: the file ended while it was read",))
 
     def read_rectangle(self, name: str, place: Rectangle, array: Array) -> None:
-        """Fill `array`, C-ordered, with some rows and columns of a stored matrix."""
+        """Fill `array`, C-ordered, with some rows and columns of a stored matrix.
+
+        Of those whose rows would be read in bits and pieces, each thread keeps the last ones, `keep` bytes in all.
+        """
+        size = place.shape[0] * place.shape[1] * array.itemsize
+        if place.rows > 1 and place.columns * array.itemsize < _SHORT and size <= self.keep:
+            whole = self._kept(name, size).view(array.dtype).reshape(place.shape)
+            array[...] = whole[place.top : place.top + place.rows, place.left : place.left + place.columns]
+            return
         data, done = array.reshape(-1).view(np.uint8), 0
         for offset, length in place.segments(array.itemsize):
             self.read_into(name, offset, data[done : done + length])
             done += length
+
+    def _kept(self, name: str, size: int) -> Array:
+        """The bytes of a whole tensor, read by this thread now or lately."""
+        kept: OrderedDict[str, Array] | None = getattr(self._own, "kept", None)
+        if kept is None:
+            kept = self._own.kept = OrderedDict()
+        if name not in kept:
+            while kept and sum(array.nbytes for array in kept.values()) + size > self.keep:
+                kept.popitem(last=False)  # its memory is free before more is taken
+            found = np.empty(size, np.uint8)
+            self.read_into(name, 0, found)
+            kept[name] = found
+        kept.move_to_end(name)
+        return kept[name]
 
     def blocks(self, name: str, size: int) -> Iterator[Array]:
         """The bytes of a tensor in blocks of at most `size`, each valid until the next is asked for."""

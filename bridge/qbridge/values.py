@@ -53,12 +53,13 @@ def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
 def code_table(layer: Layer, rows: slice) -> npt.NDArray[np.float64]:
     """The weight that each code stands for, [rows of the scale, columns of the scale, codes], as `dequantize` has it.
 
-    Integer codes count from the lowest, -2**(bits - 1), float codes by their bits.
+    Codes are in the order of their lowest `bits` bits: of integers 0, 1, ... come first and -1 last.
     """
     scheme = layer.spec.weight
     codes = np.arange(2**scheme.bits, dtype=np.uint8)
     if scheme.type == "int":
-        codes = (codes.astype(np.int16) - 2 ** (scheme.bits - 1)).astype(np.int8)
+        sign = 2 ** (scheme.bits - 1)
+        codes = ((codes ^ sign).astype(np.int16) - sign).astype(np.int8)
     values = code_values(codes, scheme.type)[None, None, :]
     if "zero" in layer.arrays:
         values = values - layer.arrays["zero"][rows].astype(np.float64)[:, :, None]

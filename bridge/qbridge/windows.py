@@ -50,21 +50,24 @@ class Window:
 EVERYTHING = Window(0, None)
 
 
-def windows(stages: Sequence[Spec], slots: Sequence[Slot], limit: int) -> Iterator[Window]:
-    """The windows of a layer with about `limit` codes each; `stages` are its specs, `slots` those of its codes.
+def windows(
+    stages: Sequence[Spec], slots: Sequence[Slot], limit: int, within: Window = EVERYTHING
+) -> Iterator[Window]:
+    """The windows of a layer, or of one of them, with about `limit` codes each.
 
-    One of everything where a slot has no place for a range of output features.
+    `stages` are the layer's specs, `slots` those of its codes; where one of these has no place for a range of output
+    features, there is one window.
     """
     steps = [_step(slot) for slot in slots]
     steps += [spec.weight.block[0] for spec in stages if spec.weight.block]
-    start, end = 0, min(spec.out_features for spec in stages)
+    start, end = within.start, within.end or min(spec.out_features for spec in stages)
     if all(steps):
         step = math.lcm(*steps)
         share = max(1, limit // max(spec.in_features for spec in stages) // step) * step
         while start + share < end:
             yield Window(start, start + share)
             start += share
-    yield Window(start, None)
+    yield Window(start, within.end)
 
 
 def read_layer(source: Source, spec: Spec, slots: Mapping[str, Slot], window: Window) -> Layer:

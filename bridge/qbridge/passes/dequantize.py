@@ -68,10 +68,8 @@ class Dequantize:
     def _weights(self, layer: Layer) -> Array:
         spec, codes = layer.spec, layer.arrays["code"]
         g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
-        rows, columns = row_index(spec), group_index(spec, g_idx)
-        weights, lowest = np.empty(spec.dims, self.dtype.numpy), 0
-        if spec.weight.type == "int":
-            lowest = 2 ** (spec.weight.bits - 1)
+        rows, columns = row_index(spec), group_index(spec, g_idx).astype(np.uint32)
+        weights, words = np.empty(spec.dims, self.dtype.numpy), f"<u{self.dtype.itemsize}"  # numba has no float16
         share = max(1, _ENTRIES // (spec.scale_shape[1] * 2**spec.weight.bits))
         beyond = 0
         for first in range(0, spec.scale_shape[0], share):
@@ -79,15 +77,13 @@ class Dequantize:
             # a quotient that float64 rounds lies next to no tie of a narrower dtype: 24 bits against its 53
             table = from_float64(exact, self.dtype)
             begin, end = np.searchsorted(rows, [first, first + share])
-            words = f"<u{self.dtype.itemsize}"  # numba has no float16
-            out = weights[begin:end].view(words)
-            _gather()(codes[begin:end], rows[begin:end] - first, columns, table.view(words), lowest, out)
+            place = codes[begin:end].view(np.uint8), rows[begin:end] - first, columns
+            _gather()(*place, table.view(words), weights[begin:end].view(words))
             lost = np.isfinite(exact) & ~is_finite(table, self.dtype)
             if lost.any():
-                used = lost[
-                    (rows[begin:end] - first)[:, None], columns[None, :], codes[begin:end].astype(np.intp) + lowest
-                ]
-                beyond += int(np.count_nonzero(used))
+                beyond += int(
+                    np.count_nonzero(lost[place[1][:, None], columns, place[0] & (2**spec.weight.bits - 1)])
+                )
         if beyond:
             raise ValueError(f"{beyond} weights are beyond the range of {NAMES[self.dtype]}")
         return weights
@@ -106,12 +102,13 @@ class Dequantize:
 
 @cache
 def _gather() -> Kernel:
-    """(codes, row of the table of each row, column of each column, table, the lowest code's distance from 0, out)."""
+    """(bytes of codes, table row of each row, table column of each column, table by lowest bits, out)."""
 
-    def kernel(codes, rows, columns, table, lowest, out):  # type: ignore[no-untyped-def]
+    def kernel(codes, rows, columns, table, out):  # type: ignore[no-untyped-def]
+        count = np.uint32(table.shape[2])
         for i in range(codes.shape[0]):
-            values, line, into = table[rows[i]], codes[i], out[i]
+            values, line, into = table[rows[i]].reshape(-1), codes[i], out[i]
             for j in range(codes.shape[1]):
-                into[j] = values[columns[j], np.intp(line[j]) + lowest]
+                into[j] = values[columns[j] * count + (np.uint32(line[j]) & (count - np.uint32(1)))]
 
     return compiled(kernel)

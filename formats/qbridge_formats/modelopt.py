@@ -41,7 +41,6 @@ from qbridge.headers import StoredTensor
 from qbridge.hf_config import without_quantization
 from qbridge.ir import GLOBAL_SCALE, ActivationScheme, Granularity, Kind, Model, Spec, WeightScheme
 from qbridge.layout import PLAIN, Slot, named
-from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales, global_scales
@@ -227,7 +226,8 @@ def _shapes(spec: Spec, leaf: str) -> dict[str, tuple[int, ...]]:
     if spec.weight.granularity is _CHANNEL:
         return {"": (rows,), "column": (rows, 1)}
     if spec.weight.granularity is Granularity.BLOCK:
-        return {"": (rows, columns), "kept dims": (rows, 1, columns, 1)}
+        single = {"one": ()} if rows == columns == 1 else {}
+        return {"": (rows, columns), "kept dims": (rows, 1, columns, 1), **single}
     return {"": (rows, columns)}
 
 
@@ -318,9 +318,9 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
         wanted = replace(wanted, granularity=_CHANNEL)
     if spec.g_idx or (wanted, activation) not in ALGOS.values():
         return Problem((spec.scheme,))
-    exact = _stored_scale(wanted)
-    if exact is not DType.F32 and spec.scale_dtype is not exact:
-        return Problem((f"weights {weight} with scales of {spec.scale_dtype}, those of ModelOpt are {exact}",))
+    stored = _stored_scale(wanted)
+    if spec.scale_dtype is not stored and not (stored is DType.F32 and spec.scale_dtype.is_float):
+        return Problem((f"weights {weight} with scales of {spec.scale_dtype}, those of ModelOpt are {stored}",))
     if spec.in_features % (weight.group_size or 1):
         return Problem((f"weights {weight}: {spec.in_features} input features are no whole groups",))
     if spec.input_scale_dtype not in (None, DType.F32, DType.BF16, DType.F16):
@@ -338,13 +338,10 @@ def _one_scale(spec: Spec, model: Model) -> Problem | None:
 
 
 def _scales(spec: Spec, model: Model) -> Problem | None:
-    if _stored_scale(spec.weight) is not DType.F32 or spec.scale_dtype is DType.F32:
+    stored = _stored_scale(spec.weight)
+    if spec.scale_dtype is stored:
         return None
-    return Problem((f"scales are {spec.scale_dtype}, ModelOpt stores {DType.F32}",))
-
-
-def _float32(spec: Spec, model: Model) -> Pass:
-    return Recast(DType.F32)
+    return Problem((f"scales are {spec.scale_dtype}, ModelOpt stores {stored}",))
 
 
 _KV_NAMES = re.compile(r".*\.(?:k_proj\.k_scale|v_proj\.v_scale)")
@@ -366,6 +363,6 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
     global_scales("ModelOpt", "multiply", _SOURCE),
-    LayerRule("QB301", _scales, _SOURCE, _float32),
+    LayerRule("QB301", _scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
     ModelRule("QB113", _other_kv_scales, _SOURCE, drop_kv_scales),
 )

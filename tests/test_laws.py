@@ -22,7 +22,7 @@ TORCH = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.
 
 
 W8A8 = {"compressed-tensors", "smooth-quant"}
-FLOATS = {"modelopt"}  # test_modelopt.py draws floats
+FLOATS = {"modelopt", "mxfp4"}  # drawn by tests of their own
 WEIGHTS_ONLY = {"auto-round", "awq", "compressed-tensors", "gptq", "marlin"}
 
 

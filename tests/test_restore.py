@@ -88,6 +88,7 @@ NOT_PADDED = {
     "marlin/llama_autogptq_channel",
     "marlin/llama_checkpoint_format",
     "modelopt/llama_fp8_block",
+    "mxfp4/gpt_oss",
 }
 
 

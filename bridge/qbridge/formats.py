@@ -25,7 +25,7 @@ from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
-BUILTIN = ("auto-round", "awq", "compressed-tensors", "gptq", "marlin", "modelopt", "smooth-quant")
+BUILTIN = ("auto-round", "awq", "compressed-tensors", "gptq", "marlin", "modelopt", "mxfp4", "smooth-quant")
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
@@ -40,7 +40,6 @@ KNOWN_METHODS: Mapping[str, str] = {
     "gguf": "GGUF (llama.cpp)",
     "higgs": "HIGGS",
     "hqq": "HQQ",
-    "mxfp4": "MXFP4 (gpt-oss)",
     "paroquant": "ParoQuant (rotated weights)",
     "qqq": "QQQ (W4A8 with scales of two levels)",
     "quanto": "optimum-quanto",

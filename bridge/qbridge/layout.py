@@ -150,7 +150,7 @@ class Padded:
 
 
 @dataclass(frozen=True, slots=True)
-class Interleaved:
+class Shared:
     """Each `count`-th row from row `place` on of a tensor that several layers share, stored through `codec`.
 
     It is only read: no layer alone has all of the tensor.
@@ -242,7 +242,7 @@ class Slot:
     def same_bytes(self, other: Slot) -> bool:
         """Whether the same part stored through the other slot has the same bytes."""
         same_shape = self.shape == other.shape or self.codec == PLAIN
-        alone = not isinstance(self.codec, Interleaved)  # nobody else's rows are in the tensor
+        alone = not isinstance(self.codec, Shared)  # nobody else's rows are in the tensor
         return alone and self.codec == other.codec and self.dtype is other.dtype and same_shape
 
 

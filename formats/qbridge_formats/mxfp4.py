@@ -26,7 +26,7 @@ from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.layout import PLAIN, Codec, Interleaved, Slot
+from qbridge.layout import PLAIN, Codec, Shared, Slot
 from qbridge.rules import LayerRule, Problem, Rule
 from qbridge.source import Source
 from qbridge.topology import dense_linears
@@ -137,7 +137,7 @@ def _layers(source: Source, base: str, dims: tuple[int, int, int]) -> Iterator[t
                         f"{base}_{ending}[{expert}]",
                         dtype,
                         shape,
-                        codec if len(parts) == 1 else Interleaved(codec, place, len(parts)),
+                        Shared(codec, place, len(parts)),
                     )
                     for name, (ending, dtype, shape, codec) in stored.items()
                 },

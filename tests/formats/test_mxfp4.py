@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import qbridge
 from qbridge.dtypes import DType
-from qbridge.layout import NARROWED, Interleaved, Slot
+from qbridge.exactness import Exactness
+from qbridge.layout import NARROWED, Shared, Slot
+from qbridge.plan import LayerPlan
 from qbridge.testing import check_layer
 from qbridge.values import dequantize
 from qbridge_formats import modelopt, mxfp4
@@ -68,7 +70,13 @@ def test_nothing_is_written_in_it(tmp_path):
     with pytest.raises(ValueError, match="read, not written"):
         mxfp4.layout(layer.spec)
     with pytest.raises(ValueError, match="not written"):
-        Interleaved(NARROWED, 0, 2).encode(np.zeros(2), Slot("a", DType.U8, (2,)))
+        Shared(NARROWED, 0, 2).encode(np.zeros(2), Slot("a", DType.U8, (2,)))
+
+
+def test_what_is_not_written_back_is_not_called_reversible():
+    with qbridge.open(FIXTURE / "model") as checkpoint:
+        spec, slots = checkpoint.specs[f"{EXPERTS}.0.down_proj"], checkpoint.model.slots[f"{EXPERTS}.0.down_proj"]
+    assert LayerPlan(spec, spec, (), slots, slots).exactness is Exactness.EQUAL
 
 
 def test_modelopt_has_no_place_for_it():

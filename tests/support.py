@@ -54,6 +54,12 @@ def edit_header(path, fn):
     write_raw(path, json.dumps(header if changed is None else changed).encode(), data[8 + length :])
 
 
+def name_floats(src, layouts):
+    """Call tensors of a single-file checkpoint what the slots of some layouts say: numpy has no float8."""
+    dtypes = {slot.tensor: str(slot.dtype) for slots in layouts for slot in slots.values()}
+    edit_header(src / SINGLE, lambda header: [header[name].update(dtype=dtypes[name]) for name in dtypes] and None)
+
+
 def write_raw(path, header, data=b""):
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 

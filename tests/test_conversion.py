@@ -37,8 +37,8 @@ def assert_same_tensors(a, b):
     first, second = tensors(a), tensors(b)
     assert first.keys() == second.keys()
     for key, value in first.items():
-        assert value.dtype == second[key].dtype, key
-        assert torch.equal(value.view(torch.uint8), second[key].view(torch.uint8)), key
+        assert (value.dtype, value.shape) == (second[key].dtype, second[key].shape), key
+        assert torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (value, second[key]))), key
 
 
 @pytest.mark.parametrize("source", CT, ids=name)

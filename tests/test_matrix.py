@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/matrix.md"
 CASES = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 TARGETS = [target.name for target in qbridge.list_targets()]
+READ_ONLY = {"mxfp4"}
 
 HEAD = """# Every format to every target
 
@@ -97,6 +98,8 @@ def test_every_cell_is_kept(case, tmp_path):
         there, back = tmp_path / f"there{number}", tmp_path / f"back{number}"
         report = qbridge.convert(case / "model", there, target, allow=allow)
         assert qbridge.verify(case / "model", there, allow=allow).same, target
+        if report.source_format in READ_ONLY:
+            continue
         qbridge.convert(there, back, report.source_format, allow=allow)
         if list((case / "model").glob("*.safetensors")):
             assert_same_tensors(case / "model", back)

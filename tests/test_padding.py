@@ -458,6 +458,8 @@ NOT_GROWN = {
     "marlin/llama_autogptq": "QB110",
     "marlin/llama_autogptq_channel": "QB110",
     "marlin/llama_checkpoint_format": "QB110",
+    "modelopt/llama_fp8_block": "QB254",  # scales of blocks
+    "mxfp4/gpt_oss": "QB110",
 }
 DENSE_DOWN = ("compressed_tensors/llama_partial", "compressed_tensors/qwen3_partial")
 

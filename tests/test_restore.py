@@ -87,6 +87,8 @@ NOT_PADDED = {
     "marlin/llama_autogptq",
     "marlin/llama_autogptq_channel",
     "marlin/llama_checkpoint_format",
+    "modelopt/llama_fp8_block",
+    "mxfp4/gpt_oss",
 }
 
 

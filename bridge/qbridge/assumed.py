@@ -73,6 +73,8 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
     if isinstance(groups, dict) and groups:
         first = next(iter(groups.values()))
         block = first.get("weights") or {} if isinstance(first, dict) else {}
+    if block.get("type", "int") != "int":
+        return None  # FP8 and FP4 have more to say than bits and group size
     bits = next((block[key] for key in ("bits", "w_bit", "wbits", "num_bits") if key in block), None)
     size = next((block[key] for key in ("group_size", "q_group_size") if block.get(key) is not None), -1)
     symmetric = block.get("sym", block.get("symmetric", not block.get("zero_point", False)))

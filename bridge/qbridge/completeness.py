@@ -30,7 +30,7 @@ from qbridge.topology import (
 
 _LAYER = re.compile(r"((?:.*\.)?(?:layers|h))\.(\d{1,9})\.(.+)")
 _EXPERT = re.compile(r"((?:.*\.)?experts)\.(\d{1,9})\.(\w+)")
-_PACKED = re.compile(r"(gate_up_proj|down_proj)(_\w+)?")
+_PACKED = re.compile(r"(gate_up_proj|down_proj)(_\w+)?(\[\d+\])?")  # or the slices that mxfp4 reads of them
 _GROUPED = (frozenset({"gate_proj", "up_proj", "down_proj"}), frozenset({"w1", "w2", "w3"}))
 # Buffers that old tools store and no engine reads, and what not every layer has.
 _OPTIONAL = frozenset({"rotary_emb", "indexer"})

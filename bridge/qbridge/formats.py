@@ -25,7 +25,18 @@ from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
-BUILTIN = ("auto-round", "awq", "compressed-tensors", "dense", "gptq", "marlin", "smooth-quant")
+BUILTIN = (
+    "auto-round",
+    "awq",
+    "compressed-tensors",
+    "dense",
+    "fp8",
+    "gptq",
+    "marlin",
+    "modelopt",
+    "mxfp4",
+    "smooth-quant",
+)
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
@@ -40,8 +51,6 @@ KNOWN_METHODS: Mapping[str, str] = {
     "gguf": "GGUF (llama.cpp)",
     "higgs": "HIGGS",
     "hqq": "HQQ",
-    "modelopt": "NVIDIA ModelOpt",
-    "mxfp4": "MXFP4 (gpt-oss)",
     "paroquant": "ParoQuant (rotated weights)",
     "qqq": "QQQ (W4A8 with scales of two levels)",
     "quanto": "optimum-quanto",

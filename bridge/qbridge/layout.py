@@ -150,6 +150,26 @@ class Padded:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """Each `count`-th row from row `place` on of a tensor that several layers share, stored through `codec`.
+
+    It is only read: no layer alone has all of the tensor.
+    """
+
+    codec: Codec
+    place: int
+    count: int
+
+    def encode(self, array: Array, slot: Slot) -> Array:
+        """ValueError."""
+        raise ValueError(f"{slot.tensor}: rows of {self.count} layers in one tensor are not written")
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+        """The canonical array of these rows alone."""
+        return self.codec.decode(np.ascontiguousarray(stored[self.place :: self.count]), dtype, shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Shuffled:
     """The canonical columns as rows, each run of len(order) elements permuted: place i holds element order[i]."""
 
@@ -222,7 +242,8 @@ class Slot:
     def same_bytes(self, other: Slot) -> bool:
         """Whether the same part stored through the other slot has the same bytes."""
         same_shape = self.shape == other.shape or self.codec == PLAIN
-        return self.codec == other.codec and self.dtype is other.dtype and same_shape
+        alone = not isinstance(self.codec, Shared)  # nobody else's rows are in the tensor
+        return alone and self.codec == other.codec and self.dtype is other.dtype and same_shape
 
 
 def named(slots: Mapping[str, Slot], module: str) -> dict[str, Slot]:

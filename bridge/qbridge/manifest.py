@@ -15,10 +15,12 @@ from typing import Any
 
 from qbridge.dtypes import DType
 from qbridge.findings import error
+from qbridge.formats import decode
 from qbridge.headers import MAX_HEADER, load_json
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.invert import Invert, bits_of
 from qbridge.passes.pad import Pad
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
@@ -30,6 +32,7 @@ from qbridge.repairs import Trial
 from qbridge.source import MANIFEST, Source
 
 SCHEMA = 1
+_KEEPING = frozenset({"invert"})  # passes that round, and can be given the bits that there were
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
@@ -68,7 +71,19 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
         },
         "target": {"name": plan.target.name, "format": plan.format},
         "steps": list(steps.values()),
+        "kept": _kept(source, plan),
     }
+
+
+def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
+    """By layer and part, the bits of global scales whose reciprocals are rounded, so that undo gives them back."""
+    found = {}
+    for name, layer in plan.layers.items():
+        if any(isinstance(step, Invert) and step.rounded for step in layer.passes):
+            slots = {part: slot for part, slot in layer.read.items() if part in Invert("divide").parts}
+            stored = {slot.tensor: source.read(slot.tensor) for slot in slots.values()}
+            found[name] = bits_of(decode(layer.before, slots, stored).arrays)
+    return found
 
 
 def _texts(source: Source, names: Collection[str]) -> dict[str, str]:
@@ -154,7 +169,8 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[
             return {}
         for entry in manifest["steps"]:
             for name in entry["layers"]:
-                if name in model.specs and (back := _undo(source, model, name, entry)):
+                kept = manifest.get("kept", {}).get(name, {})
+                if name in model.specs and (back := _undo(source, model, name, entry, kept)):
                     found[name] = back
         resized = {name for entry in manifest["steps"] if "dims" in entry for name in entry["layers"]}
         if not resized <= found.keys():  # an MLP is cropped as a whole or not at all
@@ -164,9 +180,11 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[
     return found
 
 
-def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> tuple[Spec, tuple[Pass, ...]] | None:
-    if any(fields.get("undo") or fields.get("rounded") for fields in entry["passes"]):
-        return None  # neither a conversion back nor a rounding is undone
+def _undo(
+    source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str]
+) -> tuple[Spec, tuple[Pass, ...]] | None:
+    if any(_is_final(fields) for fields in entry["passes"]):
+        return None
     spec = model.specs[name]
     was, now = entry.get("dims", [spec.dims, spec.dims])
     before = revive(name, was[0], was[1], entry["before"])
@@ -175,7 +193,7 @@ def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> 
         return None
     walked, back = before, list[Pass]()
     for fields in entry["passes"]:
-        step = _step(fields)
+        step = _step(fields, kept)
         back.insert(0, Undo(step, walked))
         walked = step.plan(walked)
     if replace(walked, dialect=()) != replace(after, dialect=()):
@@ -184,8 +202,14 @@ def _undo(source: Source, model: Model, name: str, entry: Mapping[str, Any]) -> 
     return None if edited else (before, tuple(back))
 
 
-def _step(fields: Mapping[str, Any]) -> Pass:
+def _is_final(fields: Mapping[str, Any]) -> bool:
+    """Whether a pass is not undone: a conversion back, or a rounding whose bits were not kept."""
+    return bool(fields.get("undo") or (fields.get("rounded") and fields["pass"] not in _KEEPING))
+
+
+def _step(fields: Mapping[str, Any], kept: Mapping[str, str]) -> Pass:
     makers: dict[str, Callable[[], Pass]] = {
+        "invert": lambda: Invert(fields["to"], bool(fields.get("rounded")), tuple(kept.items())),
         "pad": lambda: Pad(fields["out_features"], fields["in_features"]),
         "recast": lambda: Recast(DType(fields["dtype"])),
         "broadcast": Broadcast,

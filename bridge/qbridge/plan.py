@@ -14,7 +14,7 @@ from qbridge.dtypes import Array, DType
 from qbridge.exactness import Exactness, weakest
 from qbridge.formats import encode_part, needed
 from qbridge.ir import Layer, Model, Spec
-from qbridge.layout import Slot
+from qbridge.layout import Shared, Slot
 from qbridge.passes import Pass
 from qbridge.passes.pad import Pad
 from qbridge.source import Source
@@ -34,8 +34,9 @@ class LayerPlan:
 
     @property
     def exactness(self) -> Exactness:
-        """The weakest promise of its passes."""
-        return weakest(*(p.exactness for p in self.passes))
+        """The weakest promise of its passes; what is read out of shared tensors is not written back into them."""
+        shared = any(isinstance(slot.codec, Shared) for slot in self.read.values())
+        return weakest(*(p.exactness for p in self.passes), *([Exactness.EQUAL] if shared else []))
 
     @property
     def touched(self) -> frozenset[str]:

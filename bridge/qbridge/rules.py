@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from qbridge.dtypes import Array, DType
-from qbridge.ir import Granularity, Model, Spec
+from qbridge.ir import GlobalScale, Granularity, Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.invert import Invert
 from qbridge.passes.recast import Recast
 from qbridge.topology import is_kv_scale
 
@@ -117,6 +118,19 @@ def scales_per_row(tool: str, source: str) -> LayerRule:
         return Problem((f"weights {spec.weight}: {tool} has scales per channel or group",))
 
     return LayerRule("QB110", check, source, lambda spec, model: Broadcast())
+
+
+def global_scales(tool: str, does: GlobalScale, source: str) -> LayerRule:
+    """Global scales must multiply, or must divide (QB305): any others are inverted."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        found = {spec.weight.global_scale, spec.activation.global_scale if spec.activation else None} - {None}
+        if found <= {does}:
+            return None
+        other = "divide" if does == "multiply" else "multiply"
+        return Problem((f"its global scales {other}, those of {tool} {does}",))
+
+    return LayerRule("QB305", check, source, lambda spec, model: Invert(does))
 
 
 def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> ValueRule:

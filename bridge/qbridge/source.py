@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qbridge.blocks import Rectangle
-from qbridge.dtypes import Array
+from qbridge.dtypes import Array, nbytes
 from qbridge.findings import Findings, error
 from qbridge.headers import HeaderError, StoredTensor, load_json, read_header
 
@@ -62,6 +62,26 @@ class Source:
         if tensor.end - tensor.begin > SMALL:
             raise error("QB028", name, (f"{tensor.end - tensor.begin} bytes",))
         return self.read(name)
+
+    def split(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Have the slices of some tensors' first axes in their place: name[0], name[1] ..., each of the given shape.
+
+        ValueError for a shape that does not have as many elements as a slice.
+        """
+        kept = {name: tensor for name, tensor in self.tensors.items() if name not in shapes}
+        bytes_of = dict(self.memory)
+        for name, shape in shapes.items():
+            whole, size = self.tensors[name], nbytes(self.tensors[name].dtype, shape)
+            if size * whole.shape[0] != whole.end - whole.begin:
+                raise ValueError(f"{name}: {list(whole.shape)} is not {whole.shape[0]} times {list(shape)}")
+            for number in range(whole.shape[0]):
+                begin, own = number * size, f"{name}[{number}]"
+                kept[own] = StoredTensor(
+                    own, whole.file, whole.dtype, shape, whole.begin + begin, whole.begin + begin + size
+                )
+                if name in self.memory:
+                    bytes_of[own] = self.memory[name][begin : begin + size]
+        self.tensors, self.memory = kept, bytes_of
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
         """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""

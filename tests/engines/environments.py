@@ -38,6 +38,7 @@ SMOKE_TESTS = {
     "llm-compressor-0.8.1": "import compressed_tensors, llmcompressor, transformers",
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
+    "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)

@@ -44,6 +44,17 @@ ENTRIES = (
         "qbridge.manifest",
     ),
     Code(
+        "QB305",
+        "a global scale has no exact reciprocal",
+        "The destination divides by the global scale that the source multiplies by, or the other way round.",
+        "The reciprocal of a float32 is a float32 only where it is a power of two; any other moves every weight.",
+        "ModelOpt's weight_scale_2 of NVFP4 into compressed-tensors' weight_global_scale",
+        "Choose a target that keeps the source's format, or accept the nearest reciprocal of each; qbridge.json "
+        "keeps the bits that there were, and `qbridge restore` gives them back.",
+        "IEEE 754; compressed-tensors 0.20.0, entrypoints/convert/converters/modelopt_nvfp4.py",
+        allow="rounded",
+    ),
+    Code(
         "QB310",
         "what was asked for cannot be done exactly",
         "A pass that an option asks for does not apply to the values of a layer.",

@@ -1,0 +1,198 @@
+"""What ModelOpt's two configs say: config.json's quantization_config and hf_quant_config.json, either or both.
+
+hf_quant_config.json                        quantization_config
+quantization.quant_algo                     quant_algo
+quantization.exclude_modules                ignore
+quantization.kv_cache_quant_algo ("FP8")    kv_cache_scheme {"num_bits": 8, "type": "float", "dynamic": false}
+quantization.quantized_layers               quantized_layers, MIXED_PRECISION only
+quantization.group_size                     config_groups.*.weights.group_size
+
+Sources: nvidia-modelopt 0.47.0, torch/export/quant_utils.py (get_quant_config, process_layer_quant_config) and
+convert_hf_config.py; vllm 0.33.0, model_executor/layers/quantization/modelopt.py, which also reads the first form
+from within config.json.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from qbridge.findings import Findings
+from qbridge.headers import load_json
+from qbridge.patterns import matches
+from qbridge.source import Source
+
+SIDE_FILE = "hf_quant_config.json"
+METHODS = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"})
+MIXED = "MIXED_PRECISION"
+KV_FP8: Mapping[str, Any] = {"num_bits": 8, "type": "float", "dynamic": False}
+
+_MOST_PARTS = 32  # of a module's name
+_ALIASES = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}  # vLLM's table has it for the same layout
+_BLOCK_KEYS = frozenset(
+    {"quant_method", "quant_algo", "config_groups", "ignore", "kv_cache_scheme", "quantized_layers", "producer"}
+    | {"quantization", "group_size"}
+)
+_INNER_KEYS = frozenset(
+    {"quant_algo", "kv_cache_quant_algo", "group_size", "exclude_modules", "quantized_layers"}
+    | {"has_zero_point", "pre_quant_scale"}
+)
+
+
+class _Malformed(ValueError):
+    """A key has a value that means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One config as checked data: `layers` gives the algorithm by module where they are mixed."""
+
+    algo: str
+    kv_cache: bool
+    exclude: frozenset[str]
+    layers: Mapping[str, str]
+    group_size: int | None
+
+
+def block_of(source: Source) -> Mapping[str, Any] | None:
+    """config.json's block, if it is ModelOpt's."""
+    block = source.config.get("quantization_config")
+    if not isinstance(block, dict) or str(block.get("quant_method", "")).lower() not in METHODS:
+        return None
+    return block
+
+
+def side_file(source: Source) -> Mapping[str, Any] | None:
+    """hf_quant_config.json, if there is one that is ModelOpt's."""
+    if not (source.path / SIDE_FILE).is_file():
+        return None
+    try:
+        value = load_json(source.path / SIDE_FILE)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("quantization"), dict) else None
+
+
+def said_by(source: Source, findings: Findings) -> Said | None:
+    """What the configs say; None with findings (QB013, QB102) where that is nothing, or two different things."""
+    found: dict[str, Said] = {}
+    block, side = block_of(source), side_file(source)
+    inner = block.get("quantization") if block else None
+    forms: dict[str, tuple[Mapping[str, Any] | None, bool]] = {
+        "quantization_config": (inner or block, inner is not None),
+        SIDE_FILE: (side["quantization"] if side else None, True),
+    }
+    for place, (raw, nested) in forms.items():
+        if raw is None:
+            continue
+        if not isinstance(raw, dict):
+            findings.add("QB013", place, ("quantization is not an object",))
+            continue
+        unknown = sorted(raw.keys() - (_INNER_KEYS if nested else _BLOCK_KEYS))
+        if unknown:
+            findings.add("QB103", [f"{place}.{key}" for key in unknown])
+        for key in ("has_zero_point", "pre_quant_scale"):
+            if raw.get(key):
+                findings.add("QB102", f"{place}.{key}")
+        try:
+            found[place] = _inner(raw) if nested else _block(raw)
+        except _Malformed as fault:
+            findings.add("QB013", place, (str(fault),))
+    return _agreed(found, findings)
+
+
+def _agreed(found: Mapping[str, Said], findings: Findings) -> Said | None:
+    """The one thing that all of them say."""
+    if not found:
+        return None
+    first, last = next(iter(found.values())), list(found.values())[-1]
+    for key in (field.name for field in fields(Said)):
+        values = getattr(first, key), getattr(last, key)
+        if values[0] != values[1] and None not in values:
+            findings.add("QB013", f"{SIDE_FILE}: {key}", (f"{_short(values[1])}, config.json: {_short(values[0])}",))
+    return first if first.group_size is not None else last
+
+
+def _short(value: Any) -> str:
+    text = str(sorted(value) if isinstance(value, frozenset) else value)
+    return text if len(text) < 100 else f"{text[:100]} ..."
+
+
+def _inner(raw: Mapping[str, Any]) -> Said:
+    """quantization of hf_quant_config.json."""
+    kv = raw.get("kv_cache_quant_algo")
+    if kv is not None and str(kv).upper() != "FP8":
+        raise _Malformed(f"kv_cache_quant_algo is {kv!r}, of which only FP8 is read")
+    size = _size("group_size", raw.get("group_size"))
+    return Said(_algo(raw), kv is not None, _names("exclude_modules", raw), _layers(raw), size)
+
+
+def _block(raw: Mapping[str, Any]) -> Said:
+    """quantization_config of config.json."""
+    kv = raw.get("kv_cache_scheme")
+    if kv is not None and not (isinstance(kv, dict) and kv.items() >= KV_FP8.items()):
+        raise _Malformed(f"kv_cache_scheme is {kv!r}, of which only static FP8 is read")
+    groups = raw.get("config_groups") or {}
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise _Malformed("config_groups is not an object of objects")
+    algo, size = _algo(raw), _size("group_size", raw.get("group_size"))
+    for group in groups.values():
+        weights = group.get("weights")
+        size = size or _size("weights.group_size", weights.get("group_size") if isinstance(weights, dict) else None)
+    if algo == "NVFP4" and groups and all(group.get("input_activations") is None for group in groups.values()):
+        algo = "W4A16_NVFP4"  # as vLLM reads it
+    return Said(algo, kv is not None, _names("ignore", raw), _layers(raw), size if algo != MIXED else None)
+
+
+def _algo(raw: Mapping[str, Any]) -> str:
+    algo = raw.get("quant_algo")
+    if not isinstance(algo, str):
+        raise _Malformed(f"quant_algo is {algo!r}")
+    return _ALIASES.get(algo.upper(), algo.upper())
+
+
+def _size(key: str, value: Any) -> int | None:
+    if value is None or value == 0:  # 0 is how ModelOpt says that there are no groups
+        return None
+    if type(value) is not int or value < 1:
+        raise _Malformed(f"{key} is {value!r}")
+    return value
+
+
+def _names(key: str, raw: Mapping[str, Any]) -> frozenset[str]:
+    names = raw.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _Malformed(f"{key} is not a list of strings")
+    return frozenset(names)
+
+
+def _layers(raw: Mapping[str, Any]) -> dict[str, str]:
+    layers = raw.get("quantized_layers") or {}
+    if not isinstance(layers, dict) or not all(isinstance(entry, dict) for entry in layers.values()):
+        raise _Malformed("quantized_layers is not an object of objects")
+    return {name: _algo(entry) for name, entry in layers.items()}
+
+
+class Excluded:
+    """Which modules are not quantized: wildcards, or plain names, which old exports mean as parts of names too."""
+
+    def __init__(self, entries: Iterable[str], modules: Iterable[str]) -> None:
+        """Match every wildcard against the modules at once."""
+        entries, modules = list(entries), list(modules)
+        self._plain = frozenset(entry for entry in entries if not any(sign in entry for sign in "*?["))
+        globs = [fnmatch.translate(entry) for entry in entries if entry not in self._plain]
+        found = matches(globs, modules, whole=True)
+        self._names = self._plain.union(*(found.of(glob) for glob in globs))
+
+    def __contains__(self, module: str) -> bool:
+        """Whether an entry is the module's name, or matches it."""
+        return module in self._names
+
+    def loosely(self, module: str) -> bool:
+        """Whether an entry is also some neighbouring parts of the module's name, as vLLM reads it."""
+        parts = module.split(".")
+        edges = range(len(parts) + 1) if len(parts) <= _MOST_PARTS else ()
+        runs = (".".join(parts[first:last]) for first in edges for last in edges[first + 1 :])
+        return module in self or not self._plain.isdisjoint(runs)

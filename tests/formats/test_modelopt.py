@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import goldens
+import qbridge
+from qbridge import formats
+from qbridge.dtypes import DType
+from qbridge.findings import Findings
+from qbridge.ir import CODE_BITS, ActivationScheme, Granularity, Layer, Spec, WeightScheme, identical
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.invert import Invert
+from qbridge.testing import check_layer, made_legal, write_model
+from qbridge.values import dequantize
+from qbridge_formats import modelopt
+from support import ROOT, codes, copy_fixture, edit_json, edit_quantization, name_floats, only_neighbours
+from test_conversion import assert_same_tensors, config, tensors
+
+DOWN = "model.layers.0.mlp.down_proj"
+CASES = goldens.cases("modelopt")
+SCALES = {"FP8": DType.F32, "MXFP8": DType.F8_E8M0, "NVFP4": DType.F8_E4M3, "W4A16_NVFP4": DType.F8_E4M3}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_are_those_of_modelopt(case):
+    goldens.check("modelopt", case)
+
+
+def spec(algo, name=DOWN, rows=8, columns=64, **other):
+    weight, activation = modelopt.ALGOS[algo]
+    stored = activation is not None and activation.is_stored
+    return Spec(
+        name,
+        rows,
+        columns,
+        weight,
+        SCALES.get(algo, DType.F32),
+        activation=activation,
+        input_scale_dtype=DType.F32 if stored else None,
+        **other,
+    )
+
+
+def layer(kind, seed=0):
+    """Random finite codes and scales of any float scheme."""
+    random, arrays = np.random.default_rng(seed), {}
+    for part, (dtype, shape) in kind.parts().items():
+        if part == "code":
+            bits = random.integers(0, 2**kind.weight.bits, shape).astype(np.uint8)
+            arrays[part] = np.where(bits & 0x7F == 0x7F, 0, bits) if kind.weight.type == "e4m3fn" else bits
+        elif dtype in (DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0):
+            arrays[part] = random.integers(100, 120, shape).astype(np.uint8)
+        else:
+            values = random.integers(100, 200, shape) * 2.0**-12
+            bf16 = (values.astype(np.float32).view("<u4") >> 16).astype("<u2")
+            arrays[part] = bf16 if dtype is DType.BF16 else values.astype(dtype.numpy)
+        arrays[part] = arrays[part].astype(dtype.numpy)
+    return Layer(kind, arrays)
+
+
+@pytest.mark.parametrize("algo", modelopt.ALGOS)
+@pytest.mark.parametrize("bias", [None, DType.BF16])
+@pytest.mark.parametrize(("rows", "columns"), [(8, 64), (5, 96), (130, 160), (256, 384), (1, 32)])
+def test_every_algorithm_obeys_the_laws_of_layers(algo, bias, rows, columns):
+    assert check_layer(modelopt, layer(spec(algo, rows=rows, columns=columns, bias=bias)))
+
+
+def written(folder, *layers):
+    model = write_model(folder, modelopt, layers, {"lm_head.weight": np.ones((4, 4), np.float16)})
+    name_floats(folder, map(modelopt.layout, model.specs.values()))
+    return folder
+
+
+@pytest.mark.parametrize("first", modelopt.ALGOS)
+@pytest.mark.parametrize("second", modelopt.ALGOS)
+def test_what_is_written_is_read_back_alone_or_mixed(first, second, tmp_path):
+    layers = [layer(spec(algo, f"model.layers.{n}.mlp.up_proj"), n) for n, algo in enumerate((first, second))]
+    block = config(written(tmp_path / "model", *layers))["quantization_config"]
+    assert block["quant_algo"] == (first if first == second else "MIXED_PRECISION")
+    with qbridge.open(tmp_path / "model") as checkpoint:
+        assert checkpoint.format == "modelopt" and not list(checkpoint.findings)
+        assert all(identical(checkpoint.layer(found.spec.name), found) for found in layers)
+
+
+KINDS = st.sampled_from(["e4m3fn", "e5m2", "e2m1"])
+GLOBAL = st.sampled_from([None, "multiply", "divide"])
+DTYPES = st.sampled_from([DType.F16, DType.BF16, DType.F32, DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0])
+
+
+@st.composite
+def float_specs(draw):
+    """Any scheme of floats that the IR has."""
+    kind, granularity = draw(KINDS), draw(st.sampled_from([*Granularity][:4]))
+    grouped = granularity is Granularity.GROUP
+    weight = WeightScheme(
+        CODE_BITS[kind],
+        granularity,
+        type=kind,
+        group_size=draw(st.sampled_from([16, 32])) if grouped else None,
+        block=draw(st.sampled_from([(128, 128), (8, 8)])) if granularity is Granularity.BLOCK else None,
+        global_scale=draw(GLOBAL) if grouped else None,
+    )
+    activation = draw(st.sampled_from([None, *(acts for _, acts in modelopt.ALGOS.values() if acts)]))
+    if activation and activation.global_scale:
+        activation = replace(activation, global_scale=draw(st.sampled_from(["multiply", "divide"])))
+    stored = activation is not None and activation.is_stored
+    return Spec(
+        DOWN,
+        draw(st.integers(1, 20)),
+        draw(st.sampled_from([16, 32, 33, 64, 70])),
+        weight,
+        draw(DTYPES),
+        activation=activation,
+        input_scale_dtype=draw(st.sampled_from([DType.F16, DType.F32])) if stored else None,
+        bias=draw(st.sampled_from([None, DType.F16])),
+    )
+
+
+@given(float_specs(), st.integers(0, 1000))
+def test_any_scheme_of_floats_is_held_or_refused(kind, seed):
+    check_layer(modelopt, layer(kind, seed))
+
+
+@pytest.mark.parametrize("algo", ["NVFP4", "W4A16_NVFP4"])
+def test_global_scales_that_divide_are_inverted(algo):
+    start = layer(Invert("divide").plan(spec(algo)))
+    assert made_legal(modelopt, start) is None
+    outer = {part: np.array([0.25], np.float32) for part in start.arrays if part.endswith("global_scale")}
+    start = Layer(start.spec, {**start.arrays, **outer})
+    found, passes = made_legal(modelopt, start)
+    assert passes == (Invert("multiply"),) and found.spec == spec(algo)
+    assert dequantize(found).tobytes() == dequantize(start).tobytes()
+
+
+def test_one_scale_for_a_tensor_with_inputs_per_token_is_repeated_per_channel():
+    kind = spec("FP8_PER_CHANNEL_PER_TOKEN")
+    kind = replace(kind, weight=replace(kind.weight, granularity=Granularity.TENSOR))
+    found, passes = made_legal(modelopt, layer(kind))
+    assert passes == (Broadcast(),) and modelopt.algo_of(found.spec) == "FP8_PER_CHANNEL_PER_TOKEN"
+
+
+# fixtures
+
+
+def fixture(case):
+    return ROOT / "fixtures/modelopt" / case / "model"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_to_itself_and_restored(case, tmp_path):
+    report = qbridge.convert(fixture(case), tmp_path / "there", "modelopt")
+    assert report.exactness == {"reversible": report.layers}
+    assert qbridge.verify(fixture(case), tmp_path / "there").identical == report.layers
+    if case != "llama_fp8_block":  # today's shapes of scales
+        assert_same_tensors(fixture(case), tmp_path / "there")
+    assert not (tmp_path / "there/hf_quant_config.json").exists()
+    qbridge.restore(tmp_path / "there", tmp_path / "back")
+    assert_same_tensors(fixture(case), tmp_path / "back")
+    for name in ("config.json", "hf_quant_config.json"):
+        assert json.loads((tmp_path / "back" / name).read_text()) == json.loads((fixture(case) / name).read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_either_of_the_two_configs_is_enough(case, tmp_path):
+    src = copy_fixture(tmp_path, f"modelopt/{case}")
+    edit_json(src / "config.json", lambda value: value.pop("quantization_config") and None)
+    only = copy_fixture(tmp_path / "other", f"modelopt/{case}")
+    (only / "hf_quant_config.json").unlink()
+    for folder in (src, only):
+        checked = qbridge.verify(fixture(case), folder)
+        assert checked.same and not checked.equal and not checked.findings
+
+
+def test_fp8_per_channel_goes_to_lmdeploy_and_back(tmp_path):
+    source = fixture("llama_fp8_channel")
+    report = qbridge.convert(source, tmp_path / "there", "smooth-quant")
+    assert report.exactness == {"reversible": report.layers}
+    qbridge.convert(tmp_path / "there", tmp_path / "back", "modelopt")
+    assert_same_tensors(source, tmp_path / "back")
+
+
+def read(src):
+    """Findings of reading a checkpoint."""
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, src.parent / "dst", "modelopt")
+    only_neighbours(src.parent, src.name)
+    return refused
+
+
+@pytest.mark.parametrize("algo", ["W4A16_AWQ", "W4A8_AWQ", "W8A8_SQ_PER_CHANNEL", "NVFP4_AWQ", "NVFP4_SVD", "MXFP4"])
+def test_other_algorithms_are_named(algo, tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_nvfp4")
+    (src / "hf_quant_config.json").unlink()
+    edit_quantization(src, lambda block: block.update(quant_algo=algo))
+    refused = read(src)
+    assert codes(refused) == {"QB101"} and algo in str(refused.value)
+
+
+def test_configs_that_contradict_each_other_are_refused(tmp_path):
+    for key, value in (
+        ("quant_algo", "W4A16_NVFP4"),
+        ("exclude_modules", ["nothing"]),
+        ("kv_cache_quant_algo", "FP8"),
+        ("group_size", 32),
+    ):
+        src = copy_fixture(tmp_path / key, "modelopt/llama_nvfp4")
+        edit_json(src / "hf_quant_config.json", lambda v, k=key, x=value: v["quantization"].update({k: x}))
+        assert codes(read(src)) == {"QB013"}, key
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("quant_algo", None),
+        ("quant_algo", 3),
+        ("ignore", "lm_head"),
+        ("ignore", [3]),
+        ("kv_cache_scheme", "NVFP4"),
+        ("kv_cache_scheme", {"num_bits": 4}),
+        ("config_groups", [1]),
+        ("config_groups", {"a": []}),
+        ("quantized_layers", [1]),
+        ("quantized_layers", {"a": 1}),
+        ("group_size", "16"),
+        ("group_size", -1),
+        ("quantization", [1]),
+        ("quantization", {"quant_algo": None}),
+    ],
+)
+def test_malformed_configs_are_refused(key, value, tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_nvfp4")
+    (src / "hf_quant_config.json").unlink()
+    edit_quantization(src, lambda block: block.update({key: value}))
+    assert codes(read(src)) == {"QB013"}
+
+
+def edited(src, fn):
+    stored = load_file(src / "model.safetensors")
+    fn(stored)
+    save_file(stored, src / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_smoothing_of_the_inputs_is_refused(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_nvfp4")
+    edited(src, lambda stored: stored.update({f"{DOWN}.pre_quant_scale": stored["model.norm.weight"].clone()}))
+    refused = read(src)
+    assert codes(refused) == {"QB102"} and "pre_quant_scale" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "case"),
+    [
+        ("weight_scale", "llama_fp8"),
+        ("input_scale", "llama_fp8"),
+        ("weight_scale_2", "llama_nvfp4"),
+        ("input_scale", "llama_nvfp4"),
+    ],
+)
+def test_missing_scales_are_named(leaf, case, tmp_path):
+    src = copy_fixture(tmp_path, f"modelopt/{case}")
+    edited(src, lambda stored: stored.pop(f"{DOWN}.{leaf}"))
+    assert codes(read(src)) == {"QB015"}
+
+
+def test_a_layer_that_is_neither_quantized_nor_excluded_is_refused(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+
+    def dense(stored):
+        stored[f"{DOWN}.weight"] = stored[f"{DOWN}.weight"].bfloat16()
+        for leaf in ("weight_scale", "input_scale"):
+            del stored[f"{DOWN}.{leaf}"]
+
+    edited(src, dense)
+    assert codes(read(src)) == {"QB015"}
+    for entry in (DOWN, "model.layers.0.mlp.d*", "*down*", "down_proj"):
+        src_ = copy_fixture(tmp_path / entry.replace("*", "_"), "modelopt/llama_fp8")
+        edited(src_, dense)
+        (src_ / "hf_quant_config.json").unlink()
+        edit_quantization(src_, lambda block, e=entry: block["ignore"].append(e))
+        report = qbridge.convert(src_, src_.parent / "out", "modelopt")
+        assert report.layers == 6
+        assert DOWN in config(src_.parent / "out")["quantization_config"]["ignore"]
+
+
+def test_a_layer_that_is_excluded_and_quantized_is_refused(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    (src / "hf_quant_config.json").unlink()
+    edit_quantization(src, lambda block: block["ignore"].append("*.down_proj"))
+    assert codes(read(src)) == {"QB019"}
+
+
+def test_wildcards_that_are_made_to_hang_are_stopped_or_answered(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    (src / "hf_quant_config.json").unlink()
+    edit_quantization(src, lambda block: block["ignore"].append("*a" * 2000 + "b"))
+    try:
+        qbridge.convert(src, tmp_path / "out", "modelopt")
+    except qbridge.QBridgeError as fault:
+        assert {f.code for f in fault.findings} == {"QB027"}
+
+
+def test_unknown_keys_are_named_and_other_mathematics_refused(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    (src / "hf_quant_config.json").unlink()
+    edit_quantization(src, lambda block: block.update(my_key=1))
+    report = qbridge.convert(src, tmp_path / "out", "modelopt", dry_run=True)
+    assert {f.code for f in report.findings} == {"QB103"}
+    other = copy_fixture(tmp_path / "other", "modelopt/llama_nvfp4")
+    edit_json(other / "hf_quant_config.json", lambda value: value["quantization"].update(pre_quant_scale=True))
+    assert codes(read(other)) == {"QB102"}
+
+
+def test_a_mixed_layer_that_is_not_listed_is_refused(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_mixed")
+    (src / "hf_quant_config.json").unlink()
+    edit_quantization(src, lambda block: block["quantized_layers"].pop(DOWN) and None)
+    assert codes(read(src)) == {"QB013"}
+    edit_quantization(src, lambda block: block["quantized_layers"].clear())
+    assert codes(read(src)) == {"QB013"}
+
+
+def test_kv_scales_are_kept_in_itself_and_refused_where_they_have_no_place(tmp_path):
+    source = fixture("llama_fp8_kv")
+    qbridge.convert(source, tmp_path / "there", "modelopt")
+    found = [name for name in tensors(tmp_path / "there") if name.endswith(("k_proj.k_scale", "v_proj.v_scale"))]
+    assert len(found) == 2
+    scheme = config(tmp_path / "there")["quantization_config"]["kv_cache_scheme"]
+    assert scheme == {"dynamic": False, "num_bits": 8, "type": "float"}
+    with qbridge.open(source) as checkpoint:
+        model = checkpoint.model
+    (rule,) = [rule for rule in modelopt.RULES if rule.code == "QB113"]
+    assert not list(rule.check(model)) and list(rule.check(replace(model, kv_cache={"num_bits": 8, "type": "int"})))
+    names = {name.replace("k_proj.k_scale", "k_scale"): info for name, info in model.tensors.items()}
+    (problem,) = rule.check(replace(model, tensors=names))
+    assert problem.where == ("model.layers.0.self_attn.k_scale",)
+
+
+def test_it_is_not_taken_for_another_format(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    edit_quantization(src, lambda block: block.update(quant_method="fp8"))
+    with qbridge.open(fixture("llama_fp8")) as checkpoint:
+        assert formats.load("modelopt").sniff(checkpoint.source).score == 2
+    assert isinstance(Findings(), Findings)
+    with pytest.raises(qbridge.QBridgeError):
+        qbridge.open(src)
+
+
+def test_activations_of_the_table_are_what_vllm_resolves():
+    nv = ActivationScheme(4, Granularity.GROUP, True, type="e2m1", group_size=16, global_scale="multiply")
+    assert modelopt.ALGOS["NVFP4"][1] == nv and modelopt.ALGOS["FP8_PB_WO"][1] is None

@@ -25,7 +25,7 @@ from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
 from qbridge.topology import canonical_module, module_of, unknown_tensors
 
-BUILTIN = ("auto-round", "awq", "compressed-tensors", "gptq", "marlin", "smooth-quant")
+BUILTIN = ("auto-round", "awq", "compressed-tensors", "fp8", "gptq", "marlin", "smooth-quant")
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
@@ -35,8 +35,6 @@ KNOWN_METHODS: Mapping[str, str] = {
     "eetq": "EETQ int8",
     "exl2": "ExLlamaV2",
     "exl3": "ExLlamaV3",
-    "fbgemm_fp8": "FBGEMM fp8",
-    "fp8": "fine-grained or per-tensor fp8",
     "gguf": "GGUF (llama.cpp)",
     "higgs": "HIGGS",
     "hqq": "HQQ",

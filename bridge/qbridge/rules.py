@@ -108,6 +108,18 @@ def stored_scales(tool: str, dtype: DType, source: str, also: tuple[DType, ...] 
     return LayerRule("QB301", check, source, lambda spec, model: Recast(dtype))
 
 
+def plain_activations(tool: str, source: str) -> LayerRule:
+    """Dynamic activations without a limit, their scales not rounded (QB116)."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        acts = spec.activation
+        if acts is None or (acts.limit is None and not acts.power_of_two):
+            return None
+        return Problem((f"activations {acts}: {tool} cannot say so",))
+
+    return LayerRule("QB116", check, source)
+
+
 def scales_per_row(tool: str, source: str) -> LayerRule:
     """No scale for a whole tensor (QB110): it is repeated for each channel."""
 

@@ -14,6 +14,7 @@ same tensors (pytorch/models/q_modules.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qbridge.dtypes import DType
@@ -25,7 +26,7 @@ from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.symmetrize import Symmetrize
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, stored_scales
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, plain_activations, stored_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_decoder_linear, is_router
 
@@ -195,7 +196,8 @@ def _other_activations(spec: Spec, model: Model) -> Problem | None:
     acts = spec.activation
     if acts is None or not acts.dynamic or not acts.symmetric:
         return None
-    if acts == ActivationScheme(8, Granularity.TOKEN, dynamic=True, type=spec.weight.type):
+    plain = replace(acts, limit=None, power_of_two=False)
+    if plain == ActivationScheme(8, Granularity.TOKEN, dynamic=True, type=spec.weight.type):
         return None
     return Problem((f"activations {acts} with weights {spec.weight}",))
 
@@ -210,6 +212,7 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB210", _unquantized_activations, _LINEAR),
     LayerRule("QB203", _static_activations, _KERNEL),
     LayerRule("QB209", _asymmetric_activations, _KERNEL),
+    plain_activations("LMDeploy", _KERNEL),
     LayerRule("QB110", _other_activations, _KERNEL),
     no_kv_scales(_LINEAR),
 )

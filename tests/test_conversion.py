@@ -37,8 +37,9 @@ def assert_same_tensors(a, b):
     first, second = tensors(a), tensors(b)
     assert first.keys() == second.keys()
     for key, value in first.items():
-        assert value.dtype == second[key].dtype, key
-        assert torch.equal(value.view(torch.uint8), second[key].view(torch.uint8)), key
+        assert (value.dtype, value.shape) == (second[key].dtype, second[key].shape), key
+        bits = [tensor.reshape(-1).view(torch.uint8) for tensor in (value, second[key])]
+        assert torch.equal(*bits), key
 
 
 @pytest.mark.parametrize("source", CT, ids=name)

@@ -14,6 +14,7 @@ from qbridge.dtypes import Array, DType
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.topology import is_kv_scale
 
@@ -109,7 +110,7 @@ def stored_scales(tool: str, dtype: DType, source: str, also: tuple[DType, ...] 
 
 
 def plain_activations(tool: str, source: str) -> LayerRule:
-    """Dynamic activations without a limit, their scales not rounded (QB116)."""
+    """Dynamic activations without a limit, their scales not rounded (QB116); both are dropped if allowed."""
 
     def check(spec: Spec, model: Model) -> Problem | None:
         acts = spec.activation
@@ -117,7 +118,7 @@ def plain_activations(tool: str, source: str) -> LayerRule:
             return None
         return Problem((f"activations {acts}: {tool} cannot say so",))
 
-    return LayerRule("QB116", check, source)
+    return LayerRule("QB116", check, source, lambda spec, model: PlainInputs())
 
 
 def scales_per_row(tool: str, source: str) -> LayerRule:

@@ -43,6 +43,7 @@ from qbridge_formats._fp8_layers import FLOAT8, read_layers
 NAME = "fp8"
 SUMMARY = "float8 weights with scales per block (DeepSeek, Qwen), tensor or channel (AutoFP8, FBGEMM)"
 ALIASES: tuple[str, ...] = ()
+KEEPS_INPUT_DETAILS = True  # activation_scale_ub and scale_fmt
 
 _KV_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
 _SCALES = (DType.F32, DType.BF16, DType.F8_E8M0)

@@ -26,7 +26,7 @@ from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.symmetrize import Symmetrize
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, plain_activations, stored_scales
+from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, stored_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_decoder_linear, is_router
 
@@ -196,7 +196,7 @@ def _other_activations(spec: Spec, model: Model) -> Problem | None:
     acts = spec.activation
     if acts is None or not acts.dynamic or not acts.symmetric:
         return None
-    plain = replace(acts, limit=None, power_of_two=False)
+    plain = replace(acts, limit=None, power_of_two=False)  # of which there is a rule for every format
     if plain == ActivationScheme(8, Granularity.TOKEN, dynamic=True, type=spec.weight.type):
         return None
     return Problem((f"activations {acts} with weights {spec.weight}",))
@@ -212,7 +212,6 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB210", _unquantized_activations, _LINEAR),
     LayerRule("QB203", _static_activations, _KERNEL),
     LayerRule("QB209", _asymmetric_activations, _KERNEL),
-    plain_activations("LMDeploy", _KERNEL),
     LayerRule("QB110", _other_activations, _KERNEL),
     no_kv_scales(_LINEAR),
 )

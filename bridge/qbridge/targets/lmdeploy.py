@@ -80,9 +80,8 @@ def choices(version: str) -> tuple[Choice, ...]:
     eight_bits = Choice("smooth-quant", rules(version, "smooth-quant"))
     if version == "0.6.2":
         return (eight_bits,)
-    # first, so that what no format can hold is refused for what fp8 lacks, the nearer one for floats
     blocks = Choice("fp8", (*float8.LMDEPLOY, *rules(version, "fp8")))
-    return blocks, eight_bits, Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16")
+    return eight_bits, blocks, Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16")
 
 
 def rules(version: str, format_name: str) -> tuple[Rule, ...]:

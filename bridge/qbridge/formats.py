@@ -46,8 +46,6 @@ KNOWN_METHODS: Mapping[str, str] = {
     "eetq": "EETQ int8",
     "exl2": "ExLlamaV2",
     "exl3": "ExLlamaV3",
-    "fbgemm_fp8": "FBGEMM fp8",
-    "fp8": "fine-grained or per-tensor fp8",
     "gguf": "GGUF (llama.cpp)",
     "higgs": "HIGGS",
     "hqq": "HQQ",

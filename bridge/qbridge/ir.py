@@ -106,7 +106,11 @@ class WeightScheme:
 
 @dataclass(frozen=True, slots=True)
 class ActivationScheme:
-    """How the input of a linear is quantized while it runs."""
+    """How the input of a linear is quantized while it runs.
+
+    Of dynamic scales: inputs are clipped to `limit` before one is taken (FBGEMM's upper bound), and `power_of_two`
+    rounds it up to one.
+    """
 
     bits: int
     granularity: Granularity
@@ -115,6 +119,8 @@ class ActivationScheme:
     type: CodeType = "int"
     group_size: int | None = None
     global_scale: GlobalScale | None = None
+    limit: float | None = None
+    power_of_two: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a scheme that has no meaning (ValueError)."""
@@ -126,6 +132,10 @@ class ActivationScheme:
             raise ValueError("one scale per token is dynamic only")
         if self.global_scale and not (self.dynamic and self.granularity is Granularity.GROUP):
             raise ValueError("a stored global scale goes with dynamic scales per group")
+        if (self.limit is not None or self.power_of_two) and not self.dynamic:
+            raise ValueError("only dynamic scales have a limit or are rounded")
+        if self.limit is not None and not 0 < self.limit < float("inf"):
+            raise ValueError(f"the limit of inputs is a positive number, not {self.limit}")
 
     @property
     def is_stored(self) -> bool:
@@ -136,7 +146,11 @@ class ActivationScheme:
         kind = f"int{self.bits}" if self.type == "int" else self.type
         how = f"{'dynamic' if self.dynamic else 'static'} {'symmetric' if self.symmetric else 'asymmetric'}"
         size = f" {self.group_size}" if self.group_size else ""
-        return f"{kind} {how} per {self.granularity}{size}{' and tensor' if self.global_scale else ''}"
+        limit = "" if self.limit is None else f" up to {self.limit:g}"
+        rounded = " in powers of two" if self.power_of_two else ""
+        return (
+            f"{kind} {how} per {self.granularity}{size}{' and tensor' if self.global_scale else ''}{limit}{rounded}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.invert import Invert, bits_of
 from qbridge.passes.pad import Pad
+from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
@@ -213,6 +214,7 @@ def _step(fields: Mapping[str, Any], kept: Mapping[str, str]) -> Pass:
         "pad": lambda: Pad(fields["out_features"], fields["in_features"]),
         "recast": lambda: Recast(DType(fields["dtype"])),
         "broadcast": Broadcast,
+        "plain-inputs": lambda: PlainInputs(allowed=True),
         "regroup": lambda: Regroup(fields["group_size"]),
         "symmetrize": Symmetrize,
         "widen": lambda: Widen(fields["bits"]),

@@ -133,14 +133,22 @@ def best_plan(
     """
     because = ""
     choices = target.in_order(model.format)
+    second_best: list[tuple[Plan, Findings]] = []
     for choice in choices:
         tried = Findings(findings.allow)
         plan = make_plan(source, model, target, choice, tried, recorded(choice.format), wishes, thorough=False)
-        if not tried.errors:
+        own = target.keeps and choice.format == model.format
+        plan = replace(plan, because="the source's own format" if own else because)
+        avoided = [finding for finding in tried if finding.code in choice.avoided]
+        if not tried.errors and not avoided:
             findings.merge(tried)
-            own = target.keeps and choice.format == model.format
-            return replace(plan, because="the source's own format" if own else because)
-        because = f"not {choice.format}: {tried.errors[0]}"
+            return plan
+        if not tried.errors:
+            second_best.append((plan, tried))
+        because = f"not {choice.format}: {(tried.errors or avoided)[0]}"
+    if second_best:
+        findings.merge(second_best[0][1])
+        return second_best[0][0]
     refused: list[tuple[Plan, Findings]] = []
     for choice in choices:
         tried = Findings(findings.allow)

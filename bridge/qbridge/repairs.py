@@ -89,7 +89,7 @@ def repair(
         if not isinstance(rule, LayerRule):
             continue
         while (problem := rule.check(spec, model)) is not None:
-            step = rule.fix(spec, model)
+            step = _offered(rule, spec, model)
             fault = trial((*passes, step)) if step and step.needs_values(spec) else None
             if step and fault and findings.allows(rule.code) and (lossy := step.lossy()):
                 _note(findings, rule.code, spec, problem, fault)
@@ -103,6 +103,15 @@ def repair(
             passes.append(step)
             spec = step.plan(spec)
     return spec, tuple(passes)
+
+
+def _offered(rule: LayerRule, spec: Spec, model: Model) -> Pass | None:
+    """A rule's pass, unless it means nothing for the scheme (groups of what has blocks)."""
+    step = rule.fix(spec, model)
+    try:
+        return None if step is None or step.plan(spec) is None else step
+    except ValueError:
+        return None
 
 
 def _note(findings: Findings, code: str, spec: Spec, problem: Problem, fault: ValueError | None) -> None:

@@ -15,6 +15,7 @@ from qbridge.ir import GlobalScale, Granularity, Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.invert import Invert
+from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.topology import is_kv_scale
 
@@ -107,6 +108,18 @@ def stored_scales(tool: str, dtype: DType, source: str, also: tuple[DType, ...] 
         return Problem((f"scales are {spec.scale_dtype}, {tool} stores {dtype}",))
 
     return LayerRule("QB301", check, source, lambda spec, model: Recast(dtype))
+
+
+def plain_activations(tool: str, source: str) -> LayerRule:
+    """Dynamic activations without a limit, their scales not rounded (QB116); both are dropped if allowed."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        acts = spec.activation
+        if acts is None or (acts.limit is None and not acts.power_of_two):
+            return None
+        return Problem((f"activations {acts}: {tool} cannot say so",))
+
+    return LayerRule("QB116", check, source, lambda spec, model: PlainInputs())
 
 
 def scales_per_row(tool: str, source: str) -> LayerRule:

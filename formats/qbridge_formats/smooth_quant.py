@@ -14,6 +14,7 @@ same tensors (pytorch/models/q_modules.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qbridge.dtypes import DType
@@ -181,8 +182,9 @@ def _unquantized_activations(spec: Spec, model: Model) -> Problem | None:
 
 
 def _static_activations(spec: Spec, model: Model) -> Problem | None:
+    """Of integers; static activations of floats LMDeploy has in another format."""
     stored = spec.activation is not None and not spec.activation.dynamic
-    return Problem((f"activations {spec.activation}",)) if stored else None
+    return Problem((f"activations {spec.activation}",)) if stored and spec.weight.type == "int" else None
 
 
 def _asymmetric_activations(spec: Spec, model: Model) -> Problem | None:
@@ -193,9 +195,10 @@ def _asymmetric_activations(spec: Spec, model: Model) -> Problem | None:
 def _other_activations(spec: Spec, model: Model) -> Problem | None:
     """What the rules before it have not named already."""
     acts = spec.activation
-    if acts is None or not acts.dynamic or not acts.symmetric:
+    if acts is None or not acts.symmetric or (not acts.dynamic and spec.weight.type == "int"):
         return None
-    if acts == ActivationScheme(8, Granularity.TOKEN, dynamic=True, type=spec.weight.type):
+    plain = replace(acts, limit=None, power_of_two=False)  # of which there is a rule for every format
+    if plain == ActivationScheme(8, Granularity.TOKEN, dynamic=True, type=spec.weight.type):
         return None
     return Problem((f"activations {acts} with weights {spec.weight}",))
 

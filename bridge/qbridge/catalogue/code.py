@@ -10,6 +10,7 @@ REFUSED, USAGE, UNREADABLE, IO, BUG, INTERRUPTED = 1, 2, 3, 4, 70, 130
 
 ALLOW: Mapping[str, str] = {
     "assumed-activations": "assume dynamic per-token int8 activations where nothing says how they are quantized",
+    "drop-activation-details": "quantize inputs without the limit or the rounding of scales that the source asks for",
     "drop-kv-scales": "leave out stored kv-cache scales, which the target cannot load",
     "pickle": "read pickled weights with torch's weights_only loader",
     "rounded": "accept values that the engine rounds when it loads them",

@@ -82,4 +82,15 @@ ENTRIES = (
         "Write GPTQ version 2, AWQ or compressed-tensors, which store zero-points.",
         "auto-gptq 0.7.1, nn_modules/qlinear/qlinear_marlin.py",
     ),
+    Code(
+        "QB116",
+        "the format cannot say how these activations are quantized in detail",
+        "The source clips inputs before it quantizes them, or rounds their scales to powers of two.",
+        "Without that the weights are the same, and inputs are quantized a little differently.",
+        "activation_scale_ub 1200.0 of FBGEMM, scale_fmt ue8m0 of DeepSeek-V3.1",
+        "Keep the format (--to fp8), or accept it.",
+        "transformers 5.17.0, integrations/fbgemm_fp8.py and finegrained_fp8.py; vllm 0.33.0, "
+        "model_executor/layers/quantization/fbgemm_fp8.py",
+        allow="drop-activation-details",
+    ),
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, registry
-from qbridge.rules import Rule
+from qbridge.rules import Rule, plain_activations
 from qbridge.targets import gptqmodel, lmdeploy, parallel, transformers, turbomind, vllm
 from qbridge.targets.choice import Choice
 from qbridge.targets.parallel import ANY, Parallel
@@ -64,7 +64,7 @@ class Target:
 _ENGINES = (
     Target(
         "lmdeploy@0.18.0",
-        "LMDeploy: W8A8 as smooth-quant; W4A16 as AWQ, which both its engines load, or as TurboMind alone takes it",
+        "LMDeploy: 8 bits as smooth-quant or fp8; W4A16 as AWQ, which both its engines load, or for TurboMind alone",
         (*lmdeploy.choices("0.18.0"), turbomind.ALONE),
         lmdeploy.TRANSFORMERS,
         parallel=parallel.LMDEPLOY,
@@ -84,22 +84,22 @@ _ENGINES = (
     ),
     Target(
         "vllm@0.33.0",
-        "vLLM; compressed-tensors, or GPTQ and AWQ where it serves them as they are",
-        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ),
+        "vLLM; compressed-tensors, or GPTQ, AWQ and fp8 where it serves them as they are",
+        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8),
         keeps=True,
         parallel=parallel.VLLM,
     ),
     Target(
         "vllm@0.23.0",
         "vLLM before its Marlin kernels padded tiles",
-        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ),
+        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8),
         keeps=True,
         parallel=parallel.VLLM_023,
     ),
     Target(
         "vllm@0.5.4",
         "vLLM of August 2024, which says: not divisible by min_thread_k",
-        (vllm.COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
+        (vllm.OLD_COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
         keeps=True,
         parallel=parallel.VLLM_054,
     ),
@@ -178,5 +178,11 @@ def source_formats(name: str) -> tuple[str, ...]:
 
 
 def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> tuple[Rule, ...]:
-    """The format's own limits, then the engine's, then those of a rank at some tensor-parallel sizes."""
-    return (*find(choice.format).RULES, *choice.rules, *target.parallel.rules(choice.format, sizes))
+    """The format's own limits, then the engine's, then those of a rank at some tensor-parallel sizes.
+
+    A format that does not say `KEEPS_INPUT_DETAILS` has no word for a limit of inputs, or for how scales are rounded.
+    """
+    format_ = find(choice.format)
+    keeps = getattr(format_, "KEEPS_INPUT_DETAILS", False)
+    plain = () if keeps else (plain_activations(format_.NAME, f"docs/formats, the page of {format_.NAME}"),)
+    return (*plain, *format_.RULES, *choice.rules, *target.parallel.rules(choice.format, sizes))

@@ -13,9 +13,11 @@ class Choice:
     """A format with the engine's limits on it.
 
     `dialect` is what the format shall choose where it leaves a choice, `dtype` the one that config.json must name.
+    What is found of the codes of `avoided` lets the target's other formats be tried first.
     """
 
     format: str
     rules: tuple[Rule, ...] = ()
     dialect: Dialect = ()
     dtype: str = ""
+    avoided: frozenset[str] = frozenset()

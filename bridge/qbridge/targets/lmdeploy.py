@@ -15,6 +15,7 @@ from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
+from qbridge.targets import float8
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors
 from qbridge.topology import (
@@ -75,11 +76,12 @@ _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
 
 
 def choices(version: str) -> tuple[Choice, ...]:
-    """W8A8 as smooth-quant; 4-bit weights as AWQ, which 0.18.0's other engine loads as well."""
-    found = [Choice("smooth-quant", rules(version, "smooth-quant"))]
-    if version != "0.6.2":
-        found.append(Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16"))
-    return tuple(found)
+    """W8A8 as smooth-quant, in 0.18.0 also as fp8; 4-bit weights as AWQ, which its other engine loads as well."""
+    eight_bits = Choice("smooth-quant", rules(version, "smooth-quant"))
+    if version == "0.6.2":
+        return (eight_bits,)
+    blocks = Choice("fp8", (*float8.LMDEPLOY, *rules(version, "fp8")))
+    return eight_bits, blocks, Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16")
 
 
 def rules(version: str, format_name: str) -> tuple[Rule, ...]:
@@ -91,7 +93,7 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
             yield Problem((f"LMDeploy {version} has no class for it",), where=(named,))
 
     def dense_linears_in_decoder(model: Model) -> Iterator[Problem]:
-        tried = format_name == "smooth-quant"  # how its AWQ loader reads the list was not tried
+        tried = format_name in ("smooth-quant", "fp8")  # how its AWQ loader reads the list was not tried
         if version == "0.6.2" or model.architecture not in PREFIXED or not tried:
             yield from _dense_decoder_linears(model)
         else:

@@ -19,6 +19,7 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.sharding import Rank, family, head_faults, place, rank
+from qbridge.targets import float8
 from qbridge.topology import fused_siblings, is_routed
 
 Found = TypeVar("Found")
@@ -41,7 +42,8 @@ class Parallel:
     `whole_outputs` wants outputs in multiples of the group as well; `whole_channels` are formats in which one scale
     per channel cannot be given to several ranks. `pads_mlps` engines pad MLPs when they load them; in
     formats of `halves` they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens
-    to a group that straddles two ranks, by format, where it depends on that. `source` says where that was read.
+    to a group that straddles two ranks, by format, where it depends on that. `blocks` is the engine whose limits on
+    blocks of float8 weights hold. `source` says where that was read.
     """
 
     sizes: tuple[int, ...]
@@ -53,6 +55,7 @@ class Parallel:
     pads_mlps: bool = False
     halves: frozenset[str] = frozenset()
     straddled: Mapping[str, str] = field(default_factory=dict)
+    blocks: str = ""
     source: str = ""
 
     def multiple(self, spec: Spec, tp: int) -> int:
@@ -80,6 +83,8 @@ class Parallel:
             found.append(ModelRule("QB228", _halved(sizes), _MOE_WNA16))
         if self.inputs > 1 or self.outputs > 1:
             found.append(ModelRule("QB253", self._tiles(format_name, sizes, once), self.source))
+        if self.blocks:
+            found += float8.blocks(self.blocks, sizes)
         return tuple(found)
 
     def shares(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
@@ -336,6 +341,7 @@ VLLM = Parallel(
         "awq": _AWQ_REFUSES,
         "compressed-tensors": _CT_REFUSES,
     },
+    blocks="vllm",
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
 VLLM_023 = Parallel(
@@ -350,6 +356,7 @@ VLLM_023 = Parallel(
         "awq": _AWQ_REFUSES,
         "compressed-tensors": _CT_REFUSES,
     },
+    blocks="vllm",
     source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
 )
 VLLM_054 = replace(
@@ -361,6 +368,7 @@ LMDEPLOY = Parallel(
     (128, 64, 32),
     whole_outputs=True,
     straddled={"": "LMDeploy's PyTorch engine stops: Attempted to load weight into parameter of another size"},
+    blocks="lmdeploy",
     source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)",
 )
 # A format by its own name: whole groups on every rank, whoever reads it.

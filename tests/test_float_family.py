@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from support import ROOT, SINGLE, copy_fixture, edit_header, edit_quantization, facts, places, refusal
+from qbridge.catalogue import CATALOGUE
+from support import ROOT, SINGLE, codes, copy_fixture, edit_header, edit_quantization, facts, places, refusal
 from test_conversion import assert_same_tensors, config, tensors
 
 CT = ROOT / "fixtures/compressed_tensors"
@@ -366,11 +367,23 @@ def test_float8_per_channel_goes_to_smooth_quant_and_back(case, tmp_path):
 @EVERY
 @pytest.mark.parametrize("target", ["gptq", "awq", "marlin", "auto-round"])
 def test_formats_of_integers_alone_refuse_every_one(case, target, tmp_path):
-    src = copy_fixture(tmp_path, f"compressed_tensors/{case}")
     with pytest.raises(qbridge.QBridgeError) as refused:
-        qbridge.convert(src, tmp_path / "dst", target, allow=["drop-kv-scales"])
-    codes = {finding.code for finding in refused.value.findings if finding.severity == "error"}
-    assert "QB110" in codes
+        qbridge.convert(CT / case / "model", tmp_path / "dst", target, allow=["drop-kv-scales"], dry_run=True)
+    assert "QB110" in codes(refused)
+
+
+@EVERY
+@pytest.mark.parametrize("target", [target.name for target in qbridge.list_targets()])
+@pytest.mark.parametrize(
+    "wanted", [{}, {"regroup": 64}, {"regroup": 8}, {"bits": 8}, {"pad": True, "tp": 2}], ids=str
+)
+def test_every_target_takes_it_or_says_why_not(case, target, wanted, tmp_path):
+    try:
+        report = qbridge.convert(CT / case / "model", tmp_path / "dst", target, dry_run=True, **wanted)
+    except qbridge.QBridgeError as refused:
+        assert refused.exit_code == 1 and all(finding.code in CATALOGUE for finding in refused.findings)
+    else:
+        assert set(report.exactness) <= {"reversible", "equal"}
 
 
 def test_header_relabelled_from_int8_is_no_float8(tmp_path):

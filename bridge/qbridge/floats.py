@@ -47,7 +47,7 @@ VALUES: Mapping[str, Values] = {"e4m3fn": _e4m3fn(), "e5m2": _e5m2(), "e2m1": _t
 
 
 def nearest(values: Values, kind: str) -> npt.NDArray[np.uint8]:
-    """The code of each value, rounded once to nearest even; NaN or infinity beyond the range, as torch has it.
+    """The code of each value, rounded once to nearest even; beyond the range infinity, or NaN where there is none.
 
     Codes of e8m0 have neither sign nor zero: they get the nearest power of two of the magnitude.
     """

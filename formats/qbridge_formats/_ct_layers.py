@@ -68,7 +68,7 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
             continue
         group = _inferred(own)
         _add(found, reader, module, own, group, findings)
-        if group.activation is ASSUMED:
+        if group.activation is ASSUMED and module not in found.refused:
             findings.add("QB021", module, (f"no tensor shows its activation scheme; {ASSUMED} would be assumed",))
     return found
 

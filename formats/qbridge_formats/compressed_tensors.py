@@ -236,6 +236,8 @@ def config(model: Model) -> dict[str, Any]:
 def _format_of(spec: Spec) -> str:
     """The name of the format of a layer, as the library chooses it."""
     floats = _ct_floats.format_of(spec.weight, spec.scale_dtype)
+    if floats is None and spec.weight.type != "int":
+        raise ValueError(f"{spec.name}: no format holds {spec.scheme}")  # the rules refuse it
     if floats not in (None, _ct_floats.FLOAT):
         return str(floats)
     if is_packed(spec):

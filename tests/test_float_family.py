@@ -268,6 +268,73 @@ def test_tensors_of_other_schemes_are_claimed_by_nobody(case, leaf, tmp_path):
     assert places(found["QB018"]) == {f"{DOWN}.{leaf}"}
 
 
+SPOILED = {
+    "llama_fp8_block_edges": ("weight", "weight_scale"),
+    "llama_fp8_static": ("weight", "weight_scale", "input_scale"),
+    "llama_nvfp4": ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"),
+    "llama_mxfp4": ("weight_packed", "weight_scale"),
+    "llama_mxfp8": ("weight", "weight_scale"),
+}
+
+
+def spoiled(tensor):
+    """The same bytes, or some of them, in other shapes and dtypes."""
+    raw = tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
+    for shape in ((-1,), (1, -1), (-1, 1), (1, *raw.shape), (*raw.shape, 1)):
+        if raw.reshape(shape).shape != tensor.shape and (raw.numel() > 1 or len(shape) > 2):
+            yield raw.reshape(shape).view(tensor.dtype)
+    for size in (0, 3):
+        yield raw.flatten()[:size].clone().view(tensor.dtype)
+    if tensor.ndim == 2:
+        for rows, columns in ((1, 0), (0, 1), (0, 2)):
+            yield raw[rows:, columns:].contiguous().view(tensor.dtype)
+    for dtype in (torch.float64, torch.int64, torch.bool, torch.float8_e5m2, torch.float8_e8m0fnu):
+        yield tensor.float().to(dtype)
+
+
+@pytest.mark.parametrize(("case", "leaf"), [(case, leaf) for case, leaves in SPOILED.items() for leaf in leaves])
+def test_tensors_of_other_shapes_and_dtypes_are_refused(case, leaf, tmp_path):
+    """Scales of a tensor or of blocks do not tell all shapes apart; a group that is not whole is not written."""
+    stored = load_file(CT / case / "model" / SINGLE)
+    src, wrong = copy_fixture(tmp_path, f"compressed_tensors/{case}"), []
+    old = stored[f"{DOWN}.{leaf}"]
+    for number, changed in enumerate(spoiled(old)):
+        save_file({**stored, f"{DOWN}.{leaf}": changed}, src / SINGLE, metadata={"format": "pt"})
+        kept, alike = (
+            changed.dtype is old.dtype,
+            [n for n in changed.shape if n != 1] == [n for n in old.shape if n != 1],
+        )
+        wide = changed.dtype is torch.float64 and "fp8_" in case and leaf != "weight"
+        sound = wide or (changed.dtype is torch.float64 and leaf == "input_global_scale")
+        sound |= kept and (alike if leaf != "weight" else "fp8_" in case and changed.ndim == 2)
+        try:
+            qbridge.convert(src, tmp_path / "dst", "compressed-tensors", dry_run=True)
+            wrong += [] if sound else [(number, changed.dtype, changed.shape, "taken")]
+        except qbridge.QBridgeError as fault:
+            found = {finding.code for finding in fault.findings if finding.severity == "error"}
+            known = found <= {"QB013", "QB015", "QB016", "QB018", "QB101", "QB110"}
+            wrong += [] if known else [(number, changed.dtype, changed.shape, found)]
+    assert wrong == []
+
+
+ODD = [None, True, "", "x", -1, 0, 1.5, 3, 2**40, [], [1], [0, 0], [1, 2, 3], ["a", "b"], {}, {"a": 1}, "torch.uint8"]
+
+
+@pytest.mark.parametrize("case", ["llama_fp8_block", "llama_fp8_static", "llama_nvfp4", "llama_mxfp4", "llama_mxfp8"])
+def test_arguments_of_any_value_are_answered(case, tmp_path):
+    src = copy_fixture(tmp_path, f"compressed_tensors/{case}")
+    plain = (src / "config.json").read_text()
+    for part in ("weights", "input_activations"):
+        for key in (*float_args(src, part), "scale_dtype", "zp_dtype", "block_structure", "actorder", "group_size"):
+            for value in ODD:
+                edit_args(src, part, **{key: value})
+                try:
+                    qbridge.inspect(src)
+                except qbridge.QBridgeError as fault:
+                    assert fault.exit_code in (1, 3), (part, key, value, fault)
+                (src / "config.json").write_text(plain)
+
+
 @pytest.mark.parametrize("version", ["0.13.0", "0.13.1"])
 @pytest.mark.parametrize("case", ["llama_mxfp4", "llama_mxfp4a16"])
 def test_exponents_of_release_013_are_refused(case, version, tmp_path):

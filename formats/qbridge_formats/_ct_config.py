@@ -235,9 +235,6 @@ def _weight(args: Mapping[str, Any]) -> WeightScheme:
         raise SchemaError(f"{args['where']}.strategy {args['strategy']!r} is not one that qbridge reads")
     if args.get("actorder") not in (None, False, True, "weight", "static", "group", "dynamic"):
         raise SchemaError(f"{args['where']}.actorder is {args['actorder']!r}")
-    block = args.get("block_structure")
-    if isinstance(block, str):
-        block = block.split("x")
     kind = _code_type(args)
     try:
         return WeightScheme(
@@ -246,11 +243,22 @@ def _weight(args: Mapping[str, Any]) -> WeightScheme:
             args["symmetric"],
             kind,  # type: ignore[arg-type]
             args["group_size"] if granularity is Granularity.GROUP else None,
-            (int(block[0]), int(block[1])) if block and granularity is Granularity.BLOCK else None,
+            _block(args) if granularity is Granularity.BLOCK else None,
             "divide" if outer else None,
         )
-    except (ValueError, IndexError, TypeError) as fault:
+    except ValueError as fault:
         raise SchemaError(f"{args['where']}: {fault}") from fault
+
+
+def _block(args: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns, from [r, c] or, as older releases wrote them, "rxc"."""
+    given: Any = args.get("block_structure")
+    sizes = given
+    if isinstance(given, str):
+        sizes = [int(size) if size.isdecimal() and len(size) < 20 else None for size in given.split("x")]
+    if not isinstance(sizes, list) or len(sizes) != 2 or any(type(size) is not int for size in sizes):
+        raise SchemaError(f"{args['where']}.block_structure is {given!r}, not [rows, columns]")
+    return sizes[0], sizes[1]
 
 
 def _activation(args: Mapping[str, Any]) -> ActivationScheme:

@@ -87,7 +87,7 @@ def specs(draw: st.DrawFn, name: str = "model.layers.0.mlp.down_proj") -> Spec:
 SHAPES = ((8, 32), (16, 64), (24, 96), (5, 70), (32, 64), (64, 96), (32, 160), (256, 128), (256, 256))
 
 
-_INTEGERS: tuple[tuple[WeightScheme, ActivationScheme | None], ...] = (
+INTEGERS: tuple[tuple[WeightScheme, ActivationScheme | None], ...] = (
     (WeightScheme(8, Granularity.TENSOR), W8A8),
     (WeightScheme(8, Granularity.CHANNEL), W8A8),
     (WeightScheme(4, Granularity.GROUP, group_size=32), None),
@@ -97,7 +97,7 @@ _INTEGERS: tuple[tuple[WeightScheme, ActivationScheme | None], ...] = (
     (WeightScheme(4, Granularity.CHANNEL), None),
     (WeightScheme(8, Granularity.CHANNEL), None),
 )
-_FLOATS: tuple[tuple[WeightScheme, ActivationScheme | None, tuple[DType, ...]], ...] = (
+FLOATS: tuple[tuple[WeightScheme, ActivationScheme | None, tuple[DType, ...]], ...] = (
     (WeightScheme(8, Granularity.CHANNEL, type="e4m3fn"), FP8, SCALES),
     (WeightScheme(8, Granularity.TENSOR, type="e4m3fn"), FP8_STATIC, SCALES),
     (WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128)), FP8_GROUPS, (*SCALES, DType.F8_E8M0)),
@@ -115,9 +115,9 @@ def common_specs(draw: st.DrawFn, name: str) -> Spec:
     """Specs of the schemes that engines serve: W8A8, FP8, or weights alone; half of them of integers."""
     scales: tuple[DType, ...] = SCALES
     if draw(st.booleans()):
-        weight, activation, scales = draw(st.sampled_from(_FLOATS))
+        weight, activation, scales = draw(st.sampled_from(FLOATS))
     else:
-        weight, activation = draw(st.sampled_from(_INTEGERS))
+        weight, activation = draw(st.sampled_from(INTEGERS))
     shapes = SHAPES[-2:] if weight.group_size == 128 else SHAPES
     rows, columns = draw(st.sampled_from(shapes))
     return Spec(

@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 import goldens
 import qbridge
+from qbridge.dtypes import DType
 from qbridge.findings import Findings
-from qbridge.testing import check_format
+from qbridge.formats import find
+from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
+from qbridge.passes.recast import Recast
+from qbridge.strategies import FLOATS
+from qbridge.testing import check_checkpoint, check_format, check_layer, made_legal, random_layer
 from qbridge_formats._ct_config import Matcher, find_block, parse
 
 W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
@@ -35,6 +41,76 @@ def test_values_are_those_of_the_library(case):
 
 def test_laws():
     check_format("compressed-tensors")
+
+
+UP, LAST = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"
+
+
+def float_spec(name, weight, activation, scale, shape=(256, 256)):
+    stored = DType.F32 if activation and activation.is_stored else None
+    return Spec(name, *shape, weight, scale, activation, stored)
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "scale"), [(w, a, scale) for w, a, scales in FLOATS for scale in scales], ids=str
+)
+def test_laws_of_every_float_scheme(weight, activation, scale):
+    ours = find("compressed-tensors")
+    drawn = [random_layer(float_spec(name, weight, activation, scale), len(name)) for name in (UP, LAST)]
+    assert all(check_layer(ours, layer) for layer in drawn)
+    check_checkpoint(ours, drawn)
+
+
+def test_exponents_and_floats_beside_each_other_in_groups_of_32():
+    weight = WeightScheme(8, Granularity.GROUP, type="e4m3fn", group_size=32)
+    inputs = ActivationScheme(8, Granularity.GROUP, True, type="e4m3fn", group_size=32)
+    for activation in (None, inputs):
+        specs = [float_spec(UP, weight, activation, DType.F8_E8M0), float_spec(LAST, weight, activation, DType.BF16)]
+        drawn = [random_layer(spec, 3) for spec in specs]
+        check_checkpoint(find("compressed-tensors"), drawn)
+        groups = find("compressed-tensors").config(_model(specs))["config_groups"].values()
+        assert [group["weights"].get("scale_dtype") for group in groups] == ["torch.uint8", None]
+
+
+def _model(specs):
+    return Model("compressed-tensors", {}, {spec.name: spec for spec in specs}, {}, {})
+
+
+@pytest.mark.parametrize("scale", [DType.F8_E8M0, DType.F8_E4M3, DType.F8_E5M2], ids=str)
+@pytest.mark.parametrize("block", [(128, 128), (64, 96)], ids=str)
+def test_small_scales_that_it_has_not_become_float32(scale, block):
+    """DeepSeek's FP8 in blocks with exponents; 200 x 300 ends within blocks."""
+    weight = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=block)
+    layer = random_layer(float_spec(UP, weight, None, scale, (200, 300)), 1)
+    after, passes = made_legal(find("compressed-tensors"), layer)
+    assert passes == (Recast(DType.F32),) and after.spec.scale_dtype is DType.F32
+    assert check_layer(find("compressed-tensors"), layer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"group_size": 32},  # nvfp4 has groups of 16
+        {"global_scale": "multiply"},  # ModelOpt's: a reciprocal is another float
+        {"global_scale": None},
+        {"type": "e5m2", "bits": 8},
+        {"type": "e4m3fn", "bits": 8},
+        {"type": "int"},
+    ],
+    ids=str,
+)
+def test_what_is_almost_nvfp4_is_refused(changes):
+    nvfp4 = WeightScheme(4, Granularity.GROUP, type="e2m1", group_size=16, global_scale="divide")
+    layer = random_layer(float_spec(UP, replace(nvfp4, **changes), None, DType.F8_E4M3), 1)
+    assert made_legal(find("compressed-tensors"), layer) is None
+
+
+@pytest.mark.parametrize("columns", [8, 24, 250])
+@pytest.mark.parametrize(("size", "outer", "scale"), [(16, "divide", DType.F8_E4M3), (32, None, DType.F8_E8M0)])
+def test_groups_of_four_bits_are_whole(columns, size, outer, scale):
+    weight = WeightScheme(4, Granularity.GROUP, type="e2m1", group_size=size, global_scale=outer)
+    layer = random_layer(float_spec(UP, weight, None, scale, (8, columns)), 1)
+    assert made_legal(find("compressed-tensors"), layer) is None
 
 
 def test_exact_name_beats_regex_beats_class():

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import qbridge
 from goldens import ALLOW
-from support import only_neighbours
+from support import ROOT, copy_fixture, edit_quantization, only_neighbours
 from test_conversion import assert_same_tensors, config, tensors
 from test_float_family import FLOATS
 
@@ -318,3 +320,20 @@ def test_what_is_written_validates_with_the_library_and_old_keys(tmp_path):
         for group in block["config_groups"].values():
             for key in ("weights", "input_activations"):
                 assert group[key] is None or group[key].keys() == args
+
+
+def test_expert_that_is_not_quantized_is_counted_under_whatever_name(tmp_path):
+    src, name = copy_fixture(tmp_path, "compressed_tensors/mixtral_w8a8"), "block_sparse_moe.experts.1.up_proj"
+
+    def dense(tensors):
+        (module,) = [key.removesuffix(".weight") for key in tensors if key.endswith(f"{name}.weight")]
+        tensors[f"{module}.weight"] = tensors[f"{module}.weight"].to(torch.bfloat16)
+        del tensors[f"{module}.weight_scale"]
+
+    file = src / "model.safetensors"
+    held = load_file(file)
+    dense(held)
+    save_file(held, file, metadata={"format": "pt"})
+    edit_quantization(src, lambda block: block["ignore"].append(f"model.layers.0.{name}"))
+    before = qbridge.inspect(ROOT / "fixtures/compressed_tensors/mixtral_w8a8/model")
+    assert qbridge.inspect(src).unquantized_tensors == before.unquantized_tensors + 1

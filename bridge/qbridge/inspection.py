@@ -47,7 +47,7 @@ def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] =
     with open_checkpoint(path, source, allow) as opened:
         model, tensors = opened.model, opened.source.tensors
         sizes = {name: tensor.end - tensor.begin for name, tensor in tensors.items()}
-        plain = sum(sizes[name] for name in model.tensors)
+        plain = sum(sizes[info.stored] for info in model.tensors.values())
         found = [
             {
                 "scheme": scheme,

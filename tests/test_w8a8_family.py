@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from support import ROOT, copy_fixture, edit_quantization, only_neighbours
 from test_conversion import assert_same_tensors, config, tensors
 from test_float_family import FLOATS
 
-ROOT = Path(__file__).resolve().parent.parent
 CT = ROOT / "fixtures/compressed_tensors"
 SQ = ROOT / "fixtures/smooth_quant"
 

@@ -11,7 +11,18 @@ from safetensors.torch import load_file, save_file
 
 import qbridge
 from qbridge.catalogue import CATALOGUE
-from support import ROOT, SINGLE, codes, copy_fixture, edit_header, edit_quantization, facts, places, refusal
+from support import (
+    ROOT,
+    SINGLE,
+    codes,
+    copy_fixture,
+    edit_header,
+    edit_json,
+    edit_quantization,
+    facts,
+    places,
+    refusal,
+)
 from test_conversion import assert_same_tensors, config, tensors
 
 CT = ROOT / "fixtures/compressed_tensors"
@@ -423,6 +434,21 @@ def test_verify_sees_each_of_the_small_tensors(tmp_path):
         edit_tensors(src, change)
         verified = qbridge.verify(source, src)
         assert not verified.same and [finding.where for finding in verified.findings] == [(DOWN,)], leaf
+
+
+@pytest.mark.parametrize(
+    ("case", "straddled"),
+    [("llama_fp8_block", {"self_attn.o_proj"}), ("llama_fp8_block_edges", {"self_attn.o_proj", "mlp.down_proj"})],
+)
+def test_blocks_that_straddle_two_ranks_are_refused(case, straddled, tmp_path):
+    """o_proj and down_proj are split along their inputs: 64 and 224 are no whole blocks of 128."""
+    src = copy_fixture(tmp_path, f"compressed_tensors/{case}")
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": config(src)["hidden_size"] // 4}
+    edit_json(src / "config.json", lambda keys: keys.update(heads))
+    for target in ("vllm", "compressed-tensors"):
+        found = refusal(src, 1, "QB251", target, tp=2)
+        assert places(found["QB251"]) == {f"model.layers.0.{name}" for name in straddled}
+    assert qbridge.convert(src, tmp_path / "dst", "vllm", dry_run=True).layers == 7
 
 
 # other formats

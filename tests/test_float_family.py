@@ -172,6 +172,58 @@ def test_blocks_are_cut_off_at_both_edges():
         assert spec.dims == (192, 448) and spec.scale_shape == (2, 4)
 
 
+# engines
+
+# case: what --to vllm says and --to transformers; an exactness class, or the codes of the refusal
+ENGINES = {
+    **dict.fromkeys(FLOATS, ("reversible", "reversible")),
+    "llama_fp8_static": ("equal", "reversible"),  # q, k, v and gate, up get a scale per channel
+    "llama_fp8_group": ("QB220", "reversible"),
+    "llama_w4afp8": ("QB220", "reversible"),
+    "qwen3_moe_nvfp4": ("reversible", "QB231"),
+}
+CELLS = [(case, *cell) for case, row in ENGINES.items() for cell in zip(("vllm", "transformers"), row, strict=True)]
+
+
+@pytest.mark.parametrize(("case", "target", "said"), CELLS)
+def test_engines_take_it_or_refuse_it(case, target, said, tmp_path):
+    source = CT / case / "model"
+    if said.startswith("QB"):
+        with pytest.raises(qbridge.QBridgeError) as refused:
+            qbridge.convert(source, tmp_path / "out", target)
+        assert codes(refused) == {said}
+        return
+    report = qbridge.convert(source, tmp_path / "out", target)
+    assert said in report.exactness and qbridge.verify(source, tmp_path / "out").same
+
+
+def test_fused_float8_gets_a_scale_per_channel_for_vllm_and_comes_back(tmp_path):
+    source = CT / "llama_fp8_static/model"
+    report = qbridge.convert(source, tmp_path / "there", "vllm")
+    assert report.passes == {"broadcast": 5} and report.exactness == {"equal": 5, "reversible": 2}
+    there = tensors(tmp_path / "there")
+    assert there["model.layers.0.mlp.gate_proj.weight_scale"].shape == (256, 1)
+    assert there[f"{DOWN}.weight_scale"].shape == (1,)
+    qbridge.restore(tmp_path / "there", tmp_path / "back")
+    assert_same_tensors(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize("leaf", ["weight_global_scale", "input_global_scale"])
+def test_global_scales_of_a_fused_linear_are_one_for_vllm(leaf, tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_nvfp4")
+    name = f"model.layers.0.self_attn.k_proj.{leaf}"
+    edit_tensors(src, lambda stored: stored.update({name: stored[name] * 2}))
+    found = refusal(src, 1, "QB222", "vllm")
+    assert f"2 different values of {leaf.removeprefix('weight_')}" in facts(found["QB222"])
+
+
+def test_activations_that_vllm_would_leave_alone_are_refused(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_fp8_dynamic")
+    edit_args(src, "input_activations", type="int")
+    refusal(src, 1, "QB220", "vllm")
+    assert qbridge.convert(src, tmp_path / "dst", "compressed-tensors", dry_run=True).layers == 14
+
+
 # what does not fit together
 
 

@@ -503,6 +503,14 @@ def test_blocks_that_straddle_two_ranks_are_refused(case, straddled, tmp_path):
     assert qbridge.convert(src, tmp_path / "dst", "vllm", dry_run=True).layers == 7
 
 
+@pytest.mark.parametrize("case", ["llama_fp8_static", "llama_fp8_block", "llama_nvfp4", "llama_mxfp8"])
+def test_a_config_alone_says_too_little_of_floats(case, tmp_path):
+    (tmp_path / "config.json").write_bytes((CT / case / "model/config.json").read_bytes())
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.check(tmp_path, "vllm")
+    assert codes(refused) == {"QB262"}
+
+
 # other formats
 
 

@@ -11,7 +11,18 @@ from safetensors.torch import load_file, save_file
 
 import qbridge
 from qbridge.catalogue import CATALOGUE
-from support import ROOT, SINGLE, codes, copy_fixture, edit_header, edit_quantization, facts, places, refusal
+from support import (
+    ROOT,
+    SINGLE,
+    codes,
+    copy_fixture,
+    edit_header,
+    edit_json,
+    edit_quantization,
+    facts,
+    places,
+    refusal,
+)
 from test_conversion import assert_same_tensors, config, tensors
 
 CT = ROOT / "fixtures/compressed_tensors"
@@ -159,6 +170,58 @@ def test_blocks_are_cut_off_at_both_edges():
     with qbridge.open(CT / "llama_fp8_block_edges/model") as opened:
         spec = opened.specs[DOWN]
         assert spec.dims == (192, 448) and spec.scale_shape == (2, 4)
+
+
+# engines
+
+# case: what --to vllm says and --to transformers; an exactness class, or the codes of the refusal
+ENGINES = {
+    **dict.fromkeys(FLOATS, ("reversible", "reversible")),
+    "llama_fp8_static": ("equal", "reversible"),  # q, k, v and gate, up get a scale per channel
+    "llama_fp8_group": ("QB220", "reversible"),
+    "llama_w4afp8": ("QB220", "reversible"),
+    "qwen3_moe_nvfp4": ("reversible", "QB231"),
+}
+CELLS = [(case, *cell) for case, row in ENGINES.items() for cell in zip(("vllm", "transformers"), row, strict=True)]
+
+
+@pytest.mark.parametrize(("case", "target", "said"), CELLS)
+def test_engines_take_it_or_refuse_it(case, target, said, tmp_path):
+    source = CT / case / "model"
+    if said.startswith("QB"):
+        with pytest.raises(qbridge.QBridgeError) as refused:
+            qbridge.convert(source, tmp_path / "out", target)
+        assert codes(refused) == {said}
+        return
+    report = qbridge.convert(source, tmp_path / "out", target)
+    assert said in report.exactness and qbridge.verify(source, tmp_path / "out").same
+
+
+def test_fused_float8_gets_a_scale_per_channel_for_vllm_and_comes_back(tmp_path):
+    source = CT / "llama_fp8_static/model"
+    report = qbridge.convert(source, tmp_path / "there", "vllm")
+    assert report.passes == {"broadcast": 5} and report.exactness == {"equal": 5, "reversible": 2}
+    there = tensors(tmp_path / "there")
+    assert there["model.layers.0.mlp.gate_proj.weight_scale"].shape == (256, 1)
+    assert there[f"{DOWN}.weight_scale"].shape == (1,)
+    qbridge.restore(tmp_path / "there", tmp_path / "back")
+    assert_same_tensors(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize("leaf", ["weight_global_scale", "input_global_scale"])
+def test_global_scales_of_a_fused_linear_are_one_for_vllm(leaf, tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_nvfp4")
+    name = f"model.layers.0.self_attn.k_proj.{leaf}"
+    edit_tensors(src, lambda stored: stored.update({name: stored[name] * 2}))
+    found = refusal(src, 1, "QB222", "vllm")
+    assert f"2 different values of {leaf.removeprefix('weight_')}" in facts(found["QB222"])
+
+
+def test_activations_that_vllm_would_leave_alone_are_refused(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_fp8_dynamic")
+    edit_args(src, "input_activations", type="int")
+    refusal(src, 1, "QB220", "vllm")
+    assert qbridge.convert(src, tmp_path / "dst", "compressed-tensors", dry_run=True).layers == 14
 
 
 # what does not fit together
@@ -423,6 +486,29 @@ def test_verify_sees_each_of_the_small_tensors(tmp_path):
         edit_tensors(src, change)
         verified = qbridge.verify(source, src)
         assert not verified.same and [finding.where for finding in verified.findings] == [(DOWN,)], leaf
+
+
+@pytest.mark.parametrize(
+    ("case", "straddled"),
+    [("llama_fp8_block", {"self_attn.o_proj"}), ("llama_fp8_block_edges", {"self_attn.o_proj", "mlp.down_proj"})],
+)
+def test_blocks_that_straddle_two_ranks_are_refused(case, straddled, tmp_path):
+    """o_proj and down_proj are split along their inputs: 64 and 224 are no whole blocks of 128."""
+    src = copy_fixture(tmp_path, f"compressed_tensors/{case}")
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": config(src)["hidden_size"] // 4}
+    edit_json(src / "config.json", lambda keys: keys.update(heads))
+    for target in ("vllm", "compressed-tensors"):
+        found = refusal(src, 1, "QB251", target, tp=2)
+        assert places(found["QB251"]) == {f"model.layers.0.{name}" for name in straddled}
+    assert qbridge.convert(src, tmp_path / "dst", "vllm", dry_run=True).layers == 7
+
+
+@pytest.mark.parametrize("case", ["llama_fp8_static", "llama_fp8_block", "llama_nvfp4", "llama_mxfp8"])
+def test_a_config_alone_says_too_little_of_floats(case, tmp_path):
+    (tmp_path / "config.json").write_bytes((CT / case / "model/config.json").read_bytes())
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.check(tmp_path, "vllm")
+    assert codes(refused) == {"QB262"}
 
 
 # other formats

@@ -78,6 +78,19 @@ def test_a_padded_checkpoint_is_restored_in_windows(tmp_path, monkeypatch, in_wi
     assert_same_tensors(src, tmp_path / "back")
 
 
+@pytest.mark.parametrize("case", ["llama_nvfp4", "llama_mxfp4", "llama_mxfp8", "llama_fp8_static", "llama_w4afp8"])
+def test_float_codes_are_padded_and_restored_in_windows(case, tmp_path, monkeypatch, in_windows):
+    monkeypatch.setattr(Parallel, "multiple", lambda self, spec, tp: lcm(spec.weight.group_size or 1, 480))
+    src = ROOT / "fixtures/compressed_tensors" / case / "model"
+    whole = qbridge.convert(src, tmp_path / "whole", "compressed-tensors", pad=True)
+    seen = in_windows()
+    report = qbridge.convert(src, tmp_path / "windows", "compressed-tensors", pad=True)
+    assert whole.passes["pad"] == report.passes["pad"] == 3 and len(seen) > 3
+    assert contents(tmp_path / "windows") == contents(tmp_path / "whole")
+    qbridge.restore(tmp_path / "windows", tmp_path / "back")
+    assert_same_tensors(src, tmp_path / "back")
+
+
 SPEC = Spec("l", 96, 64, WeightScheme(4, Granularity.GROUP, False, group_size=32), DType.F16, bias=DType.F16)
 CHANNEL = replace(SPEC, weight=WeightScheme(4, Granularity.CHANNEL, False))
 TENSOR = replace(SPEC, weight=WeightScheme(4, Granularity.TENSOR, False))

@@ -99,9 +99,10 @@ class Parallel:
                 yield tp, held.out_features, 1
 
     def straddles(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> list[tuple[int, int, int]]:
-        """The shares that are no whole groups."""
-        size = spec.weight.group_size
-        return [] if size is None else [share for share in self.shares(spec, model, sizes) if share[1] % size]
+        """The shares that are no whole groups, or blocks; the last block may be cut off where a rank has them all."""
+        size = _columns(spec)
+        found = [] if size is None else [share for share in self.shares(spec, model, sizes) if share[1] % size]
+        return [s for s in found if not s[2] and s[1] < spec.in_features] if spec.weight.block else found
 
     def best_size(self, specs: list[Spec], model: Model, sizes: tuple[int, ...]) -> int | None:
         """The largest group size with a kernel that divides every share of some layers, and their own sizes.
@@ -158,7 +159,7 @@ class Parallel:
         self, format_name: str, sizes: tuple[int, ...], once: Once
     ) -> Callable[[Spec, Model], Problem | None]:
         def find(spec: Spec, model: Model) -> Problem | None:
-            size = spec.weight.group_size
+            size = _columns(spec)
             if size is None and format_name in self.whole_channels and max(sizes) > 1:
                 fact = f"one scale per channel, which {format_name} gives to one of {max(sizes)} ranks"
                 return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes, once)))
@@ -174,8 +175,8 @@ class Parallel:
             tp, share, outputs = self.straddles(worst, model, sizes)[0]
             whole = worst.out_features if outputs else worst.in_features
             kind = "out_features" if outputs else "in_features"
-            groups = share / (worst.weight.group_size or 1)
-            fact = f"{kind} {whole}, per rank {share} = {groups:g} groups of {worst.weight.group_size} (tp {tp})"
+            width = _columns(worst) or 1
+            fact = f"{kind} {whole}, per rank {share} = {share / width:g} groups of {width} (tp {tp})"
             happens = self.straddled.get(format_name, self.straddled.get("", ""))
             facts = (fact, happens) if happens else (fact,)
             return Problem(facts, tuple(self.ways_out(worst, model, format_name, sizes, once)))
@@ -265,6 +266,11 @@ class Parallel:
 
 
 _MLPS = frozenset({"down_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w2", "w3"})
+
+
+def _columns(spec: Spec) -> int | None:
+    """How many inputs share a scale, where a row has more than one."""
+    return spec.weight.block[1] if spec.weight.block else spec.weight.group_size
 
 
 def _has_one_size(spec: Spec) -> bool:

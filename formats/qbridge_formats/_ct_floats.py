@@ -27,6 +27,7 @@ from qbridge.dtypes import DType
 from qbridge.headers import StoredTensor
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
 from qbridge.layout import PLAIN, Codec
+from qbridge.passes.invert import Invert
 from qbridge.rules import Problem
 from qbridge_formats._ct_config import Group
 
@@ -124,11 +125,11 @@ def small_scales(spec: Spec, model: Model) -> Problem | None:
 
 
 def unwritable(spec: Spec, model: Model) -> Problem | None:
-    """Weights or activations of floats that no format here has a place for."""
-    weight, inputs = spec.weight, spec.activation
+    """Weights or activations of floats that no format here has a place for, whatever their global scales do."""
+    inverted = Invert("divide").plan(spec)
+    weight, inputs = inverted.weight, inverted.activation
     if weight.type != "int" and format_of(weight, spec.scale_dtype) is None:
-        by = f", whose global scale {weight.global_scale}s" if weight.global_scale else ""
-        return Problem((f"{spec.scheme}: scales are {spec.scale_dtype}{by}",))
+        return Problem((f"{spec.scheme}: scales are {spec.scale_dtype}",))
     if weight.type == "int" and weight.global_scale:
         return Problem((spec.scheme,))
     if inputs is not None and not _is_expressible(inputs):

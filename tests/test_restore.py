@@ -81,7 +81,9 @@ def to_480(monkeypatch):
 NOT_PADDED = {
     "auto_round/llama_regex",
     "awq/llama_gptqmodel_8bit",
-    "compressed_tensors/llama_fp8_dynamic",
+    "compressed_tensors/llama_fp8_block",
+    "compressed_tensors/llama_fp8_block_edges",
+    "compressed_tensors/llama_mxfp6a16",
     "compressed_tensors/llama_w4a16_g_idx",
     "marlin/llama_autoawq",
     "marlin/llama_autogptq",

@@ -13,6 +13,7 @@ import qbridge
 from goldens import ALLOW
 from support import only_neighbours
 from test_conversion import assert_same_tensors, config, tensors
+from test_float_family import FLOATS
 
 ROOT = Path(__file__).resolve().parent.parent
 CT = ROOT / "fixtures/compressed_tensors"
@@ -34,7 +35,6 @@ FAMILY = {
     "llama_lm_head": ("QB202", "reversible", "reversible"),
     "llama_partial": ("QB201", "reversible", "reversible"),
     "llama_w8a16": ("QB210 QB212", "reversible", "reversible"),
-    "llama_fp8_dynamic": ("QB101", "QB101", "QB101"),
     "llama_old": ("reversible", "reversible", "reversible"),
     "llama_compression_config": ("reversible", "reversible", "reversible"),
     "llama_zero_points": ("reversible", "reversible", "reversible"),
@@ -68,10 +68,11 @@ def test_taken_or_refused(case, target, said, tmp_path):
 def test_every_fixture_is_in_the_table():
     extra = {"llama_w8a8_rope", "llama_w8a8_sharded", "qwen2_w8a8_tied"}
     packed = {path.parent.name for path in CT.glob("*w[1-8]a16*/model")}
-    assert {path.parent.name for path in CT.glob("*/model")} == FAMILY.keys() | extra | packed
+    floats = FLOATS.keys() | {"llama_mxfp6a16"}
+    assert {path.parent.name for path in CT.glob("*/model")} == FAMILY.keys() | extra | packed | floats
 
 
-@pytest.mark.parametrize("case", [case for case in FAMILY if case != "llama_fp8_dynamic"])
+@pytest.mark.parametrize("case", FAMILY)
 def test_to_compressed_tensors_itself_and_back_to_the_same_values(case, tmp_path):
     source, allow = CT / case / "model", ALLOW.get(case, ())
     report = qbridge.convert(source, tmp_path / "out", "compressed-tensors", allow=allow)
@@ -310,7 +311,7 @@ def test_what_is_written_validates_with_the_library_and_old_keys(tmp_path):
     from compressed_tensors.quantization import QuantizationConfig
 
     args = {"num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"}
-    for case in FAMILY.keys() - {"llama_fp8_dynamic", "llama_no_block"}:
+    for case in FAMILY.keys() - {"llama_no_block"}:
         qbridge.convert(CT / case / "model", tmp_path / case, "compressed-tensors")
         block = config(tmp_path / case)["quantization_config"]
         QuantizationConfig.model_validate({k: v for k, v in block.items() if k != "version"})

@@ -11,7 +11,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from qbridge.floats import VALUES, code_of
+from qbridge.floats import VALUES, code_of, nearest
 
 Array = npt.NDArray[np.generic]
 
@@ -101,7 +101,9 @@ def to_float64(array: Array, dtype: DType) -> npt.NDArray[np.float64]:
 
 
 def from_float64(values: npt.NDArray[np.float64], dtype: DType) -> Array:
-    """`values` rounded once, to nearest even, in the bits of `dtype` (F64, F32, F16 or BF16)."""
+    """`values` rounded once, to nearest even, in the bits of a float dtype of any width."""
+    if dtype in _SMALL:
+        return nearest(values, _SMALL[dtype])
     if dtype is DType.BF16:
         return _bfloat16_bits(values)
     if not dtype.is_float:

@@ -46,6 +46,28 @@ def _e8m0() -> Values:
 VALUES: Mapping[str, Values] = {"e4m3fn": _e4m3fn(), "e5m2": _e5m2(), "e2m1": _table(2, 1), "e8m0": _e8m0()}
 
 
+def nearest(values: Values, kind: str) -> npt.NDArray[np.uint8]:
+    """The code of each value, rounded once to nearest even; beyond the range infinity, or NaN where there is none.
+
+    Codes of e8m0 have neither sign nor zero: they get the nearest power of two of the magnitude.
+    """
+    table = VALUES[kind]
+    signed = kind != "e8m0"
+    positive = table[: table.size // 2] if signed else table
+    finite = positive[np.isfinite(positive)]
+    size = np.abs(values)
+    high = np.clip(np.searchsorted(finite, size), 1, finite.size - 1)
+    below, above = size - finite[high - 1], finite[high] - size
+    codes = np.where((above < below) | ((above == below) & (high % 2 == 0)), high, high - 1)
+    limit = finite[-1] + (finite[-1] - finite[-2]) / 2
+    if finite.size < positive.size:  # otherwise there is no code beyond the largest
+        codes = np.where((size > limit) | ((size == limit) & (finite.size % 2 == 0)), finite.size, codes)
+        codes = np.where(np.isnan(size), positive.size - 1, codes)
+    if signed:
+        codes = np.where(np.signbit(values), codes + table.size // 2, codes)
+    return codes.astype(np.uint8)
+
+
 def code_of(value: float, kind: str) -> int:
     """The code of a value; ValueError where it has none."""
     matches = np.flatnonzero(VALUES[kind] == value)

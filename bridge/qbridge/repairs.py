@@ -122,15 +122,18 @@ def _note(findings: Findings, code: str, spec: Spec, problem: Problem, fault: Va
 
 
 def survey(source: Source, model: Model, findings: Findings) -> None:
-    """Read every scale once: one that is NaN or infinite is a finding (QB017).
+    """Read every scale once: one that is NaN or infinite, or zero and divides, is a finding (QB017).
 
     So is a tensor that the scheme fixes and that holds something else (QB016, QB020).
     """
     values = SourceValues(source, model)
     for name, spec in model.specs.items():
         for part, slot in model.slots[name].items():
-            if part in ("scale", "input_scale"):
+            if part in ("scale", "input_scale", "global_scale", "input_global_scale"):
                 _check_finite(source, slot, spec.parts()[part][0], findings)
+            scheme = {"global_scale": spec.weight, "input_global_scale": spec.activation}.get(part)
+            if scheme is not None and scheme.global_scale == "divide" and not values.part(name, part).any():
+                findings.add("QB017", slot.tensor, ("it is zero, and divides",))
             try:
                 if isinstance(slot.codec, Padded | ScaledZeros):
                     values.part(name, part)

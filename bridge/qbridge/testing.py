@@ -21,141 +21,33 @@ from hypothesis import strategies as st
 
 from qbridge.catalogue import CATALOGUE
 from qbridge.checkpoint import open_checkpoint
-from qbridge.dtypes import Array, DType, from_float64
+from qbridge.dtypes import Array, DType
 from qbridge.findings import Findings
 from qbridge.formats import Format, decode, encode, find, registry
-from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, TensorInfo, WeightScheme, identical
+from qbridge.ir import Layer, Model, TensorInfo, identical
 from qbridge.layout import is_fixed
 from qbridge.passes import Pass
 from qbridge.repairs import repair
 from qbridge.rules import LayerRule
+from qbridge.strategies import grouped_layers, layers, random_layer, specs
 from qbridge.values import dequantize
 
-W8A8 = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
-SCALES = (DType.F16, DType.BF16, DType.F32)
-
-
-@st.composite
-def weight_schemes(draw: st.DrawFn) -> WeightScheme:
-    """Integer schemes of every width and granularity; what a format cannot hold, its rules refuse."""
-    granularity = draw(st.sampled_from([Granularity.TENSOR, Granularity.CHANNEL, Granularity.GROUP]))
-    return WeightScheme(
-        draw(st.sampled_from([8, 8, 8, 4, 2, 3, 5, 6, 7, 1])),
-        granularity,
-        draw(st.booleans()),
-        group_size=draw(st.sampled_from([8, 16, 32])) if granularity is Granularity.GROUP else None,
-    )
-
-
-@st.composite
-def activation_schemes(draw: st.DrawFn) -> ActivationScheme | None:
-    """None, dynamic per token, or static per tensor."""
-    kind = draw(st.sampled_from(["token", "token", "tensor", "none"]))
-    if kind == "none":
-        return None
-    granularity = Granularity.TOKEN if kind == "token" else Granularity.TENSOR
-    return ActivationScheme(8, granularity, dynamic=kind == "token", symmetric=draw(st.booleans()))
-
-
-@st.composite
-def specs(draw: st.DrawFn, name: str = "model.layers.0.mlp.down_proj") -> Spec:
-    """Specs over the whole IR, small dims, features that no group or word divides included.
-
-    Half of them have a scheme that some engine serves, so that the laws of legal layers meet many.
-    """
-    if draw(st.booleans()):
-        return draw(common_specs(name))
-    activation = draw(activation_schemes())
-    static = activation is not None and not activation.dynamic
-    return Spec(
-        name=name,
-        out_features=draw(st.integers(2, 24)),
-        in_features=draw(st.integers(2, 70)),
-        weight=draw(weight_schemes()),
-        scale_dtype=draw(st.sampled_from(SCALES)),
-        activation=activation,
-        input_scale_dtype=draw(st.sampled_from(SCALES)) if static else None,
-        bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
-        g_idx=draw(st.sampled_from([False, False, False, True])),
-    )
-
-
-# (out_features, in_features): what packs whole words, whole tiles, and neither
-SHAPES = ((8, 32), (16, 64), (24, 96), (5, 70), (32, 64), (64, 96), (32, 160), (256, 128), (256, 256))
-
-
-@st.composite
-def common_specs(draw: st.DrawFn, name: str) -> Spec:
-    """Specs of the schemes that engines serve: W8A8 with dynamic per-token activations, or weights alone."""
-    weight, activation = draw(
-        st.sampled_from(
-            [
-                (WeightScheme(8, Granularity.TENSOR), W8A8),
-                (WeightScheme(8, Granularity.CHANNEL), W8A8),
-                (WeightScheme(4, Granularity.GROUP, group_size=32), None),
-                (WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=32), None),
-                (WeightScheme(4, Granularity.GROUP, group_size=128), None),
-                (WeightScheme(3, Granularity.GROUP, group_size=128), None),
-                (WeightScheme(4, Granularity.CHANNEL), None),
-                (WeightScheme(8, Granularity.CHANNEL), None),
-            ]
-        )
-    )
-    shapes = SHAPES[-2:] if weight.group_size == 128 else SHAPES
-    rows, columns = draw(st.sampled_from(shapes))
-    return Spec(
-        name=name,
-        out_features=rows,
-        in_features=columns,
-        weight=weight,
-        scale_dtype=draw(st.sampled_from(SCALES)),
-        activation=activation,
-        bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
-    )
-
-
-def random_layer(spec: Spec, seed: int) -> Layer:
-    """A layer of random codes over the whole range, random finite scales, zeros and bias."""
-    random = np.random.default_rng(seed)
-    low, high = -(2 ** (spec.weight.bits - 1)), 2 ** (spec.weight.bits - 1) - 1
-    arrays: dict[str, Array] = {}
-    for part, (dtype, shape) in spec.parts().items():
-        if part == "code":
-            arrays[part] = random.integers(low, high, shape, endpoint=True).astype(dtype.numpy)
-        elif part in ("zero", "input_zero"):
-            least, most = (low, high) if part == "zero" else (-128, 127)
-            arrays[part] = random.integers(least, most, shape, endpoint=True).astype(dtype.numpy)
-        elif part == "g_idx":
-            arrays[part] = random.integers(0, spec.scale_shape[1], shape).astype(dtype.numpy)
-        else:
-            arrays[part] = from_float64(random.uniform(0.25, 2.0, shape) * 2.0 ** random.integers(-8, 2), dtype)
-    return Layer(spec, arrays)
-
-
-def layers(name: str = "model.layers.0.mlp.down_proj") -> st.SearchStrategy[Layer]:
-    """Random layers of random specs."""
-    return st.builds(random_layer, specs(name), st.integers(0, 2**32 - 1))
-
-
-@st.composite
-def grouped_layers(draw: st.DrawFn, g_idx: bool = False) -> Layer:
-    """Random layers of weights alone in groups or per channel, in act-order with `g_idx`, for passes over groups."""
-    size = draw(st.sampled_from([None, 8, 16, 24, 32, 64]))
-    spec = Spec(
-        name="model.layers.0.mlp.down_proj",
-        out_features=draw(st.integers(1, 9)),
-        in_features=draw(st.one_of(st.sampled_from([32, 64, 128]), st.integers(1, 150))),
-        weight=WeightScheme(
-            draw(st.integers(1, 8)),
-            Granularity.GROUP if size else Granularity.CHANNEL,
-            draw(st.booleans()),
-            group_size=size,
-        ),
-        scale_dtype=draw(st.sampled_from(SCALES)),
-        bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
-        g_idx=g_idx,
-    )
-    return random_layer(spec, draw(st.integers(0, 2**32 - 1)))
+__all__ = [
+    "check_checkpoint",
+    "check_format",
+    "check_layer",
+    "check_pair",
+    "check_pairs",
+    "empty_model",
+    "grouped_layers",
+    "layers",
+    "made_legal",
+    "random_layer",
+    "same_values",
+    "specs",
+    "through",
+    "write_model",
+]
 
 
 def empty_model(format_name: str, layer: Layer) -> Model:
@@ -217,7 +109,7 @@ def check_layer(format_: Format, layer: Layer) -> bool:
         )
     back = decode(after.spec, slots, stored)
     _require(identical(back, after), "decode(encode(x)) is not x")
-    _require(np.array_equal(dequantize(back), dequantize(layer)), "a value moved")
+    _require(same_values(back, layer), "a value moved")
     walked = [layer.spec]
     for step in passes:
         walked.append(step.plan(walked[-1]))
@@ -242,8 +134,13 @@ def check_pair(first: Format, second: Format, layer: Layer) -> bool:
     for step, before in zip(reversed(passes), reversed(walked[:-1]), strict=True):
         back = step.undo(back, before)
     _require(identical(back, start), f"{first.NAME} -> {second.NAME} -> {first.NAME} is not the same layer")
-    _require(np.array_equal(dequantize(there), dequantize(start)), "a value moved")
+    _require(same_values(there, start), "a value moved")
     return True
+
+
+def same_values(a: Layer, b: Layer) -> bool:
+    """Whether every weight has the same value in both; a code that is no number is none in both."""
+    return np.array_equal(dequantize(a), dequantize(b), equal_nan=True)
 
 
 def through(format_: Format, layer: Layer) -> Layer:
@@ -264,21 +161,21 @@ def write_model(folder: Path, format_: Format, written: Sequence[Layer], others:
     stored: dict[str, Array] = dict(others)
     for layer in written:
         stored.update(encode(Layer(model.specs[layer.spec.name], layer.arrays), slots[layer.spec.name]))
-    bf16 = {slot.tensor for parts in slots.values() for slot in parts.values() if slot.dtype is DType.BF16}
+    written_as = {slot.tensor: slot.dtype for parts in slots.values() for slot in parts.values()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    _relabel(folder / "model.safetensors", bf16)
+    _relabel(folder / "model.safetensors", written_as)
     config = {**CONFIG, "quantization_config": format_.config(model)}
     (folder / "config.json").write_text(json.dumps(config))
     return model
 
 
-def _relabel(file: Path, names: set[str]) -> None:
-    """numpy has no bfloat16: its bits were saved as U16 and are called BF16 here."""
+def _relabel(file: Path, dtypes: Mapping[str, DType]) -> None:
+    """numpy has no bfloat16 and no float8: their bits were saved as integers and are called what they are here."""
     data = file.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    for name in names:
-        header[name]["dtype"] = "BF16"
+    for name, dtype in dtypes.items():
+        header[name]["dtype"] = str(dtype)
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 

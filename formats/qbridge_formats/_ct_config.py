@@ -58,13 +58,23 @@ _GRANULARITY = {
 }
 
 
+_EXPONENTS = ("torch.uint8", "uint8")  # what scale_dtype calls them
+
+
 class SchemaError(ValueError):
     """A key of the block is missing, unknown or has a value that means nothing."""
 
 
+class NotReadError(ValueError):
+    """A scheme of the library that has no place in the IR."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One entry of config_groups, its arguments checked."""
+    """One entry of config_groups, its arguments checked.
+
+    `exponents` and `input_exponents` say whether scales of weights and of activations are powers of two.
+    """
 
     name: str
     targets: tuple[str, ...]
@@ -72,6 +82,8 @@ class Group:
     activation: ActivationScheme | None
     format: str | None
     outputs: bool
+    exponents: bool = False
+    input_exponents: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,8 @@ def _groups(key: str, raw: Any, findings: Findings) -> list[Group]:
             groups.append(_group(name, group))
         except SchemaError as fault:
             findings.add("QB013", f"{key}.config_groups.{name}", (str(fault),))
+        except NotReadError as fault:
+            findings.add("QB101", f"{key}.config_groups.{name}", (str(fault),))
     return groups if len(groups) == len(raw) else []
 
 
@@ -160,14 +174,23 @@ def _group(name: str, raw: Any) -> Group:
     if not _strings(raw.get("targets")):
         raise SchemaError("targets is not a list of strings")
     weights, inputs = raw.get("weights"), raw.get("input_activations")
+    activation = None if inputs is None else _activation(_args("input_activations", inputs))
     return Group(
         name,
         tuple(raw["targets"]),
         None if weights is None else _weight(_args("weights", weights)),
-        None if inputs is None else _activation(_args("input_activations", inputs)),
+        activation,
         raw.get("format"),
         raw.get("output_activations") is not None,
+        weights is not None and weights.get("scale_dtype") in _EXPONENTS,
+        inputs is not None and activation is not None and _are_exponents(inputs, activation),
     )
+
+
+def _are_exponents(raw: Mapping[str, Any], activation: ActivationScheme) -> bool:
+    """Whether scales of activations are; releases before 0.15 had no scale_dtype to say it of MXFP4."""
+    named = raw.get("scale_dtype")
+    return named in _EXPONENTS or (named is None and (activation.type, activation.group_size) == ("e2m1", 32))
 
 
 def _preset(name: str, targets: list[str]) -> Group:
@@ -206,14 +229,12 @@ def _args(where: str, raw: Any) -> dict[str, Any]:
 
 
 def _weight(args: Mapping[str, Any]) -> WeightScheme:
-    granularity = _GRANULARITY.get(args["strategy"])
+    outer = args["strategy"] == "tensor_group"
+    granularity = Granularity.GROUP if outer else _GRANULARITY.get(args["strategy"])
     if granularity in (None, Granularity.TOKEN):
         raise SchemaError(f"{args['where']}.strategy {args['strategy']!r} is not one that qbridge reads")
     if args.get("actorder") not in (None, False, True, "weight", "static", "group", "dynamic"):
         raise SchemaError(f"{args['where']}.actorder is {args['actorder']!r}")
-    block = args.get("block_structure")
-    if isinstance(block, str):
-        block = block.split("x")
     kind = _code_type(args)
     try:
         return WeightScheme(
@@ -222,24 +243,43 @@ def _weight(args: Mapping[str, Any]) -> WeightScheme:
             args["symmetric"],
             kind,  # type: ignore[arg-type]
             args["group_size"] if granularity is Granularity.GROUP else None,
-            (int(block[0]), int(block[1])) if block and granularity is Granularity.BLOCK else None,
+            _block(args) if granularity is Granularity.BLOCK else None,
+            "divide" if outer else None,
         )
-    except (ValueError, IndexError, TypeError) as fault:
+    except ValueError as fault:
         raise SchemaError(f"{args['where']}: {fault}") from fault
 
 
+def _block(args: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns, from [r, c] or, as older releases wrote them, "rxc"."""
+    given: Any = args.get("block_structure")
+    sizes = given
+    if isinstance(given, str):
+        sizes = [int(size) if size.isdecimal() and len(size) < 20 else None for size in given.split("x")]
+    if not isinstance(sizes, list) or len(sizes) != 2 or any(type(size) is not int for size in sizes):
+        raise SchemaError(f"{args['where']}.block_structure is {given!r}, not [rows, columns]")
+    return sizes[0], sizes[1]
+
+
 def _activation(args: Mapping[str, Any]) -> ActivationScheme:
-    granularity = _GRANULARITY.get(args["strategy"])
-    if granularity is None or isinstance(args["dynamic"], str):
+    local = args["dynamic"] == "local"
+    granularity = Granularity.GROUP if local else _GRANULARITY.get(args["strategy"])
+    if isinstance(args["dynamic"], str) and (not local or args["strategy"] != "tensor_group"):
+        raise SchemaError(f"{args['where']}.dynamic is {args['dynamic']!r} with strategy {args['strategy']!r}")
+    if granularity is None:
         raise SchemaError(f"{args['where']}.strategy {args['strategy']!r} is not one that qbridge reads")
+    kind = _code_type(args)
+    if local and (kind, args["group_size"]) != ("e2m1", 16):
+        raise NotReadError(f"{args['where']}: {kind} in groups of {args['group_size']} with a global scale")
     try:
         return ActivationScheme(
             args["num_bits"],
             granularity,
-            args["dynamic"],
+            bool(args["dynamic"]),
             args["symmetric"],
-            _code_type(args),  # type: ignore[arg-type]
+            kind,  # type: ignore[arg-type]
             args["group_size"] if granularity is Granularity.GROUP else None,
+            "divide" if local else None,
         )
     except ValueError as fault:
         raise SchemaError(f"{args['where']}: {fault}") from fault
@@ -249,8 +289,11 @@ def _code_type(args: Mapping[str, Any]) -> str:
     if args["type"] == "int":
         return "int"
     kinds = {8: "e4m3fn", 4: "e2m1"}
-    if args["type"] != "float" or args["num_bits"] not in kinds:
+    if args["type"] != "float" or args["num_bits"] not in (4, 6, 8):
         raise SchemaError(f"{args['where']}: type {args['type']!r} with {args['num_bits']} bits")
+    if args["num_bits"] not in kinds or not args["symmetric"]:
+        how = "" if args["symmetric"] else " with zero-points"
+        raise NotReadError(f"{args['where']}: floats of {args['num_bits']} bits{how}")
     return kinds[args["num_bits"]]
 
 
@@ -298,16 +341,22 @@ def _class_of(module: str) -> str:
     return "Embedding" if is_embedding(module) else "Linear"
 
 
-def args_of(scheme: WeightScheme | ActivationScheme) -> dict[str, Any]:
-    """The arguments object of a scheme, in the keys that every release since 0.9 knows."""
+def args_of(scheme: WeightScheme | ActivationScheme, scale_dtype: str | None = None) -> dict[str, Any]:
+    """The arguments object of a scheme, in the keys that every release since 0.9 knows.
+
+    `scale_dtype`, for schemes that mean nothing without it, came with 0.13.
+    """
+    dynamic: bool | str = isinstance(scheme, ActivationScheme) and scheme.dynamic
     args: dict[str, Any] = {
         "num_bits": scheme.bits,
         "type": "int" if scheme.type == "int" else "float",
         "symmetric": scheme.symmetric,
-        "strategy": str(scheme.granularity),
+        "strategy": "tensor_group" if scheme.global_scale else str(scheme.granularity),
         "group_size": scheme.group_size,
-        "dynamic": isinstance(scheme, ActivationScheme) and scheme.dynamic,
+        "dynamic": "local" if dynamic and scheme.global_scale else dynamic,
     }
+    if scale_dtype:
+        args["scale_dtype"] = scale_dtype
     if isinstance(scheme, WeightScheme) and scheme.block:
         args["block_structure"] = list(scheme.block)
     return args

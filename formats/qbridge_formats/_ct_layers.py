@@ -12,9 +12,10 @@ import numpy as np
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.headers import StoredTensor
-from qbridge.ir import ActivationScheme, Dialect, Granularity, Kind, Spec, WeightScheme
+from qbridge.ir import GLOBAL_SCALE, ActivationScheme, Dialect, Granularity, Kind, Spec, WeightScheme
 from qbridge.source import Source
 from qbridge.topology import canonical_module, is_embedding, is_router
+from qbridge_formats import _ct_floats
 from qbridge_formats._ct_config import Block, Group, Matcher
 
 INFERRED = "inferred"
@@ -67,7 +68,7 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
             continue
         group = _inferred(own)
         _add(found, reader, module, own, group, findings)
-        if group.activation is ASSUMED:
+        if group.activation is ASSUMED and module not in found.refused:
             findings.add("QB021", module, (f"no tensor shows its activation scheme; {ASSUMED} would be assumed",))
     return found
 
@@ -132,7 +133,7 @@ def _elements(tensor: StoredTensor) -> int:
 
 def _add(found: Found, reader: _Reader, module: str, own: Own, group: Group, findings: Findings) -> None:
     """The module's spec to the found ones, or a finding and the module to the refused ones."""
-    not_read = _not_read(own, group)
+    not_read = _not_read(own, group, reader.version)
     if not_read:
         findings.add("QB101", module, (not_read,))
         found.refused.add(module)
@@ -150,20 +151,14 @@ def _add(found: Found, reader: _Reader, module: str, own: Own, group: Group, fin
         found.refused.add(module)
 
 
-def _not_read(own: Own, group: Group) -> str | None:
+def _not_read(own: Own, group: Group, version: str) -> str | None:
     """Why a sound layer is not read here, in the format's own names; None if it is."""
-    weight, packed = group.weight, own.get("weight_packed")
-    if packed is not None and (weight is None or weight.type != "int" or packed.dtype is not DType.I32):
-        return f"format {group.format or 'nvfp4- or mxfp4-pack-quantized'}: {packed.dtype} packed weights"
+    packed = own.get("weight_packed")
     if packed is not None and group.name == INFERRED:
         return "packed weights without a quantization block, which alone has their bits"
-    if packed is not None:
-        return None
-    stored = own["weight"].dtype
-    if (weight and weight.type != "int") or stored in (DType.F8_E4M3, DType.F8_E5M2):
-        kind = weight.type if weight and weight.type != "int" else str(stored)
-        return f"format {group.format or 'float-quantized'}: {kind} weights"
-    return None
+    if group.name == INFERRED and own["weight"].dtype in (DType.F8_E4M3, DType.F8_E5M2):
+        return f"{own['weight'].dtype} weights without a quantization block, which alone has their activations"
+    return _ct_floats.not_read(group, own.get("weight_scale"), version)
 
 
 class _Reader:
@@ -172,6 +167,7 @@ class _Reader:
     def __init__(self, source: Source, block: Mapping[str, Any]) -> None:
         """A source and the block of its config."""
         self._source, self._block = source, block
+        self.version = str(block.get("version") or "")
         self._kinds: dict[Hashable, Kind] = {}
 
     def spec(self, module: str, own: Own, group: Group) -> Spec:
@@ -182,11 +178,13 @@ class _Reader:
         stored_as = None if name == module else module
         columns, index = _columns(self._source, own), _index(self._source, own, group.weight)
         tensors = tuple([(leaf, tensor.dtype, tensor.shape) for leaf, tensor in own.items()])
-        alike = tensors, group.weight, group.activation, columns, index, stored_as
+        scales = own.get("weight_scale")
+        meant = _ct_floats.scale_dtype(group, scales.dtype if scales else None)
+        alike = tensors, group.weight, group.activation, meant, columns, index, stored_as
         if alike not in self._kinds:
             dialect = {} if stored_as is None else {"stored_as": stored_as}
             dialect |= {} if index is None else {"g_idx": index}
-            self._kinds[alike] = self._spec(name, own, group.weight, group.activation, columns, dialect).kind
+            self._kinds[alike] = self._spec(name, own, group.weight, group.activation, meant, columns, dialect).kind
         return Spec(name, *self._kinds[alike])
 
     def _spec(
@@ -195,14 +193,13 @@ class _Reader:
         own: Own,
         scheme: WeightScheme,
         activation: ActivationScheme | None,
+        scales: DType | None,
         columns: int | None,
         dialect: dict[str, str],
     ) -> Spec:
         rows, columns = _dims(own, scheme, activation is None, columns, dialect)
         scale, bias, zero = own.get("weight_scale"), own.get("bias"), own.get("weight_zero_point")
-        scale_dtype = scale.dtype if scale and scale.dtype.is_float else _model_dtype(self._source)
-        static = activation is not None and not activation.dynamic
-        input_scale = own.get("input_scale")
+        scale_dtype = scales or (scale.dtype if scale and scale.dtype.is_float else _model_dtype(self._source))
         if scheme.symmetric and zero is not None:
             dialect["zero_point"] = "packed zeros" if zero.dtype is DType.I32 else "zeros"
         elif zero is not None and zero.dtype is DType.I8 and "weight_packed" in own:
@@ -216,11 +213,21 @@ class _Reader:
             weight=scheme,
             scale_dtype=scale_dtype,
             activation=activation,
-            input_scale_dtype=(input_scale.dtype if input_scale else scale_dtype) if static else None,
+            input_scale_dtype=_input_scale(own, activation, scale_dtype),
             bias=bias.dtype if bias else None,
             g_idx=dialect.get("g_idx") == ACT_ORDER,
         )
         return replace(spec, dialect=(*sorted(dialect.items()), *_shapes(own, spec)))
+
+
+def _input_scale(own: Own, activation: ActivationScheme | None, otherwise: DType) -> DType | None:
+    """The dtype of the stored scale of activations, None where none is stored."""
+    if activation is None or not activation.is_stored:
+        return None
+    stored = own.get("input_global_scale" if activation.global_scale else "input_scale")
+    return (
+        stored.dtype if stored and stored.dtype.is_float else GLOBAL_SCALE if activation.global_scale else otherwise
+    )
 
 
 def _columns(source: Source, own: Own) -> int | None:
@@ -239,13 +246,19 @@ def _dims(
     """(out_features, in_features); what the tensors say of the packing's dialect goes there."""
     packed = own.get("weight_packed")
     if packed is None:
-        dialect |= {"packed": "no"} if weights_only else {}
+        if scheme.type == "e2m1":
+            raise ValueError("4-bit floats are packed, and there is no weight_packed")
+        dialect |= {"packed": "no"} if weights_only and scheme.type == "int" else {}
         rows, inputs = own["weight"].shape
         return rows, inputs
-    dialect |= {} if weights_only else {"packed": "yes"}
     if len(packed.shape) != 2:
         raise ValueError(f"weight_packed has the shape {list(packed.shape)}, not [rows, words]")
     rows, words = packed.shape
+    if scheme.type == "e2m1":
+        return rows, 2 * words
+    if scheme.type != "int":
+        raise ValueError("8-bit floats are not packed, and there is a weight_packed")
+    dialect |= {} if weights_only else {"packed": "yes"}
     if columns is None:
         columns = words * 32 // scheme.bits
     elif own["weight_shape"].dtype is DType.I32:
@@ -276,7 +289,8 @@ def _drops_zeros(block: Mapping[str, Any]) -> bool:
 def _shapes(own: Own, spec: Spec) -> Dialect:
     """Shapes that differ from today's only by dims of 1: [N] for [N, 1], [] for [1]."""
     column = spec.scale_shape[:1] if spec.weight.granularity is Granularity.TENSOR else spec.scale_shape
-    today = {"weight_scale": column, "input_scale": (1,), "input_zero_point": (1,)}
+    today = {"weight_scale": column}
+    today |= dict.fromkeys(("input_scale", "input_zero_point", "weight_global_scale", "input_global_scale"), (1,))
     if "weight_packed" not in own:
         today["weight_zero_point"] = column
     found = []

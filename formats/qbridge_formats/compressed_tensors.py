@@ -1,4 +1,4 @@
-"""compressed-tensors, as llm-compressor writes it: integer weights, packed or not, with their scales beside them.
+"""compressed-tensors, as llm-compressor writes it: integer or float weights with their scales beside them.
 
 tensor                 dtype         shape                   meaning (N = out_features, K = in_features, G = groups)
 <L>.weight             int8          [N, K]                  codes, signed, also those of fewer than 8 bits
@@ -16,8 +16,8 @@ Format pack-quantized (weights only, 1 to 8 bits b) has instead of weight and in
 <L>.weight_g_idx       int32         [K]                     act-order, releases 0.6 to 0.18
 
 W = (weight - weight_zero_point) * weight_scale.  Unpacked formats are int-quantized (activations quantized) and
-naive-quantized (weights only). Sources: compressed-tensors 0.20.0, compressors/naive_quantized/base.py,
-compressors/pack_quantized/base.py and helpers.py, compressors/format.py,
+naive-quantized (weights only); `_ct_floats` has those of floats. Sources: compressed-tensors 0.20.0,
+compressors/naive_quantized/base.py, compressors/pack_quantized/base.py and helpers.py, compressors/format.py,
 quantization/lifecycle/initialize.py; dialects of older releases from the wheels 0.3.2 to 0.13.0.
 """
 
@@ -34,18 +34,20 @@ from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
-from qbridge.ir import Granularity, Kind, Model, Spec
+from qbridge.ir import GLOBAL_SCALE, Granularity, Kind, Model, Spec
 from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, GroupIndex, Slot, is_fixed, named
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, Problem, Rule, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
+from qbridge_formats import _ct_floats
 from qbridge_formats._ct_config import Block, args_of, find_block, is_ours, parse
 from qbridge_formats._ct_layers import ACT_ORDER, Found, inferred_layers, listed_layers
 
 NAME = "compressed-tensors"
-SUMMARY = "llm-compressor's format: integer weights of 1 to 8 bits, packed or not (W8A8, W4A16 ...)"
+SUMMARY = "llm-compressor's format: integers of 1 to 8 bits, FP8, NVFP4, MXFP4, MXFP8 (W8A8, W4A16 ...)"
 ALIASES = ("llm-compressor",)
 
 SCHEMA_VERSION = "0.20.0"  # the newest schema that what we write was validated with
@@ -115,7 +117,12 @@ def _kv_cache(source: Source, block: Block, findings: Findings) -> Mapping[str, 
 
 
 def is_packed(spec: Spec) -> bool:
-    """Whether the codes are packed: as the dialect says, else as the library chooses (weights only)."""
+    """Whether the codes are packed: floats by their bits; integers as the dialect says, else as the library chooses.
+
+    It packs integers where activations are not quantized.
+    """
+    if spec.weight.type != "int":
+        return spec.weight.bits < 8
     kept = dict(spec.dialect).get("packed")
     return spec.activation is None if kept is None else kept == "yes"
 
@@ -143,15 +150,18 @@ def _slots(kind: Kind) -> dict[str, Slot]:
         return Slot(f".{leaf}", dtype or DType.F32, shape_of(leaf, shape), codec)
 
     scale_shape = shape[:1] if spec.weight.granularity is Granularity.TENSOR else shape
+    floats = _ct_floats.code_tensor(spec)
     slots = {
-        "code": slot("weight", DType.I8, (spec.out_features, spec.in_features)),
-        "scale": slot("weight_scale", spec.scale_dtype, scale_shape),
+        "code": slot(*floats) if floats else slot("weight", DType.I8, spec.dims),
+        "scale": slot("weight_scale", _ct_floats.stored_scale(spec.scale_dtype), scale_shape),
+        "global_scale": slot("weight_global_scale", GLOBAL_SCALE, (1,)),
         "zero": slot("weight_zero_point", DType.I8, scale_shape, NARROWED),
         "bias": slot("bias", spec.bias, (spec.out_features,)),
         "input_scale": slot("input_scale", spec.input_scale_dtype, (1,)),
+        "input_global_scale": slot("input_global_scale", spec.input_scale_dtype, (1,)),
         "input_zero": slot("input_zero_point", DType.I8, (1,), NARROWED),
     }
-    if is_packed(spec):
+    if is_packed(spec) and not floats:
         slots |= _packed_slots(spec, dialect)
     parts = spec.parts()
     found = {part: slot for part, slot in slots.items() if part in parts or is_fixed(slot.codec)}
@@ -190,20 +200,21 @@ def settle(model: Model) -> Model:
 
 def config(model: Model) -> dict[str, Any]:
     """A block that every release since 0.9 reads: one group per scheme, ignore by full names."""
-    by_scheme: dict[tuple[Any, Any, bool], list[str]] = {}
+    by_scheme: dict[tuple[Any, ...], list[Spec]] = {}
     for spec in model.specs.values():
-        name = dict(spec.dialect).get("stored_as", spec.name)
-        by_scheme.setdefault((spec.weight, spec.activation, is_packed(spec)), []).append(name)
+        exponents = spec.scale_dtype is DType.F8_E8M0
+        by_scheme.setdefault((spec.weight, spec.activation, is_packed(spec), exponents), []).append(spec)
     groups, formats = {}, []
-    for number, ((weight, activation, packed), names) in enumerate(by_scheme.items()):
-        kind = "pack-quantized" if packed else "naive-quantized" if activation is None else "int-quantized"
+    for number, specs in enumerate(by_scheme.values()):
+        spec, names = specs[0], [dict(spec.dialect).get("stored_as", spec.name) for spec in specs]
+        kind, scale_dtypes = _format_of(spec), _ct_floats.scale_dtypes(spec)
         formats.append(kind)
         # vLLM quantizes lm_head only where a target names it
         linear = ["Linear", *(name for name in names if name == "lm_head")]
         groups[f"group_{number}"] = {
             "targets": linear if len(by_scheme) == 1 else names,
-            "weights": args_of(weight),
-            "input_activations": None if activation is None else args_of(activation),
+            "weights": args_of(spec.weight, scale_dtypes[0]),
+            "input_activations": None if spec.activation is None else args_of(spec.activation, scale_dtypes[1]),
             "output_activations": None,
             "format": kind,
         }
@@ -222,13 +233,24 @@ def config(model: Model) -> dict[str, Any]:
     }
 
 
+def _format_of(spec: Spec) -> str:
+    """The name of the format of a layer, as the library chooses it."""
+    floats = _ct_floats.format_of(spec.weight, spec.scale_dtype)
+    if floats is None and spec.weight.type != "int":
+        raise ValueError(f"{spec.name}: no format holds {spec.scheme}")  # the rules refuse it
+    if floats not in (None, _ct_floats.FLOAT):
+        return str(floats)
+    if is_packed(spec):
+        return "pack-quantized"
+    return "naive-quantized" if spec.activation is None else floats or "int-quantized"
+
+
 def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight = spec.weight
     if spec.g_idx and dict(spec.dialect).get("g_idx") != ACT_ORDER:
         return Problem((f"{spec.scheme}: act-order was removed in 0.18, so it is only written back to where it was",))
-    if weight.type != "int" or weight.granularity is Granularity.BLOCK:
+    if spec.weight.type == "int" and spec.weight.granularity is Granularity.BLOCK:
         return Problem((spec.scheme,))
-    return None
+    return _ct_floats.unwritable(spec, model)
 
 
 def _packed_zeros(spec: Spec, model: Model) -> Problem | None:
@@ -243,12 +265,16 @@ def _short_group(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
 
 
-def _whole_groups(spec: Spec, model: Model) -> Regroup:
+def _whole_groups(spec: Spec, model: Model) -> Regroup | None:
+    """Groups of the formats that have one size are not split."""
+    if _ct_floats.format_of(spec.weight, spec.scale_dtype) not in (None, _ct_floats.FLOAT):
+        return None
     return Regroup(gcd(spec.weight.group_size or 1, spec.in_features))
 
 
 _SOURCE = "compressed-tensors 0.20.0, compressors/format.py"
 RULES: tuple[Rule, ...] = (
+    LayerRule("QB110", _ct_floats.small_scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _packed_zeros, _SOURCE, lambda spec, model: Broadcast()),
     LayerRule("QB110", _short_group, "compressed-tensors 0.20.0, quantization/lifecycle/forward.py", _whole_groups),

@@ -210,7 +210,8 @@ def _width(spec: Spec, model: Model) -> Problem | None:
 
 
 def _group(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.granularity is Granularity.CHANNEL or spec.weight.group_size == _GROUP:
+    kept = spec.weight.granularity in (Granularity.CHANNEL, Granularity.BLOCK)  # blocks are refused above
+    if kept or spec.weight.group_size == _GROUP:
         return None
     return Problem((f"weights {spec.weight}: Marlin has scales per channel or group of {_GROUP}",))
 

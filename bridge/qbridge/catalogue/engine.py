@@ -180,7 +180,7 @@ ENTRIES = (
     Code(
         "QB220",
         "vLLM has no scheme for these layers",
-        "The combination of weights and activations is none that vLLM serves from integer codes.",
+        "The combination of weights and activations is none that vLLM serves.",
         "It raises NotImplementedError: No compressed-tensors compatible scheme was found.",
         "asymmetric int8 weights with quantized activations, or int8 weights with a scale per group",
         "Choose one it serves: symmetric W8A8 per tensor or channel, W4A8 with dynamic activations, weights only.",
@@ -198,8 +198,8 @@ ENTRIES = (
     Code(
         "QB222",
         "parts of one fused linear have different input scales",
-        "q, k, v or gate, up store different static input scales or zero-points.",
-        "The fused linear has one slot for them: the part that is loaded last wins, without a word.",
+        "q, k, v or gate, up store different static input scales, zero-points or global scales.",
+        "The fused linear has one for them: the part that is loaded last wins without a word, or the largest.",
         "q_proj.input_scale 0.02 and k_proj.input_scale 0.03",
         "Calibrate them together (llm-compressor does), or quantize activations dynamically.",
         "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
@@ -245,10 +245,10 @@ ENTRIES = (
     ),
     Code(
         "QB231",
-        "transformers cannot load int8 experts",
-        "The checkpoint is a mixture of experts with int8 linears in them.",
-        "transformers 5 fuses experts while it loads, and its converter knows packed and float8 codes only: it "
-        "fails, or runs with uninitialised experts.",
+        "transformers cannot load experts of this scheme",
+        "The checkpoint is a mixture of experts with int8 linears in them, or floats of 4 bits, of groups or blocks.",
+        "transformers 5 fuses experts while it loads, and its converter knows packed integers and float8 with scales "
+        "per tensor or channel: it fails, runs with uninitialised experts, or forgets the global scales of NVFP4.",
         "model.layers.0.mlp.experts.0.gate_proj",
         "Serve it with vLLM or LMDeploy.",
         "transformers 5.17.0, conversion_mapping.py and quantizers/quantizer_compressed_tensors.py",

@@ -12,7 +12,7 @@ ENTRIES = (
         "this scheme is recognised and not yet read",
         "The checkpoint is sound and its scheme is known by name, but this version of qbridge cannot read it.",
         "Refused rather than guessed.",
-        "compressed-tensors float-quantized (FP8)",
+        "compressed-tensors mxfp6-pack-quantized",
         "Watch the changelog; nothing is wrong with the checkpoint.",
         "compressed-tensors 0.20.0, config/base.py (the names of format)",
     ),

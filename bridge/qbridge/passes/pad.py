@@ -50,7 +50,8 @@ class Pad:
         if spec.weight.symmetric:
             return False
         wider = self.in_features > spec.in_features and self._joins(spec)
-        return wider or (spec.weight.granularity is Granularity.TENSOR and self.out_features > spec.out_features)
+        many_rows = spec.weight.granularity in (Granularity.TENSOR, Granularity.BLOCK)
+        return wider or (many_rows and self.out_features > spec.out_features)
 
     def _joins(self, spec: Spec) -> bool:
         size = spec.weight.group_size
@@ -87,6 +88,9 @@ class Pad:
         rows, columns = layer.spec.out_features, layer.spec.in_features
         if "zero" not in layer.arrays:
             return
+        if layer.spec.weight.block:
+            self._fill_blocks(codes, layer, after)
+            return
         if layer.spec.weight.granularity is Granularity.TENSOR:
             rows, zeros = codes.shape[0], layer.arrays["zero"]
             if self.out_features > layer.spec.out_features:
@@ -99,6 +103,16 @@ class Pad:
         zeros = layer.arrays["zero"][:, group[old]]
         self._check_codes(zeros, layer.spec)
         codes[:rows, columns:][:, old] = zeros
+
+    def _fill_blocks(self, codes: Array, layer: Layer, after: Spec) -> None:
+        """Codes of all that is new: the zero-points of the blocks that it falls into, 0 in whole new blocks."""
+        (rows, columns), (old_rows, old_columns) = layer.spec.dims, layer.spec.scale_shape
+        lines, groups = row_index(after), group_index(after)
+        zeros = np.zeros(after.scale_shape, np.int16)
+        zeros[:old_rows, :old_columns] = layer.arrays["zero"]
+        self._check_codes(zeros, layer.spec)
+        codes[rows:] = zeros[lines[rows:]][:, groups]
+        codes[:rows, columns:] = zeros[lines[:rows]][:, groups[columns:]]
 
     def _check_codes(self, zeros: Array, spec: Spec) -> None:
         half = 2 ** (spec.weight.bits - 1)

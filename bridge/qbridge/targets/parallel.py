@@ -104,8 +104,13 @@ class Parallel:
         return [] if size is None else [share for share in self.shares(spec, model, sizes) if share[1] % size]
 
     def best_size(self, specs: list[Spec], model: Model, sizes: tuple[int, ...]) -> int | None:
-        """The largest group size with a kernel that divides every share of some layers, and their own sizes."""
+        """The largest group size with a kernel that divides every share of some layers, and their own sizes.
+
+        None if there is none, or if the groups of one of them cannot be split.
+        """
         common = 0
+        if any(_has_one_size(spec) for spec in specs):
+            return None
         for spec in specs:
             common = gcd(common, spec.weight.group_size or spec.in_features)
             for _, features, _ in self.shares(spec, model, sizes):
@@ -260,6 +265,11 @@ class Parallel:
 
 
 _MLPS = frozenset({"down_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w2", "w3"})
+
+
+def _has_one_size(spec: Spec) -> bool:
+    """Whether no other group size would be the same format: scales of blocks, and of two levels or exponents."""
+    return spec.weight.block is not None or spec.weight.global_scale is not None or not spec.scale_dtype.is_float
 
 
 def _held(spec: Spec, model: Model, tp: int) -> Rank | None:

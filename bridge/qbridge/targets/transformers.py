@@ -1,4 +1,4 @@
-"""What transformers takes of compressed-tensors checkpoints of integer codes.
+"""What transformers takes of compressed-tensors checkpoints.
 
 Source: transformers 5.17.0 with compressed-tensors 0.20.0, quantizers/quantizer_compressed_tensors.py and
 conversion_mapping.py; tried there.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qbridge.dtypes import DType
-from qbridge.ir import Model
+from qbridge.ir import Granularity, Model, Spec
 from qbridge.rules import ModelRule, Problem
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
@@ -17,17 +17,27 @@ from qbridge.targets.common import unquantized_tensors, weight_scales
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
 
-def _int8_experts(model: Model) -> Iterator[Problem]:
-    """Experts are one fused tensor in memory, and the converter of names knows packed and float8 codes only."""
-    found = tuple(n for n, spec in model.specs.items() if ".experts." in n and spec.activation is not None)
+def _experts(model: Model) -> Iterator[Problem]:
+    """Experts are one fused tensor in memory, and the converter of names knows packed and float8 codes only.
+
+    It forgets global scales and takes exponents for scales (integrations/compressed_tensors.py, DecompressExperts).
+    """
+    found = tuple(name for name, spec in model.specs.items() if ".experts." in name and not _is_converted(spec))
     if found:
         yield Problem((f"{len(found)} expert linears",), where=found)
+
+
+def _is_converted(spec: Spec) -> bool:
+    if spec.weight.type == "int":
+        return spec.activation is None
+    one = spec.weight.granularity in (Granularity.TENSOR, Granularity.CHANNEL)
+    return spec.weight.type == "e4m3fn" and one and spec.scale_dtype.is_float
 
 
 CHOICE = Choice(
     "compressed-tensors",
     (
-        ModelRule("QB231", _int8_experts, "transformers 5.17.0, conversion_mapping.py"),
+        ModelRule("QB231", _experts, "transformers 5.17.0, conversion_mapping.py"),
         weight_scales(DType.F32, _LOADING),
         unquantized_tensors(DType.F32, _LOADING),
     ),

@@ -13,7 +13,7 @@ from math import gcd
 import numpy as np
 
 from qbridge.dtypes import DType
-from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
+from qbridge.ir import ActivationScheme, Granularity, Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
@@ -34,6 +34,8 @@ _MARLIN = ((4, True), (4, False), (8, True))
 def _has_scheme(spec: Spec, model: Model) -> Problem | None:
     """Symmetric W8A8 with static or dynamic activations or W4A8 with dynamic ones; weights alone, packed."""
     weight, acts = spec.weight, spec.activation
+    if weight.type != "int":
+        return None if _float_scheme(spec, acts) else Problem((spec.scheme,))
     if acts is None and not spec.g_idx and weight.bits >= 1 and weight.granularity is not Granularity.TENSOR:
         return None
     if weight.symmetric and not spec.g_idx and acts is not None and acts.bits == 8 and acts.type == "int":
@@ -41,32 +43,37 @@ def _has_scheme(spec: Spec, model: Model) -> Problem | None:
         w4a8 = weight.bits == 4 and weight.granularity in (Granularity.CHANNEL, Granularity.GROUP)
         if (w8a8 and (_token(acts) or _static(acts))) or (w4a8 and _token(acts)):
             return None
-    if weight.type != "int" and acts is not None and _has_float_scheme(weight, acts):
-        return None
     return Problem((spec.scheme,))
 
 
-def _has_float_scheme(weight: WeightScheme, acts: ActivationScheme) -> bool:
-    """Float8 per tensor, channel or block; NVFP4, MXFP4 (also with float8 activations) and MXFP8."""
-    if not acts.symmetric or acts.type == "int":
-        return False
-    groups = acts.granularity is Granularity.GROUP
-    if weight.type == "e4m3fn" and acts.type == "e4m3fn":
-        if weight.granularity in _ONE:
-            return _token(acts) or _static(acts)
-        # a block's activations are in groups as wide as the block is high (GroupShape(1, block[0]))
-        size = weight.block[0] if weight.block else 32
-        return groups and acts.group_size == size and (weight.block is not None or weight.group_size == size)
-    if weight.type != "e2m1" or weight.group_size not in (16, 32):
-        return False
-    like_weights = groups and acts.type == "e2m1" and acts.group_size == weight.group_size
-    if weight.group_size == 16:
-        return like_weights and weight.global_scale is not None and acts.global_scale is not None
-    return weight.global_scale is None and (like_weights or (acts.type == "e4m3fn" and (groups or _token(acts))))
+def _float_scheme(spec: Spec, acts: ActivationScheme | None) -> bool:
+    """NVFP4, MXFP4, MXFP8, and FP8 per tensor, channel or block, with activations that vLLM really quantizes so."""
+    weight = spec.weight
+    if weight.type == "e2m1":
+        if weight.global_scale:
+            return acts is None or acts.global_scale is not None
+        dynamic_float8 = acts is not None and acts.type == "e4m3fn" and acts.dynamic
+        return acts is None or dynamic_float8 or (acts.type, acts.group_size) == ("e2m1", weight.group_size)
+    if spec.scale_dtype is DType.F8_E8M0:
+        return acts is not None and (acts.type, acts.group_size) == ("e4m3fn", weight.group_size)
+    if weight.block:  # it quantizes activations in groups of as many inputs as a block has rows
+        groups = acts is None or (acts.type, acts.dynamic, acts.group_size) == ("e4m3fn", True, weight.block[0])
+        return groups and weight.block[0] == weight.block[1]
+    return weight.granularity in _ONE and (
+        acts is None or (acts.type == "e4m3fn" and acts.symmetric and (_token(acts) or _static(acts)))
+    )
+
+
+def _newer_floats(spec: Spec, model: Model) -> Problem | None:
+    """0.5.4 had FP8 per tensor or channel."""
+    fp8 = spec.weight.type == "e4m3fn" and spec.weight.granularity in _ONE
+    return None if spec.weight.type == "int" or fp8 else Problem((spec.scheme,))
 
 
 def _per_channel(spec: Spec, model: Model) -> Pass | None:
     """One scale per tensor is served only with quantized activations."""
+    if spec.weight.type != "int":
+        return None
     alone = spec.activation is None and not spec.g_idx and spec.weight.bits >= 2
     return Broadcast() if alone and spec.weight.granularity is Granularity.TENSOR else None
 
@@ -92,9 +99,12 @@ def _dense(model: Model) -> list[str]:
 
 
 def unlike_input_scales(model: Model, values: Values) -> Iterator[Problem]:
-    """One slot holds the input scale of a fused linear, and the last shard that is loaded wins."""
+    """One slot holds the input scale of a fused linear, and the last shard that is loaded wins.
+
+    Of global scales, and of input scales of float8, it takes the largest.
+    """
     for names in fused_siblings(list(model.specs)):
-        for part in ("input_scale", "input_zero", "input_global_scale", "global_scale"):
+        for part in ("input_scale", "input_zero", "global_scale", "input_global_scale"):
             stored = [name for name in names if part in model.specs[name].parts()]
             found = {np.asarray(values.part(name, part)).tobytes() for name in stored}
             if len(found) > 1:
@@ -122,16 +132,14 @@ def _humming(model: Model) -> Iterator[Problem]:
     found = {
         name: spec.weight
         for name, spec in model.specs.items()
-        if spec.activation is None and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
+        if spec.activation is None
+        and spec.weight.type == "int"
+        and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
     }
     for weight in sorted(set(map(str, found.values()))):
         where = tuple(name for name, own in found.items() if str(own) == weight)
         ways = ("--bits 4", "--bits 8") if min(own.bits for own in found.values()) < 4 else ("--bits 8",)
         yield Problem((f"weights {weight}",), ways, where)
-
-
-def _floats(spec: Spec, model: Model) -> Problem | None:
-    return None if spec.weight.type == "int" else Problem((f"{spec.scheme}: it was not tried with floats",))
 
 
 def _gptq_width(spec: Spec, model: Model) -> Problem | None:
@@ -146,7 +154,7 @@ def _wider(spec: Spec, model: Model) -> Pass:
 
 def _marlin_group(spec: Spec, model: Model) -> Problem | None:
     size = spec.weight.group_size
-    if spec.activation is not None or size is None:
+    if spec.activation is not None or size is None or spec.weight.type != "int":
         return None
     if spec.in_features % size:  # it makes room for in_features // group_size scales, and drops the last
         return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
@@ -204,6 +212,10 @@ COMPRESSED_TENSORS = Choice(
     ),
 )
 FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON), avoided=float8.AVOIDED)
+_OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+OLD_COMPRESSED_TENSORS = replace(
+    COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
+)
 GPTQ = Choice(
     "gptq",
     (
@@ -214,10 +226,5 @@ GPTQ = Choice(
     ),
 )
 AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON))
-# 0.5.4 was not looked at for what it takes of floats.
-OLD_COMPRESSED_TENSORS = replace(
-    COMPRESSED_TENSORS,
-    rules=(LayerRule("QB220", _floats, "vllm 0.5.4 (not tried)"), *COMPRESSED_TENSORS.rules),
-)
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
 OLD_GPTQ = Choice("gptq", _COMMON)

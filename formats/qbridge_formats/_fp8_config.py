@@ -39,10 +39,7 @@ _FORMS = ("e4m3", "e5m2", "float8_e4m3fn", "float8_e5m2", None)
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A block as checked data.
-
-    `limit` is FBGEMM's, `skipped` what is listed as not quantized; `null_list` says that null stands for that list.
-    """
+    """A block as checked data; `limit` is FBGEMM's, `skipped` what is listed as not quantized."""
 
     key: str
     block: tuple[int, int] | None = None
@@ -50,7 +47,6 @@ class Said:
     power_of_two: bool = False
     limit: float | None = None
     skipped: tuple[str, ...] = ()
-    null_list: bool = False
 
     def lists(self, module: str) -> bool:
         """Whether an entry is the module, a part of the model that it lies in, or the end of its name."""
@@ -95,7 +91,6 @@ def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Said | None:
         static=str(raw.get("activation_scheme", "dynamic")).lower() == "static",
         power_of_two=raw.get("scale_fmt") == "ue8m0",
         skipped=skipped,
-        null_list=not raw.get(LISTS[1]) and raw.get(LISTS[0], ()) is None,
     )
 
 

@@ -102,7 +102,7 @@ def _spec(module: str, own: Own, said: Said) -> Spec:
         activation=_activation(scheme, said),
         input_scale_dtype=(given.dtype if given and given.dtype.is_float else DType.F32) if stored else None,
         bias=bias.dtype if bias else None,
-        dialect=_dialect(own, scheme, leaf, stored, said),
+        dialect=_dialect(own, scheme, leaf, stored),
     )
 
 
@@ -144,9 +144,9 @@ def _activation(weight: WeightScheme, said: Said) -> ActivationScheme:
     return ActivationScheme(8, Granularity.GROUP, True, type=weight.type, group_size=size, power_of_two=rounded)
 
 
-def _dialect(own: Own, weight: WeightScheme, leaf: str | None, stored: str | None, said: Said) -> Dialect:
-    """What differs from what is written today: names, shapes with other dims of 1, a list that is null."""
-    found = {"modules_to_not_convert": "null"} if said.null_list else {}
+def _dialect(own: Own, weight: WeightScheme, leaf: str | None, stored: str | None) -> Dialect:
+    """What differs from what is written today: names, and shapes with other dims of 1."""
+    found = {}
     rows, columns = own["weight"].shape
     usual = "weight_scale_inv" if weight.block else "weight_scale"
     if leaf is not None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from qbridge.dtypes import DType
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes.broadcast import Broadcast
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values, stored_scales
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
 from qbridge.sharding import rank
 from qbridge.topology import fused_siblings, is_routed
 
@@ -45,15 +44,6 @@ def _static_experts(model: Model) -> Iterator[Problem]:
         yield Problem((f"{len(found)} linears of experts with static scales of inputs were not tried",), where=found)
 
 
-def _null_list(model: Model) -> Iterator[Problem]:
-    """transformers saves null for a list that was never given."""
-    key = "modules_to_not_convert"
-    if any(dict(spec.dialect).get(key) == "null" for spec in model.specs.values()):
-        yield Problem(
-            (f"{key} is null, and LMDeploy stops: argument of type 'NoneType' is not iterable",), (), (key,)
-        )
-
-
 def _pytorch_engine(model: Model) -> Iterator[Problem]:
     """TurboMind takes the codes of static float8 for weights, without their scales."""
     if any(is_static(spec) for spec in model.specs.values()):
@@ -73,8 +63,6 @@ def unlike_inputs(model: Model, values: Values) -> Iterator[Problem]:
 LMDEPLOY: tuple[Rule, ...] = (
     LayerRule("QB270", _lmdeploy_scheme, _LMDEPLOY_BUILD),
     ModelRule("QB270", _static_experts, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py"),
-    ModelRule("QB270", _null_list, "lmdeploy 0.18.0, pytorch/config.py (get_quant_method)"),
-    stored_scales("LMDeploy", DType.F32, _LMDEPLOY_BLOCKS),
     ModelRule("QB216", _pytorch_engine, "lmdeploy 0.18.0, turbomind/weight_format.py (TrivialFormat)"),
     ValueRule("QB271", unlike_inputs, _LMDEPLOY_STATIC),
 )
@@ -123,7 +111,6 @@ def _static_expert(spec: Spec) -> bool:
 VLLM: tuple[Rule, ...] = (
     LayerRule("QB274", _vllm_scheme, _VLLM),
     ModelRule("QB272", _fused_tensors, _VLLM_FUSED),
-    stored_scales("vLLM", DType.F32, _VLLM),
 )
 # compressed-tensors can say a scale per channel, each of which is kept.
 VLLM_CHANNELS: tuple[Rule, ...] = (

@@ -146,7 +146,7 @@ def _activation(weight: WeightScheme, said: Said) -> ActivationScheme:
 
 def _dialect(own: Own, weight: WeightScheme, leaf: str | None, stored: str | None) -> Dialect:
     """What differs from what is written today: names, and shapes with other dims of 1."""
-    found = {}
+    found: dict[str, str] = {}
     rows, columns = own["weight"].shape
     usual = "weight_scale_inv" if weight.block else "weight_scale"
     if leaf is not None:

@@ -21,6 +21,9 @@ class ReferenceKernel:
     def __init__(self, *args: Any, **options: Any) -> None:
         """Take whatever a kernel is told."""
 
+    def input_quant_key(self) -> None:
+        """Inputs come as they are."""
+
     def process_weights_after_loading(self, layer: Any) -> None:
         """Leave the weights as they are."""
 

@@ -152,3 +152,36 @@ def test_whole_blocks_at_the_borders_of_fused_linears(target, refused, blocks):
     edit(blocks, crop)
     edit_quantization(blocks, lambda block: block.update(modules_to_not_convert=["lm_head"]))
     assert places(found(blocks, target)["QB273"]) == refused
+
+
+# Fixture, target, the format written, what is done on the way.
+BRIDGES = [
+    ("fp8/llama_blocks", "compressed-tensors", "compressed-tensors", {}),
+    ("fp8/llama_lmdeploy_block", "compressed-tensors", "compressed-tensors", {}),
+    ("fp8/llama_static", "compressed-tensors", "compressed-tensors", {}),
+    ("fp8/llama_static", "vllm", "compressed-tensors", {"broadcast": 5}),
+    ("fp8/llama_blocks", "vllm", "fp8", {}),
+    ("compressed_tensors/llama_fp8_block", "fp8", "fp8", {}),
+    ("compressed_tensors/llama_fp8_block", "lmdeploy", "fp8", {}),
+    ("compressed_tensors/llama_fp8_static", "lmdeploy", "fp8", {}),
+    ("compressed_tensors/llama_fp8_dynamic", "lmdeploy", "smooth-quant", {"recast": 14}),
+    ("compressed_tensors/llama_fp8_dynamic", "fp8", "fp8", {}),
+    ("smooth_quant/llama_lite_fp8", "vllm", "compressed-tensors", {}),
+]
+
+
+@pytest.mark.parametrize(("case", "target", "chosen", "passes"), BRIDGES)
+def test_bridges_are_exact_and_undone(case, target, chosen, passes, tmp_path):
+    src = copy_fixture(tmp_path, case)
+    report = qbridge.convert(src, tmp_path / "out", target)
+    assert (report.format, report.passes) == (chosen, passes)
+    assert qbridge.verify(src, tmp_path / "out").same
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert_same_tensors(src, tmp_path / "back")
+
+
+def test_fbgemm_without_its_limit_is_for_vllm(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_fbgemm")
+    refusal(src, 1, "QB116", "compressed-tensors")
+    report = qbridge.convert(src, tmp_path / "out", "vllm", allow=["drop-activation-details"])
+    assert (report.format, report.passes) == ("compressed-tensors", {"plain-inputs": 7})

@@ -149,3 +149,23 @@ def test_damage_of_one_scale_per_tensor_in_vllm_is_silent_and_told_here(tmp_path
     assert "QB272" in {finding.code for finding in qbridge.check(source, "vllm").findings}
     far = np.abs(served(source) - twin_of(source, tmp_path / "twin")).max()
     assert far > 2 * NOISE, "vLLM has learned to keep the scales of fused linears apart"
+
+
+def test_vllm_keeps_scales_that_are_repeated_for_each_channel(tmp_path):
+    source = fixture("fp8/llama_static")
+    report = qbridge.convert(source, tmp_path / "out", "vllm")
+    assert (report.format, report.passes) == ("compressed-tensors", {"broadcast": 5})
+    far = np.abs(served(tmp_path / "out") - twin_of(source, tmp_path / "twin")).max()
+    assert far <= NOISE, "vLLM requantizes weights that have a scale per channel"
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("case", ["llama_fp8_dynamic", "llama_fp8_block", "llama_fp8_static"])
+def test_lmdeploy_loads_llm_compressors_float8(case, tp, tmp_path):
+    source = fixture(f"compressed_tensors/{case}")
+    if case == "llama_fp8_block" and tp == 2:  # a rank would have half a block
+        return
+    qbridge.convert(source, tmp_path / "out", "lmdeploy", tp=tp)
+    dump = tmp_path / "effective.safetensors"
+    assert_loads(lmdeploy("0.18.0", tmp_path / "out", tp, dump), tp)
+    assert differences(dump, source) == {}, "LMDeploy would compute with other weights"

@@ -97,6 +97,8 @@ def test_every_cell_is_kept(case, tmp_path):
             continue
         there, back = tmp_path / f"there{number}", tmp_path / f"back{number}"
         report = qbridge.convert(case / "model", there, target, allow=allow)
+        if kept == "dequantized":
+            continue  # tests/formats/test_dense.py
         assert qbridge.verify(case / "model", there, allow=allow).same, target
         if report.source_format in READ_ONLY:
             continue

@@ -74,8 +74,8 @@ class WeightScheme:
             raise ValueError("weights have no tokens")
         if self.block is not None and len(self.block) != 2:
             raise ValueError("a block has rows and columns")
-        if self.global_scale and self.granularity is not Granularity.GROUP:
-            raise ValueError("a global scale goes with scales per group")
+        if self.global_scale and (self.granularity is not Granularity.GROUP or self.type == "int"):
+            raise ValueError("a global scale goes with float codes and scales per group")
         if self.type != "int" and not self.symmetric:
             raise ValueError("float codes have no zero-points")
         sizes = (*(self.block or ()), *(() if self.group_size is None else (self.group_size,)))

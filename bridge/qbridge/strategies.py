@@ -37,7 +37,7 @@ def weight_schemes(draw: st.DrawFn) -> WeightScheme:
         kind,
         group_size=draw(st.sampled_from([8, 16, 32])) if grouped else None,
         block=draw(st.sampled_from([(4, 16), (16, 8), (128, 128)])) if granularity is Granularity.BLOCK else None,
-        global_scale=draw(st.sampled_from([None, None, "multiply", "divide"])) if grouped else None,
+        global_scale=draw(st.sampled_from([None, None, "multiply", "divide"])) if grouped and kind != "int" else None,
     )
 
 

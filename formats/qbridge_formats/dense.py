@@ -25,6 +25,7 @@ from qbridge.source import Source
 NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
 ALIASES: tuple[str, ...] = ()
+WRITE_ONLY = True
 
 
 def sniff(source: Source) -> Match | str:

@@ -95,7 +95,6 @@ def test_small_scales_that_it_has_not_become_float32(scale, block):
         {"global_scale": None},
         {"type": "e5m2", "bits": 8},
         {"type": "e4m3fn", "bits": 8},
-        {"type": "int"},
     ],
     ids=str,
 )

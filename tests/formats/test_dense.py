@@ -92,8 +92,12 @@ def assert_nearest(weights, exact, dtype):
 
 @given(layers(), st.sampled_from(sorted(DENSE)))
 def test_a_table_of_values_gives_what_each_code_gives(layer, name):
-    dense = Dequantize(DENSE[name]).apply(layer)
     exact = dequantize(layer)
+    try:
+        dense = Dequantize(DENSE[name]).apply(layer)
+    except ValueError as fault:
+        assert name == "float16" and np.abs(exact[np.isfinite(exact)]).max() >= 65520, fault
+        return
     with np.errstate(over="ignore", invalid="ignore"):
         found = to_float64(dense.arrays["code"], DENSE[name])
         assert np.allclose(found, exact, rtol=2**-7, atol=2.0**-24, equal_nan=True)

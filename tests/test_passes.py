@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -50,6 +50,7 @@ def spec(bits=4, size=32, symmetric=False, shape=(4, 128), dtype=DType.F16, **ot
 # widen
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(layers(), st.integers(1, 8))
 def test_wider_codes_are_the_same_codes(layer, bits):
     assume(bits >= layer.spec.weight.bits and layer.spec.weight.type == "int")

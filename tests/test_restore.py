@@ -118,7 +118,7 @@ def test_every_fixture_padded_regrouped_and_widened_into_another_format_is_resto
         there_and_back(case / "model", tmp_path, "smooth-quant", ALLOW.get(case.name, ()), pad=True)
 
 
-@pytest.mark.parametrize("target", [t.name for t in qbridge.list_targets()])
+@pytest.mark.parametrize("target", [t.name for t in qbridge.list_targets() if t.name != "dense"])
 @pytest.mark.parametrize(
     "case",
     [

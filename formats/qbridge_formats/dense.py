@@ -10,6 +10,7 @@ modeling_utils.py (from_pretrained casts every tensor to the dtype that config.j
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from qbridge.dtypes import DType
@@ -19,13 +20,14 @@ from qbridge.hf_config import compute_dtype
 from qbridge.ir import DENSE, Model, Spec
 from qbridge.layout import Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
 from qbridge.source import Source
 
 NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
 ALIASES: tuple[str, ...] = ()
 WRITE_ONLY = True
+KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
 
 
 def sniff(source: Source) -> Match | str:
@@ -66,7 +68,15 @@ def _quantized(spec: Spec, model: Model) -> Problem | None:
     return None if spec.weight.is_dense else Problem((f"weights {spec.weight}",))
 
 
+def _fused_experts(model: Model) -> Iterator[Problem]:
+    """transformers has the experts of gpt-oss in tensors that all of them share, interleaved and transposed."""
+    found = tuple(name for name in model.specs if ".experts." in name)
+    if found and model.architecture == "GptOssForCausalLM":
+        yield Problem((f"{len(found)} experts that transformers wants in fused tensors",), where=found)
+
+
 RULES: tuple[Rule, ...] = (
+    ModelRule("QB110", _fused_experts, "transformers 5.17.0, models/gpt_oss/modeling_gpt_oss.py (GptOssExperts)"),
     LayerRule("QB110", _quantized, "what dense means", lambda spec, model: Dequantize(_dtype(model))),
     no_kv_scales("transformers 5.23.0, cache_utils.py: no cache takes stored scales"),
 )

@@ -29,6 +29,7 @@ CASES = [
     for folder in sorted((ROOT / "fixtures").iterdir())
     if folder.name != "makers"
     for case in goldens.cases(folder.name)
+    if folder.name != "mxfp4"
 ]
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -188,6 +189,12 @@ def test_without_a_dtype_in_config_weights_are_bfloat16(tmp_path):
     report = qbridge.convert(src, tmp_path / "dst", "dense")
     assert tensors(tmp_path / "dst")["model.layers.0.mlp.down_proj.weight"].dtype is torch.bfloat16
     assert set(report.exactness) == {"dequantized"}
+
+
+def test_experts_that_transformers_wants_fused_are_refused(tmp_path):
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(ROOT / "fixtures/mxfp4/gpt_oss/model", tmp_path / "dst", "dense")
+    assert codes(refused) == {"QB110"} and "fused" in str(refused.value)
 
 
 def test_kv_scales_are_dropped_only_when_told(tmp_path):

@@ -163,7 +163,7 @@ class Parallel:
             if size is None and format_name in self.whole_channels and max(sizes) > 1:
                 fact = f"one scale per channel, which {format_name} gives to one of {max(sizes)} ranks"
                 return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes, once)))
-            if size is None:
+            if size is None or (spec.weight.block and self.blocks):  # of blocks, QB273 says it
                 return None
             scope = self._scope(spec, model, format_name, once)
             worst = next((other for other in scope if self.straddles(other, model, sizes)), None)

@@ -127,11 +127,13 @@ def test_a_global_scale_multiplies_or_divides(outer):
 
 
 def test_schemes_without_meaning_are_refused():
+    blocks = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(4, 4))
     for wrong in (
+        lambda: Spec("l", 4, 4, blocks, DType.F32, g_idx=True),
         lambda: WeightScheme(8, Granularity.CHANNEL, type="e4m3fn", global_scale="multiply"),
         lambda: WeightScheme(8, Granularity.CHANNEL, symmetric=False, type="e4m3fn"),
         lambda: WeightScheme(8, Granularity.GROUP, type="e2m1", group_size=16),
         lambda: ActivationScheme(8, Granularity.TOKEN, dynamic=True, type="e4m3fn", global_scale="divide"),
     ):
-        with pytest.raises(ValueError, match=r"scale|zero-points|bits"):
+        with pytest.raises(ValueError, match=r"scale|zero-points|bits|act-order"):
             wrong()

@@ -178,6 +178,8 @@ class Spec:
         stored = self.activation is not None and self.activation.is_stored
         if stored != (self.input_scale_dtype is not None):
             raise ValueError(f"{self.name}: a stored input scale goes with static activations, and only with them")
+        if self.g_idx and self.weight.block:
+            raise ValueError(f"{self.name}: act-order is one of groups, not of blocks")
 
     @property
     def dims(self) -> tuple[int, int]:

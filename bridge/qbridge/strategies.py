@@ -70,16 +70,17 @@ def specs(draw: st.DrawFn, name: str = "model.layers.0.mlp.down_proj") -> Spec:
         return draw(common_specs(name))
     activation = draw(activation_schemes())
     stored = activation is not None and activation.is_stored
+    weight = draw(weight_schemes())
     return Spec(
         name=name,
         out_features=draw(st.integers(2, 24)),
         in_features=draw(st.integers(2, 70)),
-        weight=draw(weight_schemes()),
+        weight=weight,
         scale_dtype=draw(st.sampled_from((*SCALES, *SCALES, *SMALL_SCALES))),
         activation=activation,
         input_scale_dtype=draw(st.sampled_from(SCALES)) if stored else None,
         bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
-        g_idx=draw(st.sampled_from([False, False, False, True])),
+        g_idx=draw(st.sampled_from([False, False, False, True])) and not weight.block,
     )
 
 

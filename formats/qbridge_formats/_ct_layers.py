@@ -66,7 +66,12 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
     for module, own in _matrices(source).items():
         if not _is_quantized(own):
             continue
-        group = _inferred(own)
+        try:
+            group = _inferred(own)
+        except ValueError as fault:
+            findings.add("QB016", module, (str(fault),))
+            found.refused.add(module)
+            continue
         _add(found, reader, module, own, group, findings)
         if group.activation is ASSUMED and module not in found.refused:
             findings.add("QB021", module, (f"no tensor shows its activation scheme; {ASSUMED} would be assumed",))

@@ -144,7 +144,7 @@ def _layer(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, Any]
 
 def _experts(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, Any]) -> Iterator[str]:
     """The parts of routed and shared experts, and what chooses them."""
-    block = next(iter(layer.experts | layer.packed), _experts_block(tree))
+    block = next(iter(layer.packed | layer.experts), _experts_block(tree))
     parent = block.rpartition(".")[0]
     if not _routers(layer):
         yield next((name for other in tree.layers.values() for name in _routers(other)), f"{parent}.gate")

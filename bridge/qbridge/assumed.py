@@ -78,7 +78,7 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
     bits = next((block[key] for key in ("bits", "w_bit", "wbits", "num_bits") if key in block), None)
     size = next((block[key] for key in ("group_size", "q_group_size") if block.get(key) is not None), -1)
     symmetric = block.get("sym", block.get("symmetric", not block.get("zero_point", False)))
-    if type(bits) is not int or type(size) is not int or block.get("type", "int") != "int":
+    if type(bits) is not int or type(size) is not int:
         return None
     grouped = Granularity.GROUP if size > 0 else Granularity.CHANNEL
     try:

@@ -17,6 +17,7 @@ from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.completeness import missing, surplus
 from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.ir import Model
+from qbridge.repairs import offered
 from qbridge.report import SCHEMA
 from qbridge.rules import LayerRule, ModelRule, ValueRule
 from qbridge.serving import Served, serving
@@ -177,7 +178,7 @@ def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings
         if problem is None:
             continue
         help = _commands(problem.help, command)
-        if not help and rule.fix(spec, model) is not None:
+        if not help and offered(rule, spec, model) is not None:
             help = (f"{command}  # exact",)
         findings.add(rule.code, name, problem.facts, help)
 

@@ -113,6 +113,9 @@ class BitPacked:
         kernel(lanes, words, self.offset, row, lane, self.transposed == (self.along == 1), self.along == 0)
 
 
+NIBBLES = BitPacked(4, 1, 0)  # raw 4-bit codes, two to a byte, the even column in the low bits
+
+
 @dataclass(frozen=True, slots=True)
 class Tiled:
     """Codes in tiles of (out_features, in_features), each laid out in an order of its own and then packed.

@@ -82,11 +82,9 @@ class LayerPlan:
 
     def code_move(self) -> CodeMove | None:
         """How the codes get to their new words in blocks, or None if they must be decoded as a whole."""
-        spec = self.before
-        for step in self.passes:
+        for step, spec in zip(self.passes, self.stages, strict=False):
             if "code" in step.parts and (not isinstance(step, Pad) or step.needs_values(spec)):
                 return None
-            spec = step.plan(spec)
         return CodeMove.between(self.read["code"], self.write["code"], self.before.dims, self.after.dims)
 
 

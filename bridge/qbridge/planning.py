@@ -133,7 +133,7 @@ def best_plan(
     """
     because = ""
     choices = target.in_order(model.format)
-    second_best: list[tuple[Plan, Findings]] = []
+    second_best: tuple[Plan, Findings] | None = None
     for choice in choices:
         tried = Findings(findings.allow)
         plan = make_plan(source, model, target, choice, tried, recorded(choice.format), wishes, thorough=False)
@@ -144,11 +144,11 @@ def best_plan(
             findings.merge(tried)
             return plan
         if not tried.errors:
-            second_best.append((plan, tried))
+            second_best = second_best or (plan, tried)
         because = f"not {choice.format}: {(tried.errors or avoided)[0]}"
     if second_best:
-        findings.merge(second_best[0][1])
-        return second_best[0][0]
+        findings.merge(second_best[1])
+        return second_best[0]
     refused: list[tuple[Plan, Findings]] = []
     for choice in choices:
         tried = Findings(findings.allow)

@@ -89,7 +89,7 @@ def repair(
         if not isinstance(rule, LayerRule):
             continue
         while (problem := rule.check(spec, model)) is not None:
-            step = _offered(rule, spec, model)
+            step = offered(rule, spec, model)
             fault = trial((*passes, step)) if step and step.needs_values(spec) else None
             if step and fault and findings.allows(rule.code) and (lossy := step.lossy()):
                 _note(findings, rule.code, spec, problem, fault)
@@ -105,13 +105,15 @@ def repair(
     return spec, tuple(passes)
 
 
-def _offered(rule: LayerRule, spec: Spec, model: Model) -> Pass | None:
+def offered(rule: LayerRule, spec: Spec, model: Model) -> Pass | None:
     """A rule's pass, unless it means nothing for the scheme (groups of what has blocks)."""
     step = rule.fix(spec, model)
-    try:
-        return None if step is None or step.plan(spec) is None else step
-    except ValueError:
-        return None
+    if step is not None:
+        try:
+            step.plan(spec)
+        except ValueError:
+            return None
+    return step
 
 
 def _note(findings: Findings, code: str, spec: Spec, problem: Problem, fault: ValueError | None) -> None:

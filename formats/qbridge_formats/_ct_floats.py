@@ -22,7 +22,7 @@ compressors/mx_utils.py, compressors/format.py, quantization/quant_scheme.py (th
 
 from __future__ import annotations
 
-from qbridge.codes import BitPacked
+from qbridge.codes import NIBBLES
 from qbridge.dtypes import DType
 from qbridge.headers import StoredTensor
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
@@ -33,7 +33,6 @@ from qbridge_formats._ct_config import Group
 
 FLOAT, MXFP8, MXFP4, NVFP4 = "float-quantized", "mxfp8-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized"
 EXPONENTS, E4M3 = "torch.uint8", "torch.float8_e4m3fn"  # values of scale_dtype
-NIBBLES = BitPacked(4, 1, 0)
 _MX_GROUP, _NV_GROUP = 32, 16
 _WRONG_EXPONENTS = "0.13."  # releases that stored 2 less than the exponent (mended in 0.14.0)
 

@@ -22,6 +22,7 @@ from qbridge.layout import Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
 from qbridge.source import Source
+from qbridge.topology import is_routed
 
 NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
@@ -70,7 +71,7 @@ def _quantized(spec: Spec, model: Model) -> Problem | None:
 
 def _fused_experts(model: Model) -> Iterator[Problem]:
     """transformers has the experts of gpt-oss in tensors that all of them share, interleaved and transposed."""
-    found = tuple(name for name in model.specs if ".experts." in name)
+    found = tuple(name for name in model.specs if is_routed(name))
     if found and model.architecture == "GptOssForCausalLM":
         yield Problem((f"{len(found)} experts that transformers wants in fused tensors",), where=found)
 

@@ -33,7 +33,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from qbridge.codes import BitPacked
+from qbridge.codes import NIBBLES
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
@@ -72,7 +72,6 @@ ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
     ),
     "W4A16_NVFP4": (_NV4, None),
 }
-NIBBLES = BitPacked(4, 1, 0)
 _VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vLLM never quantizes them
 _SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qbridge.codes import BitPacked
+from qbridge.codes import NIBBLES
 from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
@@ -36,7 +36,6 @@ SUMMARY = "gpt-oss: MXFP4 experts in fused tensors (read only)"
 ALIASES: tuple[str, ...] = ()
 
 GROUP = 32
-NIBBLES = BitPacked(4, 1, 0)
 WEIGHT = WeightScheme(4, Granularity.GROUP, type="e2m1", group_size=GROUP)
 LAYERS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _KEYS = frozenset({"quant_method", "modules_to_not_convert", "dequantize"})
@@ -112,36 +111,29 @@ def _slices(source: Source, base: str, experts: int, rows: int, columns: int) ->
 def _layers(source: Source, base: str, dims: tuple[int, int, int]) -> Iterator[tuple[Spec, dict[str, Slot]]]:
     """The layers of every expert, with the slices that they share."""
     experts, rows, columns = dims
-    prefix, _, leaf = base.rpartition(".")
-    parts = LAYERS[leaf]
+    prefix, _, fused = base.rpartition(".")
+    parts = LAYERS[fused]
     for expert in range(experts):
         bias = source.tensors.get(f"{base}_bias[{expert}]")
-        for place, part in enumerate(parts):
+        stored: dict[str, tuple[str, DType, tuple[int, ...], Codec]] = {
+            "code": ("blocks", DType.U8, NIBBLES.stored_shape((rows, columns), 8), NIBBLES),
+            "scale": ("scales", DType.U8, (rows, columns // GROUP), PLAIN),
+            **({"bias": ("bias", bias.dtype, (rows,), PLAIN)} if bias else {}),
+        }
+        for place, leaf in enumerate(parts):
             spec = Spec(
-                name=f"{prefix}.{expert}.{part}",
+                name=f"{prefix}.{expert}.{leaf}",
                 out_features=rows // len(parts),
                 in_features=columns,
                 weight=WEIGHT,
                 scale_dtype=DType.F8_E8M0,
                 bias=bias.dtype if bias else None,
             )
-            stored: dict[str, tuple[str, DType, tuple[int, ...], Codec]] = {
-                "code": ("blocks", DType.U8, NIBBLES.stored_shape((rows, columns), 8), NIBBLES),
-                "scale": ("scales", DType.U8, (rows, columns // GROUP), PLAIN),
-                **({"bias": ("bias", bias.dtype, (rows,), PLAIN)} if bias else {}),
+            slots = {
+                part: Slot(f"{base}_{ending}[{expert}]", dtype, shape, Shared(codec, place, len(parts)))
+                for part, (ending, dtype, shape, codec) in stored.items()
             }
-            yield (
-                spec,
-                {
-                    name: Slot(
-                        f"{base}_{ending}[{expert}]",
-                        dtype,
-                        shape,
-                        Shared(codec, place, len(parts)),
-                    )
-                    for name, (ending, dtype, shape, codec) in stored.items()
-                },
-            )
+            yield spec, slots
 
 
 def layout(spec: Spec) -> dict[str, Slot]:

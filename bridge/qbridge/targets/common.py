@@ -1,8 +1,8 @@
-"""What several engines do alike when they load: cast to the model dtype, and choke on kv-cache scales."""
+"""What several engines do alike when they load: cast to the model dtype, and keep one of several input scales."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.hf_config import compute_dtype
 from qbridge.ir import Model
 from qbridge.rules import Problem, ValueRule, Values
+from qbridge.topology import fused_siblings
 
 
 def model_dtype(model: Model, default: DType) -> DType:
@@ -20,6 +21,20 @@ def model_dtype(model: Model, default: DType) -> DType:
 def model_dtype_name(model: Model) -> str:
     """The dtype that activations have: float16 or bfloat16, whichever config.json names, as kernels see it."""
     return "bfloat16" if model_dtype(model, DType.F16) is DType.BF16 else "float16"
+
+
+def unlike_parts(*parts: str) -> Callable[[Model, Values], Iterator[Problem]]:
+    """Small parts that differ among the linears that an engine builds as one, which has one slot for them."""
+
+    def check(model: Model, values: Values) -> Iterator[Problem]:
+        for names in fused_siblings(list(model.specs)):
+            for part in parts:
+                stored = [name for name in names if part in model.specs[name].parts()]
+                found = {np.asarray(values.part(name, part)).tobytes() for name in stored}
+                if len(found) > 1:
+                    yield Problem((f"{len(found)} different values of {part}",), where=tuple(names))
+
+    return check
 
 
 def moved(array: Array, before: DType, after: DType) -> int:

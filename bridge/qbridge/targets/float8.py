@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes.broadcast import Broadcast
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
 from qbridge.sharding import rank
+from qbridge.targets.common import unlike_parts
 from qbridge.topology import fused_siblings, is_routed
 
 _VLLM = "vllm 0.33.0, model_executor/layers/quantization/fp8.py"
@@ -51,20 +52,11 @@ def _pytorch_engine(model: Model) -> Iterator[Problem]:
         yield Problem((fact,), ("--backend pytorch",), ("config.json",))
 
 
-def unlike_inputs(model: Model, values: Values) -> Iterator[Problem]:
-    """Static scales of inputs that differ among the linears that an engine builds as one."""
-    for names in fused_siblings(list(model.specs)):
-        stored = [name for name in names if "input_scale" in model.specs[name].parts()]
-        found = {values.part(name, "input_scale").tobytes() for name in stored}
-        if len(found) > 1:
-            yield Problem((f"{len(found)} different values of input_scale",), where=tuple(names))
-
-
 LMDEPLOY: tuple[Rule, ...] = (
     LayerRule("QB270", _lmdeploy_scheme, _LMDEPLOY_BUILD),
     ModelRule("QB270", _static_experts, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py"),
     ModelRule("QB216", _pytorch_engine, "lmdeploy 0.18.0, turbomind/weight_format.py (TrivialFormat)"),
-    ValueRule("QB271", unlike_inputs, _LMDEPLOY_STATIC),
+    ValueRule("QB271", unlike_parts("input_scale"), _LMDEPLOY_STATIC),
 )
 
 

@@ -11,7 +11,7 @@ from math import gcd
 
 from qbridge.dtypes import DType
 from qbridge.hf_config import rope
-from qbridge.ir import Granularity, Model, Spec
+from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
@@ -139,8 +139,6 @@ def _group(spec: Spec, model: Model) -> Problem | None:
 
 def _regrouped(spec: Spec, model: Model) -> Pass | None:
     best = best_group(model)
-    if spec.weight.granularity is Granularity.BLOCK:
-        return None
     return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qbridge.dtypes import DType
-from qbridge.ir import Granularity, Model, Spec
+from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
@@ -60,8 +60,6 @@ def _groups_of(*sizes: int) -> tuple[LayerRule, ...]:
         return Problem((f"weights {spec.weight}: TurboMind has groups of {' or '.join(map(str, sizes))}",))
 
     def fix(spec: Spec, model: Model) -> Pass | None:
-        if spec.weight.granularity is Granularity.BLOCK:
-            return None
         size = spec.weight.group_size or spec.in_features
         return next((Regroup(group) for group in sizes if size % group == 0), Regroup(sizes[-1]))
 

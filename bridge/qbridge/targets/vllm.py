@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
 
-import numpy as np
-
 from qbridge.dtypes import DType
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec
 from qbridge.passes import Pass
@@ -19,10 +17,10 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values, drop_kv_scales
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, drop_kv_scales
 from qbridge.targets import float8
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import unquantized_tensors, weight_scales
+from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
 from qbridge.topology import fused_siblings, is_kv_scale, is_routed
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
@@ -96,19 +94,6 @@ def unlike_siblings(model: Model) -> Iterator[Problem]:
 
 def _dense(model: Model) -> list[str]:
     return [name.removesuffix(".weight") for name in model.tensors if name.endswith("_proj.weight")]
-
-
-def unlike_input_scales(model: Model, values: Values) -> Iterator[Problem]:
-    """One slot holds the input scale of a fused linear, and the last shard that is loaded wins.
-
-    Of global scales, and of input scales of float8, it takes the largest.
-    """
-    for names in fused_siblings(list(model.specs)):
-        for part in ("input_scale", "input_zero", "global_scale", "input_global_scale"):
-            stored = [name for name in names if part in model.specs[name].parts()]
-            found = {np.asarray(values.part(name, part)).tobytes() for name in stored}
-            if len(found) > 1:
-                yield Problem((f"{len(found)} different values of {part}",), where=tuple(names))
 
 
 def _kv_cache(model: Model) -> Iterator[Problem]:
@@ -201,8 +186,11 @@ _COMMON: tuple[Rule, ...] = (
     weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
     unquantized_tensors(DType.F16, "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"),
 )
+# Of input scales and zero-points the last shard that is loaded wins; of global scales, and in float8, the largest.
 _INPUT_SCALES = ValueRule(
-    "QB222", unlike_input_scales, "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)"
+    "QB222",
+    unlike_parts("input_scale", "input_zero", "global_scale", "input_global_scale"),
+    "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
 )
 COMPRESSED_TENSORS = Choice(
     "compressed-tensors",

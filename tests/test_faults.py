@@ -397,14 +397,14 @@ def test_stage_and_its_journal_reach_the_disk_before_a_shard_does(src, dst, monk
 
 
 SLOW = """
-import os, sys, time
+import os, sys
 import qbridge
 from qbridge import sink
 real = os.fsync
 def slow(descriptor):
     real(descriptor)
     print(flush=True)
-    time.sleep(0.15)
+    sys.stdin.readline()
 os.fsync = slow
 from qbridge.cli import main
 sys.argv = ["qbridge", *sys.argv[1:]]
@@ -413,16 +413,25 @@ main()
 
 
 def slowly(*words):
-    """A conversion that says a line and waits at every flush."""
+    """A conversion that says a line at every flush and waits for one, or for the end of its input."""
     command = [sys.executable, "-c", SLOW, "convert", *map(str, words), "--jobs", "1"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for_flush(process, number):
+    """Let a slow conversion go on until it waits at a flush with this number."""
+    for passed in range(number):
+        if passed:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert process.stdout.readline()
 
 
 def test_second_process_is_refused_and_the_first_unharmed(src, dst, tmp_path):
     convert(src, tmp_path / "whole")
     with slowly(src, dst, "--to", "lmdeploy") as first:
-        for _ in range(4):
-            first.stdout.readline()
+        wait_for_flush(first, 4)
         first.send_signal(signal.SIGSTOP)  # however long the second takes to start
         second = cli("convert", src, dst, "--to", "lmdeploy", "--overwrite")
         first.send_signal(signal.SIGCONT)
@@ -438,8 +447,7 @@ def test_second_process_is_refused_and_the_first_unharmed(src, dst, tmp_path):
 def test_signal_is_answered_with_130_and_the_next_run_goes_on(src, dst, tmp_path, signals):
     convert(src, tmp_path / "whole")
     with slowly(src, dst, "--to", "lmdeploy") as process:
-        for _ in range(8):
-            process.stdout.readline()
+        wait_for_flush(process, 8)
         for number in signals:
             process.send_signal(number)
             time.sleep(0.02)

@@ -13,14 +13,20 @@ from pathlib import Path
 
 QBRIDGE = [sys.executable, "-m", "qbridge"]
 HERE = Path(__file__).parent
+# What pip compiles when it installs a package stays compiled, as it does for its users.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A conversion: of a checkpoint.py format, with these options of `qbridge convert`."""
+    """A conversion: of a checkpoint.py format, with these options of `qbridge convert`.
+
+    One that `grows` writes far more than it reads, so it is held against a copy of what it writes.
+    """
 
     format: str
     options: tuple[str, ...]
+    grows: bool = False
 
 
 # At 4 GPUs the 11008 intermediate features of a 7B Llama, 86 groups of 128, are padded to 88 groups.
@@ -31,6 +37,15 @@ CASES = {
     "pad of a gptq": Case("gptq", ("--to", "gptq", "--tp", "4", "--pad")),
     "compressed-tensors to gptq": Case("compressed-tensors", ("--to", "gptq")),
     "w8a8 to lmdeploy": Case("w8a8", ("--to", "lmdeploy")),
+    "fp8 channels to lmdeploy": Case("fp8-channels", ("--to", "lmdeploy")),
+    "fp8 blocks to compressed-tensors": Case("fp8-blocks", ("--to", "compressed-tensors")),
+    "fp8 tensors to vllm": Case("fp8-tensors", ("--to", "vllm")),
+    "nvfp4 to modelopt": Case("nvfp4", ("--to", "modelopt")),
+    "modelopt nvfp4 to compressed-tensors": Case("nvfp4-modelopt", ("--to", "compressed-tensors")),
+    "mxfp4 to dense": Case("mxfp4", ("--to", "dense"), grows=True),
+    "nvfp4 to dense": Case("nvfp4", ("--to", "dense"), grows=True),
+    "fp8 blocks to dense": Case("fp8-blocks", ("--to", "dense"), grows=True),
+    "awq to dense": Case("awq", ("--to", "dense"), grows=True),
 }
 
 
@@ -46,7 +61,7 @@ def run(command: list[str]) -> tuple[float, int]:
     """(seconds, peak resident bytes) of one process; this one must stay smaller, as a child begins with its peak."""
     with tempfile.TemporaryFile() as said:
         start = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=ENVIRONMENT)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -81,7 +96,7 @@ def warm(src: Path) -> None:
 
 def has_option(option: str) -> bool:
     """Whether `qbridge convert` knows an option."""
-    wide = {**os.environ, "COLUMNS": "200"}
+    wide = {**ENVIRONMENT, "COLUMNS": "200"}
     text = subprocess.run([*QBRIDGE, "convert", "--help"], capture_output=True, text=True, check=True, env=wide)
     return option in text.stdout
 

@@ -5,7 +5,8 @@
     python benchmarks/slope.py --src MODEL --options "--to lmdeploy"
 
 All are whole processes, with a warm page cache, followed by `sync`; in each round all of them run in turn, each into
-a fresh folder whose removal is not timed. `--beside` is another tool's command, timed once on the first size.
+a fresh folder whose removal is not timed. `--beside` is another tool's command, timed once on the first size. What a
+conversion to dense is held against is a copy of what it writes.
 """
 
 from __future__ import annotations
@@ -77,12 +78,13 @@ def measure(name: str, case: Case, args: argparse.Namespace, no_proof: bool) -> 
         return timed([part.format(src=src, out=out) for part in command], out)
 
     once(convert, found[0])  # kernels are compiled
+    copied = [converted(convert, src) for src in found] if case.grows else found
     times: dict[str, list[list[float]]] = {label: [[] for _ in found] for label in commands}
     peaks = dict.fromkeys(commands, 0)
     for turn in range(args.rounds):
         for label, command in commands.items():
             for size, src in enumerate(found):
-                seconds, peak = once(command, src)
+                seconds, peak = once(command, copied[size] if label == "cp" else src)
                 times[label][size].append(seconds)
                 peaks[label] = max(peaks[label], peak)
                 note(f"round {turn + 1}, {label}, {src.name}: {seconds:.2f} s, {peak / 1e6:.0f} MB")
@@ -99,6 +101,14 @@ def measure(name: str, case: Case, args: argparse.Namespace, no_proof: bool) -> 
         print(f"| {name}, {sizes} GB | {label} | {' | '.join(cells)} | {peaks[label] / 1e6:.0f} |", flush=True)
     if args.beside:
         print(f"\n{name}: beside / qbridge = {seconds / median(times['qbridge'][0]):.1f}\n", flush=True)
+
+
+def converted(command: list[str], src: Path) -> Path:
+    """What a conversion writes, kept beside its source until others need the room."""
+    kept = src.with_name(f"{src.name}-{command[-1]}")
+    if not kept.is_dir():
+        run([part.format(src=src, out=kept) for part in command])
+    return kept
 
 
 def rise(medians: list[float]) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 
 Data = Callable[[], Iterable[np.ndarray]] | None  # in blocks, so that no tensor is held; None is a hole
 Tensor = tuple[str, str, tuple[int, ...], Data]  # name, dtype, shape
-SIZES = {"I8": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
+SIZES = {"U8": 1, "I8": 1, "F8_E4M3": 1, "F16": 2, "I32": 4, "F32": 4, "I64": 8}
 FORMATS = ("gptq", "awq", "compressed-tensors")
 COMMON = {"hidden_act": "silu", "torch_dtype": "float16", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 QWEN2 = {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_theta": 1e6}

@@ -79,9 +79,10 @@ def read_spec(
         ),
         scale_dtype=scales.dtype,
         bias=bias.dtype if bias and not empty_bias else None,
+        dialect=tuple(dialect.items()),
     )
     act_order = _act_order(source, spec, dialect)
-    symmetric = _zeros(source, replace(spec, dialect=tuple(dialect.items())), scheme, zeros, dialect, findings)
+    symmetric = _zeros(source, spec, scheme, zeros, dialect, findings)
     weight = replace(spec.weight, symmetric=symmetric)
     return replace(spec, weight=weight, g_idx=act_order, dialect=tuple(sorted(dialect.items())))
 

@@ -14,7 +14,7 @@ from qbridge.exactness import Exactness
 from qbridge.ir import DENSE, Granularity, Layer, Spec, WeightScheme
 from qbridge.values import code_table, group_index, row_index
 
-_ENTRIES = 1 << 18  # of the table of values that is held at a time
+_ENTRIES = 1 << 16  # of the table of values that is held at a time: with what makes it, it stays in a core's cache
 
 NAMES = {dtype: name for name, dtype in DENSE.items()}
 

@@ -72,7 +72,8 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
     groups = block.get("config_groups")
     if isinstance(groups, dict) and groups:
         first = next(iter(groups.values()))
-        block = first.get("weights") or {} if isinstance(first, dict) else {}
+        weights = first.get("weights") if isinstance(first, dict) else None
+        block = weights if isinstance(weights, dict) else {}
     if block.get("type", "int") != "int":
         return None  # FP8 and FP4 have more to say than bits and group size
     bits = next((block[key] for key in ("bits", "w_bit", "wbits", "num_bits") if key in block), None)

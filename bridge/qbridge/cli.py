@@ -6,6 +6,7 @@ stdout is data, stderr is progress and findings. Exit codes: 0 ok, 1 the answer 
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import re
@@ -381,3 +382,5 @@ def main() -> None:
         versions = f"qbridge {qbridge.__version__}, Python {platform.python_version()}"
         sys.stderr.write(f"\nbug[QB900]: {CATALOGUE['QB900'].title} ({versions}); arguments: {sys.argv[1:]}\n")
         sys.exit(BUG)
+    finally:
+        gc.freeze()  # the process ends: to look through all of it for garbage would take a tenth of a second

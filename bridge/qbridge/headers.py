@@ -20,6 +20,7 @@ from qbridge.dtypes import DType, nbytes
 MAX_HEADER = 100_000_000  # the library's own limit
 MAX_RANK = 64  # numpy's
 MAX_DIM = 2**63 - 1
+MAX_PRODUCT = 2**64 - 1
 
 _KEYS = frozenset({"dtype", "shape", "data_offsets"})
 _DTYPES = {dtype.value: dtype for dtype in DType}
@@ -151,8 +152,15 @@ def _tensor(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
 
 @lru_cache
 def _size(dtype: DType, shape: tuple[int, ...]) -> int | None:
-    """Bytes of a tensor, None if numpy can have no such shape; a checkpoint has many tensors and few shapes."""
-    return None if len(shape) > MAX_RANK or any(dim > MAX_DIM for dim in shape) else nbytes(dtype, shape)
+    """Bytes of a tensor, None if numpy or the library can have no such shape; few shapes are in a checkpoint."""
+    if len(shape) > MAX_RANK or any(dim > MAX_DIM for dim in shape):
+        return None
+    product = 1
+    for dim in shape:  # in this order, and before any dim of 0 comes: so the library multiplies in 64 bits
+        product *= dim
+        if product > MAX_PRODUCT:
+            return None
+    return nbytes(dtype, shape)
 
 
 def _naturals(value: Any) -> bool:

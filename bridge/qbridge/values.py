@@ -50,21 +50,21 @@ def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
     return _scaled(codes, to_float64(layer.arrays["scale"], spec.scale_dtype)[rows, columns], layer)
 
 
-def code_table(layer: Layer, rows: slice) -> npt.NDArray[np.float64]:
-    """The weight that each code stands for, [rows of the scale, columns of the scale, codes], as `dequantize` has it.
+def code_table(layer: Layer, scale: Array, zero: Array | None = None) -> npt.NDArray[np.float64]:
+    """The weight that each code stands for under scales (and zero-points) of a layer, [*scale.shape, codes].
 
-    Codes are in the order of their lowest `bits` bits: of integers 0, 1, ... come first and -1 last.
+    As `dequantize` has it. Codes are in the order of their lowest `bits` bits: of integers 0, 1, ... come first and
+    -1 last.
     """
     scheme = layer.spec.weight
     codes = np.arange(2**scheme.bits, dtype=np.uint8)
     if scheme.type == "int":
         sign = 2 ** (scheme.bits - 1)
         codes = ((codes ^ sign).astype(np.int16) - sign).astype(np.int8)
-    values = code_values(codes, scheme.type)[None, None, :]
-    if "zero" in layer.arrays:
-        values = values - layer.arrays["zero"][rows].astype(np.float64)[:, :, None]
-    scale = to_float64(layer.arrays["scale"][rows], layer.spec.scale_dtype)[:, :, None]
-    return _scaled(values, scale, layer)
+    values = code_values(codes, scheme.type)
+    if zero is not None:
+        values = values - zero.astype(np.float64)[..., None]
+    return _scaled(values, to_float64(scale, layer.spec.scale_dtype)[..., None], layer)
 
 
 def _scaled(codes: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], layer: Layer) -> npt.NDArray[np.float64]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qbridge.compiling import Kernel, compiled
 from qbridge.dtypes import Array, DType, from_float64, is_finite
@@ -66,24 +68,20 @@ class Dequantize:
         return Layer(self.plan(layer.spec), arrays)
 
     def _weights(self, layer: Layer) -> Array:
-        spec, codes = layer.spec, layer.arrays["code"]
+        spec, codes = layer.spec, layer.arrays["code"].view(np.uint8)
         g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
         rows, columns = row_index(spec), group_index(spec, g_idx).astype(np.uint32)
         weights, words = np.empty(spec.dims, self.dtype.numpy), f"<u{self.dtype.itemsize}"  # numba has no float16
-        share = max(1, _ENTRIES // (spec.scale_shape[1] * 2**spec.weight.bits))
         beyond = 0
-        for first in range(0, spec.scale_shape[0], share):
-            exact = code_table(layer, slice(first, first + share))
+        for first, entries, exact in _tables(layer):
             # a quotient that float64 rounds lies next to no tie of a narrower dtype: 24 bits against its 53
             table = from_float64(exact, self.dtype)
-            begin, end = np.searchsorted(rows, [first, first + share])
-            place = codes[begin:end].view(np.uint8), rows[begin:end] - first, columns
-            _gather()(*place, table.view(words), weights[begin:end].view(words))
-            lost = np.isfinite(exact) & ~is_finite(table, self.dtype)
-            if lost.any():
-                beyond += int(
-                    np.count_nonzero(lost[place[1][:, None], columns, place[0] & (2**spec.weight.bits - 1)])
-                )
+            begin, end = np.searchsorted(rows, [first, first + len(entries)])
+            own = codes[begin:end], rows[begin:end] - first, columns, entries
+            _gather()(*own, table.view(words), weights[begin:end].view(words))
+            lost: Array = np.isfinite(exact) & ~is_finite(table, self.dtype)
+            if np.logical_or.reduce(lost, axis=1)[entries].any():
+                beyond += int(np.count_nonzero(_looked_up(*own, lost)))
         if beyond:
             raise ValueError(f"{beyond} weights are beyond the range of {NAMES[self.dtype]}")
         return weights
@@ -100,15 +98,42 @@ class Dequantize:
         return {"pass": self.name, "dtype": str(self.dtype)}
 
 
+def _tables(layer: Layer) -> Iterator[tuple[int, npt.NDArray[np.uint32], npt.NDArray[np.float64]]]:
+    """(first row of the scale, table entry of each scale from it on, the values of the codes by entry).
+
+    Scales of one byte, without zero-points, are few: one table has an entry for every byte.
+    """
+    scale, shape = layer.arrays["scale"], layer.spec.scale_shape
+    if scale.itemsize == 1 and "zero" not in layer.arrays:
+        every = np.arange(256, dtype=np.uint8)[:, None]
+        yield 0, scale.view(np.uint8).astype(np.uint32), code_table(layer, every)[:, 0]
+        return
+    share = max(1, _ENTRIES // (shape[1] * 2**layer.spec.weight.bits))
+    for first in range(0, shape[0], share):
+        own = slice(first, first + share)
+        exact = code_table(layer, scale[own], layer.arrays["zero"][own] if "zero" in layer.arrays else None)
+        entries = np.arange(exact.shape[0] * shape[1], dtype=np.uint32).reshape(-1, shape[1])
+        yield first, entries, exact.reshape(entries.size, -1)
+
+
+def _looked_up(codes: Array, rows: Array, columns: Array, entries: Array, table: Array) -> Array:
+    """What `_gather` fills, for any table and without compiling; it takes longer."""
+    found: Array = table[entries[rows[:, None], columns], codes & (table.shape[1] - 1)]
+    return found
+
+
 @cache
 def _gather() -> Kernel:
-    """(bytes of codes, table row of each row, table column of each column, table by lowest bits, out)."""
+    """(bytes of codes, row of scales of each row, column of each column, entry of each scale, table, out).
 
-    def kernel(codes, rows, columns, table, out):  # type: ignore[no-untyped-def]
-        count = np.uint32(table.shape[2])
+    A code stands for a value of its entry by its lowest bits.
+    """
+
+    def kernel(codes, rows, columns, entries, table, out):  # type: ignore[no-untyped-def]
+        count, values = np.uint32(table.shape[1]), table.reshape(-1)
         for i in range(codes.shape[0]):
-            values, line, into = table[rows[i]].reshape(-1), codes[i], out[i]
+            own, line, into = entries[rows[i]], codes[i], out[i]
             for j in range(codes.shape[1]):
-                into[j] = values[columns[j] * count + (np.uint32(line[j]) & (count - np.uint32(1)))]
+                into[j] = values[own[columns[j]] * count + (np.uint32(line[j]) & (count - np.uint32(1)))]
 
     return compiled(kernel)

@@ -132,9 +132,10 @@ class Parallel:
             return [spec]
         if key:
             return once(model, ("experts", format_name), lambda: self._by_key(model, format_name))[key]
-        own = spec.weight.granularity, spec.weight.group_size
-        kinds = (replace(other.weight, granularity=own[0], group_size=own[1]) for other in _alike(model))
-        return [replace(o, weight=kind) for o, kind in zip(_alike(model), kinds, strict=True)]
+        own = spec.weight
+        mates = [other for other in _alike(model) if (other.weight.type, other.weight.block) == (own.type, own.block)]
+        kinds = (replace(own, bits=other.weight.bits, symmetric=other.weight.symmetric) for other in mates)
+        return [replace(other, weight=kind) for other, kind in zip(mates, kinds, strict=True)]
 
     def _by_key(self, model: Model, format_name: str) -> dict[str, list[Spec]]:
         """The layers of each key, one for all that are alike: experts of a layer are split alike."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from math import prod
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,11 +51,10 @@ class DuplicateKeyError(ValueError):
     """A JSON object names a key twice, so two readers may see two different files."""
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes, parse_int: Callable[[str], int] | None = None) -> Any:
     """JSON that names every key once; ValueError (RecursionError included) otherwise."""
-
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_pairs)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_pairs, parse_int=parse_int)
     except RecursionError as fault:
         raise ValueError("nested too deeply") from fault
 
@@ -76,6 +76,13 @@ def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _unsigned(digits: str) -> int:
+    """An integer as the library reads one: to it -0 is none. Called only where there may be one, for it is slow."""
+    if digits == "-0":
+        raise ValueError("-0 is no integer")
+    return int(digits)
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name; HeaderError if the file is not what its header says."""
     size = os.path.getsize(file)
@@ -88,7 +95,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             raise HeaderError([("", f"the header claims {length} bytes, the file has {size}")])
         text = stream.read(length)
     try:
-        header = parse_json(text)
+        header = parse_json(text, _unsigned if b"-0" in text else None)
     except ValueError as fault:
         raise HeaderError([("", f"the header is not valid JSON: {fault}")]) from fault
     if not isinstance(header, dict):
@@ -155,11 +162,10 @@ def _size(dtype: DType, shape: tuple[int, ...]) -> int | None:
     """Bytes of a tensor, None if numpy or the library can have no such shape; few shapes are in a checkpoint."""
     if len(shape) > MAX_RANK or any(dim > MAX_DIM for dim in shape):
         return None
-    product = 1
-    for dim in shape:  # in this order, and before any dim of 0 comes: so the library multiplies in 64 bits
-        product *= dim
-        if product > MAX_PRODUCT:
-            return None
+    # the library multiplies in 64 bits, one dim after the other: it can overflow before a 0 makes nothing of it all
+    before_none = shape[: shape.index(0)] if 0 in shape else ()
+    if prod(before_none) > MAX_PRODUCT:
+        return None
     return nbytes(dtype, shape)
 
 

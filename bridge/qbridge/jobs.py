@@ -19,7 +19,7 @@ from qbridge.dtypes import Array, nbytes
 from qbridge.findings import error
 from qbridge.formats import encode_part
 from qbridge.layout import ScaledZeros, Slot, is_fixed
-from qbridge.plan import LayerPlan, OutputTensor, Plan
+from qbridge.plan import LayerPlan, OutputTensor, Plan, Woven
 from qbridge.shards import Shard
 from qbridge.source import Source, read_all
 from qbridge.windows import EVERYTHING, Window, part_of
@@ -151,7 +151,7 @@ class Encoded:
     """A window of a part of a layer after its passes, or a whole tensor of the source that lies in no file."""
 
     tensor: OutputTensor
-    layer: LayerPlan | None
+    layer: LayerPlan | Woven | None
     offset: int
     window: Window = EVERYTHING
 
@@ -186,7 +186,7 @@ class Encoded:
 
     def _encoded(self, source: Source, window: Window) -> Array:
         if self.layer is None or window == EVERYTHING:
-            return encoded(source, self.layer, self.tensor)
+            return _encoded(source, self.layer, self.tensor)
         part = self.tensor.part
         with _unfit(self.tensor):
             return encode_part(self.layer.run(source, frozenset({part}), window), part, self._slot(window))
@@ -238,7 +238,7 @@ def _same(first: Array, second: Array) -> bool:
 def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Job]:
     """The jobs of a shard in the order of the file; codes in blocks of at most `limit` bytes."""
     run: Copied | None = None
-    for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+    for tensor, offset in _pieces_of(shard):
         if tensor.origin and tensor.origin not in source.memory:
             stored = source.tensors[tensor.origin]
             length = stored.end - stored.begin
@@ -250,7 +250,7 @@ def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Jo
             continue
         yield from _pieces(run)
         run = None
-        layer = plan.layers[tensor.layer] if tensor.layer else None
+        layer = plan.layer_of(tensor)
         move = layer.code_move() if layer and tensor.part == "code" and not tensor.origin else None
         if move:
             yield from (Moved(tensor.name, block, offset) for block in move.blocks(limit))
@@ -262,14 +262,32 @@ def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Jo
     yield from _pieces(run)
 
 
+def _pieces_of(shard: Shard) -> Iterator[tuple[OutputTensor, int]]:
+    """(tensor or slice of one, where it begins in the file), in the order of the file."""
+    for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+        begin = offset
+        for piece in tensor.slices or (tensor,):
+            yield piece, begin
+            begin += nbytes(piece.dtype, piece.shape)
+
+
 def _pieces(run: Copied | None) -> Iterator[Copied]:
     if run is not None:
         for start in range(0, run.size, _COPY):
             yield Copied(run.file, run.begin + start, run.offset + start, min(_COPY, run.size - start))
 
 
-def encoded(source: Source, layer: LayerPlan | None, tensor: OutputTensor) -> Array:
+def encoded(source: Source, plan: Plan, tensor: OutputTensor) -> Array:
     """The stored array of an output tensor; QBridgeError (QB304) for a value that its slot cannot hold."""
+    if not tensor.slices:
+        return _encoded(source, plan.layer_of(tensor), tensor)
+    fused = np.empty(tensor.shape, tensor.dtype.numpy)
+    for place, piece in zip(fused, tensor.slices, strict=True):
+        place[...] = _encoded(source, plan.layer_of(piece), piece).reshape(place.shape)
+    return fused
+
+
+def _encoded(source: Source, layer: LayerPlan | Woven | None, tensor: OutputTensor) -> Array:
     if layer is None or tensor.origin:
         return source.read(tensor.origin)
     with _unfit(tensor):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -162,27 +162,52 @@ class Encoded:
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Decode, apply the passes, encode, write."""
-        for window in self._windows():
-            stored = np.ascontiguousarray(self._encoded(source, window))
-            for begin, part in self._segments(stored, window):
+        for span, windows in self._spans():
+            if len(windows) == 1:
+                stored = np.ascontiguousarray(self._encoded(source, span))
+            else:
+                stored = self._gathered(workspace, span)
+                for window in windows:
+                    self._part(stored, span, window)[...] = self._encoded(source, window)
+            for begin, part in self._segments(stored, span):
                 write_all(out, part.data, self.offset + begin)
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, decoded, is what the layer has after its passes."""
-        for window in self._windows():
-            slot = self._slot(window)
-            stored = np.empty(slot.shape, slot.dtype.numpy)
-            there = all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored, window))
-            if not (there and self._holds(source, slot, stored, window)):
+        for span, windows in self._spans():
+            stored = self._gathered(workspace, span)
+            if not all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored, span)):
                 return self.tensor.name
+            for window in windows:
+                if not self._holds(source, self._slot(window), self._part(stored, span, window), window):
+                    return self.tensor.name
         return ""
 
-    def _windows(self) -> Iterator[Window]:
-        """Of codes, windows that stay in a core's cache."""
-        if self.layer and self.tensor.part == "code":
-            yield from self.layer.windows(_CODES, self.window)
+    def _spans(self) -> Iterator[tuple[Window, Sequence[Window]]]:
+        """(what is written at once, the windows of it that are encoded one by one).
+
+        Of codes these stay in a core's cache. A window that does not lie in one stretch is not written by itself.
+        """
+        layer = self.layer if self.tensor.part == "code" else None
+        windows = list(layer.windows(_CODES, self.window)) if layer else [self.window]
+        place = self._place(windows[0])
+        if place and place.columns < place.shape[1]:
+            yield self.window, windows
         else:
-            yield self.window
+            yield from ((window, [window]) for window in windows)
+
+    def _gathered(self, workspace: Workspace, span: Window) -> Array:
+        """Memory for what is stored of a span."""
+        slot = self._slot(span)
+        return workspace.bytes("encoded", nbytes(slot.dtype, slot.shape)).view(slot.dtype.numpy).reshape(slot.shape)
+
+    def _part(self, stored: Array, span: Window, window: Window) -> Array:
+        """What of a span's stored words belongs to a window."""
+        whole, own = self._place(span), self._place(window)
+        if own is None:
+            return stored
+        top, left = (own.top - whole.top, own.left - whole.left) if whole else (own.top, own.left)
+        return stored[top : top + own.rows, left : left + own.columns]
 
     def _encoded(self, source: Source, window: Window) -> Array:
         if self.layer is None or window == EVERYTHING:

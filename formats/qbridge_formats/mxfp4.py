@@ -146,7 +146,9 @@ def _scheme(spec: Spec, model: Model) -> Problem | None:
 
 def _architecture(model: Model) -> Iterator[Problem]:
     if model.architecture != ARCHITECTURE:
-        yield Problem((f"only {ARCHITECTURE} has its experts in such tensors",), where=(model.architecture or "config.json",))
+        yield Problem(
+            (f"only {ARCHITECTURE} has its experts in such tensors",), where=(model.architecture or "config.json",)
+        )
 
 
 _SOURCE = "transformers 5.17.0, integrations/mxfp4.py"

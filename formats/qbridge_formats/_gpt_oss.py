@@ -16,7 +16,7 @@ from qbridge.ir import Model, Spec
 from qbridge.layout import PLAIN, Codec, Shared, Slice, Slot
 from qbridge.rules import Problem
 from qbridge.sharding import expert_count
-from qbridge.topology import is_routed
+from qbridge.topology import is_routed, module_of
 
 ARCHITECTURE = "GptOssForCausalLM"
 LINEARS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -57,6 +57,9 @@ def place_of(module: str) -> Place | None:
 
 def unfusable(model: Model) -> Iterator[Problem]:
     """Experts that do not make up fused tensors: other linears, some are missing, or they are not alike."""
+    plain = tuple(name for name in model.tensors if place_of(module_of(name)[0]))
+    if plain:
+        yield Problem(("it is of an expert that is not quantized, and has no fused tensor",), where=plain)
     odd = tuple(name for name in model.specs if is_routed(name) and place_of(name) is None)
     if odd:
         yield Problem(("no linear of an expert of gpt-oss",), where=odd)

@@ -29,6 +29,7 @@ from test_conversion import assert_same_tensors
 
 FIXTURE = ROOT / "fixtures/mxfp4/gpt_oss"
 EXPERTS = "model.layers.0.mlp.experts"
+OTHERS = "model.layers.1.mlp.experts"
 LEAVES = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -204,6 +205,23 @@ def narrowed(stored):
     for ending in ("weight_packed", "weight_scale", "bias"):
         name = f"{EXPERTS}.1.gate_proj.{ending}"
         stored[name] = stored[name][:64].clone()
+
+
+def plain(stored):
+    for expert in range(4):
+        for leaf in LEAVES:
+            packed = stored.pop(f"{OTHERS}.{expert}.{leaf}.weight_packed")
+            stored.pop(f"{OTHERS}.{expert}.{leaf}.weight_scale")
+            stored[f"{OTHERS}.{expert}.{leaf}.weight"] = torch.zeros(len(packed), 2 * packed.shape[1]).bfloat16()
+
+
+@pytest.mark.parametrize("target", ["mxfp4", "dense"])
+def test_experts_that_are_not_quantized_have_no_fused_tensor(target, tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "src", "compressed-tensors")
+    edited(tmp_path / "src", plain)
+    edit_quantization(tmp_path / "src", lambda block: block["ignore"].append(f"re:{OTHERS}.*"))
+    found = refusal(tmp_path / "src", 1, "QB110", target)["QB110"]
+    assert "not quantized, and has no fused tensor" in facts(found)
 
 
 @pytest.mark.parametrize(

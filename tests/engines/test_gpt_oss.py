@@ -46,3 +46,15 @@ def test_transformers_loads_the_parameters_of_the_original(target, fused, origin
     assert parameters.keys() == original[0].keys()
     assert all(np.array_equal(parameters[name], wanted) for name, wanted in original[0].items())
     assert logits == original[1]
+
+
+@pytest.mark.parametrize("target", ["mxfp4", "dense"])
+def test_what_llm_compressor_makes_of_it_is_fused_again(target, original, tmp_path):
+    """The tool takes our dense experts apart and quantizes them; they are MXFP4 already, so no weight moves."""
+    qbridge.convert(fixture(SOURCE), tmp_path / "dense", "dense")
+    report = ask("llm-compressor", "llm_compressor_gpt_oss.py", tmp_path / "dense", "--out", tmp_path / "linear")
+    assert report["error"] is None, report["error"]
+    qbridge.convert(tmp_path / "linear", tmp_path / "out", target)
+    parameters, logits = loaded(tmp_path / "out", tmp_path)
+    assert all(np.array_equal(parameters[name], wanted) for name, wanted in original[0].items())
+    assert logits == original[1]

@@ -300,6 +300,18 @@ def test_slices_that_make_up_no_tensor_are_never_written():
                 outputs_of(opened.source, opened.model, {key: plan for key, plan in plans.items() if key != name})
 
 
+def test_a_slice_is_copied_only_where_its_rows_lie_as_they_will():
+    with qbridge.open(FIXTURE / "model") as opened:
+        slots = opened.model.slots
+        gate, up = f"{EXPERTS}.0.gate_proj", f"{EXPERTS}.0.up_proj"
+        read = {**slots, gate: slots[up], up: slots[gate]}
+        plans = {name: LayerPlan(spec, spec, (), read[name], slots[name]) for name, spec in opened.specs.items()}
+        fused = {output.name: output for output in outputs_of(opened.source, opened.model, plans)}
+    blocks, down = fused[f"{EXPERTS}.gate_up_proj_blocks"], fused[f"{EXPERTS}.down_proj_blocks"]
+    assert [bool(own.origin) for own in blocks.slices] == [False, True, True, True]
+    assert all(own.origin == own.name for own in (*blocks.slices[1:], *down.slices))
+
+
 def test_modelopt_has_no_place_for_it():
     with qbridge.open(FIXTURE / "model") as checkpoint:
         specs = checkpoint.specs.values()

@@ -312,6 +312,21 @@ def test_a_slice_is_copied_only_where_its_rows_lie_as_they_will():
     assert all(own.origin == own.name for own in (*blocks.slices[1:], *down.slices))
 
 
+def test_a_manifest_that_forgets_an_expert_is_not_followed(tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors")
+    names = [name for leaf in LEAVES for name in of(1, leaf, "weight_packed", "weight_scale", "bias")]
+    edited(tmp_path / "ct", without(*names))
+
+    def forget(manifest):
+        for step in manifest["steps"]:
+            step["layers"] = [name for name in step["layers"] if not name.startswith(f"{EXPERTS}.1.")]
+
+    edit_json(tmp_path / "ct/qbridge.json", forget)
+    with pytest.raises(qbridge.QBridgeError, match="slices are not all there") as refused:
+        qbridge.restore(tmp_path / "ct", tmp_path / "back")
+    assert codes(refused) == {"QB037"} and not (tmp_path / "back").exists()
+
+
 def test_modelopt_has_no_place_for_it():
     with qbridge.open(FIXTURE / "model") as checkpoint:
         specs = checkpoint.specs.values()

@@ -36,7 +36,7 @@ LAYERS = [
     {"targets"},
     {"checkpoint", "windows", "wishes"},
     {"plan"},
-    {"repairs"},
+    {"repairs", "outputs"},
     {"planning"},
     {"manifest", "shards", "staging", "assumed", "completeness", "serving"},
     {"jobs", "report"},

@@ -149,8 +149,7 @@ class Stream:
 
         for shard in plan_shards(self._plan.outputs):
             for tensor in shard.tensors:
-                layer = self._plan.layers.get(tensor.layer)
-                stored = encoded(self._opened.source, layer, tensor)
+                stored = encoded(self._opened.source, self._plan, tensor)
                 yield tensor.name, to_torch(stored, tensor.dtype, tensor.shape)
 
     def __enter__(self) -> Stream:

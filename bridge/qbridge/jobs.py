@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from qbridge.dtypes import Array, nbytes
 from qbridge.findings import error
 from qbridge.formats import encode_part
 from qbridge.layout import ScaledZeros, Slot, is_fixed
-from qbridge.plan import LayerPlan, OutputTensor, Plan
+from qbridge.plan import LayerPlan, OutputTensor, Plan, Woven
 from qbridge.shards import Shard
 from qbridge.source import Source, read_all
 from qbridge.windows import EVERYTHING, Window, part_of
@@ -151,7 +151,7 @@ class Encoded:
     """A window of a part of a layer after its passes, or a whole tensor of the source that lies in no file."""
 
     tensor: OutputTensor
-    layer: LayerPlan | None
+    layer: LayerPlan | Woven | None
     offset: int
     window: Window = EVERYTHING
 
@@ -162,31 +162,56 @@ class Encoded:
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Decode, apply the passes, encode, write."""
-        for window in self._windows():
-            stored = np.ascontiguousarray(self._encoded(source, window))
-            for begin, part in self._segments(stored, window):
+        for span, windows in self._spans():
+            if len(windows) == 1:
+                stored = np.ascontiguousarray(self._encoded(source, span))
+            else:
+                stored = self._gathered(workspace, span)
+                for window in windows:
+                    self._part(stored, span, window)[...] = self._encoded(source, window)
+            for begin, part in self._segments(stored, span):
                 write_all(out, part.data, self.offset + begin)
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, decoded, is what the layer has after its passes."""
-        for window in self._windows():
-            slot = self._slot(window)
-            stored = np.empty(slot.shape, slot.dtype.numpy)
-            there = all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored, window))
-            if not (there and self._holds(source, slot, stored, window)):
+        for span, windows in self._spans():
+            stored = self._gathered(workspace, span)
+            if not all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored, span)):
                 return self.tensor.name
+            for window in windows:
+                if not self._holds(source, self._slot(window), self._part(stored, span, window), window):
+                    return self.tensor.name
         return ""
 
-    def _windows(self) -> Iterator[Window]:
-        """Of codes, windows that stay in a core's cache."""
-        if self.layer and self.tensor.part == "code":
-            yield from self.layer.windows(_CODES, self.window)
+    def _spans(self) -> Iterator[tuple[Window, Sequence[Window]]]:
+        """(what is written at once, the windows of it that are encoded one by one).
+
+        Of codes these stay in a core's cache. A window that does not lie in one stretch is not written by itself.
+        """
+        layer = self.layer if self.tensor.part == "code" else None
+        windows = list(layer.windows(_CODES, self.window)) if layer else [self.window]
+        place = self._place(windows[0])
+        if place and place.columns < place.shape[1]:
+            yield self.window, windows
         else:
-            yield self.window
+            yield from ((window, [window]) for window in windows)
+
+    def _gathered(self, workspace: Workspace, span: Window) -> Array:
+        """Memory for what is stored of a span."""
+        slot = self._slot(span)
+        return workspace.bytes("encoded", nbytes(slot.dtype, slot.shape)).view(slot.dtype.numpy).reshape(slot.shape)
+
+    def _part(self, stored: Array, span: Window, window: Window) -> Array:
+        """What of a span's stored words belongs to a window."""
+        whole, own = self._place(span), self._place(window)
+        if own is None:
+            return stored
+        top, left = (own.top - whole.top, own.left - whole.left) if whole else (own.top, own.left)
+        return stored[top : top + own.rows, left : left + own.columns]
 
     def _encoded(self, source: Source, window: Window) -> Array:
         if self.layer is None or window == EVERYTHING:
-            return encoded(source, self.layer, self.tensor)
+            return _encoded(source, self.layer, self.tensor)
         part = self.tensor.part
         with _unfit(self.tensor):
             return encode_part(self.layer.run(source, frozenset({part}), window), part, self._slot(window))
@@ -238,7 +263,7 @@ def _same(first: Array, second: Array) -> bool:
 def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Job]:
     """The jobs of a shard in the order of the file; codes in blocks of at most `limit` bytes."""
     run: Copied | None = None
-    for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+    for tensor, offset in _pieces_of(shard):
         if tensor.origin and tensor.origin not in source.memory:
             stored = source.tensors[tensor.origin]
             length = stored.end - stored.begin
@@ -250,7 +275,7 @@ def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Jo
             continue
         yield from _pieces(run)
         run = None
-        layer = plan.layers[tensor.layer] if tensor.layer else None
+        layer = plan.layer_of(tensor)
         move = layer.code_move() if layer and tensor.part == "code" and not tensor.origin else None
         if move:
             yield from (Moved(tensor.name, block, offset) for block in move.blocks(limit))
@@ -262,14 +287,32 @@ def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Jo
     yield from _pieces(run)
 
 
+def _pieces_of(shard: Shard) -> Iterator[tuple[OutputTensor, int]]:
+    """(tensor or slice of one, where it begins in the file), in the order of the file."""
+    for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+        begin = offset
+        for piece in tensor.slices or (tensor,):
+            yield piece, begin
+            begin += nbytes(piece.dtype, piece.shape)
+
+
 def _pieces(run: Copied | None) -> Iterator[Copied]:
     if run is not None:
         for start in range(0, run.size, _COPY):
             yield Copied(run.file, run.begin + start, run.offset + start, min(_COPY, run.size - start))
 
 
-def encoded(source: Source, layer: LayerPlan | None, tensor: OutputTensor) -> Array:
+def encoded(source: Source, plan: Plan, tensor: OutputTensor) -> Array:
     """The stored array of an output tensor; QBridgeError (QB304) for a value that its slot cannot hold."""
+    if not tensor.slices:
+        return _encoded(source, plan.layer_of(tensor), tensor)
+    fused = np.empty(tensor.shape, tensor.dtype.numpy)
+    for place, piece in zip(fused, tensor.slices, strict=True):
+        place[...] = _encoded(source, plan.layer_of(piece), piece).reshape(place.shape)
+    return fused
+
+
+def _encoded(source: Source, layer: LayerPlan | Woven | None, tensor: OutputTensor) -> Array:
     if layer is None or tensor.origin:
         return source.read(tensor.origin)
     with _unfit(tensor):

@@ -151,22 +151,28 @@ class Padded:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Each `count`-th row from row `place` on of a tensor that several layers share, stored through `codec`.
+    """Rows of `count` layers that take turns in one array, stored through `codec`; the layer's own begin at `place`.
 
-    It is only read: no layer alone has all of the tensor.
+    No layer alone has all of the tensor, so it is `plan.Woven` that writes it.
     """
 
     codec: Codec
     place: int
     count: int
 
+    @property
+    def turns(self) -> tuple[Shared, ...]:
+        """This of every layer in turn."""
+        return tuple(replace(self, place=place) for place in range(self.count))
+
     def encode(self, array: Array, slot: Slot) -> Array:
         """ValueError."""
-        raise ValueError(f"{slot.tensor}: rows of {self.count} layers in one tensor are not written")
+        raise ValueError(f"{slot.tensor}: it holds the rows of {self.count} layers, and is not written from one")
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
-        """The canonical array of these rows alone."""
-        return self.codec.decode(np.ascontiguousarray(stored[self.place :: self.count]), dtype, shape)
+        """The canonical array of the layer's rows alone."""
+        rows = self.codec.decode(stored, dtype, (self.count * shape[0], *shape[1:]))
+        return np.ascontiguousarray(rows[self.place :: self.count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +237,28 @@ NARROWED = Narrowed()
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """Where in a fused tensor a slice lies: at `index` of its first axis, in the `shape` that it has there."""
+
+    tensor: str
+    index: int
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What the slice is called: a tensor of its own as far as slots and sources go."""
+        return f"{self.tensor}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
-    """One part of a layer as a whole tensor on disk."""
+    """One part of a layer as a whole tensor on disk, or as a slice of one."""
 
     tensor: str
     dtype: DType
     shape: tuple[int, ...]
     codec: Codec | ScaledZeros = PLAIN
+    slice: Slice | None = None
 
     def same_bytes(self, other: Slot) -> bool:
         """Whether the same part stored through the other slot has the same bytes."""

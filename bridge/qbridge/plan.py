@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,8 @@ class LayerPlan:
 
     @property
     def exactness(self) -> Exactness:
-        """The weakest promise of its passes; what is read out of shared tensors is not written back into them."""
-        shared = any(isinstance(slot.codec, Shared) for slot in self.read.values())
-        return weakest(*(p.exactness for p in self.passes), *([Exactness.EQUAL] if shared else []))
+        """The weakest promise of its passes."""
+        return weakest(*(p.exactness for p in self.passes))
 
     @property
     def touched(self) -> frozenset[str]:
@@ -89,10 +88,72 @@ class LayerPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputTensor:
-    """One tensor to write: a copy of the source tensor `origin`, or the encoded `part` of `layer`.
+class Woven:
+    """Layers whose rows take turns in tensors that they share (`layout.Shared`), as one layer that has them all."""
 
-    `shard` is the source file beside whose other tensors it is written.
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def before(self) -> Spec:
+        """What it was."""
+        return self._wide(self.layers[0].before)
+
+    @property
+    def after(self) -> Spec:
+        """What it becomes."""
+        return self._wide(self.layers[0].after)
+
+    def _wide(self, spec: Spec) -> Spec:
+        return replace(spec, out_features=spec.out_features * len(self.layers))
+
+    @property
+    def write(self) -> Mapping[str, Slot]:
+        """The slots by part, of all rows together."""
+        shared = self.layers[0].write.items()
+        return {
+            part: replace(slot, codec=slot.codec.codec) for part, slot in shared if isinstance(slot.codec, Shared)
+        }
+
+    def copied(self, part: str) -> bool:
+        """Whether all of them are read out of one tensor, in which their rows lie as they will."""
+        if any(part in layer.touched or part not in layer.read for layer in self.layers):
+            return False
+        pairs = [(layer.read[part], layer.write[part]) for layer in self.layers]
+        one = len({read.tensor for read, _ in pairs}) == 1
+        return one and all(replace(write, tensor=read.tensor, slice=read.slice) == read for read, write in pairs)
+
+    def run(self, source: Source, parts: frozenset[str], window: Window = EVERYTHING) -> Layer:
+        """As `LayerPlan.run`; every part has a row for each output feature."""
+        count = len(self.layers)
+        layers = [layer.run(source, parts, window.share(count)) for layer in self.layers]
+        spec = window.of(self.after)
+        shapes = spec.parts()
+        arrays = {
+            part: np.stack([layer.arrays[part] for layer in layers], axis=1).reshape(shapes[part][1])
+            for part in layers[0].arrays
+        }
+        return Layer(spec, arrays)
+
+    def windows(self, limit: int, within: Window = EVERYTHING) -> Iterator[Window]:
+        """As `LayerPlan.windows`."""
+        count = len(self.layers)
+        for window in self.layers[0].windows(limit // count, within.share(count)):
+            yield window.times(count)
+
+    def encoded(self, source: Source, part: str) -> Array:
+        """As `LayerPlan.encoded`."""
+        return encode_part(self.run(source, frozenset({part})), part, self.write[part])
+
+    def code_move(self) -> None:
+        """Rows of several layers are not moved in blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor to write: a copy of the source tensor `origin`, the encoded `part` of `layer`, or `slices`.
+
+    With `beside`, rows of `layer` and of these layers take turns. `slices` are output tensors of their own, which
+    lie one after another. `shard` is the source file beside whose other tensors it is written.
     """
 
     name: str
@@ -102,6 +163,8 @@ class OutputTensor:
     origin: str = ""
     layer: str = ""
     part: str = ""
+    beside: tuple[str, ...] = ()
+    slices: tuple[OutputTensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +178,12 @@ class Plan:
     outputs: Sequence[OutputTensor]
     config: Mapping[str, Any]
     because: str = ""
+
+    def layer_of(self, tensor: OutputTensor) -> LayerPlan | Woven | None:
+        """What gives a tensor its content; None for one that belongs to no layer."""
+        if tensor.beside:
+            return Woven(tuple(self.layers[name] for name in (tensor.layer, *tensor.beside)))
+        return self.layers[tensor.layer] if tensor.layer else None
 
     @property
     def exactness(self) -> dict[str, int]:

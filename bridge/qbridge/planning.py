@@ -13,6 +13,7 @@ from qbridge.findings import Findings
 from qbridge.formats import find
 from qbridge.hf_config import as_dtype, spell
 from qbridge.ir import Model, Spec
+from qbridge.outputs import outputs_of
 from qbridge.padding import follow, growth
 from qbridge.passes import Pass
 from qbridge.plan import LayerPlan, OutputTensor, Plan
@@ -182,21 +183,6 @@ def _check_values(model: Model, values: Values, rules: Sequence[Rule], findings:
         if isinstance(rule, ValueRule):
             for problem in rule.check(model, values):
                 findings.add(rule.code, problem.where, problem.facts, problem.help)
-
-
-def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) -> list[OutputTensor]:
-    """Every tensor of the output, in the order of the source's shards."""
-    found = []
-    for name, info in model.tensors.items():
-        shard = source.tensors[info.stored].file
-        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored))
-    for name, layer in layers.items():
-        home = source.tensors[layer.read["code"].tensor].file
-        for part, slot in layer.write.items():
-            origin = layer.read[part].tensor if layer.copied(part) else ""
-            shard = source.tensors[layer.read[part].tensor].file if part in layer.read else home
-            found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part))
-    return found
 
 
 def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:

@@ -13,8 +13,8 @@ from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.conversion import write
 from qbridge.findings import error, io_as_finding
 from qbridge.formats import find, registry
+from qbridge.outputs import outputs_of
 from qbridge.plan import LayerPlan, OutputTensor, Plan
-from qbridge.planning import outputs_of
 from qbridge.report import Report
 from qbridge.shards import plan_shards
 from qbridge.sink import MEMORY, Document, Effort, Progress

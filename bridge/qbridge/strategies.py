@@ -106,6 +106,7 @@ FLOATS: tuple[tuple[WeightScheme, ActivationScheme | None, tuple[DType, ...]], .
     (NVFP4, None, (DType.F8_E4M3,)),
     (MXFP4, MXFP4_INPUTS, (DType.F8_E8M0,)),
     (MXFP4, FP8_GROUPS, (DType.F8_E8M0,)),
+    (MXFP4, None, (DType.F8_E8M0,)),
     (MXFP8, MXFP8_INPUTS, (DType.F8_E8M0,)),
     (WeightScheme(4, Granularity.GROUP, group_size=128), FP8, SCALES),
 )

@@ -17,7 +17,7 @@ from qbridge.codes import BitPacked, Tiled
 from qbridge.dtypes import Array
 from qbridge.formats import decode
 from qbridge.ir import Granularity, Layer, Spec
-from qbridge.layout import Narrowed, Plain, Slot, Transposed
+from qbridge.layout import Narrowed, Plain, Shared, Slot, Transposed
 from qbridge.passes import Pass
 from qbridge.passes.pad import Pad
 from qbridge.passes.undo import Undo
@@ -34,6 +34,14 @@ class Window:
     def rows(self, spec: Spec) -> int:
         """How many of a layer's output features it has."""
         return (spec.out_features if self.end is None else self.end) - self.start
+
+    def times(self, count: int) -> Window:
+        """The same output features where each stands for so many."""
+        return Window(self.start * count, None if self.end is None else self.end * count)
+
+    def share(self, count: int) -> Window:
+        """What each of so many layers has of it, whose rows take turns."""
+        return Window(self.start // count, None if self.end is None else self.end // count)
 
     def of(self, spec: Spec) -> Spec:
         """The spec of these output features alone."""
@@ -93,6 +101,10 @@ def part_of(slot: Slot, part: str, spec: Spec, window: Window) -> Rectangle | No
     """Where of a stored matrix the window of a part lies; None if it is no rectangle, or the part has no features."""
     if part not in ("code", "scale", "zero") or len(slot.shape) != 2 or not _step(slot):
         return None
+    if isinstance(slot.codec, Shared):
+        count = slot.codec.count
+        whole = replace(spec, out_features=spec.out_features * count)
+        return part_of(replace(slot, codec=slot.codec.codec), part, whole, window.times(count))
     if part != "code" and spec.weight.granularity not in (Granularity.CHANNEL, Granularity.GROUP):
         return None
     start, end, step = window.start, window.start + window.rows(spec), _step(slot)
@@ -117,7 +129,7 @@ def part_of(slot: Slot, part: str, spec: Spec, window: Window) -> Rectangle | No
 
 def _step(slot: Slot) -> int:
     """A window's edges are multiples of this in a slot; 0 where a range of output features is no rectangle."""
-    codec = slot.codec
+    codec = slot.codec.codec if isinstance(slot.codec, Shared) else slot.codec
     if isinstance(codec, BitPacked):
         return codec.period(8 * slot.dtype.itemsize) if codec.along == 0 else 1
     if isinstance(codec, Tiled):

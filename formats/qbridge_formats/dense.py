@@ -4,6 +4,11 @@ tensor       dtype                           shape    meaning (N = out_features,
 <L>.weight   float16 | bfloat16 | float32    [N, K]   each weight rounded once from its exact value, to nearest even
 <L>.bias     model dtype                     [N]      as it was
 
+The experts of gpt-oss, as `_gpt_oss` says where they lie (E = experts, I = intermediate size, H = hidden size):
+
+<X>.gate_up_proj  [E, H, 2 I], transposed, and its _bias [E, 2 I]: even columns are gate's, odd ones up's
+<X>.down_proj     [E, I, H], transposed, and its _bias [E, H]
+
 config.json has no quantization block. Unquantized tensors keep their dtype and bytes. Source: transformers 5.23.0,
 modeling_utils.py (from_pretrained casts every tensor to the dtype that config.json names).
 """
@@ -11,6 +16,7 @@ modeling_utils.py (from_pretrained casts every tensor to the dtype that config.j
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from qbridge.dtypes import DType
@@ -18,11 +24,11 @@ from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import compute_dtype
 from qbridge.ir import DENSE, Model, Spec
-from qbridge.layout import Slot
+from qbridge.layout import TRANSPOSED, Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
 from qbridge.source import Source
-from qbridge.topology import is_routed
+from qbridge_formats._gpt_oss import ARCHITECTURE, place_of, unfusable
 
 NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
@@ -43,6 +49,11 @@ def read(source: Source, findings: Findings) -> Model:
 
 def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above."""
+    place = place_of(spec.name) if dict(spec.dialect).get("experts") == "fused" else None
+    if place:
+        rows, dtype = spec.out_features * place.turns, DENSE[spec.weight.type]
+        found = {"code": place.slot("", dtype, (spec.in_features, rows), TRANSPOSED)}
+        return found if spec.bias is None else {**found, "bias": place.slot("_bias", spec.bias, (rows,))}
     slots = {"code": Slot(f"{spec.name}.weight", DENSE[spec.weight.type], spec.dims)}
     if spec.bias is not None:
         slots["bias"] = Slot(f"{spec.name}.bias", spec.bias, (spec.out_features,))
@@ -50,8 +61,13 @@ def layout(spec: Spec) -> dict[str, Slot]:
 
 
 def settle(model: Model) -> Model:
-    """Every layer stands for itself."""
-    return model
+    """The experts of gpt-oss go into fused tensors; every other layer stands for itself."""
+    if model.architecture != ARCHITECTURE:
+        return model
+    fused = {
+        name: replace(spec, dialect=(("experts", "fused"),)) for name, spec in model.specs.items() if place_of(name)
+    }
+    return replace(model, specs={**model.specs, **fused})
 
 
 def config(model: Model) -> dict[str, Any]:
@@ -69,15 +85,14 @@ def _quantized(spec: Spec, model: Model) -> Problem | None:
     return None if spec.weight.is_dense else Problem((f"weights {spec.weight}",))
 
 
-def _fused_experts(model: Model) -> Iterator[Problem]:
-    """transformers has the experts of gpt-oss in tensors that all of them share, interleaved and transposed."""
-    found = tuple(name for name in model.specs if is_routed(name))
-    if found and model.architecture == "GptOssForCausalLM":
-        yield Problem((f"{len(found)} experts that transformers wants in fused tensors",), where=found)
+def _unfusable(model: Model) -> Iterator[Problem]:
+    """Experts of gpt-oss that transformers would not find in its fused tensors."""
+    if model.architecture == ARCHITECTURE:
+        yield from unfusable(model)
 
 
 RULES: tuple[Rule, ...] = (
-    ModelRule("QB110", _fused_experts, "transformers 5.17.0, models/gpt_oss/modeling_gpt_oss.py (GptOssExperts)"),
+    ModelRule("QB110", _unfusable, "transformers 5.17.0, models/gpt_oss/modeling_gpt_oss.py (GptOssExperts)"),
     LayerRule("QB110", _quantized, "what dense means", lambda spec, model: Dequantize(_dtype(model))),
     no_kv_scales("transformers 5.23.0, cache_utils.py: no cache takes stored scales"),
 )

@@ -1,4 +1,4 @@
-"""MXFP4 of gpt-oss: the experts of a layer in one tensor, groups of 32 e2m1 codes under a power of two. Read only.
+"""MXFP4 of gpt-oss: the experts of a layer in one tensor, groups of 32 e2m1 codes under a power of two.
 
 E = experts, I = intermediate size, H = hidden size; <X> is model.layers.N.mlp.experts.
 
@@ -17,7 +17,7 @@ expert has three layers, <X>.E.gate_proj, up_proj and down_proj. Sources: transf
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from qbridge.codes import NIBBLES
@@ -26,18 +26,18 @@ from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.layout import PLAIN, Codec, Shared, Slot
-from qbridge.rules import LayerRule, Problem, Rule
+from qbridge.layout import Slot
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears
+from qbridge_formats._gpt_oss import ARCHITECTURE, LINEARS, place_of, unfusable
 
 NAME = "mxfp4"
-SUMMARY = "gpt-oss: MXFP4 experts in fused tensors (read only)"
+SUMMARY = "gpt-oss: MXFP4 experts in fused tensors"
 ALIASES: tuple[str, ...] = ()
 
 GROUP = 32
 WEIGHT = WeightScheme(4, Granularity.GROUP, type="e2m1", group_size=GROUP)
-LAYERS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _KEYS = frozenset({"quant_method", "modules_to_not_convert", "dequantize"})
 _ENDING = "_blocks"
 
@@ -59,86 +59,65 @@ def read(source: Source, findings: Findings) -> Model:
     unknown = sorted(block.keys() - _KEYS) if isinstance(block, dict) else []
     if unknown:
         findings.add("QB103", [f"quantization_config.{key}" for key in unknown])
-    shapes: dict[str, tuple[int, ...]] = {}
-    fused: dict[str, tuple[int, int, int]] = {}
+    specs: list[Spec] = []
     refused: set[str] = set()
     for name in [name for name in source.tensors if name.endswith(_ENDING)]:
         base = name.removesuffix(_ENDING)
         try:
-            fused[base] = _dims(source, base)
-            shapes |= _slices(source, base, *fused[base])
+            specs += _layers(source, base)
         except KeyError as fault:
             findings.add("QB015", base, (f"there is no {fault.args[0]}",))
+            refused.add(base.rpartition(".")[0])
         except ValueError as fault:
             findings.add("QB016", base, (str(fault),))
-        refused |= {base.rpartition(".")[0]} if base not in fused else set()
-    source.split(shapes)
-    found = {spec.name: (spec, slots) for base, dims in fused.items() for spec, slots in _layers(source, base, dims)}
+            refused.add(base.rpartition(".")[0])
+    found = {spec.name: (spec, layout(spec)) for spec in specs}
+    slots = [slot for _, own in found.values() for slot in own.values()]
+    source.split({slot.slice.tensor: slot.shape for slot in slots if slot.slice})
     return assemble(NAME, source, without_quantization(source.config), found, findings, refused=refused)
 
 
-def _dims(source: Source, base: str) -> tuple[int, int, int]:
-    """(experts, rows, in_features) of fused tensors; ValueError or KeyError where they do not fit together."""
-    leaf = base.rpartition(".")[2]
-    if leaf not in LAYERS:
-        raise ValueError(f"{leaf} is none of {', '.join(LAYERS)}")
-    blocks = source.tensors[base + _ENDING]
-    if f"{base}_scales" not in source.tensors:
-        raise KeyError(f"{base}_scales")
-    scales, shape = source.tensors[f"{base}_scales"], blocks.shape
+def _layers(source: Source, base: str) -> Iterator[Spec]:
+    """The layers of every expert in fused tensors; ValueError or KeyError where these do not fit together."""
+    block, _, fused = base.rpartition(".")
+    if fused not in LINEARS:
+        raise ValueError(f"{fused} is none of {', '.join(LINEARS)}")
+    blocks, scales, bias = (source.tensors[f"{base}_{ending}"] for ending in ("blocks", "scales", "bias"))
+    shape, leaves = blocks.shape, LINEARS[fused]
     if (blocks.dtype, scales.dtype) != (DType.U8, DType.U8):
         raise ValueError(f"blocks are {blocks.dtype}, scales {scales.dtype}, not U8")
     if len(shape) != 4 or shape[3] * 2 != GROUP or scales.shape != shape[:3] or 0 in shape:
         raise ValueError(f"blocks are {list(shape)}, scales {list(scales.shape)}")
-    if shape[1] % len(LAYERS[leaf]):
-        raise ValueError(f"{shape[1]} rows are not those of {' and '.join(LAYERS[leaf])}")
-    bias = source.tensors.get(f"{base}_bias")
-    if bias is not None and (bias.shape != shape[:2] or not bias.dtype.is_float):
+    if shape[1] % len(leaves):
+        raise ValueError(f"{shape[1]} rows are not those of {' and '.join(leaves)}")
+    if bias.shape != shape[:2] or not bias.dtype.is_float:
         raise ValueError(f"the bias is {bias.dtype}{list(bias.shape)}")
-    return shape[0], shape[1], shape[2] * GROUP
-
-
-def _slices(source: Source, base: str, experts: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    """The shape of one expert's part of each fused tensor."""
-    shapes: dict[str, tuple[int, ...]] = {
-        base + _ENDING: NIBBLES.stored_shape((rows, columns), 8),
-        f"{base}_scales": (rows, columns // GROUP),
-        f"{base}_bias": (rows,),
-    }
-    return {name: shape for name, shape in shapes.items() if name in source.tensors}
-
-
-def _layers(source: Source, base: str, dims: tuple[int, int, int]) -> Iterator[tuple[Spec, dict[str, Slot]]]:
-    """The layers of every expert, with the slices that they share."""
-    experts, rows, columns = dims
-    prefix, _, fused = base.rpartition(".")
-    parts = LAYERS[fused]
-    for expert in range(experts):
-        bias = source.tensors.get(f"{base}_bias[{expert}]")
-        stored: dict[str, tuple[str, DType, tuple[int, ...], Codec]] = {
-            "code": ("blocks", DType.U8, NIBBLES.stored_shape((rows, columns), 8), NIBBLES),
-            "scale": ("scales", DType.U8, (rows, columns // GROUP), PLAIN),
-            **({"bias": ("bias", bias.dtype, (rows,), PLAIN)} if bias else {}),
-        }
-        for place, leaf in enumerate(parts):
-            spec = Spec(
-                name=f"{prefix}.{expert}.{leaf}",
-                out_features=rows // len(parts),
-                in_features=columns,
+    for expert in range(shape[0]):
+        for leaf in leaves:
+            yield Spec(
+                name=f"{block}.{expert}.{leaf}",
+                out_features=shape[1] // len(leaves),
+                in_features=shape[2] * GROUP,
                 weight=WEIGHT,
                 scale_dtype=DType.F8_E8M0,
-                bias=bias.dtype if bias else None,
+                bias=bias.dtype,
             )
-            slots = {
-                part: Slot(f"{base}_{ending}[{expert}]", dtype, shape, Shared(codec, place, len(parts)))
-                for part, (ending, dtype, shape, codec) in stored.items()
-            }
-            yield spec, slots
 
 
 def layout(spec: Spec) -> dict[str, Slot]:
-    """ValueError: the rules let no layer through."""
-    raise ValueError(f"{spec.name}: {NAME} is read, not written")
+    """A slice of each tensor of the table above; ValueError for what is no linear of an expert."""
+    place = place_of(spec.name)
+    if place is None:
+        raise ValueError(f"{spec.name} is no linear of an expert")  # the rules refuse it
+    rows, groups = spec.out_features * place.turns, spec.in_features // GROUP
+    shape = NIBBLES.stored_shape((rows, spec.in_features), 8)
+    slots = {
+        "code": place.slot(_ENDING, DType.U8, shape, NIBBLES, (rows, groups, GROUP // 2)),
+        "scale": place.slot("_scales", DType.U8, (rows, groups)),
+    }
+    if spec.bias is not None:
+        slots["bias"] = place.slot("_bias", spec.bias, (rows,))
+    return slots
 
 
 def settle(model: Model) -> Model:
@@ -151,8 +130,32 @@ def config(model: Model) -> dict[str, Any]:
     return {"quant_method": NAME, "modules_to_not_convert": dense_linears(model.tensors)}
 
 
-def _not_written(spec: Spec, model: Model) -> Problem | None:
-    return Problem((f"{NAME} keeps all experts of a layer in one tensor, which qbridge reads and does not write",))
+def _experts_alone(spec: Spec, model: Model) -> Problem | None:
+    if place_of(spec.name):
+        return None
+    return Problem(("it is no linear of an expert, and gpt-oss has nothing else quantized",))
 
 
-RULES: tuple[Rule, ...] = (LayerRule("QB110", _not_written, "transformers 5.17.0, integrations/mxfp4.py"),)
+def _scheme(spec: Spec, model: Model) -> Problem | None:
+    if (spec.weight, spec.scale_dtype, spec.activation, spec.g_idx) != (WEIGHT, DType.F8_E8M0, None, False):
+        return Problem((f"{spec.scheme}: scales are {spec.scale_dtype}",))
+    if spec.in_features % GROUP:
+        return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
+    return None
+
+
+def _architecture(model: Model) -> Iterator[Problem]:
+    if model.architecture != ARCHITECTURE:
+        yield Problem(
+            (f"only {ARCHITECTURE} has its experts in such tensors",), where=(model.architecture or "config.json",)
+        )
+
+
+_SOURCE = "transformers 5.17.0, integrations/mxfp4.py"
+RULES: tuple[Rule, ...] = (
+    LayerRule("QB110", _experts_alone, _SOURCE),
+    LayerRule("QB110", _scheme, _SOURCE),
+    ModelRule("QB110", _architecture, _SOURCE),
+    ModelRule("QB110", unfusable, "transformers 5.17.0, models/gpt_oss/modeling_gpt_oss.py (GptOssExperts)"),
+    no_kv_scales("transformers 5.17.0, utils/quantization_config.py (Mxfp4Config) has no key for them"),
+)

@@ -191,10 +191,57 @@ def test_without_a_dtype_in_config_weights_are_bfloat16(tmp_path):
     assert set(report.exactness) == {"dequantized"}
 
 
-def test_experts_that_transformers_wants_fused_are_refused(tmp_path):
-    with pytest.raises(qbridge.QBridgeError) as refused:
-        qbridge.convert(ROOT / "fixtures/mxfp4/gpt_oss/model", tmp_path / "dst", "dense")
-    assert codes(refused) == {"QB110"} and "fused" in str(refused.value)
+GPT_OSS = ROOT / "fixtures/mxfp4/gpt_oss"
+
+
+def assert_experts_of_transformers(found):
+    """Fused tensors hold the weights that transformers dequantizes to, and the biases that it loads."""
+    expected = json.loads((GPT_OSS / "expected.json").read_text())["weights"]
+    stored = load_file(GPT_OSS / "model/model.safetensors")
+    for name, wanted in expected.items():
+        block, expert, leaf, _ = name.rsplit(".", 3)
+        rows = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}.get(leaf, slice(None))
+        fused = found[f"{block}.{'down_proj' if leaf == 'down_proj' else 'gate_up_proj'}"]
+        weight = fused[int(expert)].float().T[rows].contiguous().numpy()
+        assert hashlib.sha256(weight.tobytes()).hexdigest() == wanted["sha256"], name
+    for name, tensor in stored.items():
+        if not name.endswith(("_blocks", "_scales")):
+            assert found.pop(name).equal(tensor), name
+    fused = {name.removesuffix("_blocks") for name in stored if name.endswith("_blocks")}
+    assert found.keys() == fused
+
+
+def test_experts_of_gpt_oss_are_fused_as_transformers_has_them(tmp_path):
+    found = to_dense("mxfp4", "gpt_oss", tmp_path / "dst")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert_experts_of_transformers(found)
+    qbridge.convert(GPT_OSS / "model", tmp_path / "ct", "compressed-tensors")
+    qbridge.convert(tmp_path / "ct", tmp_path / "again", "dense")
+    assert contents(tmp_path / "again")["model.safetensors"] == contents(tmp_path / "dst")["model.safetensors"]
+
+
+def test_windows_of_fused_experts_give_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
+    monkeypatch.setattr("qbridge.jobs._CODES", 1 << 9)
+    assert_experts_of_transformers(to_dense("mxfp4", "gpt_oss", tmp_path / "dst"))
+
+
+def test_plain_transformers_loads_gpt_oss(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    found = to_dense("mxfp4", "gpt_oss", tmp_path / "dst")
+    model, said = AutoModelForCausalLM.from_pretrained(tmp_path / "dst", dtype="auto", output_loading_info=True)
+    assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
+    loaded = model.state_dict()
+    assert loaded.keys() == found.keys() and all(loaded[name].equal(tensor) for name, tensor in found.items())
+
+
+def test_experts_that_make_up_no_tensor_of_transformers_are_refused(tmp_path):
+    qbridge.convert(GPT_OSS / "model", tmp_path / "src", "compressed-tensors")
+    edit_json(tmp_path / "src/config.json", lambda config: config.update(num_experts=5))
+    with pytest.raises(qbridge.QBridgeError, match="12 of the 15 linears") as refused:
+        qbridge.convert(tmp_path / "src", tmp_path / "dst", "dense")
+    assert codes(refused) == {"QB110"}
 
 
 def test_kv_scales_are_dropped_only_when_told(tmp_path):

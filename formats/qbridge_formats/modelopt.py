@@ -44,7 +44,15 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.rules import FLOAT8_CACHE, LayerRule, Problem, Rule, float8_kv_scales, global_scales
 from qbridge.source import Source
-from qbridge.topology import dense_linears, is_decoder_linear, is_embedding, is_kv_scale, is_router, module_of
+from qbridge.topology import (
+    dense_linears,
+    is_decoder_linear,
+    is_embedding,
+    is_kv_scale,
+    is_router,
+    is_vision,
+    module_of,
+)
 from qbridge_formats._modelopt_config import (
     KV_FP8,
     MIXED,
@@ -84,7 +92,6 @@ ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
     ),
     "W4A16_NVFP4": (_NV4, None),
 }
-_VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vLLM never quantizes them
 _SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 
 Own = Mapping[str, StoredTensor]  # the tensors of a module by the last part of their names
@@ -162,7 +169,7 @@ def _algo_for(module: str, own: Own, said: Said, excluded: Excluded, findings: F
         if said.algo == MIXED:
             missing = module in said.layers
         else:
-            left_alone = excluded.loosely(module) or is_router(module) or any(part in module for part in _VISION)
+            left_alone = excluded.loosely(module) or is_router(module) or is_vision(module)
             missing = is_decoder_linear(module) and not left_alone
         if missing:
             findings.add("QB015", module, (f"weight is {own['weight'].dtype} and no weight_scale lies beside it",))

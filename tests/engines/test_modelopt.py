@@ -26,7 +26,9 @@ def original():
     return logprobs(SOURCE)
 
 
-@pytest.mark.parametrize("targets", [["modelopt"], ["compressed-tensors"], ["compressed-tensors", "modelopt"]])
+@pytest.mark.parametrize(
+    "targets", [["modelopt"], ["compressed-tensors"], ["compressed-tensors", "modelopt"], ["vllm"]]
+)
 def test_vllm_computes_the_same_from_every_format(targets, original, tmp_path):
     source = SOURCE
     for number, target in enumerate(targets):

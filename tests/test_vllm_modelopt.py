@@ -50,6 +50,10 @@ def edit(src, fn):
     save_file(tensors, src / SINGLE, metadata={"format": "pt"})
 
 
+def join(tensors):
+    tensors.update((name, torch.tensor(0.01)) for name in tensors if name.endswith(".weight_scale"))
+
+
 @pytest.mark.parametrize("case", SERVED)
 def test_what_vllm_serves_as_it_is_stays_as_it_is(case, tmp_path):
     source = FIXTURES / case / "model"
@@ -67,18 +71,29 @@ def test_what_vllm_serves_as_it_is_stays_as_it_is(case, tmp_path):
 def test_float8_whose_scales_vllm_would_make_one_goes_to_compressed_tensors(case, tmp_path):
     report = qbridge.convert(FIXTURES / case / "model", tmp_path / "out", "vllm")
     assert (report.format, report.passes) == ("compressed-tensors", {"broadcast": 5})
-    assert "not modelopt: warning[QB272]" in report.chosen and not codes(report)
+    why = "error[QB302]" if case == "llama_fp8_kv" else "warning[QB272]"
+    assert f"not modelopt: {why}" in report.chosen and not codes(report)
     assert qbridge.verify(FIXTURES / case / "model", tmp_path / "out").same
+
+
+def test_scales_of_the_kv_cache_are_kept_by_compressed_tensors_alone(tmp_path):
+    """vLLM has them in the model dtype for ModelOpt and fp8 (seen: 0.024745 became 0.024780)."""
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8_kv")
+    edit(src, join)
+    report = qbridge.convert(src, tmp_path / "out", "vllm")
+    assert report.format == "compressed-tensors" and "not modelopt: error[QB302]" in report.chosen
+    assert qbridge.verify(src, tmp_path / "out").same
+
+    def halve(tensors):
+        tensors.update((name, torch.tensor(0.5)) for name in tensors if name.endswith((".k_scale", ".v_scale")))
+
+    edit(src, halve)
+    report = qbridge.convert(src, tmp_path / "own", "vllm")
+    assert (report.format, codes(report)) == ("modelopt", set())
 
 
 def test_float8_whose_scales_are_one_already_stays(tmp_path):
     src = copy_fixture(tmp_path, "modelopt/llama_fp8")
-
-    def join(tensors):
-        for name in tensors:
-            if name.endswith(".weight_scale"):
-                tensors[name] = torch.tensor(0.01)
-
     edit(src, join)
     report = qbridge.convert(src, tmp_path / "out", "vllm")
     assert (report.format, codes(report)) == ("modelopt", set())

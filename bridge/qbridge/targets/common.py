@@ -46,17 +46,21 @@ def moved(array: Array, before: DType, after: DType) -> int:
     return int(np.count_nonzero((back != values) & ~(np.isnan(back) & np.isnan(values))))
 
 
-def unquantized_tensors(default: DType, source: str, forced: DType | None = None) -> ValueRule:
-    """Every unquantized tensor but the kv cache's scales must survive the cast to the model dtype (QB302).
+def unquantized_tensors(
+    default: DType, source: str, forced: DType | None = None, kv_scales: bool = True
+) -> ValueRule:
+    """Every unquantized tensor must survive the cast to the model dtype (QB302).
 
-    `forced` is the dtype that the engine takes whatever the config says.
+    `forced` is the dtype that the engine takes whatever the config says. Unless `kv_scales`, those of the kv cache
+    are not cast.
     """
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
         dtype = forced or model_dtype(model, default)
         found: dict[str, int] = {}
         for name, info in model.tensors.items():
-            if info.dtype.is_float and not survives(info.dtype, dtype) and not is_kv_scale(name):
+            cast = kv_scales or not is_kv_scale(name)
+            if cast and info.dtype.is_float and not survives(info.dtype, dtype):
                 count = sum(moved(block, info.dtype, dtype) for block in values.blocks(name))
                 if count:
                     found[name] = count

@@ -174,8 +174,11 @@ _COMMON: tuple[Rule, ...] = (
     ModelRule("QB221", unlike_siblings, _FILE),
     float8_kv_scales("QB223", _FILE, any_strategy=True),
     weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
-    unquantized_tensors(DType.F16, "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"),
 )
+_CAST = "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"
+_UNQUANTIZED = unquantized_tensors(DType.F16, _CAST)
+# Only compressed-tensors has parameters of float32 for the scales of a kv cache, whatever the model dtype.
+_UNQUANTIZED_BUT_KV = unquantized_tensors(DType.F16, _CAST, kv_scales=False)
 # Of input scales and zero-points the last shard that is loaded wins; of global scales, and in float8, the largest.
 _INPUT_SCALES = ValueRule(
     "QB222",
@@ -195,10 +198,11 @@ COMPRESSED_TENSORS = Choice(
         *float8.VLLM_CHANNELS,
         _INPUT_SCALES,
         *_COMMON,
+        _UNQUANTIZED_BUT_KV,
     ),
 )
-FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON), avoided=float8.AVOIDED)
-MODELOPT = Choice("modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON), avoided=modelopt.AVOIDED)
+FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=float8.AVOIDED)
+MODELOPT = Choice("modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED)
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 OLD_COMPRESSED_TENSORS = replace(
     COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
@@ -210,8 +214,9 @@ GPTQ = Choice(
         LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
         LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
         *_COMMON,
+        _UNQUANTIZED,
     ),
 )
-AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON))
+AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED))
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
-OLD_GPTQ = Choice("gptq", _COMMON)
+OLD_GPTQ = Choice("gptq", (*_COMMON, _UNQUANTIZED))

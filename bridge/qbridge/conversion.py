@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import nbytes
 from qbridge.findings import Findings, io_as_finding
+from qbridge.formats import find, side_files
 from qbridge.ir import Spec
 from qbridge.jobs import encoded
 from qbridge.passes import Pass
@@ -80,8 +81,10 @@ def convert(
         plan = _plan(opened, wanted, wishes)
         shards = plan_shards(plan.outputs, max_shard_size)
         if not dry_run:
-            documents = {MANIFEST: manifest.build(opened.source, plan), "config.json": plan.config}
-            write(opened, plan, shards, documents, opened.model.consumed, out, overwrite, effort, progress)
+            block = plan.config.get("quantization_config", {})
+            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
+            documents |= {**side_files(find(plan.format), block), "config.json": plan.config}
+            write(opened, plan, shards, documents, out, overwrite, effort, progress)
     return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
 
 
@@ -103,15 +106,14 @@ def write(
     plan: Plan,
     shards: Sequence[Shard],
     documents: Mapping[str, Document],
-    without: Collection[str],
     dst: Path,
     overwrite: bool,
     effort: Effort,
     progress: Progress | None = None,
 ) -> None:
-    """Carry out a plan: shards, `documents` and the side files that are not named in `without`, or nothing."""
-    source = opened.source
-    sides = [file for file in source.side_files if str(file) not in without]
+    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization."""
+    source, replaced = opened.source, opened.model.consumed.union(documents)
+    sides = [file for file in source.side_files if str(file) not in replaced]
     size = sum(shard.size for shard in shards) + sum((source.path / file).stat().st_size for file in sides)
     with staged(dst, source.path, overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:

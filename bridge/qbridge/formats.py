@@ -23,7 +23,7 @@ from qbridge.ir import Layer, Model, Spec, TensorInfo
 from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
-from qbridge.topology import canonical_module, module_of, unknown_tensors
+from qbridge.topology import canonical_tensor, module_of, unknown_tensors
 
 BUILTIN = (
     "auto-round",
@@ -68,7 +68,13 @@ class Match:
 
 
 class Format(Protocol):
-    """One on-disk layout."""
+    """One on-disk layout.
+
+    Three things a module may leave out: `CONFIG_FILES`, the names of the files beside config.json in which its tools
+    say again how the model is quantized; `side_files(block)`, those of them that are written, by name, from the block
+    that `config` gives; and `KEEPS_INPUT_DETAILS`, whether its config can say a limit of inputs, or how scales are
+    rounded.
+    """
 
     @property
     def NAME(self) -> str:
@@ -137,6 +143,21 @@ def find(name: str) -> Format:
     return load(known[name])
 
 
+def config_files() -> frozenset[str]:
+    """The names of all files beside config.json that say how a model is quantized, whatever its format."""
+    found: set[str] = set()
+    for name in registry():
+        with suppress(QBridgeError):  # a broken plugin has none; naming it raises
+            found.update(getattr(load(name), "CONFIG_FILES", ()))
+    return frozenset(found)
+
+
+def side_files(format_: Format, block: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The files, by name, that a format writes beside config.json to say again what its block says."""
+    make = getattr(format_, "side_files", None)
+    return make(block) if make and block else {}
+
+
 def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
     """Help lines: the nearest known name if one is near, and all of them."""
     near = difflib.get_close_matches(name, list(known), n=1)
@@ -199,7 +220,6 @@ def assemble(
     findings: Findings,
     kv_cache: Mapping[str, Any] | None = None,
     refused: Collection[str] = (),
-    consumed: Collection[str] = (),
 ) -> Model:
     """A Model from a reader's layers: checks every slot against its tensor and accounts for the others.
 
@@ -208,11 +228,12 @@ def assemble(
     """
     _check_slots(source, layers, findings)
     claimed = {slot.tensor for _, slots in layers.values() for slot in slots.values()}
-    rest = {}
+    rest: dict[str, TensorInfo] = {}
     for name, tensor in source.tensors.items():
         if name not in claimed:
-            module, leaf = module_of(name)
-            known_as = f"{canonical_module(module)}.{leaf}" if module else name
+            known_as = canonical_tensor(name)
+            if known_as in rest:
+                findings.add("QB033", name, (f"it and {rest[known_as].stored} are both {known_as}",))
             rest[known_as] = TensorInfo(tensor.dtype, tensor.shape, name)
     for name in unknown_tensors(rest, bool(kv_cache)):
         if module_of(rest[name].stored)[0] not in refused:
@@ -221,7 +242,8 @@ def assemble(
         findings.add("QB010", str(source.path), ("no module's weight is quantized",))
     specs = {name: spec for name, (spec, _) in layers.items()}
     slots_of = {name: slots for name, (_, slots) in layers.items()}
-    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {}, frozenset(consumed))
+    stale = config_files().intersection(map(str, source.side_files))
+    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {}, stale)
 
 
 def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, Slot]]], findings: Findings) -> None:

@@ -297,8 +297,8 @@ class Model:
     `config` is the Hugging Face config without any quantization block. `slots` gives, by layer and part, the
     tensor that holds it on disk. `tensors` are the ones that are carried over as they are. `tokenizer` is
     tokenizer_config.json, empty if there is none. `kv_cache` is the scheme of stored kv-cache scales, whose tensors
-    (`is_kv_scale`) are among `tensors`. `consumed` are side files that say how the source is
-    quantized, so that they are not carried over.
+    (`is_kv_scale`) are among `tensors`. `consumed` are side files that say how some
+    checkpoint is quantized, so that they are not carried over, whatever the format.
     """
 
     format: str

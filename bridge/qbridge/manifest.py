@@ -47,6 +47,7 @@ def qbridge_version() -> str:
 
 def build(source: Source, plan: Plan) -> dict[str, Any]:
     """The manifest of a plan; layers that were treated alike share an entry."""
+    written = {output.origin for output in plan.outputs}
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in plan.layers.items():
         entry: dict[str, Any] = {
@@ -67,7 +68,7 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
             "config": source.config,
             "files": _texts(source, plan.model.consumed),
             "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
-            "dropped": sorted(plan.model.tensors.keys() - {output.name for output in plan.outputs}),
+            "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
             "shards": {} if source.memory else _digests(source),
         },
         "target": {"name": plan.target.name, "format": plan.format},

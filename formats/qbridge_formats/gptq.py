@@ -43,7 +43,7 @@ WIDTHS = (2, 3, 4, 8)
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json or quantize_config.json, and tensors packed along in_features."""
-    raw, _ = find_config(source)
+    raw = find_config(source)
     method = str(raw["quant_method"]).lower() if raw.get("quant_method") else None
     packed = modules_of(source)
     if packed and not any(is_gptq_shaped(source, module) for module in packed):
@@ -57,9 +57,9 @@ def sniff(source: Source) -> Match | str:
 
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer; its zero-points and g_idx are judged by content."""
-    raw, files = find_config(source)
+    raw = find_config(source)
     modules = modules_of(source)
-    parsed = parse(raw, files, modules, findings)
+    parsed = parse(raw, modules, findings)
     if parsed is None:
         return assemble(NAME, source, {}, {}, Findings())
     zeros = Zeros(
@@ -81,7 +81,7 @@ def read(source: Source, findings: Findings) -> Model:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
     config = without_quantization(source.config)
-    return assemble(NAME, source, config, found, findings, refused=refused, consumed=files)
+    return assemble(NAME, source, config, found, findings, refused=refused)
 
 
 def layout(spec: Spec) -> dict[str, Slot]:

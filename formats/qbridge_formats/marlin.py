@@ -40,7 +40,7 @@ NAME = "marlin"
 SUMMARY = "Marlin as IST-DASLab's code, AutoGPTQ and AutoAWQ serialize it: 4 bits, symmetric (vLLM up to 0.10.0)"
 ALIASES: tuple[str, ...] = ()
 
-_FILES = ("quantize_config.json", "quant_config.json")
+CONFIG_FILES = ("quantize_config.json", "quant_config.json")
 _GROUP = 128
 
 
@@ -115,9 +115,8 @@ def read(source: Source, findings: Findings) -> Model:
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
-    files = [name for name in _FILES if (source.path / name).is_file()]
     config = without_quantization(source.config)
-    return assemble(NAME, source, config, found, findings, refused=refused, consumed=files)
+    return assemble(NAME, source, config, found, findings, refused=refused)
 
 
 def _spec(source: Source, module: str, kind: str, empty_bias: bool) -> Spec:

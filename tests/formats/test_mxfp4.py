@@ -119,6 +119,23 @@ def test_experts_that_lie_in_many_shards_come_together(tmp_path):
     assert qbridge.verify(tmp_path / "ct", tmp_path / "out").identical == 24
 
 
+@pytest.mark.parametrize("target", ["vllm", "transformers"])
+@pytest.mark.parametrize("by_way", ["mxfp4", "compressed-tensors"])
+def test_engines_that_want_fused_experts_get_them(by_way, target, tmp_path):
+    qbridge.convert(FIXTURE / "model", tmp_path / "src", by_way)
+    report = qbridge.convert(tmp_path / "src", tmp_path / "dst", target)
+    assert report.format == "mxfp4" and not report.findings
+    assert (tmp_path / "dst" / SINGLE).read_bytes() == (FIXTURE / "model" / SINGLE).read_bytes()
+
+
+def test_vllm_gives_every_rank_whole_groups(tmp_path):
+    report = qbridge.check(FIXTURE / "model", "vllm", 2)  # 96 intermediate features are 3 groups
+    assert not report.findings
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(FIXTURE / "model", tmp_path / "dst", "transformers", tp=(2,))
+    assert {finding.code for finding in refused.value.findings} == {"QB251"}
+
+
 def test_a_stream_has_the_fused_tensors(tmp_path):
     qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors")
     stored = load_file(FIXTURE / "model" / SINGLE)

@@ -84,8 +84,8 @@ _ENGINES = (
     ),
     Target(
         "vllm@0.33.0",
-        "vLLM; compressed-tensors, or GPTQ, AWQ, fp8 and ModelOpt where it serves them as they are",
-        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8, vllm.MODELOPT),
+        "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt and gpt-oss where it serves them as they are",
+        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8, vllm.MODELOPT, vllm.MXFP4),
         keeps=True,
         parallel=parallel.VLLM,
     ),
@@ -121,7 +121,7 @@ _ENGINES = (
         gptqmodel.CHOICES,
         keeps=True,
     ),
-    Target("transformers@5.17.0", "transformers with compressed-tensors installed", (transformers.CHOICE,)),
+    Target("transformers@5.17.0", "transformers with compressed-tensors installed", transformers.CHOICES, keeps=True),
 )
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (

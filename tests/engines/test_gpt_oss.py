@@ -1,10 +1,10 @@
-"""What we write of gpt-oss, fused MXFP4 blocks and dense experts, loaded and run by transformers itself."""
+"""What we write of gpt-oss, fused MXFP4 blocks and dense experts, loaded by transformers and by TurboMind."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine import ask
+from engine import ask, turbomind
 from safetensors.numpy import load_file
 from weight_only import fixture
 
@@ -58,3 +58,12 @@ def test_what_llm_compressor_makes_of_it_is_fused_again(target, original, tmp_pa
     parameters, logits = loaded(tmp_path / "out", tmp_path)
     assert all(np.array_equal(parameters[name], wanted) for name, wanted in original[0].items())
     assert logits == original[1]
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("fused", [True, False])
+def test_turbomind_loads_the_experts(fused, tp, linear, tmp_path):
+    qbridge.convert(fixture(SOURCE) if fused else linear, tmp_path / "out", "lmdeploy-turbomind", tp=(tp,))
+    report = turbomind(tmp_path / "out", tp)
+    problems = {key: report[key] for key in ("error", "missing", "unexpected", "lossy_casts") if report.get(key)}
+    assert (problems, report["model_format"], report["formats"]["mxfp4"]) == ({}, "mxfp4", 4)

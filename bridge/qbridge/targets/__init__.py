@@ -65,7 +65,7 @@ _ENGINES = (
     Target(
         "lmdeploy@0.18.0",
         "LMDeploy: 8 bits as smooth-quant or fp8; W4A16 as AWQ, which both its engines load, or for TurboMind alone",
-        (*lmdeploy.choices("0.18.0"), turbomind.ALONE),
+        (*lmdeploy.choices("0.18.0"), *turbomind.ALONE),
         lmdeploy.TRANSFORMERS,
         parallel=parallel.LMDEPLOY,
     ),
@@ -77,7 +77,7 @@ _ENGINES = (
     ),
     Target(
         "lmdeploy-turbomind@0.18.0",
-        "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ",
+        "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ, and gpt-oss",
         turbomind.CHOICES,
         lmdeploy.TRANSFORMERS,
         parallel=parallel.TURBOMIND,

@@ -1,4 +1,4 @@
-"""What LMDeploy's TurboMind engine takes of 4-bit weights, and what it would silently load as garbage.
+"""What LMDeploy's TurboMind engine takes of 4-bit weights and of gpt-oss, and what it would silently load as garbage.
 
 Sources: lmdeploy 0.18.0, turbomind/converter.py (get_tm_config), turbomind/weight_format.py,
 turbomind/supported_models.py; kernel limits as its native planner reports them per tensor-parallel shard.
@@ -102,25 +102,29 @@ def _version(model: Model) -> Iterator[Problem]:
         yield Problem(("zero-points of version 2 are stored",), where=found)
 
 
+_MODEL: tuple[Rule, ...] = (
+    ModelRule("QB202", quantized_head, "lmdeploy 0.18.0, turbomind/text_model.py (not tried)"),
+    ModelRule("QB208", kv_scales, "lmdeploy 0.18.0, turbomind/checkpoint.py", drop_kv_scales),
+    ModelRule("QB204", _known_class, "lmdeploy 0.18.0, turbomind/supported_models.py"),
+    *PARSING,
+)
 _COMMON: tuple[Rule, ...] = (
     LayerRule("QB240", _four_bits, _CONVERTER, _wider),
     LayerRule("QB241", _act_order, "lmdeploy 0.18.0, turbomind/weight_format.py (g_idx is never read)"),
     LayerRule("QB240", _tiles, "lmdeploy 0.18.0, turbomind/linear.py"),
-    ModelRule("QB202", quantized_head, "lmdeploy 0.18.0, turbomind/text_model.py (not tried)"),
-    ModelRule("QB208", kv_scales, "lmdeploy 0.18.0, turbomind/checkpoint.py", drop_kv_scales),
     ModelRule("QB242", _unlike_halves, "lmdeploy 0.18.0, turbomind/linear.py"),
-    ModelRule("QB204", _known_class, "lmdeploy 0.18.0, turbomind/supported_models.py"),
     unquantized_tensors(DType.F16, "lmdeploy 0.18.0, turbomind/converter.py", DType.F16),
-    *PARSING,
+    *_MODEL,
 )
 
 
-def _alone(model: Model) -> Iterator[Problem]:
-    yield Problem(
-        ("TurboMind loads it, the PyTorch engine has compressed-tensors for experts only",),
-        ("--backend turbomind",),
-        ("config.json",),
-    )
+def _alone(fact: str) -> ModelRule:
+    """A note that the other engine of LMDeploy does not load the checkpoint."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        yield Problem((fact,), ("--backend turbomind",), ("config.json",))
+
+    return ModelRule("QB216", check, _CONVERTER)
 
 
 CHOICES = (
@@ -145,6 +149,21 @@ CHOICES = (
         (("zeros", "v1"),),
         dtype="float16",
     ),
+    Choice(
+        "mxfp4",
+        (
+            LayerRule("QB240", _tiles, "lmdeploy 0.18.0, turbomind/linear.py"),
+            unquantized_tensors(DType.BF16, "lmdeploy 0.18.0, turbomind/converter.py", DType.BF16),
+            *_MODEL,
+        ),
+        dtype="bfloat16",
+    ),
 )
 # For LMDeploy as a whole, where its other engine has nothing that would hold the model.
-ALONE = replace(CHOICES[1], rules=(ModelRule("QB216", _alone, _CONVERTER), *CHOICES[1].rules))
+ALONE = tuple(
+    replace(choice, rules=(_alone(fact), *choice.rules))
+    for choice, fact in (
+        (CHOICES[1], "TurboMind loads it, the PyTorch engine has compressed-tensors for experts only"),
+        (CHOICES[3], "TurboMind loads it, the PyTorch engine has nothing for MXFP4"),
+    )
+)

@@ -10,6 +10,7 @@ the limits of devices before Hopper (sm 7.0 to 8.9) and of Blackwell:
 
     4-bit weights       K a multiple of the group and N of 8 on every rank, float16 only
     fp8 weights         K a multiple of 128 and N of 8 on every rank, bfloat16 only
+    MXFP4               K a multiple of 32 and N of 8 on every rank
     16-bit weights      no limits, float16 or bfloat16
 
 Scales and zero points are cast to the dtype of the computation, gate and up are not interleaved. Hopper (sm 9.0) has
@@ -114,8 +115,9 @@ class Planner:
     def get_weight_plan(self, query: Config) -> types.SimpleNamespace:
         """Limits of a weight on one rank: ((least K, least N), (K, N are multiples of)); how scales are stored."""
         stored = query.weight_format
-        blocked = stored.scales_dtype == DataType.TYPE_GENERIC_FLOAT
-        parameters = query.data_type if blocked else DataType.TYPE_INVALID
+        floats = stored.scales_dtype == DataType.TYPE_GENERIC_FLOAT
+        blocked = floats or stored.weight_dtype == DataType.TYPE_FP4_E2M1
+        parameters = query.data_type if floats else DataType.TYPE_INVALID
         return types.SimpleNamespace(
             family="the kernel",
             shape_constraints=((1, 1), (stored.blocks[0], 8) if blocked else (1, 1)),
@@ -303,6 +305,9 @@ class Watch:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
         model.tie_weights()
         packed = {f"{name.rpartition('.')[0]}.weight" for name in self.read if name.endswith(PACKED_SUFFIXES)}
+        # fused experts: LMDeploy renames X_blocks to X.blocks and X_bias to X.bias, transformers has X and X_bias
+        packed |= {name.removesuffix(".blocks") for name in self.read if name.endswith(".blocks")}
+        packed |= {f"{name.removesuffix('.bias')}_bias" for name in self.read if name.endswith("_proj.bias")}
         return [name for name, _ in model.named_parameters() if name not in self.read | packed]
 
 

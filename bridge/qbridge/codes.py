@@ -24,6 +24,7 @@ from qbridge.layout import Slot
 _ROWS = 128  # rows of a tile; with 16 words to a row, a tile and its lanes stay in the first cache
 _WORDS = 16  # one cache line of 32-bit words
 _BLOCK = 256  # output features that `repack` holds as codes at a time, per thread
+_ALONE = 1 << 20  # codes that one thread is left with, whatever others could do
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,7 @@ class BitPacked:
             raise ValueError(f"{slot.tensor}: values from {low} to {high} do not fit {self.bits} bits")
         words = np.empty(slot.shape, f"<u{slot.dtype.itemsize}")
         lanes = np.ascontiguousarray(array)
-        _in_parallel(
-            lanes.shape[0], self._step(words), lambda first, end: self._run(0, lanes[first:end], words, first)
-        )
+        _in_parallel(lanes.shape, self._step(words), lambda first, end: self._run(0, lanes[first:end], words, first))
         words -= words.dtype.type(self.word_minus)
         return words.view(slot.dtype.numpy)
 
@@ -90,9 +89,7 @@ class BitPacked:
         words = _unsigned(stored)
         if self.word_minus:
             words = np.add(words, words.dtype.type(self.word_minus))
-        _in_parallel(
-            lanes.shape[0], self._step(words), lambda first, end: self._run(1, lanes[first:end], words, first)
-        )
+        _in_parallel(lanes.shape, self._step(words), lambda first, end: self._run(1, lanes[first:end], words, first))
         if self.wraps:
             top = 2**self.bits - 1 - self.offset
             lanes[lanes == top] -= 2**self.bits
@@ -183,16 +180,20 @@ def repack(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, i
 
     step = math.lcm(read._step(words), write._step(into))
     size = -(-_BLOCK // step) * step
-    _in_parallel(shape[0], step, block)
+    _in_parallel(shape, step, block)
 
 
 def _unsigned(stored: Array) -> Array:
     return np.ascontiguousarray(stored).view(f"<u{stored.dtype.itemsize}")
 
 
-def _in_parallel(rows: int, step: int, work: Callable[[int, int], None]) -> None:
-    """`work` on ranges of rows that begin at multiples of `step`, in as many threads as there are cores."""
-    share = max(_ROWS, -(-rows // (2 * _threads())))
+def _in_parallel(shape: tuple[int, ...], step: int, work: Callable[[int, int], None]) -> None:
+    """`work` on ranges of rows that begin at multiples of `step`, in as many threads as there are cores.
+
+    Ranges that are done before a thread would be woken are not made.
+    """
+    rows = shape[0]
+    share = max(_ROWS, -(-rows // (2 * _threads())), _ALONE // max(1, math.prod(shape[1:])))
     share = -(-share // step) * step
     if rows <= share:
         work(0, rows)

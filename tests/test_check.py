@@ -519,3 +519,27 @@ def test_standin_that_is_no_whole_groups_at_all(standin, tmp_path, name):
 def test_standins_lack_nothing(standin, tmp_path, name):
     src = write(standin, tmp_path / "src", name, "gptq", 2)
     assert not {"QB263", "QB264"} & {finding.code for finding in qbridge.check(src, "vllm").findings}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_rope_that_only_transformers_5_reads_is_named(nested, tmp_path):
+    src = tmp_path / "src"
+    qbridge.convert(ROOT / "fixtures/compressed_tensors/llama_w8a8/model", src, "lmdeploy")
+    assert qbridge.check(src, "lmdeploy").ok
+
+    def newer(config):
+        del config["rope_theta"], config["rope_scaling"]
+        config["rope_parameters"] = {"rope_theta": 5e5, "rope_type": "default"}
+        if nested:
+            inner = {
+                key: config.pop(key) for key in list(config) if key not in ("architectures", "quantization_config")
+            }
+            config["text_config"] = inner
+
+    edit_json(src / "config.json", newer)
+    found = [finding for finding in qbridge.check(src, "lmdeploy").findings if finding.code == "QB265"]
+    assert len(found) == 1 and "rope_parameters" in str(found[0])
+    assert not qbridge.check(src, "lmdeploy").ok and "qbridge convert" in str(found[0].help)
+    assert "QB265" not in {finding.code for finding in qbridge.check(src, "smooth-quant").findings}
+    qbridge.convert(src, tmp_path / "again", "lmdeploy", overwrite=True)
+    assert qbridge.check(tmp_path / "again", "lmdeploy").ok

@@ -16,11 +16,13 @@ from qbridge.assumed import assumed_model
 from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.completeness import missing, surplus
 from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
+from qbridge.hf_config import spell
 from qbridge.ir import Model
 from qbridge.repairs import offered
 from qbridge.report import SCHEMA
 from qbridge.rules import LayerRule, ModelRule, ValueRule
 from qbridge.serving import Served, serving
+from qbridge.sharding import text_config
 from qbridge.targets import Target, find_target
 from qbridge.targets.choice import Choice
 
@@ -84,6 +86,7 @@ def check(
     judged = choice or replace(wanted.choices[0], format=model.format, rules=())
     if stored:
         _complete(model, stored, findings)
+    _spelling(model, wanted, str(src), findings)
     if model.specs:
         needs = _walk(model, wanted, judged, tp, str(src), findings)
     kernels = serving(model, wanted, tp, gpu)
@@ -103,6 +106,14 @@ def check(
         seconds=round(time.monotonic() - start, 3),
         findings=tuple(findings),
     )
+
+
+def _spelling(model: Model, wanted: Target, src: str, findings: Findings) -> None:
+    """What config.json says in words that the engine's transformers does not know; a conversion spells it anew."""
+    said = text_config(model.config)
+    unread = sorted(said.keys() - spell(said, wanted.transformers).keys())
+    if unread:
+        findings.add("QB265", "config.json", unread, (f"qbridge convert {shlex.quote(src)} DST --to {wanted.name}",))
 
 
 def _named(target: Target) -> str:

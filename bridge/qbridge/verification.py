@@ -162,8 +162,9 @@ class _Comparison:
         for sides in ((self.left, self.right), (self.right, self.left)):
             if self._same_moved(name, *sides):
                 return True
-        sides, limit = (self.left, self.right), self.effort.block // 4
-        for window in windows([side.model.specs[name] for side in sides], slots, limit):
+        sides = self.left, self.right
+        count = self.effort.block // 4  # of codes: both sides have a byte for each, and words of up to a byte
+        for window in windows([side.model.specs[name] for side in sides], slots, count):
             first, second = (
                 read_layer(side.source, side.model.specs[name], {"code": slot}, window).arrays["code"]
                 for side, slot in zip(sides, slots, strict=True)

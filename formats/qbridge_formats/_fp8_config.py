@@ -6,6 +6,7 @@ Sources: transformers 5.17.0, utils/quantization_config.py; vllm 0.33.0, model_e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ def _faults(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
     size, scheme = raw.get("weight_block_size"), str(raw.get("activation_scheme", "dynamic")).lower()
     pair = isinstance(size, list) and len(size) == 2 and all(type(x) is int and 0 < x <= MAX_SIZE for x in size)
     limit = raw.get("activation_scale_ub", _LIMIT)
-    number = limit is None or (type(limit) in (int, float) and 0 < limit < float("inf"))
+    number = limit is None or (type(limit) in (int, float) and 0 < limit <= sys.float_info.max)
     strings = {
         name: raw.get(name) is None or (isinstance(raw[name], list) and all(isinstance(x, str) for x in raw[name]))
         for name in LISTS

@@ -136,7 +136,7 @@ def read(source: Source, findings: Findings) -> Model:
 
 def _known(said: Said, findings: Findings) -> bool:
     """Whether every algorithm and group size is one of the table; QB101 otherwise."""
-    unknown = sorted({said.algo, *said.layers.values()} - ALGOS.keys() - {MIXED})
+    unknown = sorted({*({said.algo} - {MIXED}), *said.layers.values()} - ALGOS.keys())
     for algo in unknown:
         findings.add("QB101", algo, (f"quant_algo {algo!r}",))
     usual = ALGOS[said.algo][0].group_size if said.algo in ALGOS else None

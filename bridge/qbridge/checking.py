@@ -82,7 +82,7 @@ def check(
     choice = next((choice for choice in wanted.choices if choice.format == model.format), None)
     if choice is None:
         facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
-        findings.add("QB260", str(src), facts, (f"qbridge convert {shlex.quote(str(src))} DST --to {wanted.name}",))
+        findings.add("QB260", str(src), facts, (_command(str(src), wanted),))
     judged = choice or replace(wanted.choices[0], format=model.format, rules=())
     if stored:
         _complete(model, stored, findings)
@@ -113,7 +113,7 @@ def _spelling(model: Model, wanted: Target, src: str, findings: Findings) -> Non
     said = text_config(model.config)
     unread = sorted(said.keys() - spell(said, wanted.transformers).keys())
     if unread:
-        findings.add("QB265", "config.json", unread, (f"qbridge convert {shlex.quote(src)} DST --to {wanted.name}",))
+        findings.add("QB265", "config.json", unread, (_command(src, wanted),))
 
 
 def _named(target: Target) -> str:
@@ -168,7 +168,7 @@ def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findi
     return sorted(set(needs))
 
 
-def _command(src: str, target: Target, tp: int) -> str:
+def _command(src: str, target: Target, tp: int = 1) -> str:
     return f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
 
 

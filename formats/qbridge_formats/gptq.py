@@ -31,6 +31,7 @@ from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, scales_per_row
 from qbridge.source import Source
 from qbridge.topology import dense_linears, fused_names
 from qbridge_formats import _gptq_layers as layers
+from qbridge_formats._gptq_config import CONFIG_FILES as CONFIG_FILES
 from qbridge_formats._gptq_config import find_config, parse
 from qbridge_formats._gptq_layers import ONES, Scheme, Zeros, is_gptq_shaped, modules_of, zero_biases
 

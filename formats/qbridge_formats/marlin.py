@@ -34,13 +34,13 @@ from qbridge.passes.widen import Widen
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales, stored_scales
 from qbridge.source import Source
 from qbridge.topology import dense_linears
+from qbridge_formats._gptq_config import CONFIG_FILES as CONFIG_FILES
 from qbridge_formats._gptq_layers import zero_biases
 
 NAME = "marlin"
 SUMMARY = "Marlin as IST-DASLab's code, AutoGPTQ and AutoAWQ serialize it: 4 bits, symmetric (vLLM up to 0.10.0)"
 ALIASES: tuple[str, ...] = ()
 
-CONFIG_FILES = ("quantize_config.json", "quant_config.json")
 _GROUP = 128
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -88,15 +90,15 @@ def specs(draw: st.DrawFn, name: str = "model.layers.0.mlp.down_proj") -> Spec:
 SHAPES = ((8, 32), (16, 64), (24, 96), (5, 70), (32, 64), (64, 96), (32, 160), (256, 128), (256, 256))
 
 
-INTEGERS: tuple[tuple[WeightScheme, ActivationScheme | None], ...] = (
-    (WeightScheme(8, Granularity.TENSOR), W8A8),
-    (WeightScheme(8, Granularity.CHANNEL), W8A8),
-    (WeightScheme(4, Granularity.GROUP, group_size=32), None),
-    (WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=32), None),
-    (WeightScheme(4, Granularity.GROUP, group_size=128), None),
-    (WeightScheme(3, Granularity.GROUP, group_size=128), None),
-    (WeightScheme(4, Granularity.CHANNEL), None),
-    (WeightScheme(8, Granularity.CHANNEL), None),
+INTEGERS: tuple[tuple[WeightScheme, ActivationScheme | None, tuple[DType, ...]], ...] = (
+    (WeightScheme(8, Granularity.TENSOR), W8A8, SCALES),
+    (WeightScheme(8, Granularity.CHANNEL), W8A8, SCALES),
+    (WeightScheme(4, Granularity.GROUP, group_size=32), None, SCALES),
+    (WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=32), None, SCALES),
+    (WeightScheme(4, Granularity.GROUP, group_size=128), None, SCALES),
+    (WeightScheme(3, Granularity.GROUP, group_size=128), None, SCALES),
+    (WeightScheme(4, Granularity.CHANNEL), None, SCALES),
+    (WeightScheme(8, Granularity.CHANNEL), None, SCALES),
 )
 FLOATS: tuple[tuple[WeightScheme, ActivationScheme | None, tuple[DType, ...]], ...] = (
     (WeightScheme(8, Granularity.CHANNEL, type="e4m3fn"), FP8, SCALES),
@@ -115,22 +117,30 @@ FLOATS: tuple[tuple[WeightScheme, ActivationScheme | None, tuple[DType, ...]], .
 @st.composite
 def common_specs(draw: st.DrawFn, name: str) -> Spec:
     """Specs of the schemes that engines serve: W8A8, FP8, or weights alone; half of them of integers."""
-    scales: tuple[DType, ...] = SCALES
-    if draw(st.booleans()):
-        weight, activation, scales = draw(st.sampled_from(FLOATS))
-    else:
-        weight, activation = draw(st.sampled_from(INTEGERS))
-    shapes = SHAPES[-2:] if weight.group_size == 128 else SHAPES
-    rows, columns = draw(st.sampled_from(shapes))
+    weight, activation, scales = draw(st.sampled_from(draw(st.sampled_from([INTEGERS, FLOATS]))))
+    shape = draw(st.sampled_from(SHAPES[-2:] if weight.group_size == 128 else SHAPES))
+    bias = draw(st.sampled_from([None, DType.F16, DType.BF16]))
+    return _common(name, shape, weight, draw(st.sampled_from(scales)), activation, bias)
+
+
+def every_common_spec(name: str) -> Iterator[Spec]:
+    """One spec of each scheme and scale dtype that engines serve, of a shape that every layout's tiles divide."""
+    for weight, activation, scales in (*INTEGERS, *FLOATS):
+        for scale in scales:
+            yield _common(name, (256, 256), weight, scale, activation, None)
+
+
+def _common(
+    name: str,
+    shape: tuple[int, int],
+    weight: WeightScheme,
+    scale: DType,
+    activation: ActivationScheme | None,
+    bias: DType | None,
+) -> Spec:
+    stored = activation is not None and activation.is_stored
     return Spec(
-        name=name,
-        out_features=rows,
-        in_features=columns,
-        weight=weight,
-        scale_dtype=draw(st.sampled_from(scales)),
-        activation=activation,
-        input_scale_dtype=DType.F32 if activation and activation.is_stored else None,
-        bias=draw(st.sampled_from([None, DType.F16, DType.BF16])),
+        name, *shape, weight, scale, activation=activation, input_scale_dtype=DType.F32 if stored else None, bias=bias
     )
 
 

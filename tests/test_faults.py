@@ -416,7 +416,11 @@ def slowly(*words):
     """A conversion that says a line at every flush and waits for one, or for the end of its input."""
     command = [sys.executable, "-c", SLOW, "convert", *map(str, words), "--jobs", "1"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def heed_interrupts():  # a suite that runs in the background of a shell has them ignored, and would pass that on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_interrupts)
 
 
 def wait_for_flush(process, number):

@@ -107,3 +107,44 @@ def test_a_cache_that_the_destination_cannot_say_is_refused_or_left_out(target, 
     assert codes(refused) == {"QB113"}
     qbridge.convert(src, tmp_path / "out", target, allow=["drop-kv-scales"])
     assert not stored(tmp_path / "out")
+
+
+def without_scales(folder: Path) -> Path:
+    found = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in found.items() if not is_kv_scale(name)}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("target", ["compressed-tensors", "dense"])
+def test_a_cache_that_is_declared_and_has_no_scales_is_refused_or_left_out(target, tmp_path):
+    """ModelOpt's readers take 1.0; our own reader of compressed-tensors refused what was written (QB015)."""
+    src = without_scales(copy_fixture(tmp_path, SOURCES["modelopt"]))
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, tmp_path / "out", target)
+    assert codes(refused) == {"QB113"}
+    qbridge.convert(src, tmp_path / "out", target, allow=["drop-kv-scales"])
+    assert not config(tmp_path / "out").get("quantization_config", {}).get("kv_cache_scheme")
+
+
+def test_what_is_left_of_it_is_read_again(tmp_path):
+    src = without_scales(copy_fixture(tmp_path, SOURCES["modelopt"]))
+    qbridge.convert(src, tmp_path / "out", "compressed-tensors", allow=["drop-kv-scales"])
+    assert qbridge.verify(src, tmp_path / "out").same
+
+
+def test_modelopt_takes_a_cache_without_scales_as_it_is(tmp_path):
+    src = without_scales(copy_fixture(tmp_path, SOURCES["modelopt"]))
+    qbridge.convert(src, tmp_path / "out", "modelopt")
+    own = config(src)["quantization_config"]["kv_cache_scheme"]
+    assert config(tmp_path / "out")["quantization_config"]["kv_cache_scheme"] == own
+    report = qbridge.convert(src, tmp_path / "vllm", "vllm")
+    assert "kv_cache_scheme" in config(tmp_path / "vllm")["quantization_config"], report
+
+
+def test_a_dynamic_cache_is_not_lost_in_silence(tmp_path):
+    src = without_scales(copy_fixture(tmp_path, SOURCES["compressed-tensors"]))
+    edit_quantization(src, lambda block: block["kv_cache_scheme"].update(dynamic=True))
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, tmp_path / "out", "dense")
+    assert codes(refused) == {"QB113"}

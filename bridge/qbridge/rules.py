@@ -122,12 +122,23 @@ def float8_kv_scales(code: str, source: str, any_strategy: bool = False) -> Mode
 
 
 def no_kv_scales(source: str) -> ModelRule:
-    """No stored kv-cache scales (QB113), for formats whose config cannot say what they are."""
+    """No quantized kv cache (QB113), for formats whose config cannot say what its scales are."""
 
     def check(model: Model) -> Iterator[Problem]:
         found = tuple(name for name in model.tensors if is_kv_scale(name))
-        if found:
-            yield Problem((f"{len(found)} scales of the kv cache",), where=found)
+        if found or model.kv_cache:
+            yield Problem((f"{len(found)} scales of the kv cache",), where=found or ("kv_cache_scheme",))
+
+    return ModelRule("QB113", check, source, drop_kv_scales)
+
+
+def kv_scales_are_stored(source: str) -> ModelRule:
+    """The scales of a static kv cache (QB113), for formats that have no value for one that is not stored."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        static = model.kv_cache and not model.kv_cache.get("dynamic")
+        if static and not any(is_kv_scale(name) for name in model.tensors):
+            yield Problem(("kv cache declared static, and no scale is stored",), where=("kv_cache_scheme",))
 
     return ModelRule("QB113", check, source, drop_kv_scales)
 

@@ -39,7 +39,7 @@ from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, Grou
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
-from qbridge.rules import LayerRule, Problem, Rule, global_scales, zeros_fit
+from qbridge.rules import LayerRule, Problem, Rule, global_scales, kv_scales_are_stored, zeros_fit
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
 from qbridge_formats import _ct_floats
@@ -280,4 +280,5 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _packed_zeros, _SOURCE, lambda spec, model: Broadcast()),
     LayerRule("QB110", _short_group, "compressed-tensors 0.20.0, quantization/lifecycle/forward.py", _whole_groups),
     zeros_fit(_SOURCE),
+    kv_scales_are_stored("compressed-tensors 0.20.0, quantization/lifecycle/initialize.py"),
 )

@@ -34,7 +34,7 @@ from qbridge.layout import Slot, named
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
-from qbridge.rules import FLOAT8_CACHE, LayerRule, ModelRule, Problem, Rule, float8_kv_scales
+from qbridge.rules import FLOAT8_CACHE, LayerRule, ModelRule, Problem, Rule, float8_kv_scales, kv_scales_are_stored
 from qbridge.source import Source
 from qbridge.topology import dense_linears, is_kv_scale
 from qbridge_formats._fp8_config import FBGEMM, METHOD, METHODS, find_block, parse
@@ -190,6 +190,7 @@ def _one_scheme(model: Model) -> Iterator[Problem]:
 
 
 _LINEAR = "vllm 0.33.0, model_executor/layers/quantization/fp8.py"
+_KV_CACHE = "vllm 0.33.0, model_executor/layers/quantization/kv_cache.py"
 _CONFIG = "transformers 5.17.0, utils/quantization_config.py (FineGrainedFP8Config, FbgemmFp8Config)"
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _other_weights, _LINEAR),
@@ -197,5 +198,6 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _limited_per_tensor, _CONFIG, _one_per_channel),
     LayerRule("QB301", _other_scales, _LINEAR, lambda spec, model: Recast(DType.F32)),
     ModelRule("QB110", _one_scheme, _CONFIG),
-    float8_kv_scales("QB113", "vllm 0.33.0, model_executor/layers/quantization/kv_cache.py"),
+    float8_kv_scales("QB113", _KV_CACHE),
+    kv_scales_are_stored(_KV_CACHE),
 )

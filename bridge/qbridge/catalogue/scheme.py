@@ -65,9 +65,9 @@ ENTRIES = (
     ),
     Code(
         "QB113",
-        "the format has no place for kv-cache scales",
-        "The checkpoint stores scales for a quantized kv cache; the destination's config cannot say what they are.",
-        "Nobody who reads the output could claim those tensors.",
+        "the format cannot say what the kv cache is",
+        "The kv cache is quantized; the destination has no key for that, or wants scales that are not stored.",
+        "Nobody who reads the output could claim the scales, or know the cache's.",
         "model.layers.0.self_attn.k_scale into AWQ",
         "Leave them out with --allow drop-kv-scales; weights and activations are not touched.",
         "the page of the format under docs/formats",

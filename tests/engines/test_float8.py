@@ -21,7 +21,12 @@ TENSORS = "model.safetensors"
 WHOLE = ["llama_blocks", "llama_blocks_ue8m0", "llama_static"]
 ALLOW = ["drop-activation-details"]
 NOISE = 0.05  # bfloat16 activations against float32
+FLOAT8_NOISE = 0.4  # of inputs rounded to float8
 QKV = [f"model.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
+
+needs_avx512_bf16 = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="vLLM's float8 kernel for blocks needs AVX-512 with bfloat16"
+)
 
 
 def edited(case, folder, tensors=None, block=None):
@@ -123,9 +128,9 @@ def test_straddling_blocks_do_not_load_and_are_refused_here(tmp_path):
     assert report["error"] or any(rank["misshapen"] for rank in report["ranks"]), "LMDeploy has learned to load them"
 
 
-def served(folder, driver="vllm_fp8.py", dtype="bfloat16"):
-    """The prompt's log-probabilities in vLLM, its float8 kernel replaced by weight * scale."""
-    run = ask("vllm", driver, folder, "--dtype", dtype)
+def served(folder, driver="vllm_fp8.py", dtype="bfloat16", *options):
+    """The prompt's log-probabilities in vLLM, its float8 kernel replaced by weight * scale unless options say no."""
+    run = ask("vllm", driver, folder, "--dtype", dtype, *options)
     assert run["error"] is None, run["error"]
     return np.array(run["prompt_logprobs"][1:])
 
@@ -142,6 +147,48 @@ def test_vllm_loads_blocks(case, tmp_path):
     ours = served(tmp_path / "out")
     assert np.abs(ours - twin_of(source, tmp_path / "twin")).max() <= NOISE, "vLLM computes with other weights"
     assert np.array_equal(ours, served(source))
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize(
+    "case",
+    [
+        "fp8/llama_blocks",
+        "fp8/llama_blocks_ue8m0",
+        "fp8/llama_lmdeploy_block",
+        "compressed_tensors/llama_fp8_block",
+    ],
+)
+def test_vllm_serves_blocks_with_its_own_kernel(case, tmp_path):
+    source = fixture(case)
+    qbridge.convert(source, tmp_path / "out", "vllm")
+    ours = served(tmp_path / "out", "vllm_fp8.py", "bfloat16", "--kernel", "vllm")
+    assert np.abs(ours - twin_of(source, tmp_path / "twin")).max() <= NOISE, "vLLM computes with other weights"
+
+
+@needs_avx512_bf16
+def test_vllm_s_own_kernel_gives_the_same_numbers_for_either_name_of_blocks(tmp_path):
+    """transformers' weight_scale_inv and compressed-tensors' weight_scale, there and back."""
+    source = fixture("fp8/llama_blocks")
+    qbridge.convert(source, tmp_path / "renamed", "compressed-tensors")
+    qbridge.convert(tmp_path / "renamed", tmp_path / "back", "fp8")
+    original, *others = (
+        served(folder, "vllm_fp8.py", "bfloat16", "--kernel", "vllm")
+        for folder in (source, tmp_path / "renamed", tmp_path / "back")
+    )
+    assert all(np.array_equal(original, other) for other in others)
+
+
+@pytest.mark.parametrize("case", ["compressed_tensors/llama_fp8_dynamic", "modelopt/llama_fp8_channel"])
+def test_vllm_serves_channels_with_its_own_kernel(case, tmp_path):
+    """It rounds inputs to float8, which the twin does not; every format gives the same numbers."""
+    source = fixture(case)
+    folders = [tmp_path / target for target in ("vllm", "modelopt", "compressed-tensors")]
+    for folder in folders:
+        qbridge.convert(source, folder, folder.name)
+    first, *others = (served(folder, "vllm_fp8.py", "bfloat16", "--kernel", "vllm") for folder in folders)
+    assert all(np.array_equal(first, other) for other in others)
+    assert np.abs(first - twin_of(source, tmp_path / "twin")).max() <= FLOAT8_NOISE
 
 
 def test_damage_of_one_scale_per_tensor_in_vllm_is_silent_and_told_here(tmp_path):

@@ -1,10 +1,15 @@
-"""Load a float8 checkpoint in vLLM's CPU build and generate from it, with one thing replaced: the kernel.
+"""Load a float8 checkpoint in vLLM's CPU build and generate from it, on a CPU that its kernels refuse.
 
-    vllm_fp8.py CKPT [--dtype bfloat16] [--json F]
+    vllm_fp8.py CKPT [--kernel vllm|reference] [--dtype bfloat16] [--json F]
 
-vLLM's own float8 kernels for a CPU ask for AMX tiles. Config, schemes, weight loaders, fusing and what is done after
-loading are vLLM's; the matrix product is weight * scale in float32, inputs not quantized. The report is that of
-`vllm_cpu.py`.
+Config, schemes, weight loaders, fusing and what is done after loading are vLLM's. The matrix product is, with
+
+- `vllm`, that of vLLM's own kernels for blocks (its inputs stay bfloat16) and for one scale per tensor. They ask for
+  AMX tiles before they start, and then multiply through oneDNN, which needs AVX-512 with bfloat16: that question is
+  answered with yes here. Scales per channel have a kernel that asks for nothing.
+- `reference`, weight * scale in float32, inputs not quantized: any scales, on any machine.
+
+The report is that of `vllm_cpu.py`.
 """
 
 from __future__ import annotations
@@ -64,14 +69,26 @@ def replace_kernels() -> None:
     compressed_tensors_w8a8_fp8.CompressedTensorsW8A8Fp8.get_min_capability = classmethod(lambda cls: 0)
 
 
+def admit_kernels() -> None:
+    """Let vLLM choose its kernels of bfloat16 times float8, which it reserves for CPUs with AMX tiles."""
+    import torch
+    from vllm.model_executor.kernels.linear.scaled_mm import cpu
+
+    if not torch.cpu._is_avx512_bf16_supported():
+        raise SystemExit("vLLM's float8 kernels need AVX-512 with bfloat16")
+    for kernel in (cpu.CPUFp8BlockScaledMMKernel, cpu.CPUFp8PerTensorScaledMMLinearKernel):
+        kernel.is_supported = classmethod(lambda cls, compute_capability=None: (True, None))
+
+
 def main() -> None:
     parser = reporting.parser(__doc__)
+    parser.add_argument("--kernel", default="reference", choices=("vllm", "reference"))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"))
     args = parser.parse_args()
     vllm_cpu.set_environment(1)
     import vllm
 
-    replace_kernels()
+    {"vllm": admit_kernels, "reference": replace_kernels}[args.kernel]()
     ids = vllm_cpu.prompt(args.checkpoint)
     report: reporting.Report = {"vllm": vllm.__version__, "dtype": args.dtype, "prompt": ids}
     with reporting.refusal_recorded(report):

@@ -64,7 +64,7 @@ def problems(model, target, tp):
     """(code, place, problem) of every rule that looks at no value."""
     wanted = find_target(target)
     choice = next(choice for choice in wanted.choices if choice.format == model.format)
-    for rule in (*choice.rules, *wanted.parallel.rules(model.format, (tp,))):
+    for rule in wanted.limits(choice, (tp,)):
         if isinstance(rule, LayerRule):
             found = ((name, rule.check(spec, model)) for name, spec in model.specs.items())
             yield from ((rule.code, name, problem) for name, problem in found if problem)
@@ -200,6 +200,18 @@ def test_turbomind_pads_by_itself(tp, notes):
     found = problems(model_of(MODELS["Qwen2/2.5-72B"], "128", "gptq"), "lmdeploy-turbomind", tp)
     assert [(code, *problem.facts) for code, _, problem in found] == [("QB255", note) for note in notes]
     assert CATALOGUE["QB255"].severity == "note"
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "mxfp4"])
+@pytest.mark.parametrize("name", ["Qwen2/2.5-72B", "Qwen3-235B-A22B"])
+@pytest.mark.parametrize("tp", [1, 2, 8])
+def test_formats_that_turbomind_alone_loads_are_judged_by_its_limits(format, name, tp):
+    """The PyTorch engine's limits on shares said that LMDeploy stops where TurboMind pads."""
+    model = model_of(MODELS[name], "32", format)
+    whole, alone = (
+        [p for p in problems(model, f"lmdeploy{kind}", tp) if p[0] != "QB216"] for kind in ("", "-turbomind")
+    )
+    assert whole == alone and (tp == 1 or "QB251" not in {code for code, *_ in whole})
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findi
     """Every rule of the engine on the model as it is; the codes of those that would need values."""
     command = _command(src, target, tp)
     needs = []
-    for rule in (*choice.rules, *target.parallel.rules(choice.format, (tp,))):
+    for rule in target.limits(choice, (tp,)):
         if isinstance(rule, ValueRule):
             needs.append(rule.code)
         elif isinstance(rule, ModelRule):

@@ -50,9 +50,11 @@ class Target:
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The engine's limits on any of its formats, as wholes and split over ranks."""
-        alone = (rule for choice in self.choices for rule in choice.rules)
-        split = (rule for choice in self.choices for rule in self.parallel.rules(choice.format, (1, 2)))
-        return (*alone, *split)
+        return tuple(rule for choice in self.choices for rule in self.limits(choice, (1, 2)))
+
+    def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
+        """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
+        return (*choice.rules, *(choice.parallel or self.parallel).rules(choice.format, sizes))
 
     def in_order(self, source_format: str) -> list[Choice]:
         """Its choices, best first for a source of some format."""
@@ -185,4 +187,4 @@ def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> t
     format_ = find(choice.format)
     keeps = getattr(format_, "KEEPS_INPUT_DETAILS", False)
     plain = () if keeps else (plain_activations(format_.NAME, f"docs/formats, the page of {format_.NAME}"),)
-    return (*plain, *format_.RULES, *choice.rules, *target.parallel.rules(choice.format, sizes))
+    return (*plain, *format_.RULES, *target.limits(choice, sizes))

@@ -19,6 +19,7 @@ from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors
 from qbridge.targets.lmdeploy import PARSING, classes, kv_scales, quantized_head
+from qbridge.targets.parallel import TURBOMIND
 from qbridge.topology import dense_linears, fused_siblings
 
 # turbomind/supported_models.py (SUPPORTED_ARCHS)
@@ -159,11 +160,13 @@ CHOICES = (
         dtype="bfloat16",
     ),
 )
+_ALONE = {
+    "compressed-tensors": "TurboMind loads it, the PyTorch engine has compressed-tensors for experts only",
+    "mxfp4": "TurboMind loads it, the PyTorch engine has nothing for MXFP4",
+}
 # For LMDeploy as a whole, where its other engine has nothing that would hold the model.
 ALONE = tuple(
-    replace(choice, rules=(_alone(fact), *choice.rules))
-    for choice, fact in (
-        (CHOICES[1], "TurboMind loads it, the PyTorch engine has compressed-tensors for experts only"),
-        (CHOICES[3], "TurboMind loads it, the PyTorch engine has nothing for MXFP4"),
-    )
+    replace(choice, rules=(_alone(_ALONE[choice.format]), *choice.rules), parallel=TURBOMIND)
+    for choice in CHOICES
+    if choice.format in _ALONE
 )

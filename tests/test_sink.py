@@ -16,7 +16,8 @@ import qbridge
 from qbridge.dtypes import DType, nbytes
 from qbridge.planning import OutputTensor
 from qbridge.shards import index_of, plan_shards
-from support import INDEX, SHARDED, SINGLE, codes, contents, copy_fixture, journal, only_neighbours, part
+from qbridge.sink import Effort
+from support import INDEX, SHARDED, SINGLE, cli, codes, contents, copy_fixture, journal, only_neighbours, part
 
 TIED = "compressed_tensors/qwen2_w8a8_tied"
 
@@ -38,6 +39,26 @@ def outputs(*sizes, dtype=DType.I8, shard="s"):
 
 def names(shards):
     return [[tensor.name for tensor in shard.tensors] for shard in shards]
+
+
+# what it may use
+
+
+@pytest.mark.parametrize("memory", [64 * 10**6, 512 * 10**6, 4 * 10**9])
+@pytest.mark.parametrize("jobs", [0, 1, 2, 16, 256])
+def test_threads_are_as_many_as_the_memory_is_enough_for(jobs, memory):
+    """On a node of 192 cores each thread's floats took 20 MB of the 512."""
+    effort = Effort(jobs, memory)
+    assert 1 <= effort.threads <= (jobs or os.cpu_count())
+    assert effort.threads * max(24 << 20, 4 * effort.block) <= memory
+    assert Effort(256, memory).threads == memory // (24 << 20)
+
+
+def test_less_memory_than_any_conversion_takes_is_refused(src, dst):
+    with pytest.raises(ValueError, match="64 MB at least"):
+        qbridge.convert(src, dst, "lmdeploy", memory=63 * 10**6)
+    done = cli("convert", src, dst, "--to", "lmdeploy", "--memory", "63MB")
+    assert done.returncode == 2 and "--memory" in done.stderr and not dst.exists()
 
 
 # planning

@@ -29,6 +29,7 @@ from qbridge import render
 from qbridge.catalogue import ALLOW, BUG, CATALOGUE, INTERRUPTED
 from qbridge.findings import Finding, QBridgeError, error
 from qbridge.formats import did_you_mean, load
+from qbridge.sink import LEAST_MEMORY
 from qbridge.wishes import Wishes
 
 app = typer.Typer(
@@ -54,9 +55,11 @@ V1Zeros = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
-Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=0, help="Threads; 0: one for each core.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", metavar="N", min=0, help="Threads, as --memory allows; 0: one for each core.")
+]
 Memory = Annotated[
-    str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in, beyond those of the idle program.")
+    str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
 Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
@@ -171,7 +174,7 @@ def convert(
             passes=not no_passes,
             dtype=dtype,
             jobs=jobs,
-            memory=_bytes(memory, "--memory"),
+            memory=_memory(memory),
             proof=not no_proof,
         )
         _say(as_json, done, render.report, done.findings)
@@ -200,7 +203,7 @@ def restore(
             overwrite=overwrite,
             progress=advance,
             jobs=jobs,
-            memory=_bytes(memory, "--memory"),
+            memory=_memory(memory),
             proof=not no_proof,
         )
         _say(as_json, done, render.report, done.findings)
@@ -311,6 +314,13 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(size) for size in text.split(","))
     except ValueError as fault:
         raise typer.BadParameter("numbers with commas between them, such as 2,4,8", param_hint="--tp") from fault
+
+
+def _memory(text: str) -> int:
+    size = _bytes(text, "--memory")
+    if size < LEAST_MEMORY:
+        raise typer.BadParameter(f"at least {LEAST_MEMORY // 10**6}MB", param_hint="--memory")
+    return size
 
 
 def _bytes(text: str, option: str) -> int:

@@ -27,6 +27,8 @@ from qbridge.source import INDEX, OPEN_FILES, Source
 from qbridge.staging import Stage
 
 MEMORY = 512 * 10**6  # bytes beyond those of the idle program
+LEAST_MEMORY = 64 * 10**6  # of them: compiled kernels, and one thread
+_THREAD = 24 << 20  # bytes of a thread that dequantizes: codes, float64 values, words, and what is read back
 _BLOCK = 32 << 20  # most bytes of a tensor that a thread takes at once
 _DIRTY = 192 << 20  # bytes written before the disk is asked to take them
 _OTHER_FILES = 32  # open besides those of the source: outputs, libraries, the terminal
@@ -60,15 +62,17 @@ class Effort:
     proof: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing (ValueError)."""
-        if self.jobs < 0 or self.memory < 1:
-            raise ValueError("jobs and memory are positive")
+        """Refuse numbers that mean nothing, and less memory than one thread and its kernels take (ValueError)."""
+        if self.jobs < 0:
+            raise ValueError("jobs are 0, for one on each core, or more")
+        if self.memory < LEAST_MEMORY:
+            raise ValueError(f"memory is {LEAST_MEMORY // 10**6} MB at least")
 
     @property
     def threads(self) -> int:
-        """The threads asked for, or one for each core that this process may run on."""
+        """The threads asked for, or one for each core that this process may run on; fewer where memory is short."""
         own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.jobs or own
+        return min(self.jobs or own, max(1, self.memory // _THREAD))
 
     @property
     def open_files(self) -> int:

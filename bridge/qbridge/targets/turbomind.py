@@ -164,9 +164,10 @@ _ALONE = {
     "compressed-tensors": "TurboMind loads it, the PyTorch engine has compressed-tensors for experts only",
     "mxfp4": "TurboMind loads it, the PyTorch engine has nothing for MXFP4",
 }
+_LIMITS = replace(TURBOMIND, blocks="lmdeploy")  # float8 is the PyTorch engine's, and its refusal says what is wrong
 # For LMDeploy as a whole, where its other engine has nothing that would hold the model.
 ALONE = tuple(
-    replace(choice, rules=(_alone(_ALONE[choice.format]), *choice.rules), parallel=TURBOMIND)
+    replace(choice, rules=(_alone(_ALONE[choice.format]), *choice.rules), parallel=_LIMITS)
     for choice in CHOICES
     if choice.format in _ALONE
 )

@@ -89,6 +89,11 @@ def drop_kv_scales(model: Model) -> Model:
     return replace(model, tensors=tensors, kv_cache={})
 
 
+def stored_kv_scales(model: Model) -> tuple[str, ...]:
+    """The names of the kv cache's scales, in any spelling."""
+    return tuple(name for name in model.tensors if is_kv_scale(name))
+
+
 FLOAT8_CACHE: Mapping[str, Any] = {
     "num_bits": 8,
     "type": "float",
@@ -108,7 +113,7 @@ def float8_kv_scales(code: str, source: str, any_strategy: bool = False) -> Mode
     def check(model: Model) -> Iterator[Problem]:
         if not model.kv_cache:
             return
-        found = tuple(name for name in model.tensors if is_kv_scale(name))
+        found = stored_kv_scales(model)
         scheme = {"symmetric": True, "dynamic": False, **model.kv_cache}
         if any(scheme.get(key) != FLOAT8_CACHE[key] for key in keys):
             kind = f"{scheme.get('type')}{scheme.get('num_bits')}"
@@ -125,9 +130,11 @@ def no_kv_scales(source: str) -> ModelRule:
     """No quantized kv cache (QB113), for formats whose config cannot say what its scales are."""
 
     def check(model: Model) -> Iterator[Problem]:
-        found = tuple(name for name in model.tensors if is_kv_scale(name))
-        if found or model.kv_cache:
-            yield Problem((f"{len(found)} scales of the kv cache",), where=found or ("kv_cache_scheme",))
+        found = stored_kv_scales(model)
+        if found:
+            yield Problem((f"{len(found)} scales of the kv cache",), where=found)
+        elif model.kv_cache:
+            yield Problem(("kv cache declared quantized, and no scale is stored",), where=("kv_cache_scheme",))
 
     return ModelRule("QB113", check, source, drop_kv_scales)
 
@@ -137,7 +144,7 @@ def kv_scales_are_stored(source: str) -> ModelRule:
 
     def check(model: Model) -> Iterator[Problem]:
         static = model.kv_cache and not model.kv_cache.get("dynamic")
-        if static and not any(is_kv_scale(name) for name in model.tensors):
+        if static and not stored_kv_scales(model):
             yield Problem(("kv cache declared static, and no scale is stored",), where=("kv_cache_scheme",))
 
     return ModelRule("QB113", check, source, drop_kv_scales)

@@ -135,6 +135,11 @@ def served(folder, driver="vllm_fp8.py", dtype="bfloat16", *options):
     return np.array(run["prompt_logprobs"][1:])
 
 
+def served_by_own_kernel(folder):
+    """The same with vLLM's own float8 kernel."""
+    return served(folder, "vllm_fp8.py", "bfloat16", "--kernel", "vllm")
+
+
 def twin_of(source, folder):
     dense_twin.write(source, folder)
     return served(folder, "vllm_cpu.py", "float32")
@@ -162,7 +167,7 @@ def test_vllm_loads_blocks(case, tmp_path):
 def test_vllm_serves_blocks_with_its_own_kernel(case, tmp_path):
     source = fixture(case)
     qbridge.convert(source, tmp_path / "out", "vllm")
-    ours = served(tmp_path / "out", "vllm_fp8.py", "bfloat16", "--kernel", "vllm")
+    ours = served_by_own_kernel(tmp_path / "out")
     assert np.abs(ours - twin_of(source, tmp_path / "twin")).max() <= NOISE, "vLLM computes with other weights"
 
 
@@ -172,10 +177,8 @@ def test_vllm_s_own_kernel_gives_the_same_numbers_for_either_name_of_blocks(tmp_
     source = fixture("fp8/llama_blocks")
     qbridge.convert(source, tmp_path / "renamed", "compressed-tensors")
     qbridge.convert(tmp_path / "renamed", tmp_path / "back", "fp8")
-    original, *others = (
-        served(folder, "vllm_fp8.py", "bfloat16", "--kernel", "vllm")
-        for folder in (source, tmp_path / "renamed", tmp_path / "back")
-    )
+    folders = source, tmp_path / "renamed", tmp_path / "back"
+    original, *others = map(served_by_own_kernel, folders)
     assert all(np.array_equal(original, other) for other in others)
 
 
@@ -186,7 +189,7 @@ def test_vllm_serves_channels_with_its_own_kernel(case, tmp_path):
     folders = [tmp_path / target for target in ("vllm", "modelopt", "compressed-tensors")]
     for folder in folders:
         qbridge.convert(source, folder, folder.name)
-    first, *others = (served(folder, "vllm_fp8.py", "bfloat16", "--kernel", "vllm") for folder in folders)
+    first, *others = map(served_by_own_kernel, folders)
     assert all(np.array_equal(first, other) for other in others)
     assert np.abs(first - twin_of(source, tmp_path / "twin")).max() <= FLOAT8_NOISE
 

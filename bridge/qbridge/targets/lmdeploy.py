@@ -14,7 +14,7 @@ from qbridge.hf_config import rope
 from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
+from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales, stored_kv_scales
 from qbridge.targets import float8
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors
@@ -24,7 +24,6 @@ from qbridge.topology import (
     is_decoder_linear,
     is_embedding,
     is_head,
-    is_kv_scale,
     natural,
 )
 
@@ -207,7 +206,7 @@ def _partly_dense(model: Model) -> Iterator[Problem]:
 
 def kv_scales(model: Model) -> Iterator[Problem]:
     """Stored scales of the kv cache."""
-    found = tuple(name for name in model.tensors if is_kv_scale(name))
+    found = stored_kv_scales(model)
     if found:
         yield Problem((f"{len(found)} scales of the kv cache",), where=found)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import qbridge
-from support import only_neighbours
+from support import edit_json, edit_quantization, only_neighbours, rewrite_tensors
 from test_conversion import assert_same_tensors, config, tensors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,19 +174,124 @@ def test_symmetric_awq_stores_the_middle_code(tmp_path):
     assert zeros and all((value.numpy().view(np.uint32) == 0x88888888).all() for value in zeros)
 
 
-def test_version_2_under_the_name_of_version_1_is_recognised_by_value(tmp_path):
-    qbridge.convert(GPTQ / "llama_v1_sym/model", tmp_path / "model", "gptq")
-    from safetensors.torch import load_file, save_file
+def relabelled(path, label, sym, change):
+    """A symmetric GPTQ fixture of version 1 at `path` under another label, its zero-points as `change` makes them."""
+    shutil.copytree(GPTQ / "llama_v1_sym/model", path)
 
-    file = tmp_path / "model/model.safetensors"
-    edited = load_file(file)
-    for name in edited:
-        if name.endswith(".qzeros"):
-            edited[name] += 0x11111111
-    save_file(edited, file, metadata={"format": "pt"})
-    report = qbridge.convert(tmp_path / "model", tmp_path / "out", "compressed-tensors")
-    assert "QB022" in {f.code for f in report.findings}
-    assert qbridge.verify(GPTQ / "llama_v1_sym/model", tmp_path / "out").same
+    def edit(block):
+        block.update(checkpoint_format=label, format=label, sym=sym)
+
+    edit_quantization(path, edit)
+    edit_json(path / "quantize_config.json", edit)
+
+    def zeros(stored):
+        for name in stored:
+            if name.endswith(".qzeros"):
+                stored[name] = change(stored[name])
+
+    rewrite_tensors(path, zeros)
+    return path
+
+
+def as_version_1(zeros):
+    return zeros
+
+
+def as_version_2(zeros):
+    return (zeros.view(np.uint32) + 0x11111111).view(np.int32)
+
+
+def one_lower(zeros):
+    """All middle codes of version 1 but one."""
+    changed = zeros.copy()
+    changed.view(np.uint32)[0, 0] -= 1
+    return changed
+
+
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("stored", [as_version_1, as_version_2], ids=["stored 7", "stored 8"])
+@pytest.mark.parametrize("label", ["gptq", "gptq_v2"])
+def test_label_symmetry_and_zero_points_agree_or_a_finding_says_which_was_believed(tmp_path, label, stored, sym):
+    source = relabelled(tmp_path / "model", label, sym, stored)
+    report = qbridge.convert(source, tmp_path / "out", "compressed-tensors")
+    agree = (label == "gptq") == (stored is as_version_1)
+    told = {f.code for f in report.findings} & {"QB022", "QB029"}
+    assert told == (set() if agree else {"QB022"} if sym else {"QB029"})
+    same = qbridge.verify(GPTQ / "llama_v1_sym/model", tmp_path / "out").same
+    assert same is (agree or sym)  # engines, too, believe the label of what is said to be asymmetric
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert_same_tensors(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize("label", ["gptq", "gptq_v2"])
+def test_zero_points_that_differ_are_read_though_the_config_says_symmetric(tmp_path, label):
+    source = relabelled(tmp_path / "model", label, True, one_lower)
+    report = qbridge.convert(source, tmp_path / "out", "compressed-tensors")
+    (finding,) = [f for f in report.findings if f.code == "QB029"]
+    # one zero-point of a layer differs, and in version 2 none is the middle code of that layer
+    assert len(finding.where) == 7 and "as stored" in finding.facts[0]
+    assert not qbridge.verify(GPTQ / "llama_v1_sym/model", tmp_path / "out").same
+    with pytest.raises(qbridge.QBridgeError):  # vLLM would never look at them
+        qbridge.convert(source, tmp_path / "vllm", "vllm-gptq")
+
+
+OLD_BACKENDS = {
+    "auto_round:gptq:exllamav2": "auto_round:auto_gptq",
+    "auto_round:gptq": "auto_round:auto_gptq",
+    "auto_gptq:marlin": "auto_round:auto_gptq",
+    "auto": "auto_round:auto_gptq",
+    "auto_round:exllamav2": "auto_round",
+    "autoround:triton": "auto_round",
+    "auto_round:awq": "auto_round:auto_awq",
+    "auto_round:auto_awq": "auto_round:auto_awq",
+    "auto_round:gptqmodel": "auto_round:gptqmodel",
+}
+OTHER_SPELLINGS = {
+    "auto_round:gptq": "auto_round:auto_gptq",
+    "auto_round:awq": "auto_round:auto_awq",
+    "auto": "auto_round:auto_gptq",
+}
+
+
+@pytest.mark.parametrize(
+    "keys, packing",
+    [
+        ({}, "auto_round:auto_gptq"),
+        *(({"backend": name}, packing) for name, packing in OLD_BACKENDS.items()),
+        *(({"packing_format": name}, packing) for name, packing in OTHER_SPELLINGS.items()),
+        ({"packing_format": "auto_round", "backend": "auto_round:gptq:exllamav2"}, "auto_round"),
+    ],
+)
+def test_auto_round_files_of_any_age_are_read_in_the_packing_that_their_keys_mean(tmp_path, keys, packing):
+    case = {
+        "auto_round:auto_gptq": "llama_gptq_asym",
+        "auto_round": "llama_2bit_asym",
+        "auto_round:auto_awq": "llama_awq_asym",
+        "auto_round:gptqmodel": "llama_gptqmodel_asym",
+    }[packing]
+    model = ROOT / "fixtures/auto_round" / case / "model"
+    source = tmp_path / "model"
+    shutil.copytree(model, source)
+
+    def old(block):
+        assert block.pop("packing_format") == packing
+        block.update(keys, quant_method="intel/auto-round")
+
+    edit_quantization(source, old)
+    assert qbridge.verify(model, source).same
+    qbridge.convert(source, tmp_path / "out", "gptq", allow=["v1-zeros-wrap"])
+    assert qbridge.verify(model, tmp_path / "out").same
+
+
+def test_symmetric_auto_round_files_are_read_by_value_whatever_they_say_of_their_packing(tmp_path):
+    model = ROOT / "fixtures/auto_round/llama_gptq_sym/model"
+    for name in ("auto_round", "auto_round:gptqmodel"):
+        source = tmp_path / name.replace(":", "-")
+        shutil.copytree(model, source)
+        edit_quantization(source, lambda block, name=name: block.update(packing_format=name))
+        with qbridge.open(source) as opened:
+            assert {f.code for f in opened.findings} == {"QB022"}
+        assert qbridge.verify(model, source).same
 
 
 def test_mixed_precision_is_said_for_each_reader(tmp_path):

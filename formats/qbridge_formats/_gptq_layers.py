@@ -124,17 +124,34 @@ def _zeros(
         raise ValueError(f"qzeros is {tensor.dtype}{list(tensor.shape)}, the scheme gives {unit}{list(wanted)}")
     stored = source.read_small(tensor.name)
     word = _only_word(stored, spec)
-    plain = _decoded(stored, word, spec, "v2")
-    version = said.version
-    if version == "v1" and said.borrowed:
+    version = _believed(_decoded(stored, word, spec, "v2"), spec, scheme, said.version, findings)
+    if version == "v1" and said.version == "v1" and said.borrowed:
         version = "v1-words" if bits in ONES and unit is DType.I32 else "v1-wraps"
-    if version != "v2" and scheme.sym and (plain == 0).all():
-        version = "v2"  # said to be version 1, and the middle code only if it is version 2
-        findings.add("QB022", spec.name, ("symmetric, and every stored zero-point is that of version 2",))
-    if version == "v1" and (plain == 2 ** (bits - 1) - 1).any():
+    if version == "v1" and (_decoded(stored, word, spec, "v2") == 2 ** (bits - 1) - 1).any():
         version = _all_ones(spec, findings)
     dialect["zeros"] = version
-    return not np.any(_decoded(stored, word, spec, version))
+    symmetric = not np.any(_decoded(stored, word, spec, version))
+    if scheme.sym and not symmetric:
+        findings.add("QB029", spec.name, ("sym is true, and zero-points differ: they are read as stored",))
+    return symmetric
+
+
+def _believed(stored: Array, spec: Spec, scheme: Scheme, version: str, findings: Findings) -> str:
+    """The version of zero-points, `stored` as if of version 2: the config's, unless symmetric ones are the other's.
+
+    vLLM and Marlin's kernels never look at zero-points where the config says symmetric (vllm 0.33.0,
+    quantization/gptq_marlin.py), so all that are alike in the middle are the middle code, whatever the label.
+    """
+    other, middle = ("v2", 0) if version == "v1" else ("v1", -1)
+    if not stored.size or (stored != middle).any():
+        return version
+    if scheme.sym:
+        fact = f"symmetric, and every stored zero-point is the middle code of version {other[1]}"
+        findings.add("QB022", spec.name, (fact,))
+        return other
+    fact = f"sym is false, and every stored zero-point is the middle code of version {other[1]}"
+    findings.add("QB029", spec.name, (f"{fact}: they are read as version {version[1]}, as the config says",))
+    return version
 
 
 def _only_word(stored: Array, spec: Spec) -> int | None:

@@ -63,7 +63,7 @@ def sniff(source: Source) -> Match | str:
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer, of the scheme that the config gives it."""
     block = _block(source)
-    packing = str(block.get("packing_format", RAW))
+    packing = _packing_format(block)
     kinds = (("bits", int), ("group_size", int), ("sym", bool))
     faults = [key for key, kind in kinds if type(block.get(key)) is not kind]
     for key in faults:
@@ -89,6 +89,22 @@ def read(source: Source, findings: Findings) -> Model:
             refused.add(module)
     config = without_quantization(source.config)
     return assemble(NAME, source, config, found, findings, refused=refused)
+
+
+def _packing_format(block: Mapping[str, Any]) -> str:
+    """The packing that a config means; before 0.5 the key `backend` named it.
+
+    Sources: auto-round 0.3 and 0.4.2, export/export_to_autoround/export.py (what each backend packed); 0.16.1,
+    inference/convert_model.py (other spellings, and auto_gptq where nothing is named, as transformers and vLLM do).
+    """
+    named, backend = str(block.get("packing_format", "auto")), str(block.get("backend", "auto"))
+    if named != "auto":
+        return {"auto_round:gptq": GPTQ, "auto_round:awq": AWQ}.get(named, named)
+    if "gptqmodel" in backend:
+        return GPTQMODEL
+    if "awq" in backend:
+        return AWQ
+    return GPTQ if "gptq" in backend or backend == "auto" else RAW
 
 
 def _spec(source: Source, module: str, scheme: Scheme, packing: str, empty_bias: bool, findings: Findings) -> Spec:

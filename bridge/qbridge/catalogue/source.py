@@ -225,13 +225,14 @@ ENTRIES = (
     ),
     Code(
         "QB022",
-        "the checkpoint says GPTQ version 1 and stores zero-points of version 2",
-        "The config says version 1 (checkpoint_format gptq, or AutoRound's auto_gptq), and the zero-points of "
-        "symmetric layers are the middle code only without the addition that version 1 calls for.",
-        "Engines that add 1 shift every weight and talk garbage; it is read as version 2 here.",
-        "qzeros of 0x88888888 under checkpoint_format gptq",
+        "zero-points are of another GPTQ version than the checkpoint says",
+        "The config says one version (checkpoint_format, or AutoRound's packing_format), and the zero-points of "
+        "symmetric layers are the middle code only in the other.",
+        "Engines that believe the label shift every weight by one scale and talk garbage; those that skip "
+        "zero-points of symmetric weights (vLLM) serve it rightly, and so it is read here.",
+        "qzeros of 0x88888888 under checkpoint_format gptq, or of 0x77777777 under gptq_v2, with sym true",
         "None needed for the conversion; what is written says the version that it stores.",
-        "gptqmodel 7.7.0, utils/model.py (convert_gptq_v1_to_v2_format)",
+        "gptqmodel 7.7.0, utils/model.py (convert_gptq_v1_to_v2_format); vllm 0.33.0, quantization/gptq_marlin.py",
         severity="warning",
     ),
     Code(
@@ -293,6 +294,17 @@ ENTRIES = (
         "Write the checkpoint again; a header alone does not make a tensor.",
         "qbridge.source",
         UNREADABLE,
+    ),
+    Code(
+        "QB029",
+        "the config and the zero-points contradict each other",
+        "sym is true and zero-points differ, or sym is false and all are the middle code of the other version.",
+        "Engines disagree about such a file: some read the zero-points, some (vLLM, Marlin's kernels) take sym true "
+        "for symmetric and never look at them.",
+        "sym: true, and a stored zero-point of 6 among those of 7",
+        "Compare with the unquantized model if you do not know the tool; what is written says what was read.",
+        "vllm 0.33.0, quantization/gptq_marlin.py; gptqmodel 7.7.0, nn_modules/qlinear/torch.py",
+        severity="warning",
     ),
     Code(
         "QB030",

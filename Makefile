@@ -4,22 +4,46 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test lint types engines fuzz fixtures clean
+.PHONY: help demo test lint types engines fuzz pins newest clean
 
 help:
 	@echo "make demo     convert a real llm-compressor checkpoint for LMDeploy, verify and show it"
 	@echo "make test     the whole suite"
 	@echo "make lint     ruff"
 	@echo "make types    mypy --strict"
+	@echo "make newest   the suite with the newest version of every package, and what moved"
+	@echo "make pins     constraints.txt anew, from the newest versions"
 	@echo "make fuzz     the fuzzer on hostile checkpoints, FUZZ_SECONDS=3600"
 	@echo "make engines  build the real engines' environments and prove our outputs in them"
 
-# torch first and pinned: pip then finds it in place and brings no CUDA packages along.
+# constraints.txt pins every package, so that a clone of any age passes. torch first: pip then finds it in place and
+# brings no CUDA packages along.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
+
+# pip takes the CPU build of torch where this exact version is offered; anything newer may bring CUDA along.
+TORCH := torch==2.13.0
+
+pins:
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/pip install --quiet --disable-pip-version-check --upgrade uv
+	echo "$(TORCH)" > build/pins/torch.txt
+	build/pins/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-annotate --no-header \
+	  --extra dev --constraint build/pins/torch.txt pyproject.toml --output-file build/pins/constraints.txt
+	(echo "# Every package of the environment, for each Python; written by: make pins"; \
+	  grep -v -e '^nvidia-' -e '^cuda-' -e '^triton' build/pins/constraints.txt) > constraints.txt
+
+NEWEST := build/newest
+
+newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(NEWEST)/bin/python tests/moved.py constraints.txt
+	$(NEWEST)/bin/pytest -q -n 2
 
 DEMO := $(or $(TMPDIR),/tmp)/qbridge-demo
 SRC := fixtures/compressed_tensors/llama_w8a8/model

@@ -19,7 +19,8 @@ from qbridge.topology import ROUTERS
 COLUMN = {"colwise", "colwise_gather_output", "packed_colwise"}
 ROW = {"rowwise", "rowwise_split_input"}
 WHOLE = {"mla_kv_a_proj"}
-NO_LINEAR = {"replicated_with_grad_allreduce", "moe_tp_experts"}  # norms, and the module around packed experts
+# Norms, the module around packed experts, and embeddings (since 5.24.0).
+NO_LINEAR = {"replicated_with_grad_allreduce", "moe_tp_experts", "embedding_rowwise", "embedding_colwise"}
 # Small, different and multiples of 3, so that a shape says which dim is which; of 4 too, for grouped matmuls.
 DIMS = {
     "hidden_size": 48,

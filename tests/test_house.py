@@ -23,7 +23,7 @@ IDS = {name.replace("-", "_") for name in BUILTIN}
 # Who may import whom: a module imports only from its own row or the rows above.
 LAYERS = [
     {"floats"},
-    {"dtypes", "catalogue", "compiling", "exactness", "layout"},
+    {"dtypes", "catalogue", "compiling", "distribution", "exactness", "layout"},
     {"ir", "codes", "findings", "headers"},
     {"words"},
     {"blocks"},
@@ -43,7 +43,7 @@ LAYERS = [
     {"sink"},
     {"conversion", "strategies"},
     {"checking", "inspection", "restoration", "verification", "testing"},
-    {"render"},
+    {"render", "progress"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,12 +13,12 @@ from qbridge.checking import Check, check
 from qbridge.checkpoint import Checkpoint
 from qbridge.checkpoint import open_checkpoint as open  # the public name, as in open(path)
 from qbridge.conversion import Stream, convert, stream
+from qbridge.distribution import qbridge_version
 from qbridge.exactness import Exactness
 from qbridge.findings import Finding, Findings, QBridgeError, Severity
 from qbridge.formats import registry
 from qbridge.inspection import Inspection, inspect
 from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, WeightScheme, identical
-from qbridge.manifest import qbridge_version
 from qbridge.report import Report, Verification
 from qbridge.restoration import restore
 from qbridge.sink import Advance

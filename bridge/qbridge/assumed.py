@@ -1,6 +1,6 @@
 """A model from config.json alone: the linears of its architecture at the dims and in the scheme that it names.
 
-Dims: transformers 5.23.0, models/*/modeling_*.py; tests/test_assumed.py holds them against the module trees.
+Dims: transformers 5.24.0, models/*/modeling_*.py; tests/test_assumed.py holds them against the module trees.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _mlps(config: Mapping[str, Any], record: Family, layer: int) -> Iterator[str
 
 def _intermediate(block: str, config: Mapping[str, Any]) -> int:
     key = intermediate_key(block, config)
-    if key is None and block.startswith("transformer.h."):  # Falcon: transformers 5.23.0, configuration_falcon.py
+    if key is None and block.startswith("transformer.h."):  # Falcon: transformers 5.24.0, configuration_falcon.py
         return 4 * int(text_config(config)["hidden_size"])
     if key is None:
         raise KeyError("intermediate_size")

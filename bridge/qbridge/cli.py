@@ -12,24 +12,25 @@ import platform
 import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 import qbridge
 from qbridge import render
 from qbridge.catalogue import ALLOW, BUG, CATALOGUE, INTERRUPTED
-from qbridge.findings import Finding, QBridgeError, error
+from qbridge.distribution import namesake, qbridge_version
+from qbridge.findings import Finding, Findings, QBridgeError, error
 from qbridge.formats import did_you_mean, load
-from qbridge.sink import LEAST_MEMORY
+from qbridge.progress import KINDS, compiling_shown
+from qbridge.progress import progress as progress_of
+from qbridge.sink import LEAST_MEMORY, Advance
 from qbridge.wishes import Wishes
 
 app = typer.Typer(
@@ -156,27 +157,28 @@ def convert(
         raise typer.BadParameter(str(fault)) from fault
     if dtype and to != "dense":
         raise typer.BadParameter("--dtype goes with --to dense")
-    with _answering("convert", as_json), _progress(progress) as advance:
-        done = qbridge.convert(
-            src,
-            dst,
-            to,
-            source,
-            allow=_words(allow, v1_zeros),
-            dry_run=dry_run,
-            overwrite=overwrite,
-            max_shard_size=limit,
-            progress=advance,
-            tp=sizes,
-            pad=pad,
-            regroup=regroup,
-            bits=bits,
-            passes=not no_passes,
-            dtype=dtype,
-            jobs=jobs,
-            memory=_memory(memory),
-            proof=not no_proof,
-        )
+    with _answering("convert", as_json):
+        with _progress(progress) as advance:
+            done = qbridge.convert(
+                src,
+                dst,
+                to,
+                source,
+                allow=_words(allow, v1_zeros),
+                dry_run=dry_run,
+                overwrite=overwrite,
+                max_shard_size=limit,
+                progress=advance,
+                tp=sizes,
+                pad=pad,
+                regroup=regroup,
+                bits=bits,
+                passes=not no_passes,
+                dtype=dtype,
+                jobs=jobs,
+                memory=_memory(memory),
+                proof=not no_proof,
+            )
         _say(as_json, done, render.report, done.findings)
 
 
@@ -194,18 +196,19 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
-    with _answering("restore", as_json), _progress(progress) as advance:
-        done = qbridge.restore(
-            src,
-            dst,
-            allow=allow or (),
-            dry_run=dry_run,
-            overwrite=overwrite,
-            progress=advance,
-            jobs=jobs,
-            memory=_memory(memory),
-            proof=not no_proof,
-        )
+    with _answering("restore", as_json):
+        with _progress(progress) as advance:
+            done = qbridge.restore(
+                src,
+                dst,
+                allow=allow or (),
+                dry_run=dry_run,
+                overwrite=overwrite,
+                progress=advance,
+                jobs=jobs,
+                memory=_memory(memory),
+                proof=not no_proof,
+            )
         _say(as_json, done, render.report, done.findings)
 
 
@@ -248,7 +251,8 @@ def verify(
 ) -> None:
     """Compare two checkpoints layer by layer, across formats; exit 1 if they are not the same model."""
     with _answering("verify", as_json):
-        done = qbridge.verify(a, b, allow=_words(allow, v1_zeros))
+        with compiling_shown(_err()):
+            done = qbridge.verify(a, b, allow=_words(allow, v1_zeros))
         _say(as_json, done, render.verification, done.findings)
         if not done.same:
             raise typer.Exit(1)
@@ -296,7 +300,7 @@ def explain(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"qbridge {qbridge.__version__}, Python {platform.python_version()}")
+        typer.echo(f"qbridge {qbridge_version()}, Python {platform.python_version()}")
         raise typer.Exit
 
 
@@ -331,50 +335,27 @@ def _bytes(text: str, option: str) -> int:
     return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
 
 
-@contextmanager
-def _progress(kind: str) -> Iterator[Callable[[qbridge.Advance], None] | None]:
-    """What to call as a conversion advances: a bar on a terminal, JSON lines on stderr, or nothing."""
-    if kind not in ("auto", "json", "none"):
+def _progress(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:
+    if kind not in KINDS:
         raise typer.BadParameter("auto, json or none", param_hint="--progress")
-    console = _err()
-    if kind == "json":
-        yield _json_lines()
-    elif kind == "auto" and console.is_terminal:
-        text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=None)
-            yield lambda at: bar.update(
-                task,
-                completed=at.bytes_done,
-                total=at.bytes_total,
-                description=f"shard {min(at.shards_done + 1, at.shards_total)} of {at.shards_total}",
-            )
-    else:
-        yield None
-
-
-def _json_lines() -> Callable[[qbridge.Advance], None]:
-    """A line for every shard that is begun or done, and ten in a second between, with rate and remaining time."""
-    start, last, shards = time.monotonic(), -1.0, -1
-
-    def advance(at: qbridge.Advance) -> None:
-        nonlocal last, shards
-        now = time.monotonic()
-        if now - last < 0.1 and at.bytes_done < at.bytes_total and at.shards_done == shards:
-            return
-        last, shards = now, at.shards_done
-        rate = at.bytes_done / max(now - start, 1e-3)
-        left = round((at.bytes_total - at.bytes_done) / rate, 1) if rate else None
-        fields = {name: getattr(at, name) for name in at.__dataclass_fields__}
-        line = {"event": "progress", **fields, "bytes_per_second": round(rate), "seconds_left": left}
-        sys.stderr.write(json.dumps(line) + "\n")
-
-    return advance
+    return progress_of(kind, _err())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _warn_of_namesake() -> None:
+    """Say where the files of PyPI's other qbridge lie among these; exit where they have replaced one of them."""
+    version = namesake()
+    if not version:
+        return
+    replaced = not hasattr(qbridge, "list_formats")
+    findings = Findings()
+    findings.add("QB602" if replaced else "QB601", str(Path(__file__).parent), (f"qbridge {version} of PyPI",))
+    render.findings(_err(), tuple(findings))
+    if replaced:
+        sys.exit(QBridgeError(findings).exit_code)
 
 
 def main() -> None:
@@ -382,6 +363,7 @@ def main() -> None:
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _warn_of_namesake()
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -389,7 +371,7 @@ def main() -> None:
         sys.exit(0)
     except Exception:
         traceback.print_exc()
-        versions = f"qbridge {qbridge.__version__}, Python {platform.python_version()}"
+        versions = f"qbridge {qbridge_version()}, Python {platform.python_version()}"
         sys.stderr.write(f"\nbug[QB900]: {CATALOGUE['QB900'].title} ({versions}); arguments: {sys.argv[1:]}\n")
         sys.exit(BUG)
     finally:

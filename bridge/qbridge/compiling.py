@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,24 @@ _TRIED = ("0.68.",)  # releases of numba
 
 _LOCK = threading.Lock()
 _kernels: dict[str, Kernel] = {}
+_listeners: list[Callable[[], object]] = []
+
+
+@contextlib.contextmanager
+def announced(listener: Callable[[], object]) -> Iterator[None]:
+    """Within this, call `listener` before the first kernel that no cache holds is compiled, which takes seconds."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # it has been called
+            _listeners.remove(listener)
+
+
+def _announce() -> None:
+    while _listeners:
+        with contextlib.suppress(IndexError):  # another thread was first
+            _listeners.pop()()
 
 
 def cache_folder() -> Path | None:
@@ -50,12 +68,14 @@ def _compiled(function: Kernel, identity: str) -> Kernel:
     kernel: Kernel = numba.njit(nogil=True)(function)
     folder = cache_folder()
     if folder is None:
+        _announce()
         return kernel
     own, given = folder / identity, numba.config.CACHE_DIR
     try:  # the place is chosen when the cache is made
         numba.config.CACHE_DIR = str(own)
         found = _cautious()(function)
     except (RuntimeError, OSError):  # an install and a home that are both read-only
+        _announce()
         return kernel
     finally:
         numba.config.CACHE_DIR = given
@@ -102,8 +122,11 @@ def _cautious() -> Any:
             except Exception:  # pickle raises whatever the bytes say
                 with contextlib.suppress(OSError):
                     self.flush()
-                return None
-            return found if found is not None and tuple(found.signature.args) == tuple(sig) else None
+                found = None
+            if found is not None and tuple(found.signature.args) == tuple(sig):
+                return found
+            _announce()
+            return None
 
         def save_overload(self, sig: Any, data: Any) -> None:
             with contextlib.suppress(Exception):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.distribution import qbridge_version
 from qbridge.dtypes import nbytes
 from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import find, side_files
@@ -122,7 +123,7 @@ def write(
 
 def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, Document]) -> str:
     """What tells this conversion from every other: the source as it is now, and all that is to be written."""
-    digest = hashlib.sha256(manifest.qbridge_version().encode())
+    digest = hashlib.sha256(qbridge_version().encode())
     for file, stamp in source.stamps.items():
         digest.update(f"{file} {stamp} {manifest.header_digest(file)}".encode())
     for shard in shards:

@@ -1,6 +1,6 @@
 """What the layers of a decoder consist of besides how they are split: attention, MLPs, experts, norms.
 
-Sources: transformers 5.23.0, models/*/modeling_*.py (module trees) and models/*/configuration_*.py (which layers are
+Sources: transformers 5.24.0, models/*/modeling_*.py (module trees) and models/*/configuration_*.py (which layers are
 sparse or of linear attention); tests/test_completeness.py and tests/test_assumed.py hold the tables against them.
 What is not modelled: linear attention (linear_attn.*), the indexers of sparse attention, vision towers, blocks for
 multi-token prediction.
@@ -141,7 +141,7 @@ def shared_block(config: Mapping[str, Any]) -> str:
 
 
 def is_sparse(config: Mapping[str, Any], layer: int) -> bool:
-    """Whether a layer has experts, by the keys of transformers 4.57.6 and 5.23.0."""
+    """Whether a layer has experts, by the keys of transformers 4.57.6 and 5.24.0."""
     text = text_config(config)
     kinds, chosen = text.get("mlp_layer_types"), text.get("moe_layers")
     if isinstance(kinds, list) and layer < len(kinds):

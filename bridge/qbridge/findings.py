@@ -134,6 +134,10 @@ class QBridgeError(Exception):
         self.findings = tuple(findings)
         super().__init__("\n".join(str(f) for f in self.findings if f.severity is Severity.ERROR))
 
+    def __reduce__(self) -> tuple[type[QBridgeError], tuple[tuple[Finding, ...]]]:
+        """Pickle by the findings: from another process the error arrives as it was raised."""
+        return type(self), (self.findings,)
+
     @property
     def exit_code(self) -> int:
         """4 I/O before 3 unreadable input before 2 usage before 1 refused."""

@@ -9,10 +9,10 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qbridge.distribution import qbridge_version
 from qbridge.dtypes import DType
 from qbridge.findings import error
 from qbridge.formats import decode
@@ -35,14 +35,6 @@ from qbridge.source import MANIFEST, Source
 SCHEMA = 1
 _KEEPING = frozenset({"invert"})  # passes that round, and can be given the bits that there were
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
-
-
-def qbridge_version() -> str:
-    """The installed version."""
-    try:
-        return version("qbridge")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def build(source: Source, plan: Plan) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How tensor parallelism splits the linears of a decoder, from config.json and names alone.
 
-Which leaf is split along which dim: transformers 5.23.0, base_model_tp_plan in models/*/configuration_*.py, and where
+Which leaf is split along which dim: transformers 5.24.0, base_model_tp_plan in models/*/configuration_*.py, and where
 there is none the module trees in models/*/modeling_*.py; tests/make_sharding.py reads both, tests/test_sharding.py
-holds this table against them. Names are those on disk (transformers 5.23.0, conversion_mapping.py): experts one by
+holds this table against them. Names are those on disk (transformers 5.24.0, conversion_mapping.py): experts one by
 one, also where transformers packs them. How heads and sizes are split: vLLM 0.33.0, model_executor/layers/linear.py
 (QKVParallelLinear, MergedColumnParallelLinear, RowParallelLinear) and distributed/utils.py (divide).
 """
@@ -71,7 +71,7 @@ _NEMOTRON = Family(_QKV | {"up_proj"}, _DENSE.rows, gated=False)
 _PHI = Family(_QKV | {"fc1"}, frozenset({"dense", "fc2"}), gated=False)
 _FALCON = Family(frozenset({"query_key_value", "dense_h_to_4h"}), frozenset({"dense", "dense_4h_to_h"}), gated=False)
 
-# transformers 5.23.0 has no tp plan for FalconForCausalLM, GptOssForCausalLM, Qwen3VLForConditionalGeneration and
+# transformers 5.24.0 has no tp plan for FalconForCausalLM, GptOssForCausalLM, Qwen3VLForConditionalGeneration and
 # StableLmForCausalLM, none for the attention of DeepseekV3ForCausalLM and PhimoeForCausalLM, and none for q_a_proj
 # and the indexers (wq_b, wk, weights_proj): those are from the module trees, split as vLLM 0.33.0 splits them
 # (model_executor/models/deepseek_v2.py and others). Linear attention (linear_attn.*) is left out.
@@ -148,7 +148,7 @@ SIZES = (
     "n_shared_experts",
 )
 # What a nested text config means by a size that it leaves out, in the order of SIZES, 0 if there is none: those of
-# Gemma 3 on the hub say nothing of heads. Defaults of transformers 5.23.0 (models/*/configuration_*.py), by
+# Gemma 3 on the hub say nothing of heads. Defaults of transformers 5.24.0 (models/*/configuration_*.py), by
 # model_type.
 DEFAULTS: Mapping[str, tuple[int, ...]] = {
     "gemma3_text": (26, 8, 4, 9216, 0, 0, 0, 0),
@@ -166,7 +166,7 @@ DEFAULTS: Mapping[str, tuple[int, ...]] = {
     "qwen3_vl_text": (32, 32, 32, 22016, 0, 0, 0, 0),
 }
 
-# Activations with act(0) = 0 (transformers 5.23.0, activations.py).
+# Activations with act(0) = 0 (transformers 5.24.0, activations.py).
 ZERO_AT_ZERO = frozenset(
     {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "quick_gelu"}
     | {"gelu_accurate", "relu", "relu2", "relu6"}
@@ -237,7 +237,7 @@ def routed(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _heads(text: Mapping[str, Any]) -> tuple[int, int]:
-    """(heads, kv heads), zeros if unknown. Falcon: transformers 5.23.0, models/falcon/modeling_falcon.py."""
+    """(heads, kv heads), zeros if unknown. Falcon: transformers 5.24.0, models/falcon/modeling_falcon.py."""
     heads = _size(text, "num_attention_heads")
     if text.get("multi_query") and not text.get("new_decoder_architecture"):
         return heads, 1
@@ -388,7 +388,7 @@ def head_faults(config: Mapping[str, Any], tp: int) -> list[str]:
 
 
 def _has_dense_layers(text: Mapping[str, Any]) -> bool:
-    """Whether a model with experts has layers without, by the keys of transformers 4.57.6 and 5.23.0."""
+    """Whether a model with experts has layers without, by the keys of transformers 4.57.6 and 5.24.0."""
     kinds = text.get("mlp_layer_types")
     return (
         (isinstance(kinds, list) and "dense" in kinds)

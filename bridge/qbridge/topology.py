@@ -1,6 +1,6 @@
 """What module and tensor names mean: embeddings, heads, decoder linears, fused groups.
 
-Names are those of transformers' model files (5.23.0, models/*/modeling_*.py); nothing here looks at data.
+Names are those of transformers' model files (5.24.0, models/*/modeling_*.py); nothing here looks at data.
 """
 
 from __future__ import annotations

@@ -140,6 +140,27 @@ ENTRIES = (
         severity="warning",
     ),
     Code(
+        "QB601",
+        "another project called qbridge is installed among these files",
+        "PyPI's qbridge (quantum optimization) installs into the package folder qbridge, too; this project is "
+        "distributed as qbridge-llm.",
+        "Each overwrites qbridge/__init__.py of the other, and uninstalling one takes files from the other.",
+        "pip install qbridge qbridge-llm",
+        "pip uninstall --yes qbridge qbridge-llm && pip install qbridge-llm",
+        "qbridge 0.5.1, qbridge/__init__.py",
+        severity="warning",
+    ),
+    Code(
+        "QB602",
+        "another project called qbridge has replaced a part of this one",
+        "qbridge/__init__.py is that of PyPI's qbridge (quantum optimization), installed after qbridge-llm.",
+        "`import qbridge` gives the other project, so no command can run.",
+        "pip install qbridge-llm, then pip install qbridge",
+        "pip uninstall --yes qbridge qbridge-llm && pip install qbridge-llm",
+        "qbridge 0.5.1, qbridge/__init__.py",
+        exit=IO,
+    ),
+    Code(
         "QB900",
         "qbridge has a bug",
         "An internal check failed.",

@@ -41,10 +41,10 @@ def test_the_report_is_printed_after_the_bar_is_gone(fixtures, tmp_path, command
         convert(fixtures, tmp_path / "out", capture_output=True)
         words = [str(tmp_path / "out"), str(tmp_path / "back")]
     seen = on_a_terminal(command, *words)
-    start = re.search(r"^(\x1b\[[0-9;]*m)?source ", seen, re.MULTILINE)
+    start = re.search(r"(\x1b\[[0-9;]*m)?source {4}", seen)
     report = seen[start.start() :]
     assert re.search(r"^(\x1b\[[0-9;]*m)?time ", report, re.MULTILINE)
-    assert not re.search("\x1b\\[[0-9;?]*[A-KhlJ]|━", report), report
+    assert not re.search(r"\x1b\[[0-9;?]*[A-KhlJ]|━", report), report
 
 
 def on_a_terminal(*words, **environment):

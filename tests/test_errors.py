@@ -30,6 +30,6 @@ def test_an_error_unpickles_with_every_finding(protocol):
 def test_an_error_reaches_the_process_that_asked():
     with (
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-        pytest.raises(qbridge.QBridgeError, match="QB001|QB401"),
+        pytest.raises(qbridge.QBridgeError, match=r"QB001|QB401"),
     ):
         pool.submit(qbridge.inspect, "/nowhere/at/all").result()

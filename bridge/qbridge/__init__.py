@@ -16,7 +16,7 @@ from qbridge.conversion import Stream, convert, stream
 from qbridge.distribution import qbridge_version
 from qbridge.exactness import Exactness
 from qbridge.findings import Finding, Findings, QBridgeError, Severity
-from qbridge.formats import registry
+from qbridge.formats import usable
 from qbridge.inspection import Inspection, inspect
 from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, WeightScheme, identical
 from qbridge.report import Report, Verification
@@ -30,8 +30,8 @@ __version__ = qbridge_version()
 
 
 def list_formats() -> list[str]:
-    """The ids of every format, built-in and third-party."""
-    return list(registry())
+    """The ids of every format, built-in and third-party, that can be imported."""
+    return list(usable())
 
 
 def list_targets() -> list[Target]:

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from qbridge.catalogue import ALLOW, CHOICES
 from qbridge.dtypes import Array
 from qbridge.findings import Findings, QBridgeError, error, io_as_finding
-from qbridge.formats import Format, Match, decode, detect, did_you_mean, find, load, registry
+from qbridge.formats import (
+    Format,
+    Match,
+    decode,
+    detect,
+    did_you_mean,
+    find,
+    load,
+    registry,
+    report_unusable,
+    sniffed,
+)
 from qbridge.ir import Layer, Model, Spec
 from qbridge.source import Source, open_source
 from qbridge.targets import source_formats
@@ -84,7 +95,7 @@ def open_checkpoint(
         source = open_source(path, findings)
     try:
         with io_as_finding(str(path)):
-            reader, match = _reader(source, format)
+            reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
         _suggest(source, reader, findings)
         if strict:
@@ -102,12 +113,13 @@ def _words(allow: Iterable[str]) -> frozenset[str]:
     return words
 
 
-def _reader(source: Source, name: str | None) -> tuple[Format, Match]:
+def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:
     if name is None:
-        return detect(source)
+        return detect(source, findings)
+    report_unusable(findings)
     first, *others = source_formats(name)
     for candidate in others:
-        match = load(candidate).sniff(source)
+        match = sniffed(load(candidate), source)
         if isinstance(match, Match):
             return load(candidate), match
     return find(first), Match(2, f"--from {name}")
@@ -121,7 +133,7 @@ def _suggest(source: Source, reader: Format, findings: Findings) -> None:
         if name == reader.NAME:
             continue
         try:
-            match = load(name).sniff(source)
+            match = sniffed(load(name), source)
         except QBridgeError:
             continue
         if isinstance(match, Match):

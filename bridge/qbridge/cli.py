@@ -27,7 +27,7 @@ from qbridge import render
 from qbridge.catalogue import ALLOW, BUG, CATALOGUE, INTERRUPTED
 from qbridge.distribution import namesake, qbridge_version
 from qbridge.findings import Finding, Findings, QBridgeError, error
-from qbridge.formats import did_you_mean, load
+from qbridge.formats import did_you_mean, load, report_unusable
 from qbridge.progress import KINDS, compiling_shown
 from qbridge.progress import progress as progress_of
 from qbridge.sink import LEAST_MEMORY, Advance
@@ -258,11 +258,18 @@ def verify(
             raise typer.Exit(1)
 
 
+def _say_unusable() -> None:
+    findings = Findings()
+    report_unusable(findings)
+    render.findings(_err(), tuple(findings))
+
+
 @app.command()
 def formats(as_json: Json = False) -> None:
     """List the formats that can be read and written."""
     with _answering("formats", as_json):
         found = [load(name) for name in qbridge.list_formats()]
+        _say_unusable()
         if as_json:
             entries = [{"name": f.NAME, "aliases": f.ALIASES, "summary": f.SUMMARY} for f in found]
             _print_json({"command": "formats", "formats": entries})
@@ -275,6 +282,7 @@ def targets(as_json: Json = False) -> None:
     """List what a checkpoint can be converted for."""
     with _answering("targets", as_json):
         found = qbridge.list_targets()
+        _say_unusable()
         if as_json:
             entries = [{"name": t.name, "formats": t.formats, "summary": t.summary} for t in found]
             _print_json({"command": "targets", "targets": entries})

@@ -7,8 +7,8 @@ through the entry-point group `qbridge.formats`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
@@ -117,22 +117,86 @@ def registry() -> Mapping[str, str]:
     return found
 
 
+_MEMBERS = ("NAME", "SUMMARY", "ALIASES", "RULES", "sniff", "read", "settle", "layout", "config")
+_OPTIONAL = ("CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
+
+
 @cache
 def load(name: str) -> Format:
-    """A format by its id; QBridgeError (QB032) if its module cannot be imported."""
+    """A format by its id; QBridgeError (QB032) if its module cannot be imported or is no format.
+
+    What a third party's format raises later is the same error, so that it is nobody else's crash.
+    """
+    with _blamed(name):
+        module = import_module(registry()[name])
+        for member in _MEMBERS:
+            if not hasattr(module, member):
+                raise AttributeError(f"it lacks {member}")
+        for member in _OPTIONAL:
+            getattr(module, member, None)  # a module may make its members when asked
+    return cast(Format, module if name in BUILTIN else _Guarded(name, module))
+
+
+class _Guarded:
+    """A third party's format, whose exceptions are findings that name it."""
+
+    def __init__(self, name: str, module: object) -> None:
+        self._name, self._module = name, module
+
+    def __getattr__(self, member: str) -> Any:
+        value = getattr(self._module, member)
+        if not callable(value):
+            return value
+
+        def guarded(*arguments: Any) -> Any:
+            with _blamed(self._name):
+                return value(*arguments)
+
+        return guarded
+
+
+@contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """Turn whatever a format's module raises into a QBridgeError (QB032) with its name."""
     try:
-        return cast(Format, import_module(registry()[name]))
-    except ImportError as fault:
-        raise error("QB032", name, (f"{type(fault).__name__}: {fault}",)) from fault
+        yield
+    except QBridgeError:
+        raise
+    except (Exception, SystemExit) as fault:
+        raise error("QB032", name, (registry()[name], f"{type(fault).__name__}: {fault}")) from fault
+
+
+def usable() -> dict[str, Format]:
+    """Every format that can be imported, by its id."""
+    formats = {}
+    for name in registry():
+        with suppress(QBridgeError):  # naming a broken one raises
+            formats[name] = load(name)
+    return formats
+
+
+def report_unusable(findings: Findings) -> None:
+    """A warning (QB035) for each third party's format that cannot be imported."""
+    for name in registry():
+        try:
+            load(name)
+        except QBridgeError as fault:
+            leave_out(name, fault, findings)
+
+
+def leave_out(name: str, fault: QBridgeError, findings: Findings) -> None:
+    """Warn (QB035) that a format is left out; the error itself if it is a built-in one."""
+    if name in BUILTIN:
+        raise fault
+    findings.add("QB035", name, fault.findings[0].facts)
 
 
 def aliases() -> Mapping[str, str]:
     """Every name of every format to its id."""
-    found = {name: name for name in registry()}
-    for name in registry():
-        with suppress(QBridgeError):  # a broken plugin has no aliases; naming it raises
-            found.update(dict.fromkeys(load(name).ALIASES, name))
-    return found
+    named = {name: name for name in registry()}
+    for name, format_ in usable().items():
+        named.update(dict.fromkeys(format_.ALIASES, name))
+    return named
 
 
 def find(name: str) -> Format:
@@ -145,11 +209,7 @@ def find(name: str) -> Format:
 
 def config_files() -> frozenset[str]:
     """The names of all files beside config.json that say how a model is quantized, whatever its format."""
-    found: set[str] = set()
-    for name in registry():
-        with suppress(QBridgeError):  # a broken plugin has none; naming it raises
-            found.update(getattr(load(name), "CONFIG_FILES", ()))
-    return frozenset(found)
+    return frozenset(name for format_ in usable().values() for name in getattr(format_, "CONFIG_FILES", ()))
 
 
 def side_files(format_: Format, block: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -164,17 +224,20 @@ def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tupl
     return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(sorted(known))}")
 
 
-def detect(source: Source) -> tuple[Format, Match]:
-    """The format of a checkpoint, by content; QBridgeError with every format's reason if none or two fit."""
+def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
+    """The format of a checkpoint, by content; QBridgeError with every format's reason if none or two fit.
+
+    A third party's format that fails is left out with a warning (QB035).
+    """
     matches: list[tuple[Format, Match]] = []
     reasons = []
     for name in registry():
         try:
             candidate = load(name)
+            result = sniffed(candidate, source)
         except QBridgeError as fault:
-            reasons.append(f"{name}: {fault.findings[0].facts[0]}")
+            leave_out(name, fault, findings)
             continue
-        result = candidate.sniff(source)
         if isinstance(result, Match):
             matches.append((candidate, result))
         reasons.append(f"{name}: {result.because if isinstance(result, Match) else result}")
@@ -195,6 +258,14 @@ def quant_method(config: Mapping[str, Any]) -> str | None:
                 if isinstance(block, dict) and isinstance(block.get("quant_method"), str):
                     return str(block["quant_method"])
     return None
+
+
+def sniffed(format_: Format, source: Source) -> Match | str:
+    """What a format says of a checkpoint; QBridgeError (QB032) if that is neither evidence nor a reason."""
+    result = format_.sniff(source)
+    if not isinstance(result, (Match, str)):
+        raise error("QB032", format_.NAME, (registry()[format_.NAME], f"sniff gave a {type(result).__name__}"))
+    return result
 
 
 def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:

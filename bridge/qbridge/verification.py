@@ -17,7 +17,7 @@ from qbridge.blocks import CodeMove
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.dtypes import Array, to_float64
 from qbridge.findings import Findings, io_as_finding
-from qbridge.formats import decode
+from qbridge.formats import decode, report_unusable
 from qbridge.hf_config import COMPUTE_DTYPE, meaning
 from qbridge.ir import Layer, Spec
 from qbridge.jobs import Workspace, same_bytes
@@ -53,6 +53,7 @@ def verify(
     ):
         for side in (left, right):
             survey(side.source, side.model, findings)
+        report_unusable(findings)
         if any(finding.code != "QB017" for finding in findings.errors):
             findings.stop_on_errors()  # what cannot be decoded cannot be compared
         pads = {**padded(left.source), **padded(right.source)}

@@ -327,9 +327,9 @@ ENTRIES = (
     ),
     Code(
         "QB032",
-        "a format's module cannot be imported",
-        "A built-in or third-party format (entry-point group qbridge.formats) fails to import.",
-        "Its checkpoints could not be recognised.",
+        "a format's module fails",
+        "A format that was asked for (entry-point group qbridge.formats) cannot be imported, lacks a member or raises.",
+        "Nothing can be read or written by it.",
         "a plugin written for another version of qbridge",
         "Repair or uninstall the package that brings the format.",
         "qbridge.formats",
@@ -344,6 +344,17 @@ ENTRIES = (
         "Rename the tensor in the source, or remove it if it is not needed.",
         "qbridge.planning",
         UNREADABLE,
+    ),
+    Code(
+        "QB035",
+        "a third party's format is left out",
+        "A format of another package (entry-point group qbridge.formats) cannot be imported, lacks a member, or "
+        "raises when it looks at the checkpoint.",
+        "Its checkpoints are not recognised; everything else goes on.",
+        "a plugin written for another version of qbridge",
+        "Repair or uninstall the package that brings the format.",
+        "qbridge.formats",
+        severity="warning",
     ),
     Code(
         "QB036",

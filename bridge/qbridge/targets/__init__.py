@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qbridge.findings import error
-from qbridge.formats import aliases, did_you_mean, find, registry
+from qbridge.formats import aliases, did_you_mean, find, usable
 from qbridge.rules import Rule, plain_activations
 from qbridge.targets import gptqmodel, lmdeploy, parallel, transformers, turbomind, vllm
 from qbridge.targets.choice import Choice
@@ -142,7 +142,7 @@ _VARIANTS = (
 
 def targets() -> list[Target]:
     """Every engine at every version in the table, then every format by its own name."""
-    return [*_ENGINES, *(_by_format(name) for name in registry()), *_VARIANTS]
+    return [*_ENGINES, *map(_by_format, usable()), *_VARIANTS]
 
 
 def _by_format(name: str) -> Target:

@@ -9,6 +9,7 @@ worked out without qbridge, 0.33 is what qbridge said first.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -242,7 +243,7 @@ def test_advice_that_does_not_help_is_answered():
 
 STRADDLING = "gptq/llama_640"  # 640 intermediate features, groups of 128
 KEYS = {"schema", "command", "source", "target", "tp", "gpu", "format", "architecture", "layers", "assumed", "ok"}
-KEYS |= {"needs_values", "seconds", "kernels", "findings"}
+KEYS |= {"needs_values", "seconds", "serve", "kernels", "findings"}
 
 
 def answer(*arguments, rc):
@@ -555,3 +556,64 @@ def test_a_rope_that_only_transformers_5_reads_is_named(nested, tmp_path):
     assert "QB265" not in {finding.code for finding in qbridge.check(src, "smooth-quant").findings}
     qbridge.convert(src, tmp_path / "again", "lmdeploy", overwrite=True)
     assert qbridge.check(tmp_path / "again", "lmdeploy").ok
+
+
+# what check says of the README's own model, and how reports end
+
+
+EIGHT_BITS = ["llama_w8a8", "llama_compression_config", "llama_fp8_dynamic", "qwen3_moe_w8a8", "llama_static"]
+
+
+@pytest.mark.parametrize("case", EIGHT_BITS)
+def test_eight_bits_in_compressed_tensors_are_the_pytorch_engines_and_turbomind_is_not_blamed(fixtures, case):
+    model = fixtures / f"compressed_tensors/{case}/model"
+    done = qbridge.check(model, "lmdeploy")
+    layout = [finding for finding in done.findings if finding.code == "QB219"]
+    assert layout and not done.ok and done.serve == ""
+    first = min(name for finding in layout for name in finding.where)
+    for finding in layout:
+        assert f"KeyError: '{first}.weight_scale'" in " ".join(finding.facts)
+        ways = [way for way in finding.help if way.startswith("qbridge convert")]
+        # no engine of LMDeploy has static scales of integers: no command would help
+        assert ways == (
+            [] if case == "llama_static" else [f"qbridge convert {model} DST --to lmdeploy@0.18.0  # exact"]
+        )
+    assert not {"QB240", "QB216", "QB243"} & {finding.code for finding in done.findings}
+
+
+@pytest.mark.parametrize("target", ["lmdeploy", "lmdeploy-turbomind"])
+def test_options_of_lmdeploy_are_never_printed_as_ours(fixtures, target):
+    for model in sorted(fixtures.glob("*/*/model")):
+        with contextlib.suppress(qbridge.QBridgeError):
+            ways = [way for finding in qbridge.check(model, target).findings for way in finding.help]
+            assert not [way for way in ways if way.startswith("qbridge") and "--backend" in way], model
+
+
+SERVED = [
+    ("compressed_tensors/llama_w8a8", "lmdeploy", {}, "lmdeploy serve api_server {} --backend pytorch"),
+    ("awq/llama_gemm", "lmdeploy", {}, "lmdeploy serve api_server {} --backend pytorch"),
+    ("gptq/llama_g128", "lmdeploy", {}, "lmdeploy serve api_server {} --backend turbomind"),
+    ("gptq/llama_g128", "lmdeploy-turbomind", {"tp": 2}, "lmdeploy serve api_server {} --backend turbomind --tp 2"),
+    ("gptq/llama_v1_sym", "vllm", {}, "vllm serve {}"),
+    ("gptq/llama_v1_sym", "vllm", {"tp": (1, 2)}, "vllm serve {} --tensor-parallel-size 2"),
+    ("gptq/llama_v1_sym", "gptq", {}, ""),
+]
+
+
+@pytest.mark.parametrize(("case", "target", "options", "command"), SERVED)
+def test_a_report_ends_in_the_command_that_serves_it(fixtures, tmp_path, case, target, options, command):
+    out = tmp_path / "it's out"
+    report = qbridge.convert(fixtures / case / "model", out, target, dry_run=True, **options)
+    assert report.serve == command.format(shlex.quote(str(out)))
+    assert report.as_dict()["serve"] == report.serve
+
+
+def test_the_command_is_the_last_line_of_convert_and_of_check(fixtures, tmp_path):
+    model = fixtures / "compressed_tensors/llama_w8a8/model"
+    out = tmp_path / "out"
+    wanted = f"serve         lmdeploy serve api_server {out} --backend pytorch"
+    told = cli("convert", model, out, "--to", "lmdeploy").stdout.splitlines()[-1]
+    assert told.split() == wanted.split()
+    done = cli("check", out, "--for", "lmdeploy")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].split() == wanted.split()
+    assert "serve " not in cli("check", model, "--for", "lmdeploy").stdout

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.assumed import assumed_model
+from qbridge.catalogue import CATALOGUE
 from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.completeness import missing, surplus
 from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
@@ -20,13 +21,14 @@ from qbridge.hf_config import spell
 from qbridge.ir import Model
 from qbridge.repairs import offered
 from qbridge.report import SCHEMA
-from qbridge.rules import LayerRule, ModelRule, ValueRule
+from qbridge.rules import LayerRule, ModelRule, Rule, ValueRule
 from qbridge.serving import Served, serving
 from qbridge.sharding import text_config
-from qbridge.targets import Target, find_target
+from qbridge.targets import Target, find_target, rules_of
 from qbridge.targets.choice import Choice
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
+_OTHER_LAYOUT = ("QB219",)  # what the same engine serves when it is converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class Check:
     """The answer for one target at one tensor-parallel size.
 
     `kernels` are the kinds of layers and what would serve each; `needs_values` the codes of rules that only a
-    conversion can walk, because they look at values. `assumed` says that the dims come from config.json alone.
+    conversion can walk, because they look at values. `assumed` says that the dims come from config.json alone;
+    `serve` is the command that serves the checkpoint as it is, empty unless `ok`.
     """
 
     source: str
@@ -49,6 +52,7 @@ class Check:
     kernels: Sequence[Served]
     needs_values: Sequence[str]
     seconds: float
+    serve: str = ""
     findings: Sequence[Finding] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,6 +108,7 @@ def check(
         kernels=kernels,
         needs_values=needs,
         seconds=round(time.monotonic() - start, 3),
+        serve="" if findings.errors else wanted.command(model, model.format, str(src), tp),
         findings=tuple(findings),
     )
 
@@ -164,8 +169,24 @@ def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findi
             for problem in rule.check(model):
                 findings.add(rule.code, problem.where, problem.facts, _commands(problem.help, command))
         else:
-            _walk_layers(rule, model, command, findings)
+            _walk_layers(rule, model, command, findings, rule.code in _OTHER_LAYOUT and _holds(model, target, choice))
     return sorted(set(needs))
+
+
+def _holds(model: Model, target: Target, judged: Choice) -> bool:
+    """Whether another format of the target can hold the model, as far as shapes tell."""
+
+    def takes(rule: Rule) -> bool:
+        if CATALOGUE[rule.code].severity != "error" or isinstance(rule, ValueRule):
+            return True
+        if isinstance(rule, ModelRule):
+            return not list(rule.check(model))
+        return all(
+            rule.check(spec, model) is None or offered(rule, spec, model) is not None for spec in model.specs.values()
+        )
+
+    others = (choice for choice in target.choices if choice is not judged)
+    return any(all(map(takes, rules_of(target, choice))) for choice in others)
 
 
 def _command(src: str, target: Target, tp: int = 1) -> str:
@@ -183,13 +204,14 @@ def _unserved(kernels: Sequence[Served], gpu: str, command: str, findings: Findi
             findings.add("QB227", kind.names, (what, *why), help)
 
 
-def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings) -> None:
+def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings, converts: bool) -> None:
+    """A rule on every layer; `converts` says that the command itself mends what it finds."""
     for name, spec in model.specs.items():
         problem = rule.check(spec, model)
         if problem is None:
             continue
         help = _commands(problem.help, command)
-        if not help and offered(rule, spec, model) is not None:
+        if not help and (converts or offered(rule, spec, model) is not None):
             help = (f"{command}  # exact",)
         findings.add(rule.code, name, problem.facts, help)
 

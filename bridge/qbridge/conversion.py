@@ -86,7 +86,7 @@ def convert(
             documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
             documents |= {**side_files(find(plan.format), block), "config.json": plan.config}
             write(opened, plan, shards, documents, out, overwrite, effort, progress)
-    return Report.of_plan(there, out, opened, plan, shards, dry_run, start)
+    return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(wishes.tp))
 
 
 def _plan(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:

@@ -179,6 +179,12 @@ class Plan:
     config: Mapping[str, Any]
     because: str = ""
 
+    @property
+    def result(self) -> Model:
+        """The model that is written."""
+        specs = {name: layer.after for name, layer in self.layers.items()}
+        return replace(self.model, specs=specs, format=self.format)
+
     def layer_of(self, tensor: OutputTensor) -> LayerPlan | Woven | None:
         """What gives a tensor its content; None for one that belongs to no layer."""
         if tensor.beside:

@@ -161,7 +161,7 @@ def best_plan(
 
 def _distance(findings: Findings) -> tuple[int, int]:
     """How far a format is from holding the model: layers whose scheme it has no place for, then kinds of problems."""
-    without_place = sum(len(finding.where) for finding in findings.errors if finding.code == "QB110")
+    without_place = sum(len(finding.where) for finding in findings.errors if finding.code in ("QB110", "QB219"))
     return without_place, len({finding.code for finding in findings.errors})
 
 

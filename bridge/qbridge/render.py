@@ -76,7 +76,11 @@ def report(console: Console, done: Report) -> None:
     ]
     if not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
-    _rows(console, rows)
+    _rows(console, [*rows, *_serve(done.serve)])
+
+
+def _serve(command: str) -> list[tuple[str, str]]:
+    return [("serve", command)] if command else []
 
 
 def _padding(done: Report) -> list[tuple[str, str]]:
@@ -138,7 +142,7 @@ def check(console: Console, done: Check) -> None:
     errors = sum(finding.severity == "error" for finding in done.findings)
     rows.append(("verdict", "it would be served" if done.ok else f"{_count(errors, 'problem')}"))
     rows.append(("time", f"{done.seconds:.1f} s"))
-    _rows(console, rows)
+    _rows(console, [*rows, *_serve(done.serve)])
 
 
 def explanation(console: Console, entry: Code) -> None:

@@ -28,7 +28,8 @@ class Report:
 
     `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `before` and
     `after`: `tensor_bytes` is the size of all tensors, `weights` the number of quantized weights, `flops` what one
-    token costs in their matmuls. `chosen` says why it is this format, where the target left a choice.
+    token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
+    command that serves the output, empty where the target has no server.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Report:
     flops: Mapping[str, int]
     dry_run: bool
     seconds: float
+    serve: str = ""
     findings: Sequence[Finding] = ()
     command: str = "convert"
 
@@ -62,8 +64,12 @@ class Report:
         shards: Sequence[Shard],
         dry_run: bool,
         start: float,
+        tp: int = 1,
     ) -> Report:
-        """The report of a plan that was carried out, or not (`dry_run`), since `start` (monotonic seconds)."""
+        """The report of a plan that was carried out, or not (`dry_run`), since `start` (monotonic seconds).
+
+        `tp` is the tensor-parallel size to serve it at.
+        """
         passes: dict[str, int] = {}
         for layer in plan.layers.values():
             for step in layer.passes:
@@ -90,6 +96,7 @@ class Report:
             flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
             dry_run=dry_run,
             seconds=round(time.monotonic() - start, 3),
+            serve=plan.target.command(plan.result, plan.format, str(dst), tp),
             findings=tuple(opened.findings),
         )
 

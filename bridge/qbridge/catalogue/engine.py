@@ -153,7 +153,7 @@ ENTRIES = (
         "LMDeploy chooses an engine by itself; with the other one, loading is refused.",
         "A server that names its backend may stop at the first start.",
         "AWQ in groups of 64: TurboMind has groups of 128 only",
-        "Name the backend that the facts name.",
+        "Start the server with that engine, as the report's last line does.",
         _TURBOMIND,
         severity="warning",
     ),
@@ -176,6 +176,16 @@ ENTRIES = (
         "a mixture of experts in groups of 32",
         "TurboMind loads them as compressed-tensors (--to lmdeploy chooses that), or serve it with vLLM.",
         "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py",
+    ),
+    Code(
+        "QB219",
+        "LMDeploy loads these layers in another layout only",
+        "compressed-tensors is for TurboMind's 4-bit weights; what has quantized activations, or float8 codes, is "
+        "served by the PyTorch engine, which has it as smooth-quant or fp8.",
+        "The PyTorch engine stops when it reads the config, or at the first tensor that it has no parameter for.",
+        "KeyError: 'model.layers.30.mlp.down_proj.weight_scale'",
+        "Its PyTorch engine takes the same codes as smooth-quant or fp8, where it has the scheme.",
+        "lmdeploy 0.18.0, pytorch/config.py (QuantizationConfig.from_config), pytorch/models/llama.py (load_weights)",
     ),
     Code(
         "QB220",

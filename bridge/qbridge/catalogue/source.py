@@ -328,7 +328,7 @@ ENTRIES = (
     Code(
         "QB032",
         "a format's module fails",
-        "A format that was asked for (entry-point group qbridge.formats) cannot be imported, lacks a member or raises.",
+        "A format that was asked for (entry point of qbridge.formats) cannot be imported, lacks a member or raises.",
         "Nothing can be read or written by it.",
         "a plugin written for another version of qbridge",
         "Repair or uninstall the package that brings the format.",

@@ -5,11 +5,13 @@ Every rule cites the package, version and file that it was read from.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, usable
+from qbridge.ir import Model
 from qbridge.rules import Rule, plain_activations
 from qbridge.targets import gptqmodel, lmdeploy, parallel, transformers, turbomind, vllm
 from qbridge.targets.choice import Choice
@@ -55,6 +57,11 @@ class Target:
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
         return (*choice.rules, *(choice.parallel or self.parallel).rules(choice.format, sizes))
+
+    def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
+        """The command that serves a checkpoint of one of its formats, empty where it has no server."""
+        serve = next((choice.serve for choice in self.choices if choice.format == format_name), None)
+        return serve(model, shlex.quote(path), tp) if serve else ""
 
     def in_order(self, source_format: str) -> list[Choice]:
         """Its choices, best first for a source of some format."""

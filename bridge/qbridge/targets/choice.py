@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from qbridge.ir import Dialect
+from qbridge.ir import Dialect, Model
 from qbridge.rules import Rule
 from qbridge.targets.parallel import Parallel
+
+# The command that starts an engine's server on a folder (a quoted path) at a tensor-parallel size.
+Serve = Callable[[Model, str, int], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,8 @@ class Choice:
 
     `dialect` is what the format shall choose where it leaves a choice, `dtype` the one that config.json must name.
     What is found of the codes of `avoided` lets the target's other formats be tried first. `parallel` stands for the
-    target's limits on what a rank holds where another of its engines loads the format.
+    target's limits on what a rank holds where another of its engines loads the format. `serve` gives the command that
+    serves the checkpoint, None where there is no server.
     """
 
     format: str
@@ -24,3 +29,4 @@ class Choice:
     dtype: str = ""
     avoided: frozenset[str] = frozenset()
     parallel: Parallel | None = None
+    serve: Serve | None = None

@@ -12,6 +12,8 @@ from qbridge.ir import Model, Spec
 from qbridge.rules import Problem, ValueRule, Values
 from qbridge.topology import fused_siblings, is_kv_scale
 
+START = "start the server with LMDeploy's option --backend {}"  # pytorch or turbomind
+
 
 def model_dtype(model: Model, default: DType) -> DType:
     """The dtype that an engine computes in when asked for none: config.json's, else its own default."""

@@ -12,7 +12,7 @@ from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes.broadcast import Broadcast
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
 from qbridge.sharding import rank
-from qbridge.targets.common import unlike_parts
+from qbridge.targets.common import START, unlike_parts
 from qbridge.topology import fused_siblings, is_routed
 
 _VLLM = "vllm 0.33.0, model_executor/layers/quantization/fp8.py"
@@ -49,7 +49,7 @@ def _pytorch_engine(model: Model) -> Iterator[Problem]:
     """TurboMind takes the codes of static float8 for weights, without their scales."""
     if any(is_static(spec) for spec in model.specs.values()):
         fact = "static float8: the PyTorch engine loads it, TurboMind would take the codes for weights"
-        yield Problem((fact,), ("--backend pytorch",), ("config.json",))
+        yield Problem((fact,), (START.format("pytorch"),), ("config.json",))
 
 
 LMDEPLOY: tuple[Rule, ...] = (

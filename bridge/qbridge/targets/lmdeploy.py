@@ -16,8 +16,8 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales, stored_kv_scales
 from qbridge.targets import float8
-from qbridge.targets.choice import Choice
-from qbridge.targets.common import unquantized_tensors
+from qbridge.targets.choice import Choice, Serve
+from qbridge.targets.common import START, unquantized_tensors
 from qbridge.topology import (
     dense_linears,
     fused_siblings,
@@ -59,6 +59,15 @@ ARCHITECTURES = {
 }
 
 
+# Of 0.18.0, turbomind/supported_models.py (SUPPORTED_ARCHS).
+TURBOMIND_ARCHITECTURES = classes("""
+    Glm4MoeLiteForCausalLM GptOssForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
+    InternS1ForConditionalGeneration InternS2MobiusForConditionalGeneration
+    InternS2PreviewForConditionalGeneration InternVLChatModel InternVLForConditionalGeneration LlamaForCausalLM
+    MixtralForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
+    Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3_5ForConditionalGeneration
+    Qwen3_5MoeForConditionalGeneration
+""")
 # Classes of 0.18.0 that hand their modules a name, so that modules_to_not_convert is consulted (grep for add_prefix).
 PREFIXED = classes(
     "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
@@ -76,11 +85,29 @@ _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
 
 def choices(version: str) -> tuple[Choice, ...]:
     """W8A8 as smooth-quant, in 0.18.0 also as fp8; 4-bit weights as AWQ, which its other engine loads as well."""
-    eight_bits = Choice("smooth-quant", rules(version, "smooth-quant"))
+    eight_bits = Choice("smooth-quant", rules(version, "smooth-quant"), serve=served_by("pytorch"))
     if version == "0.6.2":
         return (eight_bits,)
-    blocks = Choice("fp8", (*float8.LMDEPLOY, *rules(version, "fp8")))
-    return eight_bits, blocks, Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16")
+    blocks = Choice("fp8", (*float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
+    four_bits = Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
+    return eight_bits, blocks, four_bits
+
+
+def served_by(engine: str) -> Serve:
+    """LMDeploy's server with one of its engines, `pytorch` or `turbomind`."""
+
+    def serve(model: Model, path: str, tp: int) -> str:
+        ranks = f" --tp {tp}" if tp > 1 else ""
+        return f"lmdeploy serve api_server {path} --backend {engine}{ranks}"
+
+    return serve
+
+
+def _served_awq(model: Model, path: str, tp: int) -> str:
+    """TurboMind has groups of 128 only, the PyTorch engine no experts."""
+    groups = {spec.weight.group_size for spec in model.specs.values()}
+    known = groups == {128} and model.architecture in TURBOMIND_ARCHITECTURES
+    return served_by("turbomind" if known else "pytorch")(model, path, tp)
 
 
 def rules(version: str, format_name: str) -> tuple[Rule, ...]:
@@ -154,11 +181,11 @@ def _one_engine(model: Model) -> Iterator[Problem]:
     sizes = {spec.weight.group_size for spec in model.specs.values()}
     if sizes == {128} and any(".experts." in name for name in model.specs):
         fact = "TurboMind loads it, the PyTorch engine has no experts in AWQ"
-        yield Problem((fact,), ("--backend turbomind",), ("config.json",))
+        yield Problem((fact,), (START.format("turbomind"),), ("config.json",))
     if sizes != {128} and None not in sizes and {spec.weight.bits for spec in model.specs.values()} == {4}:
         named = ", ".join(map(str, sorted(size or 0 for size in sizes)))
         fact = f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only"
-        yield Problem((fact,), ("--backend pytorch",), ("config.json",))
+        yield Problem((fact,), (START.format("pytorch"),), ("config.json",))
 
 
 def _experts_in_small_groups(model: Model) -> Iterator[Problem]:

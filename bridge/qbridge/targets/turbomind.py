@@ -10,32 +10,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qbridge.dtypes import DType
-from qbridge.ir import Model, Spec
+from qbridge.ir import Granularity, Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import unquantized_tensors
-from qbridge.targets.lmdeploy import PARSING, classes, kv_scales, quantized_head
+from qbridge.targets.common import START, unquantized_tensors
+from qbridge.targets.lmdeploy import (
+    PARSING,
+    TURBOMIND_ARCHITECTURES,
+    kv_scales,
+    quantized_head,
+    served_by,
+)
 from qbridge.targets.parallel import TURBOMIND
 from qbridge.topology import dense_linears, fused_siblings
 
-# turbomind/supported_models.py (SUPPORTED_ARCHS)
-ARCHITECTURES = classes("""
-    Glm4MoeLiteForCausalLM GptOssForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
-    InternS1ForConditionalGeneration InternS2MobiusForConditionalGeneration
-    InternS2PreviewForConditionalGeneration InternVLChatModel InternVLForConditionalGeneration LlamaForCausalLM
-    MixtralForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
-    Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3_5ForConditionalGeneration
-    Qwen3_5MoeForConditionalGeneration
-""")
 _CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py (get_tm_config)"
 
 
 def _known_class(model: Model) -> Iterator[Problem]:
-    if model.architecture not in ARCHITECTURES:
+    if model.architecture not in TURBOMIND_ARCHITECTURES:
         named = model.architecture or "config.json names no architecture"
         yield Problem(("TurboMind 0.18.0 has no class for it",), where=(named,))
 
@@ -123,13 +120,42 @@ def _alone(fact: str) -> ModelRule:
     """A note that the other engine of LMDeploy does not load the checkpoint."""
 
     def check(model: Model) -> Iterator[Problem]:
-        yield Problem((fact,), ("--backend turbomind",), ("config.json",))
+        if not all(map(_for_pytorch, model.specs.values())):
+            yield Problem((fact,), (START.format("turbomind"),), ("config.json",))
 
     return ModelRule("QB216", check, _CONVERTER)
 
 
+def _for_pytorch(spec: Spec) -> bool:
+    """Whether the scheme is of the kind that LMDeploy's other engine serves: 8 bits, activations quantized too."""
+    return spec.weight.bits == 8 and spec.activation is not None and spec.weight.granularity is not Granularity.GROUP
+
+
+def _other_layout(spec: Spec, model: Model) -> Problem | None:
+    """What the PyTorch engine does with compressed-tensors of such layers; both were tried with 0.18.0."""
+    if not _for_pytorch(spec):
+        return None
+    first = next(name for name, other in model.specs.items() if _for_pytorch(other))
+    return Problem(
+        (
+            f"{spec.scheme}: served by the PyTorch engine, and not as compressed-tensors",
+            "LMDeploy 0.18.0 stops: ValueError: Only compressed-tensors `pack-quantized` format is supported",
+            f"or, where it sees no quantization_config: KeyError: '{first}.weight_scale'",
+        )
+    )
+
+
+def _if_not_for_pytorch(rule: Rule) -> Rule:
+    """The same limit, on the layers alone that TurboMind could serve."""
+    if not isinstance(rule, LayerRule):
+        return rule
+    check = rule.check
+    return replace(rule, check=lambda spec, model: None if _for_pytorch(spec) else check(spec, model))
+
+
+_SERVE = served_by("turbomind")
 CHOICES = (
-    Choice("awq", (*_groups_of(128), *_COMMON), dtype="float16"),
+    Choice("awq", (*_groups_of(128), *_COMMON), dtype="float16", serve=_SERVE),
     Choice(
         "compressed-tensors",
         (
@@ -138,6 +164,7 @@ CHOICES = (
             *_COMMON,
         ),
         dtype="float16",
+        serve=_SERVE,
     ),
     Choice(
         "gptq",
@@ -149,6 +176,7 @@ CHOICES = (
         ),
         (("zeros", "v1"),),
         dtype="float16",
+        serve=_SERVE,
     ),
     Choice(
         "mxfp4",
@@ -158,6 +186,7 @@ CHOICES = (
             *_MODEL,
         ),
         dtype="bfloat16",
+        serve=_SERVE,
     ),
 )
 _ALONE = {
@@ -165,9 +194,14 @@ _ALONE = {
     "mxfp4": "TurboMind loads it, the PyTorch engine has nothing for MXFP4",
 }
 _LIMITS = replace(TURBOMIND, blocks="lmdeploy")  # float8 is the PyTorch engine's, and its refusal says what is wrong
+_OTHER = LayerRule("QB219", _other_layout, "lmdeploy 0.18.0, pytorch/config.py")
 # For LMDeploy as a whole, where its other engine has nothing that would hold the model.
 ALONE = tuple(
-    replace(choice, rules=(_alone(_ALONE[choice.format]), *choice.rules), parallel=_LIMITS)
+    replace(
+        choice,
+        rules=(_OTHER, _alone(_ALONE[choice.format]), *map(_if_not_for_pytorch, choice.rules)),
+        parallel=_LIMITS,
+    )
     for choice in CHOICES
     if choice.format in _ALONE
 )

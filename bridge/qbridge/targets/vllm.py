@@ -167,6 +167,10 @@ def _symmetrized(spec: Spec, model: Model) -> Pass | None:
     return None if spec.g_idx else Symmetrize()
 
 
+def _serve(model: Model, path: str, tp: int) -> str:
+    return f"vllm serve {path}{f' --tensor-parallel-size {tp}' if tp > 1 else ''}"
+
+
 _GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
 _AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
 _COMMON: tuple[Rule, ...] = (
@@ -199,11 +203,14 @@ COMPRESSED_TENSORS = Choice(
         *_COMMON,
         _UNQUANTIZED_BUT_KV,
     ),
+    serve=_serve,
 )
-FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=float8.AVOIDED)
-MODELOPT = Choice("modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED)
+FP8 = Choice("fp8", (*float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=float8.AVOIDED, serve=_serve)
+MODELOPT = Choice(
+    "modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED, serve=_serve
+)
 # gpt-oss alone, which is bfloat16 by its kernels.
-MXFP4 = Choice("mxfp4", (*_COMMON, _UNQUANTIZED), dtype="bfloat16")
+MXFP4 = Choice("mxfp4", (*_COMMON, _UNQUANTIZED), dtype="bfloat16", serve=_serve)
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 OLD_COMPRESSED_TENSORS = replace(
     COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
@@ -217,7 +224,10 @@ GPTQ = Choice(
         *_COMMON,
         _UNQUANTIZED,
     ),
+    serve=_serve,
 )
-AWQ = Choice("awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED))
+AWQ = Choice(
+    "awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED), serve=_serve
+)
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
-OLD_GPTQ = Choice("gptq", (*_COMMON, _UNQUANTIZED))
+OLD_GPTQ = Choice("gptq", (*_COMMON, _UNQUANTIZED), serve=_serve)

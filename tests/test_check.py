@@ -393,6 +393,7 @@ def test_what_a_rule_has_said_is_not_said_of_the_kernel_again():
 
 def test_bfloat16_on_a_kernel_that_has_float16_only(tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_3bit")
+    edit_json(src / "config.json", lambda config: {**config, "rope_theta": 1e4, "torch_dtype": "float16"})
     assert qbridge.check(src, "vllm@0.5.4").ok  # by its kernels for GPTQ, which have float16 only
     edit_json(src / "config.json", lambda config: config.update(dtype="bfloat16", torch_dtype="bfloat16"))
     (finding,) = (found for found in qbridge.check(src, "vllm@0.5.4").findings if found.code == "QB227")
@@ -541,7 +542,7 @@ def test_a_rope_that_only_transformers_5_reads_is_named(nested, tmp_path):
     assert qbridge.check(src, "lmdeploy").ok
 
     def newer(config):
-        del config["rope_theta"], config["rope_scaling"]
+        del config["rope_theta"]
         config["rope_parameters"] = {"rope_theta": 5e5, "rope_type": "default"}
         if nested:
             inner = {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import qbridge
-from qbridge.hf_config import meaning, rope, spell
+from qbridge.hf_config import Reader, meaning, rope, spell
 
 ROOT = Path(__file__).resolve().parent.parent
 CT = [
@@ -92,24 +92,25 @@ def test_a_scale_that_was_edited_since_is_not_forced_back(tmp_path):
 
 
 @pytest.mark.parametrize("source", CT + SQ, ids=name)
-def test_the_config_says_the_same_in_both_spellings(source, tmp_path):
+def test_the_config_says_the_same_to_transformers_4_and_5(source, tmp_path):
     qbridge.convert(source, tmp_path / "out", "compressed-tensors")
     written, original = config(tmp_path / "out"), config(source)
     theta, scaling, _ = rope(original)
-    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == theta
-    assert written["rope_scaling"] == scaling
-    assert written["torch_dtype"] == written["dtype"] == (original.get("dtype") or original.get("torch_dtype"))
+    assert written["rope_theta"] == theta
+    assert written.get("rope_scaling") == scaling
+    assert written.get("rope_parameters") == original.get("rope_parameters")
+    assert written["torch_dtype"] == (original.get("dtype") or original.get("torch_dtype"))
     kept = {k: v for k, v in original.items() if k not in ("quantization_config", "rope_parameters")}
     assert {k: written[k] for k in kept} == kept
     assert meaning(written) == meaning(original)
 
 
 @pytest.mark.parametrize("source", CT + SQ, ids=name)
-def test_lmdeploy_gets_the_spelling_of_transformers_4_alone(source, tmp_path):
+def test_lmdeploy_gets_no_rope_parameters_beside_a_rope_without_scaling(source, tmp_path):
     qbridge.convert(source, tmp_path / "out", "lmdeploy")
     written, (theta, scaling, _) = config(tmp_path / "out"), rope(config(source))
-    assert (written["rope_theta"], written["rope_scaling"]) == (theta, scaling)
-    assert "rope_parameters" not in written
+    assert (written["rope_theta"], written.get("rope_scaling")) == (theta, scaling)
+    assert ("rope_parameters" in written) == (scaling is not None)
     assert meaning(written) == meaning(config(source))
 
 
@@ -128,15 +129,10 @@ def test_old_rope_spellings_are_understood():
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}
     assert meaning(old) == meaning(new)
-    assert spell(old)["rope_parameters"] == new["rope_parameters"]
-    assert spell(new)["rope_theta"] == 5e5
+    assert spell(old, Reader()) == old
+    assert spell(new, Reader()) == {**new, "rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     assert meaning({"rope_theta": 1e6}) != meaning({"rope_theta": 1e4})
-    assert "rope_theta" not in spell({"model_type": "bloom"})
-
-
-def test_rope_per_kind_of_layer_is_left_as_it_is():
-    nested = {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}
-    assert spell(nested) == nested
+    assert "rope_theta" not in spell({"model_type": "bloom"}, Reader())
 
 
 @pytest.mark.parametrize("source", CT[:1] + SQ[:1], ids=name)

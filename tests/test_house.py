@@ -27,7 +27,7 @@ LAYERS = [
     {"ir", "codes", "findings", "headers"},
     {"words"},
     {"blocks"},
-    {"values", "passes", "tensors", "hf_config", "topology", "sharding", "patterns"},
+    {"values", "passes", "tensors", "rope", "hf_config", "topology", "sharding", "patterns"},
     {"pickles", "decoder"},
     {"source"},
     {"rules"},

@@ -17,13 +17,13 @@ from qbridge.catalogue import CATALOGUE
 from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.completeness import missing, surplus
 from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
-from qbridge.hf_config import spell
+from qbridge.hf_config import unread, unread_tokenizer
 from qbridge.ir import Model
 from qbridge.repairs import offered
 from qbridge.report import SCHEMA
 from qbridge.rules import LayerRule, ModelRule, Rule, ValueRule
 from qbridge.serving import Served, serving
-from qbridge.sharding import text_config
+from qbridge.source import TOKENIZER
 from qbridge.targets import Target, find_target, rules_of
 from qbridge.targets.choice import Choice
 
@@ -114,11 +114,12 @@ def check(
 
 
 def _spelling(model: Model, wanted: Target, src: str, findings: Findings) -> None:
-    """What config.json says in words that the engine's transformers does not know; a conversion spells it anew."""
-    said = text_config(model.config)
-    unread = sorted(said.keys() - spell(said, wanted.transformers).keys())
-    if unread:
-        findings.add("QB265", "config.json", unread, (_command(src, wanted),))
+    """What the model's config files say in words that the engine's transformers does not know, but convert does."""
+    command = (_command(src, wanted),)
+    if words := unread(model.config, wanted.reader):
+        findings.add("QB265", "config.json", words, command)
+    if facts := unread_tokenizer(model.tokenizer, wanted.reader):
+        findings.add("QB205", TOKENIZER, facts, command)
 
 
 def _named(target: Target) -> str:

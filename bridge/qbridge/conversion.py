@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from qbridge.distribution import qbridge_version
 from qbridge.dtypes import nbytes
 from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import find, side_files
+from qbridge.hf_config import spell_tokenizer, unread_tokenizer
 from qbridge.ir import Spec
 from qbridge.jobs import encoded
 from qbridge.passes import Pass
@@ -26,7 +27,7 @@ from qbridge.repairs import survey
 from qbridge.report import Report
 from qbridge.shards import Shard, plan_shards
 from qbridge.sink import MEMORY, Document, Effort, Progress, write_checkpoint
-from qbridge.source import MANIFEST, Source
+from qbridge.source import MANIFEST, TOKENIZER, Source
 from qbridge.staging import check_destination, recover, staged
 from qbridge.targets import Target, find_target
 from qbridge.wishes import NONE, Wishes
@@ -84,6 +85,7 @@ def convert(
         if not dry_run:
             block = plan.config.get("quantization_config", {})
             documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
+            documents |= plan.rewritten
             documents |= {**side_files(find(plan.format), block), "config.json": plan.config}
             write(opened, plan, shards, documents, out, overwrite, effort, progress)
     return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(wishes.tp))
@@ -99,7 +101,15 @@ def _plan(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
 
     plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, wishes)
     opened.findings.stop_on_errors()
-    return plan
+    return replace(plan, rewritten=_rewritten(opened, target))
+
+
+def _rewritten(opened: Checkpoint, target: Target) -> dict[str, str]:
+    """The side files in words that the target's transformers knows, where it does not know those that are there."""
+    if not unread_tokenizer(opened.model.tokenizer, target.reader):
+        return {}
+    text = (opened.source.path / TOKENIZER).read_bytes().decode()
+    return {TOKENIZER: spell_tokenizer(text)}
 
 
 def write(

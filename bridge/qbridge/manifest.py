@@ -58,7 +58,7 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
         "source": {
             "format": plan.model.format,
             "config": source.config,
-            "files": _texts(source, plan.model.consumed),
+            "files": _texts(source, plan.model.consumed.union(plan.rewritten)),
             "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
             "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
             "shards": {} if source.memory else _digests(source),
@@ -81,7 +81,7 @@ def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
 
 
 def _texts(source: Source, names: Collection[str]) -> dict[str, str]:
-    """Side files that are not carried over, for `restore`."""
+    """Side files that are not carried over as they are, for `restore`."""
     for name in names:
         if (size := (source.path / name).stat().st_size) > MAX_HEADER:
             raise error("QB002", name, (f"it has {size} bytes",))

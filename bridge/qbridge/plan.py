@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Everything decided before a weight is read."""
+    """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name."""
 
     model: Model
     target: Target
@@ -178,6 +178,7 @@ class Plan:
     outputs: Sequence[OutputTensor]
     config: Mapping[str, Any]
     because: str = ""
+    rewritten: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def result(self) -> Model:

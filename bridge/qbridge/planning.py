@@ -77,7 +77,7 @@ def make_plan(
     }
     outputs = outputs_of(source, result, layers)
     _check_names(outputs, findings)
-    config = spell(as_dtype(follow(result.config, result.specs), choice.dtype), target.transformers)
+    config = spell(as_dtype(follow(result.config, result.specs), choice.dtype), target.reader)
     block = destination.config(result)
     if block:
         config["quantization_config"] = block

@@ -20,6 +20,7 @@ from qbridge.headers import HeaderError, StoredTensor, load_json, read_header
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "qbridge.json"
+TOKENIZER = "tokenizer_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 _SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
@@ -134,7 +135,7 @@ class Source:
     def tokenizer(self) -> dict[str, Any]:
         """tokenizer_config.json as parsed; empty if there is none or it is no JSON object."""
         try:
-            value = load_json(self.path / "tokenizer_config.json")
+            value = load_json(self.path / TOKENIZER)
         except (OSError, ValueError):
             return {}  # a side file: carried over byte for byte whatever it holds
         return value if isinstance(value, dict) else {}

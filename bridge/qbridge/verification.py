@@ -89,7 +89,7 @@ def _compare_configs(left: Checkpoint, right: Checkpoint, pads: bool, findings: 
     first, second = map(meaning, configs)
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key):
-            code = "QB505" if key == COMPUTE_DTYPE else "QB504"
+            code = "QB505" if key.rpartition(".")[2] == COMPUTE_DTYPE else "QB504"
             findings.add(code, key, (f"{first.get(key)!r} and {second.get(key)!r}",))
 
 

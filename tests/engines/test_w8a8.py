@@ -106,15 +106,6 @@ def test_old_lmdeploy_would_rotate_another_head_dim_so_it_is_refused(converted, 
     assert rotated == {"0.18.0": head_dim // 2, "0.6.2": 16}
 
 
-def test_the_tokenizer_warning_is_true_and_its_way_out_works(converted, tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(converted / "llama_w8a8", model)
-    assert "TokenizersBackend" in ask("lmdeploy-0.18.0", "hf_config.py", model)["tokenizer"]["error"]["message"]
-    file = model / "tokenizer_config.json"
-    file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    assert ask("lmdeploy-0.18.0", "hf_config.py", model)["tokenizer"]["class"] == "PreTrainedTokenizerFast"
-
-
 @pytest.mark.parametrize("case", SQ)
 def test_lmdeploys_own_checkpoint_serves_elsewhere_and_comes_back(case, tmp_path):
     source = FIXTURES / "smooth_quant" / case / "model"

@@ -49,10 +49,10 @@ ENTRIES = (
     Code(
         "QB205",
         "the target's transformers cannot load this tokenizer_config.json",
-        "The tokenizer class is spelled as transformers 5 spells it, and the engine runs transformers 4.",
+        "The tokenizer's class, or its list of extra tokens, is one of transformers 5; the engine runs 4.",
         "The weights load, but the server stops at the tokenizer: Tokenizer class TokenizersBackend does not exist.",
         '"tokenizer_class": "TokenizersBackend"',
-        "Name PreTrainedTokenizerFast instead, which both read, or copy the tokenizer files of the original model.",
+        "Convert it: the file is written in words that both know; `qbridge restore` brings the original back.",
         "transformers 4.57.6, models/auto/tokenization_auto.py (the version that lmdeploy 0.18.0 runs on)",
         severity="warning",
     ),
@@ -68,11 +68,11 @@ ENTRIES = (
     Code(
         "QB207",
         "the rope of this config has no spelling for the target's transformers",
-        "rope_parameters differ by kind of layer, which only transformers 5 can say.",
+        "rope_parameters differ by kind of layer in a way that only transformers 5 can say of this class.",
         "transformers 4 would read its default rope and say nothing.",
-        "full_attention and sliding_attention with their own theta",
+        "full_attention and sliding_attention with their own theta in a class that transformers 4 does not have",
         "Choose a target on transformers 5.",
-        "transformers 4.57.6 and 5.23.0, modeling_rope_utils.py",
+        "transformers 4.57.6 and 5.24.0, modeling_rope_utils.py and models/*/configuration_*.py",
     ),
     Code(
         "QB208",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from qbridge.findings import error
 from qbridge.formats import aliases, did_you_mean, find, usable
+from qbridge.hf_config import ANY_READER, Reader
 from qbridge.ir import Model
 from qbridge.rules import Rule, plain_activations
 from qbridge.targets import gptqmodel, lmdeploy, parallel, transformers, turbomind, vllm
@@ -23,14 +24,13 @@ class Target:
     """The formats that may be written for a reader, with its limits on each.
 
     The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
-    the fewest problems says why. `transformers` are the major versions of transformers that may parse the config,
-    `parallel` the limits on what a rank holds.
+    the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds.
     """
 
     name: str
     summary: str
     choices: tuple[Choice, ...]
-    transformers: tuple[int, ...] = (4, 5)
+    reader: Reader = ANY_READER
     keeps: bool = False
     parallel: Parallel = ANY
 
@@ -75,26 +75,27 @@ _ENGINES = (
         "lmdeploy@0.18.0",
         "LMDeploy: 8 bits as smooth-quant or fp8; W4A16 as AWQ, which both its engines load, or for TurboMind alone",
         (*lmdeploy.choices("0.18.0"), *turbomind.ALONE),
-        lmdeploy.TRANSFORMERS,
+        lmdeploy.READER,
         parallel=parallel.LMDEPLOY,
     ),
     Target(
         "lmdeploy@0.6.2",
         "LMDeploy's PyTorch engine of November 2024; W8A8 as smooth-quant",
         lmdeploy.choices("0.6.2"),
-        lmdeploy.TRANSFORMERS,
+        lmdeploy.OLD_READER,
     ),
     Target(
         "lmdeploy-turbomind@0.18.0",
         "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ, and gpt-oss",
         turbomind.CHOICES,
-        lmdeploy.TRANSFORMERS,
+        lmdeploy.READER,
         parallel=parallel.TURBOMIND,
     ),
     Target(
         "vllm@0.33.0",
         "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt and gpt-oss where it serves them as they are",
         (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8, vllm.MODELOPT, vllm.MXFP4),
+        vllm.READER,
         keeps=True,
         parallel=parallel.VLLM,
     ),
@@ -102,6 +103,7 @@ _ENGINES = (
         "vllm@0.23.0",
         "vLLM before its Marlin kernels padded tiles",
         (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8),
+        vllm.READER_023,
         keeps=True,
         parallel=parallel.VLLM_023,
     ),
@@ -109,6 +111,7 @@ _ENGINES = (
         "vllm@0.5.4",
         "vLLM of August 2024, which says: not divisible by min_thread_k",
         (vllm.OLD_COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
+        vllm.OLD_READER,
         keeps=True,
         parallel=parallel.VLLM_054,
     ),
@@ -116,21 +119,30 @@ _ENGINES = (
         "vllm-gptq@0.33.0",
         "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve",
         (vllm.GPTQ,),
+        vllm.READER,
         parallel=parallel.VLLM,
     ),
     Target(
         "vllm-marlin@0.33.0",
         "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
         (vllm.GPTQ,),
+        vllm.READER,
         parallel=parallel.VLLM,
     ),
     Target(
         "gptqmodel@7.7.0",
         "GPTQModel, which has no tensor parallelism; GPTQ, or AWQ where the source is AWQ",
         gptqmodel.CHOICES,
+        Reader((5,)),  # it requires 5.20.2 or newer
         keeps=True,
     ),
-    Target("transformers@5.17.0", "transformers with compressed-tensors installed", transformers.CHOICES, keeps=True),
+    Target(
+        "transformers@5.17.0",
+        "transformers with compressed-tensors installed",
+        transformers.CHOICES,
+        Reader((5,)),
+        keeps=True,
+    ),
 )
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from math import gcd
 
 from qbridge.dtypes import DType
-from qbridge.hf_config import rope
+from qbridge.hf_config import Reader, rope, unsaid_rope
 from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
@@ -76,7 +76,11 @@ PREFIXED = classes(
 _SMALLEST_GROUP = 16  # pytorch/kernels/cuda/awq_kernels.py: a block of the dot product is a group
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 
-TRANSFORMERS = (4,)  # 0.18.0 pins transformers below 5, 0.6.2 is older than it
+# 0.18.0 wants transformers 4.56 or newer, 5 included, which reads what is written for 4; 0.6.2 is older than 5.
+# rope_parameters beside no rope_scaling end in a TypeError (pytorch/nn/rotary_embedding.py, _get_fope_parameters),
+# and of those of two kinds of layers it takes theta 10000 (get_rope_theta there).
+READER = Reader((4,), old_dtype=False, plain_rope=False)
+OLD_READER = Reader((4,))
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
 _OWN_ROPE_DIM = classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalLM MiniCPM3ForCausalLM")
@@ -245,14 +249,8 @@ def quantized_head(model: Model) -> Iterator[Problem]:
         yield Problem(where=found)
 
 
-def _new_tokenizer(model: Model) -> Iterator[Problem]:
-    if model.tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        fix = "sed -i s/TokenizersBackend/PreTrainedTokenizerFast/ DST/tokenizer_config.json"
-        yield Problem(("tokenizer_class is TokenizersBackend",), (fix,), ("tokenizer_config.json",))
-
-
 def _rope_per_layer(model: Model) -> Iterator[Problem]:
-    if rope(model.config)[2]:
+    if unsaid_rope(model.config):
         yield Problem(("rope_parameters has one entry per kind of layer",), where=("config.json",))
 
 
@@ -278,7 +276,4 @@ def _old_rope(model: Model) -> Iterator[Problem]:
         yield Problem((fact,), where=("rope_scaling",))
 
 
-PARSING: tuple[Rule, ...] = (
-    ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
-    ModelRule("QB205", _new_tokenizer, "transformers 4.57.6, models/auto/tokenization_auto.py"),
-)
+PARSING: tuple[Rule, ...] = (ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),)

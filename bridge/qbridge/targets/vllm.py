@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import gcd
 
 from qbridge.dtypes import DType
+from qbridge.hf_config import Reader
 from qbridge.ir import ActivationScheme, Granularity, Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
@@ -26,6 +27,8 @@ from qbridge.topology import fused_siblings, is_routed
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
 _GROUPS = (128, 64, 32)
+# What the wheels require: 0.33.0 transformers 5.16.1 to 5.20, 0.23.0 any from 4.56 on, 0.5.4 one of August 2024.
+READER, READER_023, OLD_READER = Reader((5,)), Reader((4, 5), old_dtype=False), Reader((4,))
 _MARLIN = ((4, True), (4, False), (8, True))
 
 

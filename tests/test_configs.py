@@ -1,0 +1,345 @@
+"""config.json and tokenizer_config.json: changed only where the target's transformers would read something else."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import qbridge
+from config_kinds import KINDS, NEW_KINDS, as_transformers_5_writes
+from qbridge.hf_config import Reader, meaning, spell, spell_tokenizer, unread, unread_tokenizer, unsaid_rope
+from qbridge.targets import find_target
+from support import copy_fixture, edit_json
+
+READERS = {
+    "4": Reader((4,)),
+    "5": Reader((5,)),
+    "both": Reader(),
+    **{name: find_target(name).reader for name in ("lmdeploy", "lmdeploy@0.6.2", "vllm", "vllm@0.5.4", "dense")},
+}
+NEW = {**KINDS, **NEW_KINDS}
+
+
+@cache
+def written_by_5(name):
+    return as_transformers_5_writes(NEW[name])
+
+
+def codes(report, *severities):
+    return {f.code for f in report.findings if not severities or f.severity in severities}
+
+
+def source(name, writer):
+    return copy.deepcopy(NEW[name] if writer == 4 else written_by_5(name))
+
+
+def parsed(config):
+    """What the installed transformers, a version of 5, reads of a config."""
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        return AutoConfig.from_pretrained(folder).to_dict() | {"_name_or_path": ""}
+
+
+def by_path(config, prefix=""):
+    """Every key of a config and of those in it."""
+    for key, value in config.items():
+        yield f"{prefix}{key}", value
+        if key.endswith("_config") and isinstance(value, dict):
+            yield from by_path(value, f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("name", KINDS)
+def test_what_transformers_4_wrote_stays_as_it_is(name, reader):
+    """A dtype alone is what 4.56 began to write: those before know torch_dtype, which is added for them."""
+    before, after = dict(by_path(source(name, 4))), dict(by_path(spell(source(name, 4), reader)))
+    added = {path: after[path] for path in after.keys() - before.keys()}
+    assert all(after[path] == value for path, value in before.items() if not isinstance(value, dict))
+    old = 4 in reader.versions and reader.old_dtype
+    alone = {p for p in before if p.endswith("dtype") and p.rpartition(".")[2] == "dtype"} if old else set()
+    assert added == {f"{path.removesuffix('dtype')}torch_dtype": before[path] for path in alone}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_what_transformers_5_wrote_stays_as_it_is_for_transformers_5(name):
+    assert spell(written_by_5(name), READERS["5"]) == written_by_5(name)
+    assert spell(written_by_5(name), READERS["vllm"]) == written_by_5(name)
+
+
+def plain(key, value):
+    """A word of transformers 4, the older name of rope_type aside; nothing for a default."""
+    if key == "rope_scaling" and isinstance(value, dict):
+        kind = value.get("rope_type", value.get("type"))
+        fields = {k: v for k, v in value.items() if k not in ("type", "rope_type")}
+        return {**fields, "rope_type": "default" if kind == "mrope" else kind}
+    return value
+
+
+ROPE_4 = {"rope_theta", "rope_scaling", "rope_local_base_freq", "global_rope_theta", "local_rope_theta"}
+WORDS_4 = ROPE_4 | {"partial_rotary_factor", "rotary_emb_base", "rotary_pct", "num_experts", "num_local_experts"}
+
+
+@pytest.mark.parametrize("reader", ["4", "both", "lmdeploy"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("qwen2_vl", "qwen2_5_vl")])
+def test_transformers_4_is_told_in_its_own_words_what_5_wrote(name, reader):
+    """Qwen2-VL is nested by transformers 5 and flat before: see below."""
+    said = dict(by_path(KINDS[name]))
+    told = dict(by_path(spell(written_by_5(name), READERS[reader])))
+    for path, value in said.items():
+        key = path.rpartition(".")[2]
+        if key in WORDS_4 and value is not None:
+            assert plain(key, told.get(path)) == plain(key, value), path
+        if key in ("torch_dtype", "dtype"):
+            assert told[path if reader != "lmdeploy" else f"{path.removesuffix(key)}dtype"] == value
+    if "rope_scaling" not in str(said):
+        assert not any(path.endswith("rope_scaling") for path in told)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_mrope_is_a_default_rope_with_sections_to_transformers_4(name):
+    text = spell(written_by_5(name), READERS["4"])["text_config"]
+    assert text["rope_theta"] == 1e6
+    assert text["rope_scaling"] == {"type": "mrope", "rope_type": "default", "mrope_section": [8, 12, 12]}
+
+
+def test_mrope_under_rope_type_alone_is_what_transformers_4_fails_on():
+    config = {**KINDS["qwen2_vl"], "rope_scaling": {"rope_type": "mrope", "mrope_section": [8, 12, 12]}}
+    wanted = {"type": "mrope", "rope_type": "default", "mrope_section": [8, 12, 12]}
+    assert spell(config, READERS["4"])["rope_scaling"] == wanted
+    assert spell(config, READERS["5"]) == config
+
+
+def test_phi3_of_transformers_4_takes_three_fields_and_no_other():
+    spelled = spell(written_by_5("phi3"), READERS["both"])
+    assert spelled["rope_scaling"] == KINDS["phi3"]["rope_scaling"]
+    assert spelled["original_max_position_embeddings"] == 2048
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("writer", [4, 5])
+@pytest.mark.parametrize("name", NEW)
+def test_transformers_5_reads_the_same_from_source_and_output(name, writer, reader):
+    config = source(name, writer)
+    assert parsed(spell(config, reader)) == parsed(config)
+    assert config == source(name, writer), "the source's own config was written to"
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("writer", [4, 5])
+@pytest.mark.parametrize("name", NEW)
+def test_source_and_output_mean_the_same_and_once_is_enough(name, writer, reader):
+    spelled = spell(source(name, writer), reader)
+    assert meaning(spelled) == meaning(source(name, writer))
+    assert spell(spelled, reader) == spelled
+
+
+def other(value):
+    """A value that means something else, or None where that is not known."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "float64" if value in ("bfloat16", "float16", "float32") else None
+    return value * 2 + 1
+
+
+def edited(config):
+    """The config with one of the words of interest changed, for each of them that it has."""
+    words = {*WORDS_4, "dtype", "torch_dtype", "swa_rope_theta", "factor", "hidden_size"}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from ({**config, key: inner} for inner in edited(value))
+        elif key in words and (changed := other(value)) is not None:
+            yield {**config, key: changed}
+
+
+@pytest.mark.parametrize("writer", [4, 5])
+@pytest.mark.parametrize("name", NEW)
+def test_a_changed_word_is_another_meaning(name, writer):
+    config = source(name, writer)
+    changed = list(edited(config))
+    assert len(changed) > 1
+    for each in changed:
+        assert meaning(each) != meaning(config)
+
+
+def test_lmdeploy_gets_no_rope_parameters_that_it_fails_on():
+    assert "rope_parameters" not in spell(written_by_5("llama"), READERS["lmdeploy"])
+    assert "rope_parameters" not in spell(written_by_5("gemma3_text"), READERS["lmdeploy"])
+    assert "rope_parameters" not in spell(written_by_5("gemma3"), READERS["lmdeploy"])["text_config"]
+    assert "rope_parameters" in spell(written_by_5("llama_llama3"), READERS["lmdeploy"])
+    assert "rope_parameters" not in spell({"rope_theta": 1e4, "rope_parameters": None}, READERS["lmdeploy"])
+    assert "rope_parameters" in spell(written_by_5("llama"), READERS["both"])
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "olmo3"])
+def test_flat_rope_parameters_where_the_class_wants_two_are_removed(name):
+    """As qbridge 0.1 wrote them: transformers 5 stops with KeyError 'full_attention', or takes its default."""
+    config = source(name, 4)
+    broken = {**config, "rope_parameters": {"rope_theta": config["rope_theta"], "rope_type": "default"}}
+    with contextlib.suppress(KeyError, AttributeError):
+        assert parsed(broken)["rope_parameters"] != parsed(config)["rope_parameters"]
+    for reader in ("5", "both", "lmdeploy"):
+        assert spell(broken, READERS[reader]) == spell(config, READERS[reader])
+    assert unread(broken, READERS["5"]) == ["rope_parameters"]
+
+
+LAYERED = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "unknown", "rope_parameters": LAYERED},
+        {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "rope_parameters": LAYERED}},
+        {"model_type": "olmo3", "rope_parameters": LAYERED},
+        {"model_type": "gemma3_text", "rope_parameters": {"full_attention": LAYERED["full_attention"]}},
+        {
+            "model_type": "gemma3_text",
+            "rope_parameters": {**LAYERED, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+        },
+        {
+            "model_type": "gemma3_text",
+            "rope_parameters": {**LAYERED, "full_attention": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+        },
+    ],
+)
+def test_a_rope_without_words_in_transformers_4_is_left_as_it_is_and_known_as_such(config):
+    assert spell(config, READERS["both"]) == spell(config, READERS["lmdeploy"]) == config
+    assert unsaid_rope(config)
+    assert not unsaid_rope(written_by_5("gemma3"))
+
+
+def test_what_a_reader_does_not_know_is_named():
+    assert unread(written_by_5("qwen3_moe"), READERS["4"]) == ["num_local_experts", "rope_parameters"]
+    assert unread(written_by_5("llava"), READERS["4"]) == ["dtype", "rope_parameters"]
+    assert unread(written_by_5("llava"), READERS["lmdeploy"]) == ["rope_parameters"]
+    assert unread(written_by_5("llava"), READERS["both"]) == []
+    assert all(unread(config, READERS["lmdeploy"]) == [] for config in KINDS.values())
+
+
+@pytest.mark.parametrize("junk", [[1], {"a": 1}, "x", 7, True, None])
+def test_words_of_any_other_kind_are_left_as_they_are(junk):
+    words = ("model_type", "rope_scaling", "rope_theta", "dtype", "torch_dtype", "num_local_experts")
+    for inside in ({}, {"rope_type": junk}, {"type": junk}, {"rope_theta": junk}, {"full_attention": junk}, junk):
+        for word in words:
+            config = {"model_type": "gemma3_text", word: junk, "rope_parameters": inside}
+            for reader in READERS.values():
+                assert meaning(spell(config, reader)) == meaning(config)
+                assert isinstance(unread(config, reader), list)
+
+
+def test_a_config_in_many_others_is_no_endless_walk():
+    config = {"dtype": "bfloat16"}
+    for _ in range(400):
+        config = {"text_config": config}
+    assert meaning(spell(config, READERS["both"])) == meaning(config) != meaning({"text_config": {}})
+
+
+# Whole conversions.
+
+ROPE = "compressed_tensors/llama_w8a8_rope"
+
+
+def around(config):
+    """A text model's config as multimodal ones hold it."""
+    inner = {key: value for key, value in config.items() if key not in ("architectures", "quantization_config")}
+    outer = {key: config[key] for key in ("architectures", "quantization_config")}
+    return {**outer, "model_type": "llava", "torch_dtype": "float16", "text_config": inner}
+
+
+@pytest.mark.parametrize("target", ["vllm", "transformers", "lmdeploy", "dense"])
+def test_a_partly_rotated_model_is_the_same_after_its_conversion(target, tmp_path):
+    src = copy_fixture(tmp_path)
+    edit_json(src / "config.json", lambda c: c["rope_parameters"].update(partial_rotary_factor=0.5))
+    qbridge.convert(src, tmp_path / "out", target)
+    if target != "dense":
+        assert qbridge.verify(src, tmp_path / "out").same
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written.get("partial_rotary_factor") == (0.5 if target in ("lmdeploy", "dense") else None)
+
+
+def without_rope_parameters(config):
+    return {key: value for key, value in config.items() if key != "rope_parameters"}
+
+
+@pytest.mark.parametrize("word", ["rope_theta", "partial_rotary_factor"])
+def test_verify_still_sees_another_rope(word, tmp_path):
+    src = copy_fixture(tmp_path)
+    edit_json(src / "config.json", lambda c: c["rope_parameters"].update(partial_rotary_factor=0.5))
+    qbridge.convert(src, tmp_path / "out", "lmdeploy")
+    edit_json(tmp_path / "out/config.json", lambda c: {**without_rope_parameters(c), word: 0.25})
+    assert codes(qbridge.verify(src, tmp_path / "out"), "error") == {"QB504"}
+
+
+def test_the_dtype_of_a_nested_config_is_treated_as_that_outside(tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm_g128")
+    edit_json(src / "config.json", lambda c: around({**c, "torch_dtype": "bfloat16"}))
+    qbridge.convert(src, tmp_path / "out", "lmdeploy", allow=("rounded",))
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["torch_dtype"] == written["text_config"]["torch_dtype"] == "float16"
+    answer = qbridge.verify(src, tmp_path / "out")
+    assert answer.same
+    assert [f.code for f in answer.findings if "dtype" in str(f.where)] == ["QB505"]
+
+
+def test_the_tokenizer_of_transformers_5_is_renamed_for_4_and_restored_to_the_byte(tmp_path):
+    src = copy_fixture(tmp_path)
+    file, text = "tokenizer_config.json", (src_text := src / "tokenizer_config.json").read_text()
+    src_text.write_text(text.replace("\n", "\r\n").replace("{", "{ ", 1))
+    before = src_text.read_bytes()
+    assert b'"TokenizersBackend"' in before
+    report = qbridge.convert(src, tmp_path / "out", "lmdeploy")
+    after = (tmp_path / "out" / file).read_bytes()
+    assert after == before.replace(b'"TokenizersBackend"', b'"PreTrainedTokenizerFast"')
+    assert "QB205" not in codes(report)
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back" / file).read_bytes() == before
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((src / "config.json").read_text())
+
+
+@pytest.mark.parametrize("target", ["vllm", "transformers", "smooth-quant"])
+def test_the_tokenizer_of_transformers_5_stays_for_5(target, tmp_path):
+    src = copy_fixture(tmp_path)
+    qbridge.convert(src, tmp_path / "out", target)
+    assert (tmp_path / "out/tokenizer_config.json").read_bytes() == (src / "tokenizer_config.json").read_bytes()
+    assert json.loads((tmp_path / "out/qbridge.json").read_text())["source"]["files"] == {}
+
+
+def test_check_says_what_convert_would_rewrite(tmp_path):
+    src = copy_fixture(tmp_path)
+    before = qbridge.check(src, "lmdeploy").findings
+    for code, word in (("QB205", "TokenizersBackend"), ("QB265", "rope_parameters")):
+        (finding,) = (f for f in before if f.code == code)
+        assert word in " ".join(finding.facts)
+        assert finding.help[0].startswith("qbridge convert ") and "--to lmdeploy" in finding.help[0]
+    qbridge.convert(src, tmp_path / "out", "lmdeploy")
+    assert {"QB205", "QB265"}.isdisjoint(codes(qbridge.check(tmp_path / "out", "lmdeploy")))
+    assert {"QB205", "QB265"}.isdisjoint(codes(qbridge.check(src, "vllm")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"tokenizer_class": "TokenizersBackend", "pad_token": "\\ud800"}',
+        '{"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"]}',
+        '{"extra_special_tokens": ["<a>"], "additional_special_tokens": ["<b>"]}',
+        '{"init": {"tokenizer_class": "TokenizersBackend"}, "tokenizer_class":"TokenizersBackend"}',
+        '{"eos": "\\"tokenizer_class\\": \\"TokenizersBackend\\"", "tokenizer_class" : "TokenizersBackend"}',
+    ],
+)
+def test_only_what_transformers_4_does_not_take_of_a_tokenizer_changes(text):
+    written, wanted = spell_tokenizer(text), json.loads(text)
+    if "tokenizer_class" in wanted:
+        wanted["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if extra := wanted.pop("extra_special_tokens", None):
+        wanted["additional_special_tokens"] = [*wanted.get("additional_special_tokens", []), *extra]
+    assert json.loads(written) == wanted
+    assert written.encode()
+    assert unread_tokenizer(json.loads(text), READERS["4"]) and not unread_tokenizer(wanted, READERS["4"])
+    assert not unread_tokenizer(json.loads(text), READERS["5"])

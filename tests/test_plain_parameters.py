@@ -70,12 +70,12 @@ def test_parameters_are_carried_over_with_one_note(case, target, tmp_path):
     src = copy_fixture(tmp_path, case)
     before = {finding.code for finding in qbridge.check(src, "vllm").findings}
     plant(src, **PARAMETERS)
-    (note,) = said(qbridge.inspect(src).findings, "QB029")
+    (note,) = said(qbridge.inspect(src).findings, "QB039")
     assert str(note.severity) == "note" and set(note.where) == PARAMETERS.keys()
-    assert {finding.code for finding in qbridge.check(src, "vllm").findings} == {*before, "QB029"}
+    assert {finding.code for finding in qbridge.check(src, "vllm").findings} == {*before, "QB039"}
     to = case.partition("/")[0].replace("_", "-") if target == "own" else target
     report = qbridge.convert(src, tmp_path / "dst", to)
-    assert len(said(report.findings, "QB029")) == 1
+    assert len(said(report.findings, "QB039")) == 1
     written = load_file(stored(tmp_path / "dst"))
     for name, value in PARAMETERS.items():
         assert written[name].dtype == value.dtype and torch.equal(written[name], value), name

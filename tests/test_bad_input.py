@@ -512,14 +512,14 @@ def test_quantized_layers_that_no_group_targets_are_all_named(src):
 
 @pytest.fixture
 def with_unknown(src):
-    extra = np.arange(6, dtype=np.int64).reshape(2, 3)
-    rewrite_tensors(src, lambda tensors: tensors.update({f"{DOWN}.weight_foo": extra, "rotation": extra}))
+    extra = np.arange(6, dtype=np.float16).reshape(2, 3)
+    rewrite_tensors(src, lambda tensors: tensors.update({f"{DOWN}.weight_foo": extra, f"{DOWN}.foo.bar": extra}))
     return src
 
 
 def test_unclaimed_tensors_are_refused(with_unknown):
     found = refusal(with_unknown, 3, "QB018")
-    assert places(found["QB018"]) == {f"{DOWN}.weight_foo", "rotation"}
+    assert places(found["QB018"]) == {f"{DOWN}.weight_foo", f"{DOWN}.foo.bar"}
     assert "--allow unknown-tensors" in helps(found["QB018"])
 
 
@@ -529,7 +529,7 @@ def test_unclaimed_tensors_are_carried_over_when_allowed(with_unknown):
     severity = {finding.code: str(finding.severity) for finding in done.findings}
     assert severity["QB018"] == "warning"
     before, after = load_file(with_unknown / SINGLE), load_file(dst / SINGLE)
-    for name in (f"{DOWN}.weight_foo", "rotation"):
+    for name in (f"{DOWN}.weight_foo", f"{DOWN}.foo.bar"):
         assert after[name].dtype == before[name].dtype and after[name].tobytes() == before[name].tobytes()
 
 

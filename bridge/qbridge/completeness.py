@@ -201,11 +201,16 @@ def _usual(tree: _Tree, count: int) -> Mapping[tuple[bool, bool], set[str]]:
             kinds[layer.linear_attention, layer.sparse].append(layer.modules)
     found: dict[tuple[bool, bool], set[str]] = defaultdict(set)
     for kind, layers in kinds.items():
-        often = Counter(name for modules in layers for name in modules)
+        # a parameter in the attention itself (a sink, which not every layer has) makes no linear of it
+        often = Counter(name for modules in layers for name in modules - {_parent(inner) for inner in modules})
         found[kind] = {
             name for name, times in often.items() if 2 * times > len(layers) and _OPTIONAL.isdisjoint(name.split("."))
         }
     return found
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def surplus(model: Model) -> list[str]:

@@ -24,13 +24,17 @@ class Severity(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One diagnostic. `where` names every layer, tensor or file it is about, in the order found."""
+    """One diagnostic. `where` names every layer, tensor or file it is about, in the order found.
+
+    No word of `--allow` lets a `final` one pass, whatever its catalogue entry says of others of the code.
+    """
 
     code: str
     where: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     help: tuple[str, ...] = ()
     severity: Severity = Severity.ERROR
+    final: bool = False
 
     @property
     def entry(self) -> Code:
@@ -53,7 +57,7 @@ class Finding:
             "facts": list(self.facts),
             "why": self.entry.why,
             "help": [*self.help, self.entry.fix],
-            "allow": self.entry.allow,
+            "allow": None if self.final else self.entry.allow,
         }
 
     def __str__(self) -> str:
@@ -70,7 +74,9 @@ class Findings:
     """
 
     allow: frozenset[str] = frozenset()
-    _found: dict[tuple[str, tuple[str, ...], tuple[str, ...], Severity], dict[str, int]] = field(default_factory=dict)
+    _found: dict[tuple[str, tuple[str, ...], tuple[str, ...], Severity, bool], dict[str, int]] = field(
+        default_factory=dict
+    )
 
     def add(
         self,
@@ -79,15 +85,22 @@ class Findings:
         facts: Sequence[str] = (),
         help: Sequence[str] = (),
         values: int = 0,
+        *,
+        mild: bool = False,
+        final: bool = False,
     ) -> None:
-        """Note a finding under its catalogue severity; `values` is how many values of each place it is about."""
+        """Note a finding under its catalogue severity, or as a warning if it is `mild`.
+
+        `values` is how many values of each place it is about; no word of `allow` lets a `final` one pass.
+        """
         entry = CATALOGUE[code]
-        severity = Severity(entry.severity)
-        if entry.allow in self.allow and severity is Severity.ERROR:
-            severity = Severity.WARNING
-        elif entry.allow and severity is Severity.ERROR:
-            help = (*help, f"--allow {entry.allow}")
-        places = self._found.setdefault((code, tuple(facts), tuple(help), severity), {})
+        severity = Severity.WARNING if mild else Severity(entry.severity)
+        if severity is Severity.ERROR and entry.allow and not final:
+            if entry.allow in self.allow:
+                severity = Severity.WARNING
+            else:
+                help = (*help, f"--allow {entry.allow}")
+        places = self._found.setdefault((code, tuple(facts), tuple(help), severity, final), {})
         for place in (where,) if isinstance(where, str) else where:
             places[place] = values
 
@@ -102,7 +115,7 @@ class Findings:
 
     def __iter__(self) -> Iterator[Finding]:
         """Errors first, then by code, in the order found."""
-        found = [Finding(c, tuple(w), (*f, *_counted(w)), h, s) for (c, f, h, s), w in self._found.items()]
+        found = [Finding(c, tuple(w), (*f, *_counted(w)), h, s, end) for (c, f, h, s, end), w in self._found.items()]
         order = list(Severity)
         return iter(sorted(found, key=lambda f: (order.index(f.severity), f.code)))
 

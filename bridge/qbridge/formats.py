@@ -23,7 +23,7 @@ from qbridge.ir import Layer, Model, Spec, TensorInfo
 from qbridge.layout import ScaledZeros, Slot, is_fixed
 from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
-from qbridge.topology import canonical_tensor, module_of, unknown_tensors
+from qbridge.topology import canonical_tensor, module_of, unclaimed
 
 BUILTIN = (
     "auto-round",
@@ -295,7 +295,7 @@ def assemble(
     """A Model from a reader's layers: checks every slot against its tensor and accounts for the others.
 
     `refused` are modules that the reader has a finding about already. Findings: QB010 no layer at all, QB015 missing
-    tensors, QB016 wrong dtype or shape, QB028 too large, QB018 tensors that nobody claims.
+    tensors, QB016 wrong dtype or shape, QB028 too large, QB018 tensors that nobody claims, QB039 plain parameters.
     """
     _check_slots(source, layers, findings)
     claimed = {slot.tensor for _, slots in layers.values() for slot in slots.values()}
@@ -306,15 +306,33 @@ def assemble(
             if known_as in rest:
                 findings.add("QB033", name, (f"it and {rest[known_as].stored} are both {known_as}",))
             rest[known_as] = TensorInfo(tensor.dtype, tensor.shape, name)
-    for name in unknown_tensors(rest, bool(kv_cache)):
-        if module_of(rest[name].stored)[0] not in refused:
-            findings.add("QB018", rest[name].stored)
+    _account(rest, {module_of(tensor)[0] for tensor in claimed}, bool(kv_cache), refused, findings)
     if not layers and not findings.errors:
         findings.add("QB010", str(source.path), ("no module's weight is quantized",))
     specs = {name: spec for name, (spec, _) in layers.items()}
     slots_of = {name: slots for name, (_, slots) in layers.items()}
     stale = config_files().intersection(map(str, source.side_files))
     return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {}, stale)
+
+
+def _account(
+    rest: Mapping[str, TensorInfo],
+    coded: Collection[str],
+    kv_cache: bool,
+    refused: Collection[str],
+    findings: Findings,
+) -> None:
+    """Say what the tensors are that are no weight or bias: parameters, or what somebody must know more about."""
+    sorted_out = unclaimed(rest, coded, kv_cache)
+    for name in sorted_out.parts:
+        if module_of(rest[name].stored)[0] not in refused:
+            fact = "codes or scales, by dtype or name, of a layer that is not read here: never carried over"
+            findings.add("QB018", rest[name].stored, (fact,), final=True)
+    for name in sorted_out.strange:
+        if module_of(rest[name].stored)[0] not in refused:
+            findings.add("QB018", rest[name].stored)
+    if sorted_out.parameters:
+        findings.add("QB039", [rest[name].stored for name in sorted_out.parameters])
 
 
 def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, Slot]]], findings: Findings) -> None:

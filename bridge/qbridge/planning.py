@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from qbridge.dtypes import DType
 from qbridge.findings import Findings
 from qbridge.formats import find
-from qbridge.hf_config import as_dtype, spell
-from qbridge.ir import Model, Spec
+from qbridge.hf_config import as_dtype, compute_dtype, spell
+from qbridge.ir import DENSE, Model, Spec
 from qbridge.outputs import outputs_of
 from qbridge.padding import follow, growth
 from qbridge.passes import Pass
@@ -36,11 +37,13 @@ def make_plan(
     recorded: Recorded | None = None,
     wishes: Wishes = NONE,
     thorough: bool = True,
+    copied: bool = False,
 ) -> Plan:
     """Plan a conversion into one format of a target; every problem becomes a finding.
 
     The plan is only good if none of them is an error. `recorded` gives, by layer, the spec that a manifest records
     and the passes that lead back to it. Unless `thorough`, values are not looked at once something else is refused.
+    Of what is `copied` into the source's own format, no cast of the engine's is an error.
     """
     destination, rules = find(choice.format), rules_of(target, choice, wishes.tp)
     if wishes.dtype:
@@ -65,7 +68,7 @@ def make_plan(
     result = _check_model(result, rules, findings)
     if thorough or not findings.errors:
         steps = {name: passes for name, (_, passes) in after.items()}
-        _check_values(result, SourceValues(source, model, steps), rules, findings)
+        _check_values(result, SourceValues(source, model, steps), rules, copied, findings)
     if findings.errors:
         return Plan(model, target, destination.NAME, {}, (), {})
     result = destination.settle(result)
@@ -150,6 +153,15 @@ def best_plan(
     if second_best:
         findings.merge(second_best[1])
         return second_best[0]
+    for choice in choices:
+        if _is_copy(choice, model):  # the engine does the same to the source, and no other format spares it that
+            tried = Findings(findings.allow)
+            plan = make_plan(
+                source, model, target, choice, tried, recorded(choice.format), wishes, thorough=False, copied=True
+            )
+            if not tried.errors:
+                findings.merge(tried)
+                return replace(plan, because="the source's own format")
     refused: list[tuple[Plan, Findings]] = []
     for choice in choices:
         tried = Findings(findings.allow)
@@ -159,10 +171,19 @@ def best_plan(
     return plan
 
 
+def _is_copy(choice: Choice, model: Model) -> bool:
+    """Whether the engine is given the format and the dtype that the source has."""
+    same = not choice.dtype or compute_dtype(model.config, DType.F32) is DENSE[choice.dtype]
+    return choice.format == model.format and same
+
+
 def _distance(findings: Findings) -> tuple[int, int]:
-    """How far a format is from holding the model: layers whose scheme it has no place for, then kinds of problems."""
+    """How far a format is from holding the model: layers whose scheme it has no place for, then kinds of problems.
+
+    A mild problem counts as one, too: the format that has fewer of either kind says more of what is wrong.
+    """
     without_place = sum(len(finding.where) for finding in findings.errors if finding.code in ("QB110", "QB219"))
-    return without_place, len({finding.code for finding in findings.errors})
+    return without_place, len({finding.code for finding in findings if finding.entry.severity == "error"})
 
 
 def _check_model(model: Model, rules: Sequence[Rule], findings: Findings) -> Model:
@@ -178,11 +199,12 @@ def _check_model(model: Model, rules: Sequence[Rule], findings: Findings) -> Mod
     return model
 
 
-def _check_values(model: Model, values: Values, rules: Sequence[Rule], findings: Findings) -> None:
+def _check_values(model: Model, values: Values, rules: Sequence[Rule], copied: bool, findings: Findings) -> None:
     for rule in rules:
         if isinstance(rule, ValueRule):
             for problem in rule.check(model, values):
-                findings.add(rule.code, problem.where, problem.facts, problem.help)
+                mild = problem.mild or (copied and rule.casts)
+                findings.add(rule.code, problem.where, problem.facts, problem.help, mild=mild)
 
 
 def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:

@@ -23,11 +23,15 @@ from qbridge.topology import is_kv_scale
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A broken rule: facts and help without the place, so that equal problems of many layers become one."""
+    """A broken rule: facts and help without the place, so that equal problems of many layers become one.
+
+    A `mild` one is a warning, whatever the catalogue says of its code.
+    """
 
     facts: tuple[str, ...] = ()
     help: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    mild: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,16 @@ class Values(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ValueRule:
-    """A limit that only values can show; `check` reads no more than it needs."""
+    """A limit that only values can show; `check` reads no more than it needs.
+
+    A rule about `casts` says what the engine does to the values when it loads them: no reason to refuse a model that
+    it is given in the format, and with the dtype, that the source has already.
+    """
 
     code: str
     check: Callable[[Model, Values], Iterable[Problem]]
     source: str
+    casts: bool = False
 
 
 Rule = LayerRule | ModelRule | ValueRule

@@ -6,8 +6,10 @@ Names are those of transformers' model files (5.24.0, models/*/modeling_*.py); n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
+from qbridge.dtypes import DType
 from qbridge.ir import TensorInfo
 
 EMBEDDINGS = frozenset(
@@ -29,6 +31,23 @@ KNOWN_LEAVES = frozenset(
         "D",
         "dt_bias",
     }
+)
+
+# Integers that modules hold to look things up: positions, a count of batches, neighbours in a window (Swin), and the
+# experts of each token (DeepSeek-V4). transformers 5.24.0, models/*/modeling_*.py; vllm 0.33.0, models/deepseek_v4.
+INDICES = frozenset({"position_ids", "num_batches_tracked", "relative_position_index", "tid2eid"})
+
+# Names that tools give to codes, and to what turns codes into weights: those of the formats that are read here, of
+# bitsandbytes, EXL2, HQQ, QuIP# and of Marlin's sparse layout.
+_PART = re.compile(
+    r".*_scale.*|.*scales|scale_inv|Wscale|.*zero_points?|.*zeros|zero|(?:.*_)?g_idx|qweight|.*_packed|weight_shape|"
+    r".*_blocks|(?:.*_)?absmax|SCB|(?:.*_)?quant_map|codes|Qidxs|S[UV]|q_(?:inv)?perm|B(?:_24|_meta)?|s|workspace|meta"
+)
+# Parameters of ordinary modules that happen to be named so. transformers 5.24.0, models/*/modeling_*.py: CLIP, BEiT,
+# Gemma 3n and 4, DeepSeek-V4, HunYuan-V4, ModernVBERT, D-FINE, Zaya.
+_SCALES = re.compile(
+    r"(?:.*_)?logit_scale(?:_\w)?|(?:.*_)?layer_scale(?:_?\d)?|per_(?:dim|expert)_scale|hc_(?:\w+_)?scale|std_scale|"
+    r"residual_scale|(?:input_)?hidden_states_scale|router_states_scale|correct_output_scale|reg_scale|log_scale"
 )
 
 KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point"})
@@ -100,14 +119,55 @@ def is_kv_scale(tensor: str) -> bool:
     return leaf in KV_LEAVES and not attention.endswith("_proj")
 
 
-def unknown_tensors(tensors: Mapping[str, TensorInfo], kv_cache: bool = False) -> list[str]:
-    """Tensors that are no float weight, bias or known buffer of an ordinary module, nor an expected kv scale."""
-    return [
-        name
-        for name, info in tensors.items()
-        if not (kv_cache and is_kv_scale(name))
-        and (module_of(name)[1] not in KNOWN_LEAVES or not info.dtype.is_float)
-    ]
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """Tensors that are no part of a layer that was read, by what they can be.
+
+    `parts` are codes, scales or zero-points of something, `strange` are float tensors beside a layer's codes, and
+    `parameters` belong to modules that are not quantized: neither their weight nor their bias.
+    """
+
+    parts: list[str]
+    strange: list[str]
+    parameters: list[str]
+
+
+def unclaimed(tensors: Mapping[str, TensorInfo], coded: Collection[str], kv_cache: bool = False) -> Unclaimed:
+    """Sort the tensors that no layer claims; ordinary weights, biases and expected scales of the kv cache are none.
+
+    `coded` are the modules, as stored, that hold tensors of quantized layers.
+    """
+    found = Unclaimed([], [], [])
+    for name, info in tensors.items():
+        module, leaf = module_of(info.stored)
+        known = leaf in KNOWN_LEAVES and info.dtype.is_float
+        if known or (kv_cache and is_kv_scale(name)):
+            continue
+        beside = module in coded or module_of(module)[0] in coded
+        if _is_part(leaf, info, beside):
+            found.parts.append(name)
+        elif beside or (leaf == "scale" and (len(info.shape) != 1 or info.shape == (1,))):  # norms have one, too
+            found.strange.append(name)
+        else:
+            found.parameters.append(name)
+    return found
+
+
+def _is_part(leaf: str, info: TensorInfo, beside: bool) -> bool:
+    """Whether a tensor must be taken for codes, or for what turns codes into weights."""
+    if _PART.fullmatch(leaf) and not (_SCALES.fullmatch(leaf) and info.dtype.is_float and not beside):
+        return True
+    return not info.dtype.is_float and (beside or not _is_buffer(leaf, info))
+
+
+def _is_buffer(leaf: str, info: TensorInfo) -> bool:
+    """Whether integers can be no codes: flags, an attention mask, numbers in one row, or an index known by name."""
+    if info.dtype is DType.BOOL or leaf in INDICES:
+        return True
+    rows = sorted(info.shape)[:-1]
+    if info.dtype is DType.U8:  # a mask of torch before it had booleans: [1, 1, positions, positions]
+        return leaf in ("bias", "mask") and len(info.shape) == 4 and info.shape[:2] == (1, 1)
+    return info.dtype is DType.I64 and all(size == 1 for size in rows)
 
 
 def fused_siblings(modules: Iterable[str]) -> list[list[str]]:

@@ -14,7 +14,7 @@ ALLOW: Mapping[str, str] = {
     "drop-kv-scales": "leave out stored kv-cache scales, which the target cannot load",
     "pickle": "read pickled weights with torch's weights_only loader",
     "rounded": "accept values that the engine rounds when it loads them",
-    "unknown-tensors": "carry over tensors that no layer and no known role claims",
+    "unknown-tensors": "carry over float tensors beside the codes of a layer that they are no part of",
 }
 
 

@@ -183,17 +183,6 @@ ENTRIES = (
         UNREADABLE,
     ),
     Code(
-        "QB018",
-        "tensors that nobody claims",
-        "A tensor belongs to no quantized layer and is no weight or bias of an ordinary module.",
-        "It may change the mathematics, and engines raise KeyError on it or skip it.",
-        "model.layers.0.self_attn.q_proj.weight_foo",
-        "If you know that the target wants it, carry it over.",
-        "qbridge.topology",
-        UNREADABLE,
-        allow="unknown-tensors",
-    ),
-    Code(
         "QB019",
         "a layer is on the ignore list and quantized all the same",
         "The config excludes a layer whose tensors are quantized codes.",

@@ -15,7 +15,7 @@ from qbridge.ir import Model, Spec
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, drop_kv_scales, stored_kv_scales
-from qbridge.targets import float8
+from qbridge.targets import float8, float32
 from qbridge.targets.choice import Choice, Serve
 from qbridge.targets.common import START, unquantized_tensors
 from qbridge.topology import (
@@ -140,7 +140,10 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB208", kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
         ModelRule("QB202", quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
         unquantized_tensors(
-            DType.F16, f"lmdeploy {version}, pytorch/config.py and weight_loader", _FORCED.get(format_name)
+            DType.F16,
+            f"lmdeploy {version}, pytorch/config.py and weight_loader",
+            _FORCED.get(format_name),
+            float32=() if version == "0.6.2" else float32.LMDEPLOY,
         ),
         ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
         *PARSING,

@@ -19,7 +19,7 @@ from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, float8_kv_scales
-from qbridge.targets import float8, modelopt
+from qbridge.targets import float8, float32, modelopt
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
 from qbridge.topology import fused_siblings, is_routed
@@ -182,9 +182,9 @@ _COMMON: tuple[Rule, ...] = (
     weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
 )
 _CAST = "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"
-_UNQUANTIZED = unquantized_tensors(DType.F16, _CAST)
+_UNQUANTIZED = unquantized_tensors(DType.F16, _CAST, float32=float32.VLLM)
 # Only compressed-tensors has parameters of float32 for the scales of a kv cache, whatever the model dtype.
-_UNQUANTIZED_BUT_KV = unquantized_tensors(DType.F16, _CAST, kv_scales=False)
+_UNQUANTIZED_BUT_KV = unquantized_tensors(DType.F16, _CAST, kv_scales=False, float32=float32.VLLM)
 # Of input scales and zero-points the last shard that is loaded wins; of global scales, and in float8, the largest.
 _INPUT_SCALES = ValueRule(
     "QB222",

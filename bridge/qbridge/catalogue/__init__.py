@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qbridge.catalogue import checks, engine, float8, outcome, scheme, source
+from qbridge.catalogue import checks, completeness, engine, float8, outcome, scheme, source
 from qbridge.catalogue.code import ALLOW, BUG, CHOICES, INTERRUPTED, IO, REFUSED, UNREADABLE, USAGE, Code
 
 __all__ = ["ALLOW", "BUG", "CATALOGUE", "CHOICES", "INTERRUPTED", "IO", "REFUSED", "UNREADABLE", "USAGE", "Code"]
 
 CATALOGUE: Mapping[str, Code] = {
-    entry.code: entry for group in (source, scheme, engine, float8, checks, outcome) for entry in group.ENTRIES
+    entry.code: entry
+    for group in (source, scheme, engine, float8, checks, outcome, completeness)
+    for entry in group.ENTRIES
 }

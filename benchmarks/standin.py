@@ -225,6 +225,7 @@ def tensors(config: Mapping[str, Any], kind: str, group: int, scales: bool = Fal
                 None,
             )
         if config["model_type"] == "gpt_oss":
+            yield f"{prefix}.mlp.router.bias", "F16", (experts,), None
             yield f"{prefix}.self_attn.sinks", "F16", (config["num_attention_heads"],), None
         for norm, width in norms(config):
             yield f"{prefix}.{norm}.weight", "F16", (width,), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -83,7 +84,7 @@ def split(src, files):
 
 
 def small_checkpoint(folder, layers=1, shards=3):
-    """A W8A8 checkpoint of a few hundred bytes in several shards, with a side file."""
+    """A complete W8A8 checkpoint of a few kilobytes in several shards, with a side file."""
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "fixtures/compressed_tensors/llama_w8a8/model/config.json", folder)
     edit_json(
@@ -92,7 +93,10 @@ def small_checkpoint(folder, layers=1, shards=3):
     (folder / "sub").mkdir()
     (folder / "sub" / "notes.txt").write_text("carried over")
     tensors = {"model.norm.weight": np.ones(8, np.float16), "model.embed_tokens.weight": np.ones((4, 8), np.float16)}
-    for module in (f"model.layers.{layer}.self_attn.{leaf}_proj" for layer in range(layers) for leaf in "qkvo"):
+    below = [f"self_attn.{leaf}_proj" for leaf in "qkvo"] + [f"mlp.{leaf}_proj" for leaf in ("gate", "up", "down")]
+    for layer, norm in itertools.product(range(layers), ("input_layernorm", "post_attention_layernorm")):
+        tensors[f"model.layers.{layer}.{norm}.weight"] = np.ones(8, np.float16)
+    for module in (f"model.layers.{layer}.{name}" for layer in range(layers) for name in below):
         tensors[f"{module}.weight"] = np.full((8, 8), len(tensors) % 50, np.int8)
         tensors[f"{module}.weight_scale"] = np.full((8, 1), 0.5, np.float16)
     names = sorted(tensors)

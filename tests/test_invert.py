@@ -206,7 +206,7 @@ def test_other_numbers_are_refused_with_how_many_layers_and_what_helps(divided, 
     source = checkpoint(tmp_path / "source", 0.3, 4.0, 1e-5)
     with pytest.raises(qbridge.QBridgeError) as refused:
         qbridge.convert(source, tmp_path / "there", "divided")
-    (finding,) = refused.value.findings
+    (finding,) = (f for f in refused.value.findings if f.severity == "error")
     assert (finding.code, finding.where) == ("QB305", (NAMES[0], NAMES[2]))
     assert finding.facts == (
         "its global scales multiply, those of divided divide",
@@ -221,7 +221,7 @@ def test_rounded_ones_differ_and_are_restored_to_the_bit(divided, tmp_path):
     source = checkpoint(tmp_path / "source", *values, inner=np.float32(0.0123))
     report = qbridge.convert(source, tmp_path / "there", "divided", allow=["rounded"])
     assert report.exactness == {"rounded": 3}
-    assert [(f.code, f.severity) for f in report.findings] == [("QB305", "warning")]
+    assert [(f.code, f.severity) for f in report.findings if f.code != "QB266"] == [("QB305", "warning")]
     stored = tensors(tmp_path / "there")[f"{NAMES[0]}.weight_scale_2"].numpy()
     assert stored == np.float32(1) / values[0]
     checked = qbridge.verify(source, tmp_path / "there")
@@ -249,7 +249,8 @@ def test_a_value_that_does_not_survive_there_and_back_is_one_unit_off_without_th
     back = tensors(tmp_path / "back")[f"{NAMES[0]}.weight_scale_2"].numpy()
     assert abs(int(back.view(np.uint32)) - int(value.view(np.uint32))) == 1
     checked = qbridge.verify(source, tmp_path / "back")
-    assert [(f.code, f.facts) for f in checked.findings] == [("QB501", ("global_scale",))]
+    differing = [(f.code, f.facts) for f in checked.findings if f.code != "QB266"]
+    assert differing == [("QB501", ("global_scale",))]
 
 
 def test_what_would_be_infinite_is_refused_even_where_rounding_is_allowed(divided, tmp_path):

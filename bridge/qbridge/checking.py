@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,7 +13,7 @@ from typing import Any
 from qbridge.assumed import assumed_model
 from qbridge.catalogue import CATALOGUE
 from qbridge.checkpoint import PathLike, no_garbage, open_checkpoint
-from qbridge.completeness import missing, surplus
+from qbridge.completeness import judge
 from qbridge.findings import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.hf_config import unread, unread_tokenizer
 from qbridge.ir import Model
@@ -26,8 +24,8 @@ from qbridge.serving import Served, serving
 from qbridge.source import TOKENIZER
 from qbridge.targets import Target, find_target, rules_of
 from qbridge.targets.choice import Choice
+from qbridge.weight_files import INDEX, SINGLE, weight_files, weight_map
 
-_NUMBER = re.compile(r"\.\d+(?=\.)")
 _OTHER_LAYOUT = ("QB219",)  # what the same engine serves when it is converted
 
 
@@ -88,8 +86,9 @@ def check(
         facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
         findings.add("QB260", str(src), facts, (_command(str(src), wanted),))
     judged = choice or replace(wanted.choices[0], format=model.format, rules=())
-    if stored:
-        _complete(model, stored, findings)
+    if stored is not None:
+        judge(model, stored, findings)
+        _index_followed(wanted, str(src), findings)
     _spelling(model, wanted, str(src), findings)
     if model.specs:
         needs = _walk(model, wanted, judged, tp, str(src), findings)
@@ -126,10 +125,10 @@ def _named(target: Target) -> str:
     return ", ".join(dict.fromkeys(target.formats))
 
 
-def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, frozenset[str]]:
+def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, frozenset[str] | None]:
     """The model from headers, with what is wrong as findings, and the names of all its tensors.
 
-    From config.json alone, and no names, where there are no tensors.
+    From config.json alone where there is no weight file at all, with the names that an index gives, or None.
     """
     try:
         with io_as_finding(str(path)), open_checkpoint(path, source, findings.allow, strict=False) as opened:
@@ -137,26 +136,18 @@ def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, f
             return opened.model, frozenset(opened.source.tensors)
     except QBridgeError as fault:
         bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
-        if not bare:
+        if not bare or weight_files(path):
             raise
     model = assumed_model(path)
     findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
-    return model, frozenset()
+    index = weight_map(path, findings) if (path / INDEX).is_file() else None
+    return model, None if index is None else frozenset(index)
 
 
-def _complete(model: Model, stored: frozenset[str], findings: Findings) -> None:
-    """What an engine needs and would not find, and what it would find and not know."""
-    if lost := missing(stored, model.config):
-        findings.add("QB263", lost, _kinds(lost))
-    if extra := surplus(model):
-        findings.add("QB264", extra, _kinds(extra))
-
-
-def _kinds(names: Sequence[str], most: int = 5) -> tuple[str, ...]:
-    """How many there are of each name, numbers aside."""
-    counts = Counter(_NUMBER.sub(".*", name) for name in names)
-    told = [f"{name}: {count}" for name, count in counts.most_common(most)]
-    return (*told, *([f"and {len(counts) - most} names more"] if len(counts) > most else ()))
+def _index_followed(wanted: Target, src: str, findings: Findings) -> None:
+    """An index of other files stops the engines that look at it first, though the single file is complete."""
+    if wanted.version and not wanted.single_first and any(finding.code == "QB040" for finding in findings):
+        findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (_command(src, wanted),))
 
 
 def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:

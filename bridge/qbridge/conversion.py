@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.completeness import judge
 from qbridge.distribution import qbridge_version
 from qbridge.dtypes import nbytes
 from qbridge.findings import Findings, io_as_finding
@@ -92,6 +93,7 @@ def convert(
 
 
 def _plan(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
+    judge(opened.model, opened.source.tensors, opened.findings)
     survey(opened.source, opened.model, opened.findings)
     opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
 

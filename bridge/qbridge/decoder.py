@@ -84,7 +84,43 @@ TIED = frozenset(
     }
 )
 # q, k and v have a bias whatever config.json says, by model_type of the text model.
-BIASED = frozenset({"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"})
+BIASED = frozenset({"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"}) | frozenset(
+    {"glm4v", "glm4v_text"}
+)
+
+
+# What has a bias whatever config.json says, by last names (a layer's, the last norm, the head).
+_NORMS_BIASED = frozenset(_TWO)
+ALWAYS_BIASED: Mapping[str, frozenset[str]] = {
+    "FalconForCausalLM": frozenset({"input_layernorm", "ln_attn", "ln_mlp", "ln_f"}),
+    "GptOssForCausalLM": frozenset({"router"}),
+    "NemotronForCausalLM": _NORMS_BIASED | {"norm"},
+    "PhiForCausalLM": frozenset({"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "input_layernorm"})
+    | {"final_layernorm", "lm_head"},
+    "PhimoeForCausalLM": _NORMS_BIASED | {"norm"},
+    "Starcoder2ForCausalLM": _NORMS_BIASED | {"norm"},
+}
+# Parameters of a layer that are no weight or bias of a module.
+PARAMETERS = frozenset({"A_log", "D", "dt_bias", "e_score_correction_bias", "sinks"})
+# Routers that correct the scores by which they choose; DeepSeek's only if topk_method says so, or nothing.
+CORRECTED = frozenset(
+    {
+        "DeepseekV32ForCausalLM",
+        "DeepseekV3ForCausalLM",
+        "Glm4MoeForCausalLM",
+        "Glm4MoeLiteForCausalLM",
+        "Glm4vMoeForConditionalGeneration",
+        "GlmMoeDsaForCausalLM",
+    }
+)
+# Linear attention of Qwen3-Next and Qwen3.5: each must be there under one of these names, or split like that.
+LINEAR_ATTENTION: tuple[tuple[frozenset[str], ...], ...] = (
+    (frozenset({"in_proj_qkvz"}), frozenset({"in_proj_qkv", "in_proj_z"})),
+    (frozenset({"in_proj_ba"}), frozenset({"in_proj_b", "in_proj_a"})),
+    *((frozenset({name}),) for name in ("A_log", "conv1d", "dt_bias", "norm", "out_proj")),
+)
+# Published with adapters that are not merged, which engines know (vllm 0.33.0, model_executor/models/phi4mm.py).
+ADAPTED = frozenset({"Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"})
 
 
 def architecture(config: Mapping[str, Any]) -> str:
@@ -122,12 +158,47 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 
 def biased(record: Family, config: Mapping[str, Any]) -> frozenset[str]:
-    """The last names of linears of attention that have a bias."""
-    text = text_config(config)
+    """The last names of linears and norms that have a bias."""
+    text, name = text_config(config), architecture(config)
+    found = ALWAYS_BIASED.get(name, frozenset())
+    if name == "Starcoder2ForCausalLM" and text.get("use_bias", True):
+        found |= record.columns | record.rows
+    if name == "GptOssForCausalLM" and text.get("attention_bias", True):
+        found |= {"q_proj", "k_proj", "v_proj", "o_proj"}
     if "kv_b_proj" in record.columns:  # its attention_bias is about other linears
-        return frozenset()
+        return found
     always = str(text.get("model_type")) in BIASED and text.get("qkv_bias", True)
-    return record.columns & {"q_proj", "k_proj", "v_proj"} if always or text.get("attention_bias") else frozenset()
+    if always or text.get("attention_bias"):
+        found |= record.columns & {"q_proj", "k_proj", "v_proj"}
+    return found
+
+
+def parameters(config: Mapping[str, Any], sparse: bool) -> frozenset[str]:
+    """The last names of a layer's parameters of its own, besides those of linear attention."""
+    text, name = text_config(config), architecture(config)
+    if name == "GptOssForCausalLM":
+        return frozenset({"sinks"})
+    corrected = name in CORRECTED and text.get("topk_method", "noaux_tc") == "noaux_tc"
+    return frozenset({"e_score_correction_bias"}) if corrected and sparse else frozenset()
+
+
+def indexer(record: Family, config: Mapping[str, Any], layer: int) -> frozenset[str]:
+    """The last names of what a layer chooses keys by; layers of GLM share one, as config.json says."""
+    kinds = text_config(config).get("indexer_types")
+    if not record.whole >= INDEXERS:
+        return frozenset()
+    if isinstance(kinds, list):
+        full = layer < len(kinds) and kinds[layer] == "full"
+    else:
+        full = architecture(config) == "DeepseekV32ForCausalLM"
+    return INDEXERS | {"k_norm"} if full else frozenset()
+
+
+def draft_layers(config: Mapping[str, Any]) -> int:
+    """How many layers for multi-token prediction config.json speaks of."""
+    text = text_config(config)
+    keys = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+    return next((_positive(text, key) for key in keys if _positive(text, key)), 0)
 
 
 def shared_block(config: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from qbridge import manifest
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.completeness import judge
 from qbridge.conversion import write
 from qbridge.findings import error, io_as_finding
 from qbridge.formats import find, registry
@@ -18,9 +19,10 @@ from qbridge.plan import LayerPlan, OutputTensor, Plan
 from qbridge.report import Report
 from qbridge.shards import plan_shards
 from qbridge.sink import MEMORY, Document, Effort, Progress
-from qbridge.source import INDEX, MANIFEST
+from qbridge.source import MANIFEST
 from qbridge.staging import check_destination, recover
 from qbridge.targets import find_target
+from qbridge.weight_files import INDEX
 
 
 def restore(
@@ -51,6 +53,8 @@ def restore(
         if recorded is None:
             raise error("QB036", str(there))
         plan = _plan(opened, recorded)
+        judge(opened.model, opened.source.tensors, opened.findings)
+        opened.findings.stop_on_errors()
         shards = plan_shards(plan.outputs)
         if not dry_run:
             texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 from qbridge.dtypes import nbytes
 from qbridge.plan import OutputTensor
-from qbridge.source import SINGLE
+from qbridge.weight_files import SINGLE
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,8 +23,9 @@ from qbridge.findings import error
 from qbridge.jobs import Job, Workspace, jobs_of, write_all
 from qbridge.plan import Plan
 from qbridge.shards import Shard, index_of
-from qbridge.source import INDEX, OPEN_FILES, Source
+from qbridge.source import OPEN_FILES, Source
 from qbridge.staging import Stage
+from qbridge.weight_files import INDEX
 
 MEMORY = 512 * 10**6  # bytes beyond those of the idle program
 LEAST_MEMORY = 64 * 10**6  # of them: compiled kernels, and one thread

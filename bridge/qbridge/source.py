@@ -16,16 +16,23 @@ from qbridge.blocks import Rectangle
 from qbridge.dtypes import Array, nbytes
 from qbridge.findings import Findings, error
 from qbridge.headers import HeaderError, StoredTensor, load_json, read_header
+from qbridge.weight_files import (
+    INDEX,
+    SINGLE,
+    WEIGHTS,
+    check_pickles,
+    is_stale,
+    json_object,
+    pickle_names,
+    shard_names,
+    weight_map,
+)
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 MANIFEST = "qbridge.json"
 TOKENIZER = "tokenizer_config.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 _SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
-WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", *PICKLES)
 
 
 @dataclass(slots=True, eq=False)
@@ -190,10 +197,12 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     if not (root / "config.json").is_file():
         fact = "there is no config.json" if root.is_dir() else "there is no such folder"
         raise error("QB001", str(root), (fact,))
-    config = _json_object(root, "config.json", findings)
-    index = _weight_map(root, findings) if (root / INDEX).is_file() else None
+    config = json_object(root, "config.json", findings)
+    index = weight_map(root, findings) if (root / INDEX).is_file() else None
     findings.stop_on_errors()
-    names = _shard_names(root, index, findings)
+    stale = index if index and is_stale(root, index) else None
+    index = None if stale else index
+    names = shard_names(root, index, findings)
     if not names:
         findings.stop_on_errors()
         return _open_pickled(root, config or {}, findings)
@@ -201,11 +210,24 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     shards = {name: root / name for name in found}
     stamps = {file: _stamp(file) for file in shards.values()}
     tensors = _headers(root, shards, findings)
-    if index is not None and tensors is not None and found == names:
-        _check_index(shards, index, tensors, findings)
+    if index is not None and tensors is not None and (found == names or findings.allows("QB003")):
+        held = {name: file for name, file in index.items() if str(Path(file)) in shards}
+        _check_index(shards, held, tensors, findings)
+    if stale and tensors:
+        findings.add("QB040", INDEX, _stale(stale, tensors))
     sides = _side_files(root, names, findings)
     findings.stop_on_errors()
     return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps)
+
+
+def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    """What an index of other files says that the single file has or lacks, by modules: quantizing renames tensors."""
+    held = {name.rpartition(".")[0] for name in tensors}
+    lost = sorted({name.rpartition(".")[0] for name in index} - held)
+    absent = f"none of the {len(set(index.values()))} files that it names is there"
+    if lost:
+        return (absent, f"{SINGLE} is read; it lacks {len(lost)} modules that the index names, such as {lost[0]}")
+    return (absent, f"{SINGLE} is read; it is complete by itself: it has every module that the index names")
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -213,62 +235,13 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _json_object(root: Path, name: str, findings: Findings) -> dict[str, Any] | None:
-    try:
-        value = load_json(root / name)
-    except ValueError as fault:
-        findings.add("QB002", name, (str(fault),))
-        return None
-    if not isinstance(value, dict):
-        findings.add("QB002", name, ("it is not a JSON object",))
-        return None
-    return value
-
-
-def _weight_map(root: Path, findings: Findings) -> dict[str, str] | None:
-    """Tensor name to shard name, as the index says; None with a finding if it is no such thing."""
-    index = _json_object(root, INDEX, findings)
-    if index is None:
-        return None
-    found = index.get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        findings.add("QB002", INDEX, ("weight_map is not an object of file names",))
-        return None
-    return found
-
-
-def _shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings) -> list[str]:
-    """The shards an engine would load: the index's, else model.safetensors, else the only one there is."""
-    if index is not None:
-        if not index:
-            findings.add("QB008", INDEX, ("its weight_map is empty",))
-        return sorted({str(Path(name)) for name in set(index.values())})
-    found = sorted(file.name for file in root.glob("*.safetensors"))
-    if SINGLE in found or len(found) == 1:
-        return [SINGLE] if SINGLE in found else found
-    if found:
-        findings.add("QB005", found, (f"{len(found)} safetensors files and no {INDEX}",))
-        return []
-    pickled = _pickle_names(root)
-    if not pickled:
-        findings.add("QB008", str(root))
-    elif not findings.allows("QB007"):
-        findings.add("QB007", pickled)
-    return []
-
-
-def _pickle_names(root: Path) -> list[str]:
-    """The pickled files that engines would load as weights, else every file that may be one."""
-    names = sorted(file.name for file in root.iterdir() if file.suffix in PICKLES)
-    return [name for name in names if name.startswith("pytorch_model")] or names
-
-
 def _open_pickled(root: Path, config: dict[str, Any], findings: Findings) -> Source:
     """The source of pickled weights, which the user has allowed."""
     from qbridge.pickles import read_pickles
 
-    names = [name for name in _pickle_names(root) if _is_inside(root, name, findings)]
+    names = [name for name in pickle_names(root) if _is_inside(root, name, findings)]
     findings.add("QB007", names)
+    check_pickles(root, names, findings)
     tensors, memory = read_pickles(root, names, findings)
     sides = _side_files(root, names, findings)
     findings.stop_on_errors()
@@ -352,5 +325,18 @@ def _side_files(root: Path, shards: Sequence[str], findings: Findings) -> list[P
             else:
                 found.append(relative)
     if behind:
-        findings.add("QB009", behind)
+        findings.add("QB009", behind, _contents(root, behind))
     return found
+
+
+def _contents(root: Path, names: Sequence[str], most: int = 5) -> tuple[str, ...]:
+    """What is lost with safetensors files that are left behind, of the first ones."""
+    facts = []
+    for name in [name for name in names if name.endswith(".safetensors")][:most]:
+        try:
+            tensors = sorted(read_header(root / name))
+        except (HeaderError, OSError):
+            continue  # it holds nothing that can be named
+        if tensors:
+            facts.append(f"{name}: {len(tensors)} tensors, such as {tensors[0]}")
+    return tuple(facts)

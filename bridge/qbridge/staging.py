@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.findings import QBridgeError, error
-from qbridge.source import INDEX
+from qbridge.weight_files import INDEX
 
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
 _CONFIG = "config.json"

@@ -15,6 +15,7 @@ import numpy as np
 
 from qbridge.blocks import CodeMove
 from qbridge.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.completeness import judge
 from qbridge.dtypes import Array, to_float64
 from qbridge.findings import Findings, io_as_finding
 from qbridge.formats import decode, report_unusable
@@ -56,6 +57,8 @@ def verify(
         report_unusable(findings)
         if any(finding.code != "QB017" for finding in findings.errors):
             findings.stop_on_errors()  # what cannot be decoded cannot be compared
+        for side, which in ((left, "the first"), (right, "the second")):
+            judge(side.model, side.source.tensors, findings, which)
         pads = {**padded(left.source), **padded(right.source)}
         _compare_configs(left, right, bool(pads), findings)
         common = _compare_names(left, right, findings)

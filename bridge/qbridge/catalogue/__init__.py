@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qbridge.catalogue import checks, engine, float8, outcome, scheme, source, tensors
+from qbridge.catalogue import checks, completeness, engine, float8, outcome, scheme, source, tensors
 from qbridge.catalogue.code import ALLOW, BUG, CHOICES, INTERRUPTED, IO, REFUSED, UNREADABLE, USAGE, Code
 
 __all__ = ["ALLOW", "BUG", "CATALOGUE", "CHOICES", "INTERRUPTED", "IO", "REFUSED", "UNREADABLE", "USAGE", "Code"]
 
 CATALOGUE: Mapping[str, Code] = {
     entry.code: entry
-    for group in (source, tensors, scheme, engine, float8, checks, outcome)
+    for group in (source, tensors, scheme, engine, float8, checks, outcome, completeness)
     for entry in group.ENTRIES
 }

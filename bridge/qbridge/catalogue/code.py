@@ -12,6 +12,7 @@ ALLOW: Mapping[str, str] = {
     "assumed-activations": "assume dynamic per-token int8 activations where nothing says how they are quantized",
     "drop-activation-details": "quantize inputs without the limit or the rounding of scales that the source asks for",
     "drop-kv-scales": "leave out stored kv-cache scales, which the target cannot load",
+    "incomplete": "take a model whose shards or tensors are not all there; engines may talk garbage with it",
     "pickle": "read pickled weights with torch's weights_only loader",
     "rounded": "accept values that the engine rounds when it loads them",
     "unknown-tensors": "carry over float tensors beside the codes of a layer that they are no part of",

@@ -29,16 +29,6 @@ ENTRIES = (
         UNREADABLE,
     ),
     Code(
-        "QB003",
-        "a file that the index names is absent",
-        "model.safetensors.index.json lists a shard that is not in the folder.",
-        "Engines stop here at best; LMDeploy leaves the layers of that shard uninitialised.",
-        "model-00003-of-00004.safetensors was not downloaded",
-        "Download the missing shards.",
-        "transformers 5.23.0, utils/hub.py",
-        UNREADABLE,
-    ),
-    Code(
         "QB004",
         "a safetensors header does not describe its file",
         "The header's length, offsets, dtypes or shapes disagree with each other or with the file's size.",

@@ -24,7 +24,8 @@ class Target:
     """The formats that may be written for a reader, with its limits on each.
 
     The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
-    the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds.
+    the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds;
+    `single_first` says that it reads model.safetensors before any index.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Target:
     reader: Reader = ANY_READER
     keeps: bool = False
     parallel: Parallel = ANY
+    single_first: bool = False
 
     @property
     def engine(self) -> str:
@@ -83,6 +85,7 @@ _ENGINES = (
         "LMDeploy's PyTorch engine of November 2024; W8A8 as smooth-quant",
         lmdeploy.choices("0.6.2"),
         lmdeploy.OLD_READER,
+        single_first=True,
     ),
     Target(
         "lmdeploy-turbomind@0.18.0",
@@ -142,6 +145,7 @@ _ENGINES = (
         transformers.CHOICES,
         Reader((5,)),
         keeps=True,
+        single_first=True,
     ),
 )
 # Formats under another name, with what their dialect must be.

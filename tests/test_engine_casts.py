@@ -137,7 +137,7 @@ WIDE = {f"{GATE}.e_score_correction_bias": torch.randn(4), f"{ATTENTION}.A_log":
 )
 def test_parameters_that_an_engine_holds_in_float32_are_not_cast(case, dtype, target, tmp_path):
     src = plant(copy_fixture(tmp_path, case), dtype, **WIDE)
-    assert answer(src, target, tmp_path / "dst") == ({}, True)
+    assert answer(src, target, tmp_path / "dst", allow=["incomplete"]) == ({}, True)
 
 
 def test_a_parameter_is_float32_in_some_classes_and_engines_only(tmp_path):
@@ -150,7 +150,7 @@ def test_a_parameter_is_float32_in_some_classes_and_engines_only(tmp_path):
     }.items():
         edit_json(src / "config.json", lambda config, name=architecture: config.update(architectures=[name]))
         with pytest.raises(qbridge.QBridgeError) as refused:
-            qbridge.convert(src, tmp_path / "dst", "vllm", source="modelopt")
+            qbridge.convert(src, tmp_path / "dst", "vllm", source="modelopt", allow=["incomplete"])
         (found,) = [f for f in refused.value.findings if f.code == "QB302" and str(f.severity) == "error"]
         assert set(found.where) == cast_names, architecture
 

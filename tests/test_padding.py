@@ -684,7 +684,7 @@ def cut(tmp_path, **keys):
     ids=["unknown", "none", "sigmoid", "gpt-oss", "nemotron"],
 )
 def test_an_mlp_that_would_not_stay_the_same_is_refused(keys, reason, tmp_path):
-    found = refusal(cut(tmp_path, **keys), 1, "QB254", "gptq", tp=2, pad=True)["QB254"]
+    found = refusal(cut(tmp_path, **keys), 1, "QB254", "gptq", tp=2, pad=True, allow=["incomplete"])["QB254"]
     assert reason in facts(found) and [f.where for f in found] == [("model.layers.0.mlp",)]
 
 

@@ -196,7 +196,7 @@ def test_side_files_are_carried_over_byte_for_byte(src, dst):
     (src / ".git").mkdir()
     (src / ".git" / "config").write_text("hidden")
     (src / ".gitattributes").write_text("hidden")
-    qbridge.convert(src, dst, "lmdeploy")
+    qbridge.convert(src, dst, "smooth-quant")
     written = contents(dst)
     kept = {name: data for name, data in contents(src).items() if not name.startswith((".git", "model", "config."))}
     assert extra.keys() <= kept.keys() and "tokenizer.json" in kept

@@ -212,9 +212,12 @@ def test_fbgemm_keeps_its_limit_and_other_formats_ask_before_it_is_dropped(tmp_p
 
 def test_kv_scales_are_kept(tmp_path):
     src = copy_fixture(tmp_path, "fp8/llama_static")
-    edit(src, lambda tensors: tensors.update({"model.layers.0.self_attn.k_scale": torch.tensor(0.5)}))
+    scales = {"model.layers.0.self_attn.k_scale": torch.tensor(0.5)}
+    scales["model.layers.0.self_attn.v_scale"] = torch.tensor(0.25)
+    edit(src, lambda tensors: tensors.update(scales))
     qbridge.convert(src, tmp_path / "out", "fp8")
-    assert load_file(tmp_path / "out" / SINGLE)["model.layers.0.self_attn.k_scale"] == 0.5
+    written = load_file(tmp_path / "out" / SINGLE)
+    assert all(written[name] == scale for name, scale in scales.items())
     assert set(refusal(src, 1, "QB208")) >= {"QB208"}
 
 

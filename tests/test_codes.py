@@ -157,7 +157,7 @@ def check_pieces(codec, word_bits):
     codes = random_codes(codec.bits, (640, 70 if codec.along == 0 else 96))
     slot = slot_of(codec, codes.shape, word_bits)
     whole = codec.encode(codes, slot)
-    step = codec._step(whole.view(f"u{word_bits // 8}"))
+    step = codec._rows_step(whole.view(f"u{word_bits // 8}"))
     for size in (160, step):
         starts = range(0, 640, size)
         for pieces in (starts, starts[::-1], [*starts[1::2], *starts[::2]]):

@@ -19,7 +19,7 @@ import numpy as np
 
 from qbridge.compiling import Kernel, compiled
 from qbridge.dtypes import Array, DType
-from qbridge.layout import Slot
+from qbridge.layout import NOTHING, Codec, Parts, Region, Slot, Span
 
 _ROWS = 128  # rows of a tile; with 16 words to a row, a tile and its lanes stay in the first cache
 _WORDS = 16  # one cache line of 32-bit words
@@ -28,7 +28,7 @@ _ALONE = 1 << 20  # codes that one thread is left with, whatever others could do
 
 
 @dataclass(frozen=True, slots=True)
-class BitPacked:
+class BitPacked(Codec):
     """A canonical [rows, columns] part of signed integers, packed along one of its axes.
 
     A stored lane is (value + offset) modulo 2**bits. `along` is the canonical axis whose neighbours share a word: 0
@@ -69,7 +69,7 @@ class BitPacked:
         word = sum(self.offset << shift for shift in lanes)
         return np.array([word], f"<u{dtype.itemsize}").view(dtype)[0]
 
-    def encode(self, array: Array, slot: Slot) -> Array:
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
         """The words of `array` in the dtype and shape of `slot`; ValueError for a value that does not fit."""
         if self.wraps:
             top = 2**self.bits - 1 - self.offset
@@ -79,27 +79,49 @@ class BitPacked:
             raise ValueError(f"{slot.tensor}: values from {low} to {high} do not fit {self.bits} bits")
         words = np.empty(slot.shape, f"<u{slot.dtype.itemsize}")
         lanes = np.ascontiguousarray(array)
-        _in_parallel(lanes.shape, self._step(words), lambda first, end: self._run(0, lanes[first:end], words, first))
+        _in_parallel(
+            lanes.shape, self._rows_step(words), lambda first, end: self._run(0, lanes[first:end], words, first)
+        )
         words -= words.dtype.type(self.word_minus)
         return words.view(slot.dtype.numpy)
 
-    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """The canonical array of stored words; what lies beyond its last lane is ignored."""
         lanes = np.empty(shape, dtype.numpy)
         words = _unsigned(stored)
         if self.word_minus:
             words = np.add(words, words.dtype.type(self.word_minus))
-        _in_parallel(lanes.shape, self._step(words), lambda first, end: self._run(1, lanes[first:end], words, first))
+        _in_parallel(
+            lanes.shape, self._rows_step(words), lambda first, end: self._run(1, lanes[first:end], words, first)
+        )
         if self.wraps:
             top = 2**self.bits - 1 - self.offset
             lanes[lanes == top] -= 2**self.bits
         return lanes
 
+    def holds_zeros(self, stored: Array, shape: tuple[int, int]) -> bool:
+        """Whether every value is 0: whole words need not be taken apart for that."""
+        lanes, rest = divmod(8 * stored.dtype.itemsize, self.bits)
+        if rest or self.word_minus or self.planes or shape[self.along] % lanes:
+            return not np.any(self.decode(stored, DType.I16, shape))
+        return bool((stored == self.filled_word(stored.dtype)).all())
+
+    def step(self, itemsize: int) -> int:
+        """Whole periods of the axis that is packed, any range of the other."""
+        return self.period(8 * itemsize) if self.along == 0 else 1
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """Their words."""
+        if not self._aligned(span, features[0], itemsize):
+            return None
+        first, last = (self.words(edge, 8 * itemsize) if self.along == 0 else edge for edge in span)
+        return (0, first, shape[0], last - first) if self.transposed else (first, 0, last - first, shape[1])
+
     def unpack_rows(self, stored: Array, first: int, codes: Array) -> None:
         """Fill `codes`, canonical rows from `first` on, a multiple of the period; only layouts of `can_repack`."""
         self._run(1, codes, _unsigned(stored), first)
 
-    def _step(self, words: Array) -> int:
+    def _rows_step(self, words: Array) -> int:
         """Canonical rows must be taken in multiples of this, so that no two threads write one word."""
         return self.period(words.dtype.itemsize * 8)
 
@@ -114,7 +136,7 @@ NIBBLES = BitPacked(4, 1, 0)  # raw 4-bit codes, two to a byte, the even column 
 
 
 @dataclass(frozen=True, slots=True)
-class Tiled:
+class Tiled(Codec):
     """Codes in tiles of (out_features, in_features), each laid out in an order of its own and then packed.
 
     Place i of a tile holds its code order[i], counted row by row (out_features first). A stored row holds a row of
@@ -136,7 +158,7 @@ class Tiled:
         along = shape[1] // self.tile[1] if self.across else shape[0] // self.tile[0]
         return along, shape[0] * shape[1] // along
 
-    def encode(self, array: Array, slot: Slot) -> Array:
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
         """The words of `array` in the dtype and shape of `slot`; ValueError for a value that does not fit."""
         (rows, columns), (high, wide) = array.shape, self.tile
         axes = (2, 0, 1, 3) if self.across else (0, 2, 1, 3)
@@ -144,7 +166,7 @@ class Tiled:
         places = tiles.reshape(-1, high * wide)[:, self.order].reshape(self._places((rows, columns)))
         return self.packed.encode(places, slot)
 
-    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """The canonical array of stored words."""
         (rows, columns), (high, wide) = shape, self.tile
         places = self.packed.decode(stored, dtype, self._places((rows, columns)))
@@ -154,6 +176,18 @@ class Tiled:
         else:
             tiles = codes.reshape(rows // high, columns // wide, high, wide).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(tiles).reshape(shape)
+
+    def step(self, itemsize: int) -> int:
+        """Whole tiles."""
+        return self.tile[0]
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """The words of their tiles."""
+        if not self._aligned(span, features[0], itemsize):
+            return None
+        size = self.stored_shape((span[1] - span[0], features[1]), 8 * itemsize)
+        before = self.stored_shape((span[0], features[1]), 8 * itemsize) if span[0] else (0, 0)
+        return (0, before[1], *size) if self.across else (before[0], 0, *size)
 
 
 def can_repack(read: BitPacked, write: BitPacked) -> bool:
@@ -178,7 +212,7 @@ def repack(stored: Array, read: BitPacked, write: BitPacked, shape: tuple[int, i
             read._run(1, codes, words, top)
             write._run(0, codes, into, top)
 
-    step = math.lcm(read._step(words), write._step(into))
+    step = math.lcm(read._rows_step(words), write._rows_step(into))
     size = -(-_BLOCK // step) * step
     _in_parallel(shape, step, block)
 

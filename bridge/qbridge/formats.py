@@ -20,7 +20,7 @@ import numpy as np
 from qbridge.dtypes import Array
 from qbridge.findings import Findings, QBridgeError, error
 from qbridge.ir import Layer, Model, Spec, TensorInfo
-from qbridge.layout import ScaledZeros, Slot, is_fixed
+from qbridge.layout import Slot
 from qbridge.rules import Rule
 from qbridge.source import SMALL, Source
 from qbridge.topology import canonical_tensor, module_of, unclaimed
@@ -354,10 +354,10 @@ def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, S
 
 
 def needed(slots: Mapping[str, Slot], parts: Collection[str]) -> dict[str, Slot]:
-    """The slots of `parts`, and of the scale where one of them cannot be read or written without it."""
+    """The slots of `parts`, and of those without which one of them cannot be read or written."""
     found = {part: slot for part, slot in slots.items() if part in parts}
-    if any(isinstance(slot.codec, ScaledZeros) for slot in found.values()):
-        found["scale"] = slots["scale"]
+    for part in {part for slot in found.values() for part in slot.codec.needs}:
+        found[part] = slots[part]
     return found
 
 
@@ -366,16 +366,14 @@ def encode(layer: Layer, slots: Mapping[str, Slot]) -> dict[str, Any]:
     return {
         slot.tensor: encode_part(layer, part, slot)
         for part, slot in slots.items()
-        if part in layer.arrays or is_fixed(slot.codec)
+        if part in layer.arrays or slot.codec.fixed
     }
 
 
 def encode_part(layer: Layer, part: str, slot: Slot) -> Array:
     """The stored array of one part (or fixed tensor) of a layer; ValueError for a value that the slot cannot hold."""
     array = layer.arrays.get(part, np.empty(0))
-    if isinstance(slot.codec, ScaledZeros):
-        return slot.codec.encode_with(array, slot, layer.arrays["scale"])
-    return slot.codec.encode(array, slot)
+    return slot.codec.encode(array, slot, layer.arrays)
 
 
 def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> Layer:
@@ -384,11 +382,8 @@ def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> 
     ValueError for stored values that no array of the layer could have given.
     """
     parts, arrays = spec.parts(), dict[str, Array]()
-    for part, slot in sorted(slots.items(), key=lambda item: isinstance(item[1].codec, ScaledZeros)):
-        if slot.tensor not in stored or is_fixed(slot.codec):
+    for part, slot in sorted(slots.items(), key=lambda item: len(item[1].codec.needs)):
+        if slot.tensor not in stored or slot.codec.fixed:
             continue
-        if isinstance(slot.codec, ScaledZeros):
-            arrays[part] = slot.codec.decode_with(stored[slot.tensor], parts[part][1], arrays["scale"])
-        else:
-            arrays[part] = slot.codec.decode(stored[slot.tensor], *parts[part])
+        arrays[part] = slot.codec.decode(stored[slot.tensor], *parts[part], arrays)
     return Layer(spec, arrays)

@@ -18,7 +18,7 @@ from qbridge.blocks import Block, Rectangle
 from qbridge.dtypes import Array, nbytes
 from qbridge.findings import error
 from qbridge.formats import encode_part
-from qbridge.layout import ScaledZeros, Slot, is_fixed
+from qbridge.layout import Slot
 from qbridge.plan import LayerPlan, OutputTensor, Plan, Woven
 from qbridge.shards import Shard
 from qbridge.source import Source, read_all
@@ -241,14 +241,11 @@ class Encoded:
             return _same(stored, source.read(self.tensor.origin))
         part = self.tensor.part
         layer = self.layer.run(source, frozenset({part}), window)
-        if is_fixed(slot.codec) or part not in layer.arrays:
+        if slot.codec.fixed or part not in layer.arrays:
             return _same(stored, encode_part(layer, part, slot))
         dtype, shape = layer.spec.parts()[part]
         try:
-            if isinstance(slot.codec, ScaledZeros):
-                found = slot.codec.decode_with(stored, shape, layer.arrays["scale"])
-            else:
-                found = slot.codec.decode(stored, dtype, shape)
+            found = slot.codec.decode(stored, dtype, shape, layer.arrays)
         except ValueError:
             return False
         return _same(found, layer.arrays[part])

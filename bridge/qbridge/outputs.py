@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from qbridge.ir import Model
-from qbridge.layout import Shared, Slot
 from qbridge.plan import LayerPlan, OutputTensor, Woven
 from qbridge.source import Source
 
@@ -49,16 +48,11 @@ def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[s
     """One slice: the part of a layer, or of all layers whose rows take turns in it, in that order."""
     part = members[0][1]
     slots = {name: layers[name].write[own] for name, own in members}
-    names = sorted(slots, key=lambda name: _turn(slots[name]))
+    names = sorted(slots, key=lambda name: slots[name].codec.turn)
     slot, first, beside = slots[names[0]], layers[names[0]], tuple(names[1:])
-    turns = slot.codec.turns if isinstance(slot.codec, Shared) else (slot.codec,)
-    if [slots[name] for name in names] != [replace(slot, codec=codec) for codec in turns]:
+    if [slots[name] for name in names] != [replace(slot, codec=codec) for codec in slot.codec.turns]:
         raise ValueError(f"{slot.tensor}: the layers that share it are not all there, or do not fit each other")
     writer = Woven(tuple(layers[name] for name in names)) if beside else first
     origin = first.read[part].tensor if writer.copied(part) else ""
     shard = source.tensors[first.read["code"].tensor].file
     return OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, names[0], part, beside)
-
-
-def _turn(slot: Slot) -> int:
-    return slot.codec.place if isinstance(slot.codec, Shared) else 0

@@ -14,7 +14,7 @@ from qbridge.dtypes import Array, DType
 from qbridge.exactness import Exactness, weakest
 from qbridge.formats import encode_part, needed
 from qbridge.ir import Layer, Model, Spec
-from qbridge.layout import Shared, Slot
+from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.pad import Pad
 from qbridge.source import Source
@@ -110,9 +110,7 @@ class Woven:
     def write(self) -> Mapping[str, Slot]:
         """The slots by part, of all rows together."""
         shared = self.layers[0].write.items()
-        return {
-            part: replace(slot, codec=slot.codec.codec) for part, slot in shared if isinstance(slot.codec, Shared)
-        }
+        return {part: replace(slot, codec=slot.codec.whole) for part, slot in shared if not slot.codec.exclusive}
 
     def copied(self, part: str) -> bool:
         """Whether all of them are read out of one tensor, in which their rows lie as they will."""

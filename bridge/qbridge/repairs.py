@@ -13,7 +13,7 @@ import numpy as np
 from qbridge.dtypes import Array, DType, is_finite
 from qbridge.findings import Findings
 from qbridge.ir import Model, Spec
-from qbridge.layout import Padded, ScaledZeros, Slot, is_fixed
+from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.recast import Moved
 from qbridge.plan import LayerPlan
@@ -137,9 +137,9 @@ def survey(source: Source, model: Model, findings: Findings) -> None:
             if scheme is not None and scheme.global_scale == "divide" and not values.part(name, part).any():
                 findings.add("QB017", slot.tensor, ("it is zero, and divides",))
             try:
-                if isinstance(slot.codec, Padded | ScaledZeros):
+                if slot.codec.redundant:
                     values.part(name, part)
-                elif is_fixed(slot.codec):
+                elif slot.codec.fixed:
                     slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
             except ValueError as fault:
                 findings.add(_code_of(part, slot), slot.tensor, (str(fault),))
@@ -159,6 +159,6 @@ def _check_finite(source: Source, slot: Slot, dtype: DType, findings: Findings) 
 
 def _code_of(part: str, slot: Slot) -> str:
     """What it means that a tensor cannot be decoded."""
-    if isinstance(slot.codec, ScaledZeros):
+    if slot.codec.needs:
         return "QB025"
-    return "QB020" if part == "zero" and is_fixed(slot.codec) else "QB016"
+    return "QB020" if part == "zero" and slot.codec.fixed else "QB016"

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from qbridge.dtypes import Array, DType
 from qbridge.findings import Findings
 from qbridge.formats import Format, decode, encode, find, registry
 from qbridge.ir import Layer, Model, TensorInfo, identical
-from qbridge.layout import is_fixed
+from qbridge.layout import NOTHING, Codec, Parts, Slot
 from qbridge.passes import Pass
 from qbridge.repairs import repair
 from qbridge.rules import LayerRule
@@ -34,6 +36,7 @@ from qbridge.values import dequantize
 
 __all__ = [
     "check_checkpoint",
+    "check_codec",
     "check_format",
     "check_layer",
     "check_pair",
@@ -101,7 +104,7 @@ def check_layer(format_: Format, layer: Layer) -> bool:
         return False
     after, passes = legal
     slots = format_.layout(after.spec)
-    held = {part for part, slot in slots.items() if not is_fixed(slot.codec)}
+    held = {part for part, slot in slots.items() if not slot.codec.fixed}
     _require(held == after.spec.parts().keys(), "the layout leaves a part out")
     stored = encode(after, slots)
     for slot in slots.values():
@@ -119,6 +122,44 @@ def check_layer(format_: Format, layer: Layer) -> bool:
         back = step.undo(back, before)
     _require(identical(back, layer), "undo does not give the layer back")
     return True
+
+
+def check_codec(codec: Codec, slot: Slot, array: Array, dtype: DType, beside: Parts = NOTHING) -> None:
+    """The laws of one codec on one canonical array; AssertionError names the one that is broken.
+
+    `slot` is where the codec stores `array`, whose canonical dtype is `dtype`; `beside` has the parts that it needs.
+    decode undoes encode; equal codecs are one key; what `rows` calls the region of a range of output features decodes
+    to that range, for every range between multiples of `step`.
+    """
+    again = copy(codec)
+    _require(codec == again and hash(codec) == hash(again), "a codec is not compared by value")
+    _require(codec.needs <= beside.keys(), "a part that it needs is not given")
+    if not codec.exclusive:
+        array = np.repeat(array, len(codec.turns), axis=0)
+        stored = codec.whole.encode(array, slot, beside)
+        array = array[codec.turn :: len(codec.turns)]
+    else:
+        stored = codec.encode(array, slot, beside)
+    size = stored.dtype == slot.dtype.numpy and stored.shape == slot.shape
+    _require(size, "what it stores is not of the dtype and shape of its slot")
+    back = codec.decode(stored, dtype, array.shape, beside)
+    if codec.fixed:
+        return
+    _require(back.tobytes() == array.tobytes() and back.shape == array.shape, "decode(encode(x)) is not x")
+    if array.dtype.kind == "i" and array.ndim == 2 and not codec.needs:
+        shape = array.shape[0], array.shape[1]
+        _require(codec.holds_zeros(stored, shape) == (not array.any()), "holds_zeros is wrong about the values")
+    step = codec.step(stored.dtype.itemsize) if stored.ndim == array.ndim == 2 else 0
+    edges = [*range(0, array.shape[0], step), array.shape[0]] if step else []
+    for start, end in combinations(edges, 2):
+        features = array.shape[0], array.shape[1]
+        region = codec.rows((stored.shape[0], stored.shape[1]), features, (start, end), stored.dtype.itemsize)
+        if region is None:
+            continue
+        top, left, rows, columns = region
+        part = np.ascontiguousarray(stored[top : top + rows, left : left + columns])
+        of_range = codec.decode(part, dtype, (end - start, array.shape[1]), beside)
+        _require(of_range.tobytes() == array[start:end].tobytes(), f"its rows {start} to {end} are others")
 
 
 def check_pair(first: Format, second: Format, layer: Layer) -> bool:

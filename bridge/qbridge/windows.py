@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qbridge.blocks import Rectangle
-from qbridge.codes import BitPacked, Tiled
 from qbridge.dtypes import Array
 from qbridge.formats import decode
 from qbridge.ir import Granularity, Layer, Spec
-from qbridge.layout import Narrowed, Plain, Shared, Slot, Transposed
+from qbridge.layout import Slot
 from qbridge.passes import Pass
 from qbridge.passes.pad import Pad
 from qbridge.passes.undo import Undo
@@ -101,40 +100,16 @@ def part_of(slot: Slot, part: str, spec: Spec, window: Window) -> Rectangle | No
     """Where of a stored matrix the window of a part lies; None if it is no rectangle, or the part has no features."""
     if part not in ("code", "scale", "zero") or len(slot.shape) != 2 or not _step(slot):
         return None
-    if isinstance(slot.codec, Shared):
-        count = slot.codec.count
-        whole = replace(spec, out_features=spec.out_features * count)
-        return part_of(replace(slot, codec=slot.codec.codec), part, whole, window.times(count))
     if part != "code" and spec.weight.granularity not in (Granularity.CHANNEL, Granularity.GROUP):
         return None
-    start, end, step = window.start, window.start + window.rows(spec), _step(slot)
-    if start % step or (end % step and end != spec.out_features):
-        return None
-    (rows, columns), codec = slot.shape, slot.codec
-    if isinstance(codec, Transposed):
-        return Rectangle((rows, columns), 0, start, rows, end - start) if columns == spec.out_features else None
-    if isinstance(codec, BitPacked):
-        bits = 8 * slot.dtype.itemsize
-        first, last = (codec.words(edge, bits) if codec.along == 0 else edge for edge in (start, end))
-        if codec.transposed:
-            return Rectangle((rows, columns), 0, first, rows, last - first)
-        return Rectangle((rows, columns), first, 0, last - first, columns)
-    if isinstance(codec, Tiled):
-        shape = codec.stored_shape((end - start, spec.in_features), 8 * slot.dtype.itemsize)
-        before = codec.stored_shape((start, spec.in_features), 8 * slot.dtype.itemsize) if start else (0, 0)
-        top, left = (0, before[1]) if codec.across else (before[0], 0)
-        return Rectangle((rows, columns), top, left, *shape)
-    return Rectangle((rows, columns), start, 0, end - start, columns) if rows == spec.out_features else None
+    shape, span = (slot.shape[0], slot.shape[1]), (window.start, window.start + window.rows(spec))
+    region = slot.codec.rows(shape, spec.dims, span, slot.dtype.itemsize)
+    return None if region is None else Rectangle(shape, *region)
 
 
 def _step(slot: Slot) -> int:
     """A window's edges are multiples of this in a slot; 0 where a range of output features is no rectangle."""
-    codec = slot.codec.codec if isinstance(slot.codec, Shared) else slot.codec
-    if isinstance(codec, BitPacked):
-        return codec.period(8 * slot.dtype.itemsize) if codec.along == 0 else 1
-    if isinstance(codec, Tiled):
-        return codec.tile[0]
-    return int(isinstance(codec, Plain | Narrowed | Transposed))
+    return slot.codec.step(slot.dtype.itemsize)
 
 
 def _rows(part: str, array: Array, spec: Spec, window: Window) -> Array:

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from qbridge.codes import BitPacked, Tiled
-from qbridge.dtypes import Array, DType
+from qbridge.dtypes import DType
 from qbridge.ir import Granularity, Kind, Spec, WeightScheme
 from qbridge.layout import PLAIN, TRANSPOSED, Codec, Filled, Padded, ScaledZeros, Slot, named
 from qbridge.source import Source
@@ -81,22 +81,10 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
             is_ = "absent" if tensor is None else f"{tensor.dtype}{list(tensor.shape)}"
             leaf = slot.tensor.rpartition(".")[2]
             raise ValueError(f"{leaf} is {is_}, the scheme gives {slot.dtype}{list(slot.shape)}")
-    if isinstance(slot.codec, ScaledZeros):
+    if slot.codec.needs:
         return spec
-    symmetric = _all_zero(source.read_small(slot.tensor), slot.codec, spec)
+    symmetric = slot.codec.holds_zeros(source.read_small(slot.tensor), spec.scale_shape)
     return replace(spec, weight=replace(weight, symmetric=symmetric))
-
-
-def _all_zero(stored: Array, codec: Codec, spec: Spec) -> bool:
-    """Whether every zero-point is 0, the middle code."""
-    if isinstance(codec, BitPacked) and codec.bits == 4 and spec.out_features % 8 == 0:
-        return bool((stored == _zero_word(codec)).all())  # whole words, which need not be taken apart
-    return not np.any(codec.decode(stored, DType.I16, spec.scale_shape))
-
-
-@lru_cache
-def _zero_word(codec: BitPacked) -> int:
-    return int(codec.encode(np.zeros((8, 1), np.int16), Slot("", DType.I32, (1, 1)))[0, 0])
 
 
 def layout(spec: Spec) -> dict[str, Slot]:

@@ -35,7 +35,7 @@ from qbridge.findings import Findings
 from qbridge.formats import Match, assemble
 from qbridge.hf_config import without_quantization
 from qbridge.ir import GLOBAL_SCALE, Granularity, Kind, Model, Spec
-from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, GroupIndex, Slot, is_fixed, named
+from qbridge.layout import NARROWED, PLAIN, ZEROS, Codec, Constant, Filled, GroupIndex, Slot, named
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
@@ -164,7 +164,7 @@ def _slots(kind: Kind) -> dict[str, Slot]:
     if is_packed(spec) and not floats:
         slots |= _packed_slots(spec, dialect)
     parts = spec.parts()
-    found = {part: slot for part, slot in slots.items() if part in parts or is_fixed(slot.codec)}
+    found = {part: slot for part, slot in slots.items() if part in parts or slot.codec.fixed}
     if dialect.get("zero_point") == "zeros" and "zero" not in found:
         found["zero"] = slot("weight_zero_point", DType.I8, scale_shape, ZEROS)
     return found

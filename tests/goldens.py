@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import qbridge
-from qbridge.ir import Layer
-from qbridge.layout import ScaledZeros
-from qbridge.values import dequantize, group_index
+from qbridge.codecs.arrays import ScaledZeros
+from qbridge.ir.layer import Layer
+from qbridge.ir.values import dequantize, group_index
 
 ROOT = Path(__file__).resolve().parent.parent
 

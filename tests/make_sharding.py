@@ -13,8 +13,9 @@ import torch
 import transformers
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from qbridge.sharding import LEFT_ALONE, SIZES
-from qbridge.topology import ROUTERS
+from qbridge.architecture.decoder import LEFT_ALONE
+from qbridge.architecture.families import SIZES
+from qbridge.architecture.names import ROUTERS
 
 COLUMN = {"colwise", "colwise_gather_output", "packed_colwise"}
 ROW = {"rowwise", "rowwise_split_input"}

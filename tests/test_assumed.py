@@ -9,8 +9,9 @@ import pytest
 
 import make_sharding as facts
 import qbridge
-from qbridge.assumed import assumed_model
-from qbridge.sharding import FAMILIES, expert_count
+from qbridge.architecture.decoder import expert_count
+from qbridge.architecture.families import FAMILIES
+from qbridge.architecture.from_config import assumed_model
 from support import ROOT
 
 BLOCK = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import qbridge
-from qbridge.formats import KNOWN_METHODS
+from qbridge.formats.detection import KNOWN_METHODS
 from support import (
     INDEX,
     SINGLE,
@@ -493,7 +493,9 @@ def test_made_up_method_is_named(src):
 
 def test_two_formats_with_equal_evidence_are_refused(src, monkeypatch):
     module = "qbridge_formats.compressed_tensors"
-    monkeypatch.setattr("qbridge.formats.registry", lambda: {"compressed-tensors": module, "twin": module})
+    both = {"compressed-tensors": module, "twin": module}
+    for room in ("registry", "detection"):
+        monkeypatch.setattr(f"qbridge.formats.{room}.registry", lambda: both)
     told = facts(refusal(src, 3, "QB012", "compressed-tensors")["QB012"])
     assert "compressed-tensors: " in told and "twin: " in told
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.catalogue import CATALOGUE
+from qbridge.findings.catalogue import CATALOGUE
 from support import (
     codes,
     copy_fixture,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qbridge.catalogue import ALLOW, CATALOGUE
+from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.catalogue.code import ALLOW
 from support import ROOT, cli
 
 CODE = re.compile(r"QB\d{3}")

@@ -19,11 +19,13 @@ import shlex
 import pytest
 
 import qbridge
-from qbridge.catalogue import CATALOGUE
-from qbridge.dtypes import DType
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.rules import LayerRule, ModelRule
-from qbridge.targets import find_target
+from qbridge.findings.catalogue import CATALOGUE
+from qbridge.formats.rules import LayerRule, ModelRule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.targets.registry import find_target
 from support import ROOT, cli, copy_fixture, edit_json, rewrite_tensors
 
 GROUPS = ("32", "64", "128", "ch")

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from qbridge.codes import NIBBLES, BitPacked, Tiled
-from qbridge.dtypes import DType
-from qbridge.layout import (
+from qbridge.codecs.arrays import (
     NARROWED,
-    NOTHING,
-    PLAIN,
     TRANSPOSED,
-    Codec,
     Constant,
     Filled,
     GroupIndex,
@@ -22,9 +17,11 @@ from qbridge.layout import (
     ScaledZeros,
     Shared,
     Shuffled,
-    Slot,
 )
-from qbridge.testing import check_codec
+from qbridge.codecs.bits import NIBBLES, BitPacked, Tiled
+from qbridge.ir.dtypes import DType
+from qbridge.ir.slots import NOTHING, PLAIN, Codec, Slot
+from qbridge.testing.laws import check_codec
 
 OUT, IN = 32, 48
 random = np.random.default_rng(5)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qbridge.codes import BitPacked, Tiled, can_repack, repack
-from qbridge.dtypes import DType
-from qbridge.layout import Slot
+from qbridge.codecs.bits import BitPacked, Tiled, can_repack, repack
+from qbridge.ir.dtypes import DType
+from qbridge.ir.slots import Slot
 
 WORDS = {32: DType.I32, 16: DType.I16, 8: DType.I8}
 AWQ = (0, 2, 4, 6, 1, 3, 5, 7)

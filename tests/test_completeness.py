@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 import make_sharding as facts
 import qbridge
 from goldens import ALLOW
-from qbridge.completeness import judge, missing
-from qbridge.findings import Findings
-from qbridge.ir import Model
-from qbridge.sharding import FAMILIES, LEFT_ALONE
+from qbridge.architecture.decoder import LEFT_ALONE
+from qbridge.architecture.expected import judge, missing
+from qbridge.architecture.families import FAMILIES
+from qbridge.findings.finding import Findings
+from qbridge.ir.model import Model
 from support import ROOT, SINGLE, cli, copy_fixture, edit_json, rewrite_tensors
 
 EVERY = pytest.mark.parametrize("architecture", FAMILIES)

@@ -13,8 +13,8 @@ import pytest
 
 import qbridge
 from config_kinds import KINDS, NEW_KINDS, as_transformers_5_writes
-from qbridge.hf_config import Reader, meaning, spell, spell_tokenizer, unread, unread_tokenizer, unsaid_rope
-from qbridge.targets import find_target
+from qbridge.architecture.config import Reader, meaning, spell, spell_tokenizer, unread, unread_tokenizer, unsaid_rope
+from qbridge.targets.registry import find_target
 from support import copy_fixture, edit_json
 
 READERS = {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import qbridge
-from qbridge.hf_config import Reader, meaning, rope, spell
+from qbridge.architecture.config import Reader, meaning, rope, spell
 
 ROOT = Path(__file__).resolve().parent.parent
 CT = [

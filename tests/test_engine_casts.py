@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.dtypes import DType
-from qbridge.targets import find_target
+from qbridge.ir.dtypes import DType
 from qbridge.targets.common import NEGLIGIBLE, Cast, cast
 from qbridge.targets.float32 import LMDEPLOY, VLLM, held
+from qbridge.targets.registry import find_target
 from support import SINGLE, codes, copy_fixture, edit_json
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"

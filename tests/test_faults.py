@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import qbridge
-from qbridge import sink
+from qbridge.write import writer as sink
 from support import SHARDED, cli, codes, contents, copy_fixture, journal, only_neighbours, part, small_checkpoint
 from test_durability import PACKED, convert, cut
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.catalogue import CATALOGUE
+from qbridge.findings.catalogue import CATALOGUE
 from support import (
     ROOT,
     SINGLE,
@@ -565,7 +565,7 @@ def test_weights_are_what_torch_makes_of_the_stored_tensors():
     stored = load_file(CT / "llama_fp8_block_edges/model" / SINGLE)
     weight, scale = stored[f"{DOWN}.weight"].double(), stored[f"{DOWN}.weight_scale"].double()
     spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: weight.shape[0], : weight.shape[1]]
-    from qbridge.values import dequantize
+    from qbridge.ir.values import dequantize
 
     with qbridge.open(CT / "llama_fp8_block_edges/model") as opened:
         assert np.array_equal(dequantize(opened.layer(DOWN)), (weight * spread).numpy())

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from qbridge.dtypes import DType, from_float64, is_finite, one, survives, to_float64
-from qbridge.floats import VALUES, code_of
-from qbridge.ir import ActivationScheme, Granularity, Layer, Spec, WeightScheme
-from qbridge.values import dequantize
+from qbridge.ir.dtypes import DType, from_float64, is_finite, one, survives, to_float64
+from qbridge.ir.floats import VALUES, code_of
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.ir.values import dequantize
 
 TORCH = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "e8m0": torch.float8_e8m0fnu}
 DTYPES = {"e4m3fn": DType.F8_E4M3, "e5m2": DType.F8_E5M2, "e8m0": DType.F8_E8M0}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.findings import Finding
+from qbridge.findings.finding import Finding
 from support import (
     SINGLE,
     cli,

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import qbridge
 from goldens import ALLOW, NOT_READ
-from qbridge.headers import read_header
+from qbridge.source.safetensors import read_header
 from support import (
     INDEX,
     ROOT,

@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 
 import qbridge
 import qbridge_formats.modelopt as modelopt
-from qbridge import formats
-from qbridge.dtypes import DType
-from qbridge.exactness import Exactness
-from qbridge.ir import ActivationScheme, Granularity, Layer, Spec, WeightScheme, identical
+from qbridge.formats import registry as formats
+from qbridge.formats.common_rules import global_scales
+from qbridge.formats.rules import LayerRule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec, identical
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.ir.values import dequantize
 from qbridge.passes.invert import Invert, bits_of
-from qbridge.rules import LayerRule, global_scales
-from qbridge.testing import write_model
-from qbridge.values import dequantize
+from qbridge.testing.laws import write_model
 from support import cli, edit_json, name_floats, only_neighbours
 from test_conversion import assert_same_tensors, config, tensors
 

@@ -14,8 +14,8 @@ import numba
 import numpy as np
 import pytest
 
-from qbridge import compiling
-from qbridge.codes import kernels
+from qbridge.codecs import compiling
+from qbridge.codecs.bit_kernels import kernels
 from support import ROOT, contents, copy_fixture
 
 NOBODY, NO_USER = 65534, 54321

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.rules import FLOAT8_CACHE
-from qbridge.topology import canonical_tensor, is_kv_scale
+from qbridge.architecture.names import canonical_tensor, is_kv_scale
+from qbridge.formats.common_rules import FLOAT8_CACHE
 from support import ROOT, codes, copy_fixture, edit_quantization
 from test_conversion import assert_same_tensors, config, tensors
 

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import qbridge
-from qbridge.dtypes import DType, from_float64, survives, to_float64
-from qbridge.floats import VALUES
-from qbridge.ir import Granularity, Layer, Spec, WeightScheme, identical
+from qbridge.ir.dtypes import DType, from_float64, survives, to_float64
+from qbridge.ir.floats import VALUES
+from qbridge.ir.layer import Layer, Spec, identical
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.values import code_values, dequantize
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast, cast
 from qbridge.passes.symmetrize import Symmetrize
-from qbridge.testing import check_pairs, layers, random_layer, same_values
-from qbridge.values import code_values, dequantize
+from qbridge.testing.laws import check_pairs, same_values
+from qbridge.testing.strategies import layers, random_layer
 
 TORCH = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import qbridge
-from qbridge.dtypes import DType
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
+from qbridge.formats.rules import LayerRule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.passes.regroup import Regroup
-from qbridge.rules import LayerRule
-from qbridge.targets import find_target
+from qbridge.targets.registry import find_target
 from support import ROOT, copy_fixture, edit_json, facts, places, refusal, rewrite_tensors
 from test_conversion import assert_same_tensors
 
@@ -73,10 +75,12 @@ def test_limits_that_another_choice_or_a_pass_gets_round(case, target, code, cou
 def test_groups_of_256_are_split_for_the_kernels_of_vllm(tmp_path):
     import json
 
-    from qbridge.dtypes import DType
-    from qbridge.formats import find
-    from qbridge.ir import Granularity, Spec, WeightScheme
-    from qbridge.testing import random_layer, write_model
+    from qbridge.formats.registry import find
+    from qbridge.ir.dtypes import DType
+    from qbridge.ir.layer import Spec
+    from qbridge.ir.scheme import Granularity, WeightScheme
+    from qbridge.testing.laws import write_model
+    from qbridge.testing.strategies import random_layer
 
     name = "model.layers.0.mlp.down_proj"
     weight = WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=256)

@@ -17,20 +17,22 @@ from safetensors.numpy import load_file, save_file
 
 import qbridge
 from goldens import ALLOW
-from qbridge.dtypes import DType
-from qbridge.exactness import Exactness
-from qbridge.formats import find
-from qbridge.ir import Granularity, Layer, Model, Spec, TensorInfo, WeightScheme, identical
-from qbridge.padding import follow, growth
+from qbridge.architecture.mlps import follow, growth, intermediate_copies, intermediate_key, mlp_blocks
+from qbridge.formats.registry import find
+from qbridge.ir.dtypes import DType
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec, identical
+from qbridge.ir.model import Model, TensorInfo
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.values import dequantize
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.pad import Pad
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
-from qbridge.sharding import intermediate_copies, intermediate_key, mlp_blocks
 from qbridge.targets.parallel import ANY, Parallel
-from qbridge.testing import grouped_layers, layers, random_layer, write_model
-from qbridge.values import dequantize
+from qbridge.testing.laws import write_model
+from qbridge.testing.strategies import grouped_layers, layers, random_layer
 from support import ROOT, cli, copy_fixture, edit_json, edit_quantization, facts, only_neighbours, refusal
 from test_conversion import assert_same_tensors, config, tensors
 

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.dtypes import DType, from_float64, to_float64
-from qbridge.exactness import Exactness
-from qbridge.ir import Granularity, Layer, Spec, WeightScheme, identical
+from qbridge.ir.dtypes import DType, from_float64, to_float64
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec, identical
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.values import dequantize
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
-from qbridge.testing import grouped_layers, layers, random_layer
-from qbridge.values import dequantize
+from qbridge.testing.strategies import grouped_layers, layers, random_layer
 from support import ROOT, only_neighbours
 from test_conversion import assert_same_tensors, config, tensors
 

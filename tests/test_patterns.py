@@ -8,7 +8,7 @@ import time
 import pytest
 
 import qbridge
-from qbridge.patterns import matches
+from qbridge.formats.patterns import matches
 from support import codes, copy_fixture, edit_header, edit_quantization, refusal
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.completeness import missing
+from qbridge.architecture.expected import missing
 from support import ROOT, codes, copy_fixture, helps, places, refusal
 
 DOWN, EXPERTS = "model.layers.0.mlp.down_proj", "mtp.layers.0.mlp.experts"

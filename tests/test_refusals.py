@@ -342,7 +342,7 @@ def test_unknown_name_gets_the_nearest_one(src, options, help):
 
 
 def test_format_that_cannot_be_imported_is_named(src, monkeypatch):
-    monkeypatch.setattr("qbridge.formats.registry", lambda: {"broken": "no_such_module"})
+    monkeypatch.setattr("qbridge.formats.registry.registry", lambda: {"broken": "no_such_module"})
     assert "no_such_module" in facts(refusal(src, 2, "QB032", source="broken")["QB032"])
 
 

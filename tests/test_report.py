@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import qbridge
-from qbridge.sharding import routed
+from qbridge.architecture.decoder import routed
 from support import ROOT, cli
 
 PADDED = ROOT / "fixtures/gptq/llama_640/model"  # 640 intermediate features, groups of 128

@@ -6,13 +6,16 @@ import gc
 
 import pytest
 
-from qbridge.checkpoint import no_garbage
-from qbridge.dtypes import DType
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.layout import PLAIN, Slot, named
-from qbridge.padding import growth
-from qbridge.sharding import intermediate_copies, intermediate_key, place, rank
-from qbridge.topology import fused_siblings, natural
+from qbridge.architecture.decoder import place
+from qbridge.architecture.mlps import growth, intermediate_copies, intermediate_key
+from qbridge.architecture.names import fused_siblings, natural
+from qbridge.architecture.parallel import rank
+from qbridge.commands.checkpoint import no_garbage
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.slots import PLAIN, Slot, named
 
 CONFIG = {
     "architectures": ["DeepseekV2ForCausalLM"],

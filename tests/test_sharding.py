@@ -11,21 +11,10 @@ import transformers
 from transformers.activations import ACT2FN
 
 import make_sharding as facts
-from qbridge.sharding import (
-    DEFAULTS,
-    FAMILIES,
-    LEFT_ALONE,
-    ZERO_AT_ZERO,
-    Block,
-    Rank,
-    family,
-    fused_out,
-    head_faults,
-    intermediate_copies,
-    intermediate_key,
-    mlp_blocks,
-    rank,
-)
+from qbridge.architecture.decoder import LEFT_ALONE, family
+from qbridge.architecture.families import DEFAULTS, FAMILIES, ZERO_AT_ZERO
+from qbridge.architecture.mlps import Block, intermediate_copies, intermediate_key, mlp_blocks
+from qbridge.architecture.parallel import Rank, fused_out, head_faults, rank
 
 EVERY = pytest.mark.parametrize("architecture", FAMILIES)
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import qbridge
-from qbridge import formats
+from qbridge.formats import registry as formats
 from support import ROOT, contents, copy_fixture
 
 FP8 = "compressed_tensors/llama_fp8_dynamic"

@@ -13,10 +13,10 @@ import pytest
 from safetensors import safe_open
 
 import qbridge
-from qbridge.dtypes import DType, nbytes
-from qbridge.planning import OutputTensor
-from qbridge.shards import index_of, plan_shards
-from qbridge.sink import Effort
+from qbridge.ir.dtypes import DType, nbytes
+from qbridge.plan.output_files import index_of, plan_shards
+from qbridge.plan.plan import OutputTensor
+from qbridge.write.budget import Effort
 from support import INDEX, SHARDED, SINGLE, cli, codes, contents, copy_fixture, journal, only_neighbours, part
 
 TIED = "compressed_tensors/qwen2_w8a8_tied"
@@ -282,7 +282,7 @@ def test_buffered_copy_writes_the_same_bytes(tmp_path, monkeypatch, case, copy):
         return reads[-1]
 
     monkeypatch.setattr(os, "preadv", counted)
-    monkeypatch.setattr("qbridge.jobs._COMPARED", 1000)
+    monkeypatch.setattr("qbridge.write.jobs._COMPARED", 1000)
     qbridge.convert(src, tmp_path / "counted", "lmdeploy", proof=False)
     before = sum(reads)
     if copy:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qbridge.targets.vllm_kernels import RELEASES, Limits, Linear, choose, find_release
+from qbridge.targets.vllm.kernels import RELEASES, Limits, Linear, choose, find_release
 
 DOWN, ROWS = 29568, 8192  # Qwen2-72B's down_proj
 
@@ -132,7 +132,7 @@ def test_versions():
 
 
 def test_every_record_names_its_file():
-    import qbridge.targets.vllm_kernels as module
+    import qbridge.targets.vllm.kernels as module
 
     records = [value for value in vars(module).values() if isinstance(value, Limits)]
     assert len(records) > 20

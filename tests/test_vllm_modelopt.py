@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.dtypes import DType
-from qbridge.ir import Granularity, TensorInfo
-from qbridge.rules import LayerRule, ModelRule
-from qbridge.targets import modelopt
+from qbridge.formats.rules import LayerRule, ModelRule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.model import TensorInfo
+from qbridge.ir.scheme import Granularity
+from qbridge.targets.vllm import modelopt
 from support import ROOT, SINGLE, copy_fixture, edit_json
 from test_conversion import assert_same_tensors, config
 

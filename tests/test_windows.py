@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import qbridge
-from qbridge.codes import BitPacked
-from qbridge.dtypes import DType
-from qbridge.ir import Granularity, Layer, Spec, WeightScheme, identical
-from qbridge.jobs import Encoded, jobs_of
-from qbridge.layout import PLAIN, TRANSPOSED, Padded, Slot
+from qbridge.codecs.arrays import TRANSPOSED, Padded
+from qbridge.codecs.bits import BitPacked
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Layer, Spec, identical
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.slots import PLAIN, Slot
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.pad import Pad
 from qbridge.passes.recast import Recast
@@ -21,9 +22,10 @@ from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.undo import Undo
 from qbridge.passes.widen import Widen
-from qbridge.sink import Effort
-from qbridge.targets import Parallel
-from qbridge.windows import EVERYTHING, Window, part_of, windows
+from qbridge.plan.windows import EVERYTHING, Window, part_of, windows
+from qbridge.targets.parallel import Parallel
+from qbridge.write.budget import Effort
+from qbridge.write.jobs import Encoded, jobs_of
 from support import ROOT, contents
 from test_conversion import assert_same_tensors
 
@@ -41,8 +43,8 @@ def in_windows(monkeypatch):
 
     def start():
         monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-        monkeypatch.setattr("qbridge.jobs._CODES", 1 << 12)
-        monkeypatch.setattr("qbridge.sink.jobs_of", watched)
+        monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 12)
+        monkeypatch.setattr("qbridge.write.writer.jobs_of", watched)
         return seen
 
     return start

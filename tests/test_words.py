@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from qbridge.blocks import Block, CodeMove
-from qbridge.codes import BitPacked
-from qbridge.dtypes import DType
-from qbridge.layout import Slot
-from qbridge.words import differs, movable, move
+from qbridge.codecs.bits import BitPacked
+from qbridge.codecs.code_moves import Block, CodeMove
+from qbridge.codecs.word_moves import differs, movable, move
+from qbridge.ir.dtypes import DType
+from qbridge.ir.slots import Slot
 
 ORDERS = {2: tuple(range(16))[::-1], 4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}
 PAIRS = list(itertools.product(("in_major", "out_major", "across"), repeat=2))

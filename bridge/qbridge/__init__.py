@@ -9,22 +9,25 @@ a `stream` is asked for tensors.
 
 from __future__ import annotations
 
-from qbridge.checking import Check, check
-from qbridge.checkpoint import Checkpoint
-from qbridge.checkpoint import open_checkpoint as open  # the public name, as in open(path)
-from qbridge.conversion import Stream, convert, stream
-from qbridge.distribution import qbridge_version
-from qbridge.exactness import Exactness
-from qbridge.findings import Finding, Findings, QBridgeError, Severity
-from qbridge.formats import usable
-from qbridge.inspection import Inspection, inspect
-from qbridge.ir import ActivationScheme, Granularity, Layer, Model, Spec, WeightScheme, identical
-from qbridge.report import Report, Verification
-from qbridge.restoration import restore
-from qbridge.sink import Advance
-from qbridge.targets import Target
-from qbridge.targets import targets as _targets
-from qbridge.verification import verify
+from qbridge.commands.checking import Check, check
+from qbridge.commands.checkpoint import Checkpoint
+from qbridge.commands.checkpoint import open_checkpoint as open
+from qbridge.commands.conversion import convert
+from qbridge.commands.inspection import Inspection, inspect
+from qbridge.commands.report import Report, Verification
+from qbridge.commands.restoration import restore
+from qbridge.commands.streaming import Stream, stream
+from qbridge.commands.verification import verify
+from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
+from qbridge.formats.registry import usable
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec, identical
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.plan.distribution import qbridge_version
+from qbridge.targets.registry import targets as _targets
+from qbridge.targets.target import Target
+from qbridge.write.writer import Advance
 
 __version__ = qbridge_version()
 

@@ -24,14 +24,17 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.catalogue import ALLOW, BUG, CATALOGUE, INTERRUPTED
-from qbridge.distribution import namesake, qbridge_version
-from qbridge.findings import Finding, Findings, QBridgeError, error
-from qbridge.formats import did_you_mean, load, report_unusable
+from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.catalogue.code import ALLOW, BUG, INTERRUPTED
+from qbridge.findings.finding import Finding, Findings, QBridgeError, error
+from qbridge.findings.hints import did_you_mean
+from qbridge.formats.registry import load, report_unusable
+from qbridge.plan.distribution import namesake, qbridge_version
+from qbridge.plan.options import Wishes
 from qbridge.progress import KINDS, compiling_shown
 from qbridge.progress import progress as progress_of
-from qbridge.sink import LEAST_MEMORY, Advance
-from qbridge.wishes import Wishes
+from qbridge.write.budget import LEAST_MEMORY
+from qbridge.write.writer import Advance
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from qbridge import compiling
-from qbridge.sink import Advance
+from qbridge.codecs import compiling
+from qbridge.write.writer import Advance
 
 KINDS = ("auto", "json", "none")
 

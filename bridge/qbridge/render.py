@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from qbridge.catalogue import Code
-from qbridge.checking import Check
-from qbridge.findings import Finding, Severity
-from qbridge.inspection import Inspection
-from qbridge.report import Report, Verification
+from qbridge.commands.checking import Check
+from qbridge.commands.inspection import Inspection
+from qbridge.commands.report import Report, Verification
+from qbridge.findings.catalogue.code import Code
+from qbridge.findings.finding import Finding, Severity
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 

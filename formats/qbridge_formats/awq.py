@@ -29,22 +29,26 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.formats import Match, assemble
-from qbridge.hf_config import without_quantization
-from qbridge.ir import Granularity, Model, Spec
-from qbridge.layout import Slot
+from qbridge.architecture.config import without_quantization
+from qbridge.architecture.names import dense_linears
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.formats.common_rules import no_kv_scales, stored_scales, zeros_fit
+from qbridge.formats.protocol import Match
+from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity
+from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, stored_scales, zeros_fit
-from qbridge.source import Source
-from qbridge.topology import dense_linears
-from qbridge_formats import _awq_layers as layers
-from qbridge_formats._awq_layers import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
-from qbridge_formats._side_config import merged_config
+from qbridge.source.reader import Source
+from qbridge_formats._shared import awq_linear as layers
+from qbridge_formats._shared.awq_linear import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
+from qbridge_formats._shared.config_block import merged_config
 
 NAME = "awq"
 SUMMARY = "AWQ: AutoAWQ's GEMM layout is written, its GEMV layouts, llm-awq's and GPTQModel's are read"

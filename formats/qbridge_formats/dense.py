@@ -19,16 +19,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.formats import Match, assemble
-from qbridge.hf_config import compute_dtype
-from qbridge.ir import DENSE, Model, Spec
-from qbridge.layout import TRANSPOSED, Slot
+from qbridge.architecture.config import compute_dtype
+from qbridge.codecs.arrays import TRANSPOSED
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.formats.common_rules import no_kv_scales
+from qbridge.formats.protocol import Match
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import DENSE
+from qbridge.ir.slots import Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
-from qbridge.source import Source
-from qbridge_formats._gpt_oss import ARCHITECTURE, place_of, unfusable
+from qbridge.source.reader import Source
+from qbridge_formats._shared.fused_experts import ARCHITECTURE, place_of, unfusable
 
 NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"

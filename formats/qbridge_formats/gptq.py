@@ -20,20 +20,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.formats import Match, assemble
-from qbridge.hf_config import without_quantization
-from qbridge.ir import Granularity, Model, Spec
-from qbridge.layout import Slot
+from qbridge.architecture.config import without_quantization
+from qbridge.architecture.names import dense_linears, fused_names
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.formats.common_rules import no_kv_scales, scales_per_row, stored_scales, zeros_fit
+from qbridge.formats.protocol import Match
+from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity
+from qbridge.ir.slots import Slot
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, scales_per_row, stored_scales, zeros_fit
-from qbridge.source import Source
-from qbridge.topology import dense_linears, fused_names
-from qbridge_formats import _gptq_layers as layers
-from qbridge_formats._gptq_config import CONFIG_FILES as CONFIG_FILES
-from qbridge_formats._gptq_config import find_config, parse
-from qbridge_formats._gptq_layers import ONES, Scheme, Zeros, is_gptq_shaped, modules_of, zero_biases
+from qbridge.source.reader import Source
+from qbridge_formats._shared import gptq_linear as layers
+from qbridge_formats._shared.gptq_config import find_config, parse
+from qbridge_formats._shared.gptq_linear import ONES, Scheme, Zeros, is_gptq_shaped, modules_of, zero_biases
 
 NAME = "gptq"
 SUMMARY = "GPTQ of GPTQModel, AutoGPTQ, AutoRound: 2, 3, 4 and 8 bits, zero-points of version 1 and 2"

@@ -19,23 +19,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qbridge.codes import BitPacked, Tiled
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.formats import Match, assemble
-from qbridge.hf_config import without_quantization
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.layout import ZEROS, Shuffled, Slot
+from qbridge.architecture.config import without_quantization
+from qbridge.architecture.names import dense_linears
+from qbridge.codecs.arrays import ZEROS, Shuffled
+from qbridge.codecs.bits import BitPacked, Tiled
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.formats.common_rules import no_kv_scales, stored_scales
+from qbridge.formats.protocol import Match
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales, stored_scales
-from qbridge.source import Source
-from qbridge.topology import dense_linears
-from qbridge_formats._gptq_config import CONFIG_FILES as CONFIG_FILES
-from qbridge_formats._gptq_layers import zero_biases
+from qbridge.source.reader import Source
+from qbridge_formats._shared.gptq_linear import zero_biases
 
 NAME = "marlin"
 SUMMARY = "Marlin as IST-DASLab's code, AutoGPTQ and AutoAWQ serialize it: 4 bits, symmetric (vLLM up to 0.10.0)"

@@ -20,17 +20,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qbridge.codes import NIBBLES
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.formats import Match, assemble
-from qbridge.hf_config import without_quantization
-from qbridge.ir import Granularity, Model, Spec, WeightScheme
-from qbridge.layout import Slot
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule, no_kv_scales
-from qbridge.source import Source
-from qbridge.topology import dense_linears
-from qbridge_formats._gpt_oss import ARCHITECTURE, LINEARS, place_of, unfusable
+from qbridge.architecture.config import without_quantization
+from qbridge.architecture.names import dense_linears
+from qbridge.codecs.bits import NIBBLES
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.formats.common_rules import no_kv_scales
+from qbridge.formats.protocol import Match
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.slots import Slot
+from qbridge.source.reader import Source
+from qbridge_formats._shared.fused_experts import ARCHITECTURE, LINEARS, place_of, unfusable
 
 NAME = "mxfp4"
 SUMMARY = "gpt-oss: MXFP4 experts in fused tensors"

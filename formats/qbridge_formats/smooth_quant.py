@@ -17,18 +17,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.formats import Match, assemble
-from qbridge.hf_config import without_quantization
-from qbridge.ir import ActivationScheme, CodeType, Granularity, Model, Spec, WeightScheme
-from qbridge.layout import Slot
+from qbridge.architecture.config import without_quantization
+from qbridge.architecture.names import dense_linears, is_decoder_linear, is_router
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.formats.common_rules import no_kv_scales, stored_scales
+from qbridge.formats.protocol import Match
+from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme, CodeType, Granularity, WeightScheme
+from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.symmetrize import Symmetrize
-from qbridge.rules import LayerRule, Problem, Rule, no_kv_scales, stored_scales
-from qbridge.source import Source
-from qbridge.topology import dense_linears, is_decoder_linear, is_router
+from qbridge.source.reader import Source
 
 NAME = "smooth-quant"
 SUMMARY = "LMDeploy's own W8A8: int8 or float8 weights, one float32 scale per output channel"

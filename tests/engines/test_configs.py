@@ -14,8 +14,8 @@ from engine import HERE, ROOT, ask
 
 import qbridge
 from config_kinds import KINDS, NEW_KINDS, as_transformers_5_writes
-from qbridge.hf_config import Reader, spell, without_quantization
-from qbridge.targets import find_target
+from qbridge.architecture.config import Reader, spell, without_quantization
+from qbridge.targets.registry import find_target
 
 pytestmark = pytest.mark.engine
 
@@ -124,7 +124,7 @@ ALLOWED = ("rounded", "drop-kv-scales", "assumed-activations", "unknown-tensors"
 
 def outputs(source: Path):
     """(target, config.json that is written) for every target that the fixture can be converted for."""
-    from qbridge.catalogue import ALLOW
+    from qbridge.findings.catalogue.code import ALLOW
 
     for target in TARGETS:
         try:

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from weight_only import differences, fixture
 
 import qbridge
-from qbridge.values import dequantize
+from qbridge.ir.values import dequantize
 
 pytestmark = pytest.mark.engine
 

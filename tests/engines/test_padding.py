@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from weight_only import fixture, method
 
 import qbridge
-from qbridge.values import dequantize
+from qbridge.ir.values import dequantize
 
 pytestmark = pytest.mark.engine
 

@@ -9,7 +9,7 @@ from itertools import islice, product
 import pytest
 from engine import ask
 
-from qbridge.targets.vllm_kernels import Linear, choose
+from qbridge.targets.vllm.kernels import Linear, choose
 
 pytestmark = pytest.mark.engine
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 import qbridge
-from qbridge.hf_config import rope
-from qbridge.values import dequantize
+from qbridge.architecture.config import rope
+from qbridge.ir.values import dequantize
 
 pytestmark = pytest.mark.engine
 

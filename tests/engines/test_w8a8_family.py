@@ -14,7 +14,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 
 import qbridge
-from qbridge.values import dequantize
+from qbridge.ir.values import dequantize
 
 pytestmark = pytest.mark.engine
 

@@ -10,7 +10,7 @@ from engine import ROOT
 from safetensors.numpy import load_file
 
 import qbridge
-from qbridge.values import dequantize
+from qbridge.ir.values import dequantize
 
 
 def fixture(case: str) -> Path:

@@ -8,14 +8,16 @@ import pytest
 
 import goldens
 import qbridge
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.formats import find
-from qbridge.ir import ActivationScheme, Granularity, Model, Spec, WeightScheme
+from qbridge.findings.finding import Findings
+from qbridge.formats.registry import find
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.passes.recast import Recast
-from qbridge.strategies import FLOATS
-from qbridge.testing import check_checkpoint, check_format, check_layer, made_legal, random_layer
-from qbridge_formats._ct_config import Matcher, find_block, parse
+from qbridge.testing.laws import check_checkpoint, check_format, check_layer, made_legal
+from qbridge.testing.strategies import FLOATS, random_layer
+from qbridge_formats.compressed_tensors.config import Matcher, find_block, parse
 
 W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 A8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}

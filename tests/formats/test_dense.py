@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 import goldens
 import qbridge
-from qbridge.dtypes import DType, to_float64
-from qbridge.ir import DENSE, Granularity, Layer, Spec, WeightScheme
-from qbridge.layout import ScaledZeros
+from qbridge.codecs.arrays import ScaledZeros
+from qbridge.ir.dtypes import DType, to_float64
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
+from qbridge.ir.values import code_values, dequantize, group_index, row_index
 from qbridge.passes.dequantize import Dequantize
-from qbridge.sink import Effort
-from qbridge.testing import layers
-from qbridge.values import code_values, dequantize, group_index, row_index
+from qbridge.testing.strategies import layers
+from qbridge.write.budget import Effort
 from support import ROOT, codes, contents, copy_fixture, edit_json, rewrite_tensors
 
 CASES = [
@@ -162,7 +163,7 @@ def test_plain_transformers_loads_it(tmp_path):
 def test_windows_give_the_same_bytes(tmp_path, monkeypatch):
     to_dense("gptq", "llama_desc_act", tmp_path / "whole")
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-    monkeypatch.setattr("qbridge.jobs._CODES", 1 << 11)
+    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 11)
     to_dense("gptq", "llama_desc_act", tmp_path / "windows")
     assert contents(tmp_path / "whole") == contents(tmp_path / "windows")
 
@@ -223,7 +224,7 @@ def test_experts_of_gpt_oss_are_fused_as_transformers_has_them(tmp_path):
 
 def test_windows_of_fused_experts_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-    monkeypatch.setattr("qbridge.jobs._CODES", 1 << 9)
+    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 9)
     assert_experts_of_transformers(to_dense("mxfp4", "gpt_oss", tmp_path / "dst"))
 
 

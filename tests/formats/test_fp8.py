@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import goldens
 import qbridge
-from qbridge.dtypes import DType, from_float64
-from qbridge.formats import find
-from qbridge.ir import ActivationScheme, Granularity, Layer, Spec, WeightScheme
-from qbridge.testing import check_layer
+from qbridge.formats.registry import find
+from qbridge.ir.dtypes import DType, from_float64
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.testing.laws import check_layer
 from support import SINGLE, copy_fixture, edit_header, edit_quantization, facts, refusal
 from test_conversion import assert_same_tensors, config
 

@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 
 import goldens
 import qbridge
-from qbridge import formats
-from qbridge.dtypes import DType
-from qbridge.findings import Findings
-from qbridge.ir import CODE_BITS, ActivationScheme, Granularity, Layer, Spec, WeightScheme, identical
+from qbridge.findings.finding import Findings
+from qbridge.formats import registry as formats
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Layer, Spec, identical
+from qbridge.ir.scheme import CODE_BITS, ActivationScheme, Granularity, WeightScheme
+from qbridge.ir.values import dequantize
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.invert import Invert
-from qbridge.testing import check_format, check_layer, made_legal, write_model
-from qbridge.values import dequantize
+from qbridge.testing.laws import check_format, check_layer, made_legal, write_model
 from qbridge_formats import modelopt
 from support import ROOT, codes, copy_fixture, edit_json, edit_quantization, name_floats, only_neighbours
 from test_conversion import assert_same_tensors, config, tensors

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge import jobs
-from qbridge.dtypes import DType
-from qbridge.exactness import Exactness
-from qbridge.ir import Spec, identical
-from qbridge.layout import NARROWED, Shared, Slot
-from qbridge.outputs import outputs_of
-from qbridge.plan import LayerPlan
-from qbridge.sink import Effort
-from qbridge.testing import check_format, random_layer, write_model
-from qbridge.values import dequantize
+from qbridge.codecs.arrays import NARROWED, Shared
+from qbridge.ir.dtypes import DType
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Spec, identical
+from qbridge.ir.slots import Slot
+from qbridge.ir.values import dequantize
+from qbridge.plan.output_tensors import outputs_of
+from qbridge.plan.plan import LayerPlan
+from qbridge.testing.laws import check_format, write_model
+from qbridge.testing.strategies import random_layer
+from qbridge.write import jobs
+from qbridge.write.budget import Effort
 from qbridge_formats import compressed_tensors, modelopt, mxfp4
 from support import ROOT, SINGLE, codes, copy_fixture, edit_json, edit_quantization, facts, refusal
 from test_conversion import assert_same_tensors
@@ -101,7 +103,7 @@ def test_to_itself_every_tensor_is_copied(tmp_path, monkeypatch):
 
 def test_windows_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 11))
-    monkeypatch.setattr("qbridge.jobs._CODES", 1 << 9)
+    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 9)
     written = []
     run = jobs.Encoded.run
     monkeypatch.setattr(jobs.Encoded, "run", lambda job, *rest: written.append(job) or run(job, *rest))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import goldens
-from qbridge.testing import check_format
+from qbridge.testing.laws import check_format
 
 
 @pytest.mark.parametrize("case", goldens.cases("smooth_quant"))

@@ -22,8 +22,8 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.dtypes import DType, nbytes
-from qbridge.headers import HeaderError, read_header
+from qbridge.ir.dtypes import DType, nbytes
+from qbridge.source.safetensors import HeaderError, read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).with_name("corpus")

@@ -25,14 +25,15 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 with atheris.instrument_imports(
-    include=["qbridge", "qbridge_formats"], exclude=["qbridge.codes", "qbridge.words"]
+    include=["qbridge", "qbridge_formats"],
+    exclude=["qbridge.codecs.bits", "qbridge.codecs.bit_kernels", "qbridge.codecs.word_moves"],
 ):  # what numba compiles
-    import qbridge.assumed
-    import qbridge.checking
+    import qbridge.architecture.from_config
     import qbridge.cli
-    import qbridge.formats
-    import qbridge.restoration
-    import qbridge.verification
+    import qbridge.commands.checking
+    import qbridge.commands.restoration
+    import qbridge.commands.verification
+    import qbridge.formats.registry
 
     for _name in qbridge.list_formats():
         qbridge.formats.load(_name)

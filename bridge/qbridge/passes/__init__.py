@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from qbridge.exactness import Exactness
-from qbridge.ir import Layer, Spec
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
 
 
 class Pass(Protocol):

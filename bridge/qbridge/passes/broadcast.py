@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.exactness import Exactness
-from qbridge.ir import Granularity, Layer, Spec
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.scheme import Granularity
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qbridge.compiling import Kernel, compiled
-from qbridge.dtypes import Array, DType, from_float64, is_finite
-from qbridge.exactness import Exactness
-from qbridge.ir import DENSE, Granularity, Layer, Spec, WeightScheme
-from qbridge.values import code_table, group_index, row_index
+from qbridge.codecs.compiling import Kernel, compiled
+from qbridge.ir.dtypes import Array, DType, from_float64, is_finite
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
+from qbridge.ir.values import code_table, group_index, row_index
 
 _ENTRIES = 1 << 16  # of the table of values that is held at a time: with what makes it, it stays in a core's cache
 

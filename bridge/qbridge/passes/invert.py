@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.dtypes import Array
-from qbridge.exactness import Exactness
-from qbridge.ir import GLOBAL_SCALE, GlobalScale, Layer, Spec
+from qbridge.ir.dtypes import Array
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.scheme import GLOBAL_SCALE, GlobalScale
 
 Kept = tuple[tuple[str, str], ...]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
-from qbridge.exactness import Exactness
-from qbridge.ir import Layer, Spec
+from qbridge.ir.dtypes import Array, DType, from_float64, survives, to_float64
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
 
 _BLOCK = 1 << 20  # values that are held as float64 at a time
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.dtypes import Array
-from qbridge.exactness import Exactness
-from qbridge.ir import Granularity, Layer, Spec
-from qbridge.values import group_index
+from qbridge.ir.dtypes import Array
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.scheme import Granularity
+from qbridge.ir.values import group_index
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qbridge.exactness import Exactness
-from qbridge.ir import Layer, Spec
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
 from qbridge.passes import Pass
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.exactness import Exactness
-from qbridge.ir import Layer, Spec
+from qbridge.ir.exactness import Exactness
+from qbridge.ir.layer import Layer, Spec
 
 
 @dataclass(frozen=True, slots=True)

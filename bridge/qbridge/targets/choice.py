@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qbridge.ir import Dialect, Model
-from qbridge.rules import Rule
+from qbridge.formats.rules import Rule
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Dialect
 from qbridge.targets.parallel import Parallel
 
 # The command that starts an engine's server on a folder (a quoted path) at a tensor-parallel size.

@@ -9,12 +9,13 @@ from math import sqrt
 import numpy as np
 import numpy.typing as npt
 
-from qbridge.dtypes import Array, DType, from_float64, survives, to_float64
-from qbridge.hf_config import compute_dtype
-from qbridge.ir import Model, Spec
-from qbridge.rules import Problem, ValueRule, Values
+from qbridge.architecture.config import compute_dtype
+from qbridge.architecture.names import fused_siblings, is_kv_scale
+from qbridge.formats.rules import Problem, ValueRule, Values
+from qbridge.ir.dtypes import Array, DType, from_float64, survives, to_float64
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
 from qbridge.targets.float32 import Table, held
-from qbridge.topology import fused_siblings, is_kv_scale
 
 START = "start the server with LMDeploy's option --backend {}"  # pytorch or turbomind
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from math import gcd
 
-from qbridge.dtypes import DType
-from qbridge.ir import Model, Spec
+from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
-from qbridge.rules import LayerRule, Problem, Rule
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
 

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 from typing import TypeVar
 
-from qbridge.ir import Model, Spec
-from qbridge.padding import growth
+from qbridge.architecture.decoder import family, place
+from qbridge.architecture.mlps import growth
+from qbridge.architecture.names import fused_siblings, is_routed
+from qbridge.architecture.parallel import Rank, head_faults, rank
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
-from qbridge.rules import LayerRule, ModelRule, Problem, Rule
-from qbridge.sharding import Rank, family, head_faults, place, rank
-from qbridge.targets import float8
-from qbridge.topology import fused_siblings, is_routed
+from qbridge.targets import blocks as float8
 
 Found = TypeVar("Found")
 
@@ -341,57 +343,7 @@ def _unknown(model: Model) -> Iterator[Problem]:
         yield Problem(("dims are judged without tensor parallelism",), where=(named,))
 
 
-_CT_REFUSES = "vLLM refuses it: Weight input_size_per_partition is not divisible by group_size"
-_AWQ_REFUSES = "vLLM refuses it: The input size is not aligned with the quantized weight shape"
-VLLM = Parallel(
-    (128, 64, 32),
-    frozenset({"compressed-tensors", "gptq"}),
-    whole_channels=frozenset({"awq"}),
-    whole_groups=frozenset({"mxfp4"}),  # model_executor/models/gpt_oss.py (_load_weights_mxfp4)
-    halves=frozenset({"gptq"}),  # model_executor/layers/quantization/moe_wna16.py
-    straddled={
-        "gptq": "vLLM 0.33: Marlin refuses it; Machete, Exllama and Humming take it and compute with scales of "
-        "other groups",
-        "awq": _AWQ_REFUSES,
-        "compressed-tensors": _CT_REFUSES,
-    },
-    blocks="vllm",
-    source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
-)
-VLLM_023 = Parallel(
-    (128, 64, 32),
-    frozenset({"compressed-tensors", "gptq"}),
-    whole_channels=frozenset({"awq"}),
-    inputs=128,
-    outputs=64,
-    straddled={
-        "gptq": "vLLM 0.23: Marlin refuses it (min_thread_k = 128); Machete, Humming and Exllama take it and compute "
-        "with scales of other groups",
-        "awq": _AWQ_REFUSES,
-        "compressed-tensors": _CT_REFUSES,
-    },
-    blocks="vllm",
-    source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
-)
-VLLM_054 = replace(
-    VLLM_023,
-    straddled={"": "vLLM 0.5.4 refuses it: not divisible by min_thread_k = 128, or by group_size"},
-    source="vllm 0.5.4, model_executor/layers/quantization/utils/marlin_utils.py",
-)
-LMDEPLOY = Parallel(
-    (128, 64, 32),
-    whole_outputs=True,
-    straddled={"": "LMDeploy's PyTorch engine stops: Attempted to load weight into parameter of another size"},
-    blocks="lmdeploy",
-    source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)",
-)
 # A format by its own name: whole groups on every rank, whoever reads it.
 ANY = Parallel(
     (128, 64, 32, 16), frozenset({"auto-round", "compressed-tensors", "gptq"}), source="qbridge.targets.parallel"
-)
-TURBOMIND = Parallel(
-    (128,),
-    pads_mlps=True,
-    straddled={"": "TurboMind, which pads MLPs only, refuses it: TP split: scales are not divisible by tp"},
-    source="lmdeploy 0.18.0, turbomind/linear.py",
 )

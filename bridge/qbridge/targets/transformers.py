@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qbridge.dtypes import DType
-from qbridge.ir import Granularity, Model, Spec
-from qbridge.rules import ModelRule, Problem
+from qbridge.formats.rules import ModelRule, Problem
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
 

@@ -1,0 +1,1 @@
+"""What is known of model classes: names, fusions, tensor parallelism, MLPs, experts, expected tensors."""

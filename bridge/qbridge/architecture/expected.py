@@ -1,0 +1,373 @@
+"""Which tensors an engine needs and a checkpoint lacks, and which it has that no engine expects; by names alone.
+
+What a decoder needs is in `qbridge.sharding` and `qbridge.decoder`; how its blocks are called, the checkpoint says
+itself. An architecture that is in no table is not judged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from qbridge.architecture.decoder import (
+    ADAPTED,
+    INDEXERS,
+    LEFT_ALONE,
+    LINEAR_ATTENTION,
+    MLPS,
+    MOST,
+    PARAMETERS,
+    architecture,
+    attention,
+    biased,
+    ends,
+    expert_count,
+    family,
+    indexer,
+    is_tied,
+    norms,
+    parameters,
+    shared_block,
+    text_config,
+)
+from qbridge.architecture.families import Family
+from qbridge.architecture.names import (
+    EMBEDDINGS,
+    FUSED,
+    HEADS,
+    canonical_module,
+    canonical_tensor,
+    dense_linears,
+    is_head,
+    is_kv_scale,
+    is_router,
+    module_of,
+    natural,
+)
+from qbridge.architecture.numbered import doubtful, tower_blocks
+from qbridge.findings.finding import Findings
+from qbridge.ir.model import Model
+
+_NUMBER = re.compile(r"\.\d+(?=\.)")
+_LAYER = re.compile(r"((?:.*\.)?(?:layers|h))\.(\d{1,9})\.(.+)")
+_EXPERT = re.compile(r"((?:.*\.)?experts)\.(\d{1,9})\.(\w+)")
+_KV_ENDS = ("_scale", "_zero_point")  # told apart before anything slower looks at a name
+_PACKED = re.compile(r"(gate_up_proj|down_proj)(_\w+)?(\[\d+\])?")  # or the slices that mxfp4 reads of them
+_GROUPED = (frozenset({"gate_proj", "up_proj", "down_proj"}), frozenset({"w1", "w2", "w3"}))
+# Buffers that old tools store and no engine reads, and what not every layer has.
+_OPTIONAL = frozenset({"rotary_emb", "indexer"})
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The modules of one layer by their names below it, experts apart by block and number."""
+
+    modules: set[str] = field(default_factory=set)
+    experts: dict[str, dict[int, set[str]]] = field(default_factory=dict)
+    packed: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def leaves(self) -> set[str]:
+        """The last names of modules outside of experts."""
+        return {name.rpartition(".")[2] for name in self.modules if "expert" not in name}
+
+    @property
+    def linear_attention(self) -> bool:
+        """Whether its attention is another."""
+        return any(name.startswith("linear_attn") for name in self.modules)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it has experts, or what chooses them."""
+        return bool(self.experts or self.packed) or any(is_router(name) for name in self.modules)
+
+
+@dataclass(slots=True)
+class _Tree:
+    """The decoder of a checkpoint: the name before its layers' numbers, and the layers by number."""
+
+    prefix: str
+    layers: dict[int, _Layer]
+    modules: set[str]
+    names: frozenset[str]
+    blocks: dict[Hashable, str] = field(default_factory=dict)  # what is asked for each layer and is the same for all
+
+    def once(self, question: Hashable, answer: Callable[[], str]) -> str:
+        """The answer to a question about all layers, looked for once: there may be many layers."""
+        if question not in self.blocks:
+            self.blocks[question] = answer()
+        return self.blocks[question]
+
+    @property
+    def everything(self) -> frozenset[str]:
+        """Modules, and biases and parameters of their own by their full names."""
+        return self.names | self.modules
+
+    @property
+    def base(self) -> str:
+        """What the embedding and the last norm stand under."""
+        return _base(self.prefix)
+
+
+def _base(prefix: str) -> str:
+    parent = prefix.rpartition(".")[0]
+    return f"{parent}." if parent else ""
+
+
+def _likelihood(prefix: str, votes: Mapping[str, int], modules: Collection[str]) -> tuple[int, bool, int, str]:
+    """How likely it is the decoder's: by its linears, by what stands beside it, and then the shorter name."""
+    return votes[prefix], any(f"{_base(prefix)}{name}" in modules for name in EMBEDDINGS), -len(prefix), prefix
+
+
+def _tree(names: Iterable[str], record: Family | None) -> _Tree:
+    """The tensors' modules, taken apart; the decoder is where most linears of the architecture are."""
+    split = {module_of(name) for name in names if not (name.endswith(_KV_ENDS) and is_kv_scale(name))}
+    modules = {canonical_module(module) for module, leaf in split if leaf != "bias" and leaf not in PARAMETERS}
+    modules |= {f"{canonical_module(module)}.{leaf}" for module, leaf in split if leaf in PARAMETERS}
+    found: dict[str, dict[int, _Layer]] = defaultdict(lambda: defaultdict(_Layer))
+    votes: Counter[str] = Counter()
+    for module in modules:
+        match = _LAYER.fullmatch(module)
+        if match is None or not LEFT_ALONE.isdisjoint(module.split(".")):
+            continue
+        prefix, layer, rest = match[1], found[match[1]][int(match[2])], match[3]
+        votes[prefix] += record is not None and rest.rpartition(".")[2] in record.columns
+        expert = _EXPERT.fullmatch(rest)
+        if expert:
+            layer.experts.setdefault(expert[1], {}).setdefault(int(expert[2]), set()).add(expert[3])
+        else:
+            layer.modules.add(rest)
+    prefix = max(votes, key=lambda name: _likelihood(name, votes, modules)) if votes else "model.layers"
+    for module, leaf in split:
+        match = _LAYER.fullmatch(module) if module.endswith("experts") else None
+        if match and match[1] == prefix and _PACKED.fullmatch(leaf):
+            found[prefix][int(match[2])].packed.setdefault(match[3], set()).add(leaf)
+    dotted = (f"{canonical_module(module)}.{leaf}" for module, leaf in split if leaf == "bias")
+    return _Tree(prefix, dict(found[prefix]), modules, frozenset(dotted))
+
+
+def judge(model: Model, names: Iterable[str], findings: Findings, side: str = "") -> None:
+    """What an engine needs and would not find, and what it would find and not know, by stored tensors' `names`.
+
+    `side` says which of two checkpoints it is. Findings: QB263 for what is missing, QB264 for what is too much, QB266
+    where no table says what is needed, QB267 for what may be missing, QB041 for an adapter that is not merged.
+    """
+    names, about = list(names), (side,) if side else ()
+    if unmerged := _unmerged(names, model.config):
+        findings.add("QB041", unmerged, (*about, *_kinds(unmerged)))
+    record = family(model.config) if is_judged(model.config) else None
+    tree = _tree(names, record)
+    lost = _half_scaled(names) if model.kv_cache else []
+    if record is None:
+        findings.add("QB266", model.architecture or "config.json", about)
+        doubt = doubtful(tree.everything, model.config, None)
+    else:
+        towers = tower_blocks(tree.everything, model.config)
+        lost += [*_missing(tree, record, model.config), *(name for name in towers if not name.endswith(".bias"))]
+        biases = [name for name in towers if name.endswith(".bias")]
+        doubt = [*biases, *doubtful(tree.everything, model.config, tree.prefix)]
+    if lost:
+        findings.add("QB263", lost, (*about, *_kinds(lost)))
+    if doubt:
+        findings.add("QB267", doubt, (*about, *_kinds(doubt)))
+    if extra := surplus(model, "" if record is None else tree.prefix):
+        findings.add("QB264", extra, (*about, *_kinds(extra)))
+
+
+def is_judged(config: Mapping[str, Any]) -> bool:
+    """Whether a table says what the architecture needs, and config.json how many layers it has."""
+    return family(config) is not None and type(text_config(config).get("num_hidden_layers")) is int
+
+
+def _unmerged(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Modules that lie under an adapter's names, in an architecture that is not published so."""
+    if architecture(config) in ADAPTED:
+        return []
+    parts = (name.split(".") for name in names)
+    return natural({".".join(part[: part.index("base_layer")]) for part in parts if "base_layer" in part})
+
+
+def _half_scaled(names: Iterable[str]) -> list[str]:
+    """Scales and zero-points of the kv cache whose other half is there: of keys without values, or the reverse."""
+    stored = {canonical_tensor(name) for name in names if is_kv_scale(name)}
+    parts = (name.rpartition(".") for name in stored)
+    others = (f"{block}.{'v' if leaf.startswith('k_') else 'k'}{leaf[1:]}" for block, _, leaf in parts)
+    return natural(set(others) - stored)
+
+
+def _kinds(names: Sequence[str], most: int = 5) -> tuple[str, ...]:
+    """How many there are of each name, numbers aside."""
+    counts = Counter(_NUMBER.sub(".*", name) for name in names)
+    told = [f"{name}: {count}" for name, count in counts.most_common(most)]
+    return (*told, *([f"and {len(counts) - most} names more"] if len(counts) > most else ()))
+
+
+def missing(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Modules and biases that the architecture's layers need, of stored tensors' `names`; none if it is unknown."""
+    record = family(config)
+    return _missing(_tree(names, record), record, config) if record is not None and is_judged(config) else []
+
+
+def _missing(tree: _Tree, record: Family, config: Mapping[str, Any]) -> list[str]:
+    count = int(text_config(config)["num_hidden_layers"])
+    if not tree.layers:
+        return [f"{tree.prefix}.0"]
+    usual = _usual(tree, count)
+    found = []
+    for number in range(min(count, MOST)):
+        layer = tree.layers.get(number, _Layer())
+        lost = {*_layer(layer, tree, record, config), *usual[layer.linear_attention, layer.sparse] - layer.modules}
+        lost |= {f"self_attn.indexer.{leaf}" for leaf in indexer(record, config, number)} - layer.modules
+        path = f"{tree.prefix}.{number}"
+        whole = {f"{path}.{name}" for name in layer.modules}
+        lost |= {name.removeprefix(f"{path}.") for name in _biases(whole, tree, record, config)}
+        found += [f"{tree.prefix}.{number}.{name}" for name in sorted(lost)]
+    found += [f"{tree.prefix}.{MOST}"] if count > MOST else []
+    found += [f"{tree.base}{name}" for name in ends(config) if f"{tree.base}{name}" not in tree.modules]
+    last = {f"{tree.base}{name}" for name in ends(config)} | {"lm_head"}
+    found += sorted(_biases(last & tree.modules, tree, record, config))
+    heads = any(is_head(name) and not _LAYER.fullmatch(name) for name in tree.modules)
+    return found if heads or is_tied(config) else [*found, "lm_head"]
+
+
+def _layer(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, Any]) -> Iterator[str]:
+    """What one layer lacks, below it."""
+    leaves = layer.leaves | {part for fused, parts in FUSED.items() if fused in layer.leaves for part in parts}
+    outer, inner = norms(config, "kv_b_proj" in record.columns)
+    block = _block(tree, record.columns - MLPS - INDEXERS, "self_attn")
+    if layer.linear_attention:
+        names = {name.removeprefix("linear_attn.") for name in layer.modules}
+        yield from (f"linear_attn.{name}" for ways in LINEAR_ATTENTION for name in _least(ways, names))
+    else:
+        needed = {*attention(record, text_config(config)), *inner}
+        yield from (f"{block}.{leaf}" for leaf in needed - leaves)
+    yield from (name for name in outer if name not in layer.modules)
+    for leaf in parameters(config, layer.sparse) - leaves:
+        yield f"{'mlp.gate' if leaf == 'e_score_correction_bias' else block}.{leaf}"
+    if layer.sparse:
+        yield from _experts(layer, tree, record, config)
+        return
+    mlp = (record.columns | record.rows) & MLPS
+    if "w1" in mlp:  # of these architectures no layer is dense
+        yield _experts_block(tree)
+    else:
+        yield from (f"{_block(tree, mlp, 'mlp')}.{leaf}" for leaf in mlp - leaves)
+
+
+def _least(ways: Sequence[frozenset[str]], names: Set[str]) -> frozenset[str]:
+    """What lacks of the way of several that is there most of all."""
+    return min(ways, key=lambda way: (len(way - names), -len(way & names))) - names
+
+
+def _experts(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, Any]) -> Iterator[str]:
+    """The parts of routed and shared experts, and what chooses them."""
+    block = next(iter(layer.packed | layer.experts), _experts_block(tree))
+    parent = block.rpartition(".")[0]
+    if not _routers(layer):
+        every = (name for other in tree.layers.values() for name in _routers(other))
+        yield tree.once("router", lambda: next(every, "")) or f"{parent}.gate"
+    shared = shared_block(config)
+    if shared:
+        wanted = (f"{parent}.{shared}.{leaf}" for leaf in _GROUPED[0])
+        yield from (name for name in wanted if name not in layer.modules)
+    if shared == "shared_expert" and not architecture(config).startswith("Llama4"):
+        yield from {f"{parent}.shared_expert_gate"} - layer.modules
+    if layer.packed:
+        packed = {name.partition("[")[0] for name in layer.packed[block]}
+        have = {name.split("_proj")[0] for name in packed if not name.endswith("_bias")}
+        yield from (f"{block}.{part}_proj" for part in ("gate_up", "down") if part not in have)
+        if architecture(config).startswith("GptOss"):
+            wanted_biases = {"gate_up_proj_bias", "down_proj_bias"}
+            yield from (f"{block}.{name}" for name in wanted_biases - packed)
+        return
+    held = layer.experts.get(block, {})
+    parts = set().union(*held.values()) if held else set()
+    leaves = next((names for names in _GROUPED if names & parts), _GROUPED[record.columns >= {"w1"}])
+    if {"gate_up_proj"} <= parts:
+        leaves = frozenset({"gate_up_proj", "down_proj"})
+    for number in range(min(expert_count(config), MOST)):
+        yield from (f"{block}.{number}.{leaf}" for leaf in leaves - held.get(number, set()))
+
+
+def _routers(layer: _Layer) -> list[str]:
+    return [name for name in layer.modules if is_router(name) and not name.endswith("shared_expert_gate")]
+
+
+def _experts_block(tree: _Tree) -> str:
+    """What the experts of other layers are called."""
+    every = (block for layer in tree.layers.values() for block in layer.experts | layer.packed)
+    return tree.once("experts", lambda: next(every, "mlp.experts"))
+
+
+def _block(tree: _Tree, leaves: frozenset[str], otherwise: str) -> str:
+    """What the block is called that has such linears in some layer."""
+    names = (name.rpartition(".") for layer in tree.layers.values() for name in layer.modules if "expert" not in name)
+    every = (parent for parent, _, leaf in names if leaf in leaves)
+    return tree.once((leaves, otherwise), lambda: next(every, otherwise))
+
+
+def _biases(modules: Iterable[str], tree: _Tree, record: Family, config: Mapping[str, Any]) -> set[str]:
+    """Biases that the architecture has and modules that are there lack."""
+    wanted = biased(record, config)
+    there = (name for name in modules if name.rpartition(".")[2] in wanted and ".experts." not in name)
+    return {f"{name}.bias" for name in there if f"{name}.bias" not in tree.names}
+
+
+def _usual(tree: _Tree, count: int) -> Mapping[tuple[bool, bool], set[str]]:
+    """By kind of layer, the modules that more than half of its layers have."""
+    kinds: dict[tuple[bool, bool], list[set[str]]] = defaultdict(list)
+    for number, layer in tree.layers.items():
+        if number < count:
+            kinds[layer.linear_attention, layer.sparse].append(layer.modules)
+    found: dict[tuple[bool, bool], set[str]] = defaultdict(set)
+    for kind, layers in kinds.items():
+        # a parameter in the attention itself (a sink, which not every layer has) makes no linear of it
+        often = Counter(name for modules in layers for name in modules - {_parent(inner) for inner in modules})
+        found[kind] = {
+            name for name, times in often.items() if 2 * times > len(layers) and _OPTIONAL.isdisjoint(name.split("."))
+        }
+    return found
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def surplus(model: Model, decoder: str = "") -> list[str]:
+    """Tensors and linears that engines do not expect in a known architecture.
+
+    Tensors beside a quantized linear that are no part of it, linears of a decoder layer that the architecture has
+    not, experts and layers beyond the number that config.json gives; with the `decoder`'s name before the numbers of
+    its layers, linears of layers under another name too.
+    """
+    record, text = family(model.config), text_config(model.config)
+    beside = [name for name in model.tensors if module_of(name)[0] in model.specs and module_of(name)[1] == "weight"]
+    count, experts = text.get("num_hidden_layers"), expert_count(model.config)
+    if record is None or type(count) is not int:
+        return beside
+    ahead = text.get("num_nextn_predict_layers")
+    last = count + (ahead if type(ahead) is int else 0)
+    known = record.columns | record.rows | record.whole | FUSED.keys() | EMBEDDINGS | HEADS
+    found = []
+    for module in (*model.specs, *dense_linears(model.tensors)):
+        match = _LAYER.fullmatch(canonical_module(module))
+        if match is None or not LEFT_ALONE.isdisjoint(module.split(".")):
+            continue
+        number, rest = int(match[2]), match[3]
+        expert = _EXPERT.fullmatch(rest)
+        beyond = number >= last or (expert is not None and experts and int(expert[2]) >= experts)
+        leaf = rest.rpartition(".")[2]
+        odd = leaf not in known and not is_router(rest) and not _elsewhere(rest)
+        twice = decoder not in ("", match[1]) and leaf in record.columns | record.rows
+        if beyond or twice or (odd and number < count):
+            found.append(module)
+    return natural({*beside, *found})
+
+
+def _elsewhere(rest: str) -> bool:
+    """Parts of a layer that no table lists: linear attention, and experts under the names of another convention."""
+    expert = _EXPERT.fullmatch(rest)
+    return rest.startswith("linear_attn.") or (expert is not None and expert[3] in _GROUPED[0] | _GROUPED[1])

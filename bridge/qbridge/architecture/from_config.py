@@ -1,0 +1,181 @@
+"""A model from config.json alone: the linears of its architecture at the dims and in the scheme that it names.
+
+Dims: transformers 5.24.0, models/*/modeling_*.py; tests/test_assumed.py holds them against the module trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qbridge.architecture.config import QUANTIZATION_KEYS
+from qbridge.architecture.decoder import (
+    INDEXERS,
+    MLPS,
+    MOST,
+    architecture,
+    attention,
+    expert_count,
+    family,
+    has_attention,
+    head_counts,
+    is_sparse,
+    shared_block,
+    text_config,
+)
+from qbridge.architecture.families import Family
+from qbridge.architecture.mlps import intermediate_copies, intermediate_key
+from qbridge.findings.finding import error
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import MAX_SIZE, Granularity, WeightScheme
+from qbridge.source.json_text import load_json
+
+_SIZES = ("size_of", "_dim", "_rank", "heads_of", "_layers", "_experts", "_replace")
+
+
+def assumed_model(path: Path) -> Model:
+    """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little."""
+    config = load_json(path / "config.json")
+    known = family(config) if isinstance(config, dict) else None
+    if not isinstance(config, dict) or known is None:
+        raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
+    block: Mapping[str, Any] = next(
+        (config[key] for key in QUANTIZATION_KEYS if isinstance(config.get(key), dict)), {}
+    )
+    weight = _scheme(block)
+    if weight is None:
+        raise error("QB262", str(path), ("it does not say bits and group size",))
+    try:
+        _check_sizes(text_config(config))
+        dims = dict(_linears(config, known))
+        specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+    except (KeyError, TypeError, ZeroDivisionError) as fault:
+        raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
+    except ValueError as fault:
+        raise error("QB262", str(path), (str(fault),)) from fault
+    return Model(_format(block), config, specs, {}, {})
+
+
+def _check_sizes(text: Mapping[str, Any]) -> None:
+    """ValueError for a size that no model has, before it is counted up to."""
+    for key, value in text.items():
+        if not key.endswith(_SIZES) or value is None:
+            continue
+        limit = MOST if key.endswith(("_layers", "_experts")) else MAX_SIZE
+        by_layer = isinstance(value, list) and not key.endswith("_replace")
+        if not by_layer and not isinstance(value, bool) and (type(value) is not int or not 0 <= value <= limit):
+            raise ValueError(f"{key} is {str(value)[:80]}")
+
+
+def _format(block: Mapping[str, Any]) -> str:
+    method = str(block.get("quant_method", "compressed-tensors")).lower().replace("_", "-")
+    return {"intel/auto-round": "auto-round"}.get(method, method)
+
+
+def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
+    """Bits, group size and symmetry, in the keys of GPTQ, AWQ or compressed-tensors; None for floats."""
+    groups = block.get("config_groups")
+    if isinstance(groups, dict) and groups:
+        first = next(iter(groups.values()))
+        weights = first.get("weights") if isinstance(first, dict) else None
+        block = weights if isinstance(weights, dict) else {}
+    if block.get("type", "int") != "int":
+        return None  # FP8 and FP4 have more to say than bits and group size
+    bits = next((block[key] for key in ("bits", "w_bit", "wbits", "num_bits") if key in block), None)
+    size = next((block[key] for key in ("group_size", "q_group_size") if block.get(key) is not None), -1)
+    symmetric = block.get("sym", block.get("symmetric", not block.get("zero_point", False)))
+    if type(bits) is not int or type(size) is not int:
+        return None
+    grouped = Granularity.GROUP if size > 0 else Granularity.CHANNEL
+    try:
+        return WeightScheme(bits, grouped, bool(symmetric), group_size=size if size > 0 else None)
+    except ValueError:
+        return None
+
+
+def _linears(config: Mapping[str, Any], record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (out_features, in_features)) of every linear of the decoder's layers, linear attention left out."""
+    text = text_config(config)
+    whole = _attention(config, record)
+    falcon = "query_key_value" in record.columns
+    layers, block = ("transformer.h", "self_attention") if falcon else ("model.layers", "self_attn")
+    for layer in range(text["num_hidden_layers"]):
+        prefix = f"{layers}.{layer}"
+        if has_attention(text, layer):
+            yield from ((f"{prefix}.{block}.{leaf}", shape) for leaf, shape in whole.items())
+        for name in _mlps(config, record, layer):
+            size = _intermediate(f"{prefix}.{name}", config)
+            yield from ((f"{prefix}.{name}.{leaf}", shape) for leaf, shape in _mlp(text["hidden_size"], size, record))
+
+
+def _attention(config: Mapping[str, Any], record: Family) -> dict[str, tuple[int, int]]:
+    """The linears of an attention block by their last names."""
+    text = text_config(config)
+    hidden, (heads, kv) = text["hidden_size"], head_counts(config)
+    head = text.get("head_dim") or hidden // heads
+    # Qwen3-Next and Qwen3.5 have a gate per query.
+    gates = 2 if architecture(config).startswith(("Qwen3Next", "Qwen3_5")) else 1
+    dims = {
+        "q_proj": (gates * heads * head, hidden),
+        "k_proj": (kv * head, hidden),
+        "v_proj": (kv * head, hidden),
+        "qkv_proj": ((heads + 2 * kv) * head, hidden),
+        "query_key_value": ((heads + 2 * kv) * head, hidden),
+        "o_proj": (hidden, heads * head),
+        "dense": (hidden, heads * head),
+    }
+    if "kv_b_proj" in record.columns:
+        dims |= _latent(text, heads)
+    found = {leaf: dims[leaf] for leaf in sorted(attention(record, text))}
+    if record.whole >= INDEXERS:
+        size, count = text["index_head_dim"], text["index_n_heads"]
+        found["indexer.wq_b"] = (count * size, text["q_lora_rank"])
+        found |= {"indexer.wk": (size, hidden), "indexer.weights_proj": (count, hidden)}
+    return found
+
+
+def _latent(text: Mapping[str, Any], heads: int) -> dict[str, tuple[int, int]]:
+    """Multi-head latent attention."""
+    hidden, low, rope = text["hidden_size"], text["kv_lora_rank"], text["qk_rope_head_dim"]
+    query, value = text["qk_nope_head_dim"] + rope, text["v_head_dim"]
+    low_query = text.get("q_lora_rank") or 0
+    return {
+        "q_proj": (heads * query, hidden),
+        "q_a_proj": (low_query, hidden),
+        "q_b_proj": (heads * query, low_query),
+        "kv_a_proj_with_mqa": (low + rope, hidden),
+        "kv_b_proj": (heads * (text["qk_nope_head_dim"] + value), low),
+        "o_proj": (hidden, heads * value),
+    }
+
+
+def _mlp(hidden: int, size: int, record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The linears of one MLP by their last names."""
+    for leaf in sorted((record.columns | record.rows) & MLPS):
+        rows = 2 * size if leaf == "gate_up_proj" else size
+        yield leaf, (hidden, size) if leaf in record.rows else (rows, hidden)
+
+
+def _mlps(config: Mapping[str, Any], record: Family, layer: int) -> Iterator[str]:
+    """The names of a layer's MLPs: one dense, or every routed expert and the shared ones."""
+    if not is_sparse(config, layer):
+        if "w1" in record.columns:
+            raise KeyError("num_local_experts")
+        yield "mlp"
+        return
+    block = "block_sparse_moe" if "w1" in record.columns else "mlp"
+    yield from (f"{block}.experts.{expert}" for expert in range(expert_count(config)))
+    if shared := shared_block(config):
+        yield f"{block}.{shared}"
+
+
+def _intermediate(block: str, config: Mapping[str, Any]) -> int:
+    key = intermediate_key(block, config)
+    if key is None and block.startswith("transformer.h."):  # Falcon: transformers 5.24.0, configuration_falcon.py
+        return 4 * int(text_config(config)["hidden_size"])
+    if key is None:
+        raise KeyError("intermediate_size")
+    return int(text_config(config)[key]) * intermediate_copies(block, config)

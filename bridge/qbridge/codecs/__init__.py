@@ -1,0 +1,1 @@
+"""How stored bytes become codes, and codes bytes: packings, kernels, moves."""

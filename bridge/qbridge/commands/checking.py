@@ -1,0 +1,222 @@
+"""check: would an engine load this checkpoint as it is, and serve it rightly? From headers or config.json alone."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qbridge.architecture.config import unread, unread_tokenizer
+from qbridge.architecture.expected import judge
+from qbridge.architecture.from_config import assumed_model
+from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
+from qbridge.commands.report import SCHEMA
+from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
+from qbridge.formats.rules import LayerRule, ModelRule, Rule, ValueRule
+from qbridge.ir.model import Model
+from qbridge.plan.repair import offered
+from qbridge.source.reader import TOKENIZER
+from qbridge.source.weight_files import INDEX, SINGLE, weight_files, weight_map
+from qbridge.targets.choice import Choice
+from qbridge.targets.registry import find_target, rules_of
+from qbridge.targets.serving import Served
+from qbridge.targets.target import Target
+from qbridge.targets.vllm.serving import serving
+
+_OTHER_LAYOUT = ("QB219",)  # what the same engine serves when it is converted
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The answer for one target at one tensor-parallel size.
+
+    `kernels` are the kinds of layers and what would serve each; `needs_values` the codes of rules that only a
+    conversion can walk, because they look at values. `assumed` says that the dims come from config.json alone;
+    `serve` is the command that serves the checkpoint as it is, empty unless `ok`.
+    """
+
+    source: str
+    target: str
+    tp: int
+    gpu: str
+    format: str
+    architecture: str
+    layers: int
+    assumed: bool
+    ok: bool
+    kernels: Sequence[Served]
+    needs_values: Sequence[str]
+    seconds: float
+    serve: str = ""
+    findings: Sequence[Finding] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `check --json` prints."""
+        fields = {n: getattr(self, n) for n in self.__dataclass_fields__ if n not in ("findings", "kernels")}
+        kernels = [kernel.as_dict() for kernel in self.kernels]
+        found = [finding.as_dict() for finding in self.findings]
+        return {"schema": SCHEMA, "command": "check", **fields, "kernels": kernels, "findings": found}
+
+
+@no_garbage()
+def check(
+    src: PathLike,
+    target: str,
+    tp: int = 1,
+    gpu: str = "sm80",
+    source: str | None = None,
+    *,
+    allow: Iterable[str] = (),
+) -> Check:
+    """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
+
+    `gpu` is a compute capability such as sm90. A folder with nothing but config.json is judged by the dims that it
+    names. Raises QBridgeError where the folder cannot be read at all.
+    """
+    start = time.monotonic()
+    wanted = find_target(target)
+    findings = Findings(frozenset(allow))
+    model, stored = _model(Path(src), source, findings)
+    needs: list[str] = []
+    choice = next((choice for choice in wanted.choices if choice.format == model.format), None)
+    if choice is None:
+        facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
+        findings.add("QB260", str(src), facts, (_command(str(src), wanted),))
+    judged = choice or replace(wanted.choices[0], format=model.format, rules=())
+    if stored is not None:
+        judge(model, stored, findings)
+        _index_followed(wanted, str(src), findings)
+    _spelling(model, wanted, str(src), findings)
+    if model.specs:
+        needs = _walk(model, wanted, judged, tp, str(src), findings)
+    kernels = serving(model, wanted, tp, gpu)
+    _unserved(kernels, gpu, _command(str(src), wanted, tp), findings)
+    return Check(
+        source=str(src),
+        target=wanted.name,
+        tp=tp,
+        gpu=gpu,
+        format=model.format,
+        architecture=model.architecture,
+        layers=len(model.specs),
+        assumed=not model.slots and bool(model.specs),
+        ok=not findings.errors,
+        kernels=kernels,
+        needs_values=needs,
+        seconds=round(time.monotonic() - start, 3),
+        serve="" if findings.errors else wanted.command(model, model.format, str(src), tp),
+        findings=tuple(findings),
+    )
+
+
+def _spelling(model: Model, wanted: Target, src: str, findings: Findings) -> None:
+    """What the model's config files say in words that the engine's transformers does not know, but convert does."""
+    command = (_command(src, wanted),)
+    if words := unread(model.config, wanted.reader):
+        findings.add("QB265", "config.json", words, command)
+    if facts := unread_tokenizer(model.tokenizer, wanted.reader):
+        findings.add("QB205", TOKENIZER, facts, command)
+
+
+def _named(target: Target) -> str:
+    return ", ".join(dict.fromkeys(target.formats))
+
+
+def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, frozenset[str] | None]:
+    """The model from headers, with what is wrong as findings, and the names of all its tensors.
+
+    From config.json alone where there is no weight file at all, with the names that an index gives, or None.
+    """
+    try:
+        with io_as_finding(str(path)), open_checkpoint(path, source, findings.allow, strict=False) as opened:
+            findings.merge(opened.findings)
+            return opened.model, frozenset(opened.source.tensors)
+    except QBridgeError as fault:
+        bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
+        if not bare or weight_files(path):
+            raise
+    model = assumed_model(path)
+    findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
+    index = weight_map(path, findings) if (path / INDEX).is_file() else None
+    return model, None if index is None else frozenset(index)
+
+
+def _index_followed(wanted: Target, src: str, findings: Findings) -> None:
+    """An index of other files stops the engines that look at it first, though the single file is complete."""
+    if wanted.version and not wanted.single_first and any(finding.code == "QB040" for finding in findings):
+        findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (_command(src, wanted),))
+
+
+def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:
+    """Every rule of the engine on the model as it is; the codes of those that would need values."""
+    command = _command(src, target, tp)
+    needs = []
+    for rule in target.limits(choice, (tp,)):
+        if isinstance(rule, ValueRule):
+            needs.append(rule.code)
+        elif isinstance(rule, ModelRule):
+            for problem in rule.check(model):
+                findings.add(rule.code, problem.where, problem.facts, _commands(problem.help, command))
+        else:
+            _walk_layers(rule, model, command, findings, rule.code in _OTHER_LAYOUT and _holds(model, target, choice))
+    return sorted(set(needs))
+
+
+def _holds(model: Model, target: Target, judged: Choice) -> bool:
+    """Whether another format of the target can hold the model, as far as shapes tell."""
+
+    def takes(rule: Rule) -> bool:
+        if CATALOGUE[rule.code].severity != "error" or isinstance(rule, ValueRule):
+            return True
+        if isinstance(rule, ModelRule):
+            return not list(rule.check(model))
+        return all(
+            rule.check(spec, model) is None or offered(rule, spec, model) is not None for spec in model.specs.values()
+        )
+
+    others = (choice for choice in target.choices if choice is not judged)
+    return any(all(map(takes, rules_of(target, choice))) for choice in others)
+
+
+def _command(src: str, target: Target, tp: int = 1) -> str:
+    return f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+
+
+def _unserved(kernels: Sequence[Served], gpu: str, command: str, findings: Findings) -> None:
+    """Layers that no kernel serves rightly, where no rule has said so already."""
+    blamed = {name for finding in findings.errors for name in finding.where}
+    for kind in kernels:
+        if not kind.legal and blamed.isdisjoint(kind.names):
+            what = f"{kind.scheme} on {gpu}"
+            why = (kind.note,) if kind.note else kind.reasons
+            help = (f"serve it with {kind.instead}",) if kind.instead else (command,)
+            findings.add("QB227", kind.names, (what, *why), help)
+
+
+def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings, converts: bool) -> None:
+    """A rule on every layer; `converts` says that the command itself mends what it finds."""
+    for name, spec in model.specs.items():
+        problem = rule.check(spec, model)
+        if problem is None:
+            continue
+        help = _commands(problem.help, command)
+        if not help and (converts or offered(rule, spec, model) is not None):
+            help = (f"{command}  # exact",)
+        findings.add(rule.code, name, problem.facts, help)
+
+
+@lru_cache
+def _commands(ways: tuple[str, ...], command: str) -> tuple[str, ...]:
+    """Ways out as commands to paste."""
+    found = []
+    for way in ways:
+        if way.startswith("--tp "):
+            found.append(f"serve it with {way.removeprefix('--').replace(' ', ' = ', 1)}")
+        else:
+            found.append(f"{command} {way}" if way.startswith("--") else way)
+    return tuple(found)

@@ -1,0 +1,135 @@
+"""A checkpoint opened for reading: recognised, read into the IR, its layers at hand one by one."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from qbridge.codecs.parts import decode
+from qbridge.findings.catalogue.code import ALLOW, CHOICES
+from qbridge.findings.finding import Findings, QBridgeError, error, io_as_finding
+from qbridge.findings.hints import did_you_mean
+from qbridge.formats.detection import detect
+from qbridge.formats.protocol import Format, Match
+from qbridge.formats.registry import find, load, registry, report_unusable, sniffed
+from qbridge.ir.dtypes import Array
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.model import Model
+from qbridge.source.folder import open_source
+from qbridge.source.reader import Source
+from qbridge.targets.registry import source_formats
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A checkpoint in its canonical form; use it in a `with`, or close it.
+
+    `model` has the specs, `findings` what was worth saying without being an error.
+    """
+
+    source: Source
+    model: Model
+    format: str
+    because: str
+    findings: Findings
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Every quantized linear by name."""
+        return self.model.specs
+
+    def layer(self, name: str) -> Layer:
+        """One quantized linear with its data; KeyError if there is none of that name."""
+        slots = self.model.slots[name]
+        stored = {slot.tensor: self.source.read(slot.tensor) for slot in slots.values()}
+        return decode(self.model.specs[name], slots, stored)
+
+    def tensor(self, name: str) -> Array:
+        """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name."""
+        return self.source.read(name)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """Rest Python's collector of cycles while many objects without any are made: a third of the time otherwise."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@no_garbage()
+def open_checkpoint(
+    path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True
+) -> Checkpoint:
+    """Open a checkpoint of a named format, or of the one its content shows.
+
+    Raises QBridgeError with every fault of the folder, the config and the tensors; unless `strict`, what a reader
+    finds wrong is among the findings instead.
+    """
+    findings = Findings(_words(allow))
+    with io_as_finding(str(path)):
+        source = open_source(path, findings)
+    try:
+        with io_as_finding(str(path)):
+            reader, match = _reader(source, format, findings)
+            model = reader.read(source, findings)
+        _suggest(source, reader, findings)
+        if strict:
+            findings.stop_on_errors()
+    except BaseException:
+        source.close()
+        raise
+    return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _words(allow: Iterable[str]) -> frozenset[str]:
+    words = frozenset(allow)
+    for word in sorted(words - ALLOW.keys() - CHOICES.keys()):
+        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
+    return words
+
+
+def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:
+    if name is None:
+        return detect(source, findings)
+    report_unusable(findings)
+    first, *others = source_formats(name)
+    for candidate in others:
+        match = sniffed(load(candidate), source)
+        if isinstance(match, Match):
+            return load(candidate), match
+    return find(first), Match(2, f"--from {name}")
+
+
+def _suggest(source: Source, reader: Format, findings: Findings) -> None:
+    """Where reading failed, name the format that the content shows instead."""
+    if not findings.errors:
+        return
+    for name in registry():
+        if name == reader.NAME:
+            continue
+        try:
+            match = sniffed(load(name), source)
+        except QBridgeError:
+            continue
+        if isinstance(match, Match):
+            findings.add("QB034", reader.NAME, (f"it looks like {name}: {match.because}",), (f"--from {name}",))

@@ -1,0 +1,142 @@
+"""The pipeline: open, detect, read, plan, stream, finish."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
+from qbridge.architecture.expected import judge
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.report import Report
+from qbridge.findings.finding import io_as_finding
+from qbridge.formats.registry import find, side_files
+from qbridge.ir.layer import Spec
+from qbridge.passes import Pass
+from qbridge.plan import manifest
+from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.options import NONE, Wishes
+from qbridge.plan.output_files import Shard, plan_shards
+from qbridge.plan.plan import Plan
+from qbridge.plan.planner import best_plan
+from qbridge.plan.survey import survey
+from qbridge.source.folder import MANIFEST
+from qbridge.source.reader import TOKENIZER, Source
+from qbridge.targets.registry import find_target
+from qbridge.targets.target import Target
+from qbridge.write.budget import MEMORY, Effort
+from qbridge.write.staging import check_destination, recover, staged
+from qbridge.write.writer import Document, Progress, write_checkpoint
+
+
+def convert(
+    src: PathLike,
+    dst: PathLike,
+    target: str,
+    source: str | None = None,
+    *,
+    allow: Iterable[str] = (),
+    dry_run: bool = False,
+    overwrite: bool = False,
+    max_shard_size: int | None = None,
+    progress: Progress | None = None,
+    tp: int | Sequence[int] = 1,
+    pad: bool = False,
+    regroup: int | None = None,
+    bits: int | None = None,
+    passes: bool = True,
+    dtype: str = "",
+    jobs: int = 0,
+    memory: int = MEMORY,
+    proof: bool = True,
+) -> Report:
+    """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
+
+    `target` is an engine (`lmdeploy`, `lmdeploy@0.6.2`) or a format; `source` the format of `src`, detected if None.
+    `max_shard_size` is in bytes of tensor data, None keeps the source's shards. `progress` is called with an
+    `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
+    it stopped. Raises QBridgeError.
+
+    The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
+    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
+    target `dense` alone: float16, bfloat16 or float32, by default config.json's. `jobs` threads (0: one for each
+    core) work in `memory` bytes; `proof` reads back each layer and compares it. ValueError for what means nothing.
+    """
+    start = time.monotonic()
+    wanted = find_target(target)
+    wishes = Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes, dtype)
+    if dtype and wanted.formats != ("dense",):
+        raise ValueError("dtype goes with the target dense")
+    effort = Effort(jobs, memory, proof)
+    there, out = Path(src), Path(dst)
+    with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:
+        if not dry_run:
+            recover(out, there)
+        check_destination(out, there, overwrite)
+        plan = prepare(opened, wanted, wishes)
+        shards = plan_shards(plan.outputs, max_shard_size)
+        if not dry_run:
+            block = plan.config.get("quantization_config", {})
+            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
+            documents |= plan.rewritten
+            documents |= {**side_files(find(plan.format), block), "config.json": plan.config}
+            write(opened, plan, shards, documents, out, overwrite, effort, progress)
+    return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(wishes.tp))
+
+
+def prepare(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
+    """The plan of a conversion, once every value that it depends on was read; QBridgeError with what stops it."""
+    judge(opened.model, opened.source.tensors, opened.findings)
+    survey(opened.source, opened.model, opened.findings)
+    opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
+
+    @cache
+    def recorded(format_name: str) -> Mapping[str, tuple[Spec, tuple[Pass, ...]]]:
+        return manifest.way_back(opened.source, opened.model, format_name)
+
+    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, wishes)
+    opened.findings.stop_on_errors()
+    return replace(plan, rewritten=_rewritten(opened, target))
+
+
+def _rewritten(opened: Checkpoint, target: Target) -> dict[str, str]:
+    """The side files in words that the target's transformers knows, where it does not know those that are there."""
+    if not unread_tokenizer(opened.model.tokenizer, target.reader):
+        return {}
+    text = (opened.source.path / TOKENIZER).read_bytes().decode()
+    return {TOKENIZER: spell_tokenizer(text)}
+
+
+def write(
+    opened: Checkpoint,
+    plan: Plan,
+    shards: Sequence[Shard],
+    documents: Mapping[str, Document],
+    dst: Path,
+    overwrite: bool,
+    effort: Effort,
+    progress: Progress | None = None,
+) -> None:
+    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization."""
+    source, replaced = opened.source, opened.model.consumed.union(documents)
+    sides = [file for file in source.side_files if str(file) not in replaced]
+    size = sum(shard.size for shard in shards) + sum((source.path / file).stat().st_size for file in sides)
+    with staged(dst, source.path, overwrite, _identity(source, shards, documents), size) as stage:
+        if not stage.complete:
+            write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
+
+
+def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, Document]) -> str:
+    """What tells this conversion from every other: the source as it is now, and all that is to be written."""
+    digest = hashlib.sha256(qbridge_version().encode())
+    for file, stamp in source.stamps.items():
+        digest.update(f"{file} {stamp} {manifest.header_digest(file)}".encode())
+    for shard in shards:
+        digest.update(shard.name.encode() + shard.header)
+    digest.update(json.dumps(documents, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

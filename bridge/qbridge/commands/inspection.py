@@ -1,0 +1,74 @@
+"""inspect: what a checkpoint is, from config and headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qbridge.architecture.names import dense_linears
+from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
+from qbridge.commands.report import SCHEMA, schemes
+from qbridge.findings.finding import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A checkpoint described without reading its weights; sizes are in bytes."""
+
+    path: str
+    format: str
+    because: str
+    architecture: str
+    schemes: Sequence[Mapping[str, Any]]
+    unquantized_linears: Sequence[str]
+    unquantized_tensors: int
+    quantized_bytes: int
+    unquantized_bytes: int
+    shards: Mapping[str, int]
+    side_files: Sequence[str]
+    findings: Sequence[Finding] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `inspect --json` prints."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "findings"}
+        return {
+            "schema": SCHEMA,
+            "command": "inspect",
+            **fields,
+            "findings": [f.as_dict() for f in self.findings],
+        }
+
+
+@no_garbage()
+def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] = ()) -> Inspection:
+    """Say what a checkpoint is. Raises QBridgeError where it cannot be read."""
+    with open_checkpoint(path, source, allow) as opened:
+        model, tensors = opened.model, opened.source.tensors
+        sizes = {name: tensor.end - tensor.begin for name, tensor in tensors.items()}
+        plain = sum(sizes[info.stored] for info in model.tensors.values())
+        found = [
+            {
+                "scheme": scheme,
+                "layers": len(specs),
+                "scale_dtypes": sorted({str(spec.scale_dtype) for spec in specs}),
+                "dims": sorted({(spec.out_features, spec.in_features) for spec in specs}),
+                "example": specs[0].name,
+            }
+            for scheme, specs in schemes(model).items()
+        ]
+        return Inspection(
+            path=str(Path(path)),
+            format=opened.format,
+            because=opened.because,
+            architecture=model.architecture,
+            schemes=found,
+            unquantized_linears=dense_linears(model.tensors),
+            unquantized_tensors=len(model.tensors),
+            quantized_bytes=sum(sizes.values()) - plain,
+            unquantized_bytes=plain,
+            shards={file.name: file.stat().st_size for file in opened.source.shards},
+            side_files=[str(file) for file in opened.source.side_files],
+            findings=tuple(opened.findings),
+        )

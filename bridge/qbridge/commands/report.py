@@ -1,0 +1,166 @@
+"""What a command found and did, as data; `render` turns it into text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbridge.architecture.decoder import routed
+from qbridge.architecture.names import is_routed
+from qbridge.findings.finding import Finding
+from qbridge.ir.dtypes import nbytes
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+
+if TYPE_CHECKING:
+    from qbridge.commands.checkpoint import Checkpoint
+    from qbridge.plan.output_files import Shard
+    from qbridge.plan.plan import Plan
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a conversion, or of its plan with `dry_run`.
+
+    `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `before` and
+    `after`: `tensor_bytes` is the size of all tensors, `weights` the number of quantized weights, `flops` what one
+    token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
+    command that serves the output, empty where the target has no server.
+    """
+
+    source: str
+    destination: str
+    source_format: str
+    because: str
+    target: str
+    format: str
+    chosen: str
+    architecture: str
+    layers: int
+    tensors: int
+    exactness: Mapping[str, int]
+    passes: Mapping[str, int]
+    files: Mapping[str, int]
+    tensor_bytes: Mapping[str, int]
+    weights: Mapping[str, int]
+    flops: Mapping[str, int]
+    dry_run: bool
+    seconds: float
+    serve: str = ""
+    findings: Sequence[Finding] = ()
+    command: str = "convert"
+
+    @classmethod
+    def of_plan(
+        cls,
+        src: Path,
+        dst: Path,
+        opened: Checkpoint,
+        plan: Plan,
+        shards: Sequence[Shard],
+        dry_run: bool,
+        start: float,
+        tp: int = 1,
+    ) -> Report:
+        """The report of a plan that was carried out, or not (`dry_run`), since `start` (monotonic seconds).
+
+        `tp` is the tensor-parallel size to serve it at.
+        """
+        passes: dict[str, int] = {}
+        for layer in plan.layers.values():
+            for step in layer.passes:
+                passes[step.name] = passes.get(step.name, 0) + 1
+        return cls(
+            source=str(src),
+            destination=str(dst),
+            source_format=opened.format,
+            because=opened.because,
+            target=plan.target.name,
+            format=plan.format,
+            chosen=plan.because,
+            architecture=opened.model.architecture,
+            layers=len(plan.layers),
+            tensors=len(plan.outputs),
+            exactness=plan.exactness,
+            passes=passes,
+            files={shard.name: shard.size for shard in shards},
+            tensor_bytes={
+                "before": sum(tensor.end - tensor.begin for tensor in opened.source.tensors.values()),
+                "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
+            },
+            weights={side: sum(map(_weights, specs)) for side, specs in _sides(plan)},
+            flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
+            dry_run=dry_run,
+            seconds=round(time.monotonic() - start, 3),
+            serve=plan.target.command(plan.result, plan.format, str(dst), tp),
+            findings=tuple(opened.findings),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        own = ("command", "findings")
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            **{name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own},
+            "findings": [f.as_dict() for f in self.findings],
+        }
+
+
+def _sides(plan: Plan) -> list[tuple[str, list[Spec]]]:
+    layers = plan.layers.values()
+    return [("before", [layer.before for layer in layers]), ("after", [layer.after for layer in layers])]
+
+
+def _weights(spec: Spec) -> int:
+    return spec.out_features * spec.in_features
+
+
+def _flops(specs: Sequence[Spec], config: Mapping[str, Any]) -> int:
+    """A multiplication and an addition per weight that a token meets: of routed experts, those that are chosen."""
+    chosen, experts = routed(config)
+    routed_weights = sum(_weights(spec) for spec in specs if is_routed(spec.name))
+    others = sum(map(_weights, specs)) - routed_weights
+    return 2 * (others + routed_weights * chosen // experts)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Whether two checkpoints are the same model.
+
+    `identical` counts layers whose codes, scales and zero-points have the same bits, `equal` those of other bits
+    and the same real values.
+    """
+
+    a: str
+    b: str
+    formats: tuple[str, str]
+    identical: int
+    equal: int
+    tensors: int
+    seconds: float
+    findings: Sequence[Finding] = ()
+    same: bool = field(default=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `verify --json` prints."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "findings"}
+        return {
+            "schema": SCHEMA,
+            "command": "verify",
+            **fields,
+            "findings": [f.as_dict() for f in self.findings],
+        }
+
+
+def schemes(model: Model) -> dict[str, list[Spec]]:
+    """The specs of a model by scheme in words."""
+    found: dict[str, list[Spec]] = {}
+    for spec in model.specs.values():
+        found.setdefault(spec.scheme, []).append(spec)
+    return found

@@ -1,0 +1,101 @@
+"""restore: undo what the manifest beside a checkpoint records, to the tensor and to the key of config.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qbridge.architecture.expected import judge
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.conversion import write
+from qbridge.commands.report import Report
+from qbridge.findings.finding import error, io_as_finding
+from qbridge.formats.registry import find, registry
+from qbridge.plan import manifest
+from qbridge.plan.output_files import plan_shards
+from qbridge.plan.output_tensors import outputs_of
+from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
+from qbridge.source.folder import MANIFEST
+from qbridge.source.weight_files import INDEX
+from qbridge.targets.registry import find_target
+from qbridge.write.budget import MEMORY, Effort
+from qbridge.write.staging import check_destination, recover
+from qbridge.write.writer import Document, Progress
+
+
+def restore(
+    src: PathLike,
+    dst: PathLike,
+    *,
+    allow: Iterable[str] = (),
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    jobs: int = 0,
+    memory: int = MEMORY,
+    proof: bool = True,
+) -> Report:
+    """Write the checkpoint that `src` was converted from into the folder `dst`: identical tensors and config.
+
+    The manifest alone says how; other options are those of `convert`. Raises QBridgeError: QB036 where there is no
+    manifest, QB037 where it cannot be followed.
+    """
+    start = time.monotonic()
+    effort = Effort(jobs, memory, proof)
+    there, out = Path(src), Path(dst)
+    with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
+        if not dry_run:
+            recover(out, there)
+        check_destination(out, there, overwrite)
+        recorded = manifest.load(opened.source)
+        if recorded is None:
+            raise error("QB036", str(there))
+        plan = _plan(opened, recorded)
+        judge(opened.model, opened.source.tensors, opened.findings)
+        opened.findings.stop_on_errors()
+        shards = plan_shards(plan.outputs)
+        if not dry_run:
+            texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
+            documents: dict[str, Document] = {**texts, "config.json": plan.config}
+            write(opened, plan, shards, documents, out, overwrite, effort, progress)
+    return replace(Report.of_plan(there, out, opened, plan, shards, dry_run, start), command="restore")
+
+
+def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
+    """The plan of the way back; QBridgeError (QB037) where a layer or tensor cannot be what it was."""
+    try:
+        origin = recorded["source"]
+        if origin["format"] not in registry():
+            raise ValueError(f"the recorded format is {origin['format']!r}")
+        destination = find(origin["format"])
+        back = manifest.way_back(opened.source, opened.model, destination.NAME)
+        lost = [name for name in opened.specs if name not in back]
+        if lost:
+            fact = "rounded, or edited since the conversion"
+            raise error("QB037", lost, (f"{len(lost)} of {len(opened.specs)} layers: {fact}",))
+        names = {str(name) for entry in recorded["steps"] for name in entry["layers"]}
+        if gone := sorted(names - opened.specs.keys()):
+            raise error("QB037", gone, ("not there any more",))
+        if not isinstance(origin["config"], dict):
+            raise TypeError("the recorded config is no object")
+        for name in origin["files"]:
+            if Path(name).name != name or name in (MANIFEST, INDEX) or name.endswith((".safetensors", ".bin")):
+                raise ValueError(f"{name!r} is no side file")
+        if origin["dropped"]:
+            raise error("QB037", origin["dropped"], ("left out of the conversion",))
+        layers = {
+            name: LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], destination.layout(spec))
+            for name, (spec, passes) in back.items()
+        }
+        outputs = [_renamed(output, origin["renamed"]) for output in outputs_of(opened.source, opened.model, layers)]
+        return Plan(opened.model, find_target(destination.NAME), destination.NAME, layers, outputs, origin["config"])
+    except manifest.MALFORMED as fault:
+        raise error("QB037", MANIFEST, (f"{type(fault).__name__}: {fault}",)) from fault
+
+
+def _renamed(output: OutputTensor, names: Mapping[str, str]) -> OutputTensor:
+    """An unquantized tensor under the name that it had."""
+    return output if output.layer else replace(output, name=str(names.get(output.name, output.name)))

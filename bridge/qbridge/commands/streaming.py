@@ -1,0 +1,68 @@
+"""stream: the tensors of a conversion one by one, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.conversion import prepare
+from qbridge.findings.finding import Findings, io_as_finding
+from qbridge.ir.dtypes import nbytes
+from qbridge.plan.output_files import plan_shards
+from qbridge.plan.plan import Plan
+from qbridge.targets.registry import find_target
+from qbridge.write.jobs import encoded
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """The tensors of a conversion, one by one, with the config that describes them; nothing is written.
+
+    Iterating yields (name, torch.Tensor) in the order of the shards; each tensor owns its memory.
+    """
+
+    config: Mapping[str, Any]
+    format: str
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+    findings: Findings
+    _opened: Checkpoint
+    _plan: Plan
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the target, converted when it is asked for."""
+        from qbridge.ir.torch_tensors import to_torch
+
+        for shard in plan_shards(self._plan.outputs):
+            for tensor in shard.tensors:
+                stored = encoded(self._opened.source, self._plan, tensor)
+                yield tensor.name, to_torch(stored, tensor.dtype, tensor.shape)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._opened.source.close()
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(nbytes(t.dtype, t.shape) for t in self._plan.outputs)
+
+
+def stream(src: PathLike, target: str, source: str | None = None, *, allow: Iterable[str] = ()) -> Stream:
+    """Plan a conversion and hand out its tensors instead of writing them; needs torch. Raises QBridgeError."""
+    wanted = find_target(target)
+    opened = open_checkpoint(src, source, allow)
+    try:
+        with io_as_finding(str(src)):
+            plan = prepare(opened, wanted)
+    except BaseException:
+        opened.source.close()
+        raise
+    shapes = {t.name: (str(t.dtype), t.shape) for t in plan.outputs}
+    return Stream(plan.config, plan.format, shapes, opened.findings, opened, plan)

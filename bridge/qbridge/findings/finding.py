@@ -1,0 +1,176 @@
+"""Diagnostics: a finding has a code, a severity, a place, facts and help; errors carry all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.catalogue.code import Code
+
+
+class Severity(str, Enum):
+    """An error stops with nothing written; a warning and a note do not."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One diagnostic. `where` names every layer, tensor or file it is about, in the order found.
+
+    No word of `--allow` lets a `final` one pass, whatever its catalogue entry says of others of the code.
+    """
+
+    code: str
+    where: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    help: tuple[str, ...] = ()
+    severity: Severity = Severity.ERROR
+    final: bool = False
+
+    @property
+    def entry(self) -> Code:
+        """The catalogue entry of the code."""
+        return CATALOGUE[self.code]
+
+    @property
+    def message(self) -> str:
+        """One line, without a full stop."""
+        return self.entry.title
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as `--json` prints it."""
+        return {
+            "code": self.code,
+            "severity": str(self.severity),
+            "message": self.message,
+            "count": len(self.where),
+            "where": list(self.where),
+            "facts": list(self.facts),
+            "why": self.entry.why,
+            "help": [*self.help, self.entry.fix],
+            "allow": None if self.final else self.entry.allow,
+        }
+
+    def __str__(self) -> str:
+        place = f" ({self.where[0]}{f' and {len(self.where) - 1} more' if len(self.where) > 1 else ''})"
+        facts = f": {'; '.join(self.facts)}" if self.facts else ""
+        return f"{self.severity}[{self.code}]: {self.message}{place if self.where else ''}{facts}"
+
+
+@dataclass(slots=True)
+class Findings:
+    """Collects findings; those that differ only in their place become one.
+
+    `allow` holds the words of `--allow`: an error whose catalogue entry names one of them becomes a warning.
+    """
+
+    allow: frozenset[str] = frozenset()
+    _found: dict[tuple[str, tuple[str, ...], tuple[str, ...], Severity, bool], dict[str, int]] = field(
+        default_factory=dict
+    )
+
+    def add(
+        self,
+        code: str,
+        where: str | Iterable[str] = (),
+        facts: Sequence[str] = (),
+        help: Sequence[str] = (),
+        values: int = 0,
+        *,
+        mild: bool = False,
+        final: bool = False,
+    ) -> None:
+        """Note a finding under its catalogue severity, or as a warning if it is `mild`.
+
+        `values` is how many values of each place it is about; no word of `allow` lets a `final` one pass.
+        """
+        entry = CATALOGUE[code]
+        severity = Severity.WARNING if mild else Severity(entry.severity)
+        if severity is Severity.ERROR and entry.allow and not final:
+            if entry.allow in self.allow:
+                severity = Severity.WARNING
+            else:
+                help = (*help, f"--allow {entry.allow}")
+        places = self._found.setdefault((code, tuple(facts), tuple(help), severity, final), {})
+        for place in (where,) if isinstance(where, str) else where:
+            places[place] = values
+
+    def merge(self, other: Findings) -> None:
+        """Note everything that another collection with the same `allow` has."""
+        for key, places in other._found.items():
+            self._found.setdefault(key, {}).update(places)
+
+    def allows(self, code: str) -> bool:
+        """Whether the user let findings of this code pass."""
+        return CATALOGUE[code].allow in self.allow
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Errors first, then by code, in the order found."""
+        found = [Finding(c, tuple(w), (*f, *_counted(w)), h, s, end) for (c, f, h, s, end), w in self._found.items()]
+        order = list(Severity)
+        return iter(sorted(found, key=lambda f: (order.index(f.severity), f.code)))
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that stop a command."""
+        return tuple(f for f in self if f.severity is Severity.ERROR)
+
+    def stop_on_errors(self) -> None:
+        """Raise QBridgeError with all findings if one of them is an error."""
+        if self.errors:
+            raise QBridgeError(tuple(self))
+
+
+def _counted(places: Mapping[str, int]) -> tuple[str, ...]:
+    """How many values a finding is about and where most of them are, if it counts any."""
+    total = sum(places.values())
+    if not total:
+        return ()
+    worst = max(places, key=places.__getitem__)
+    return (f"{total} values in {len(places)} places; worst: {worst}, {places[worst]}",)
+
+
+class QBridgeError(Exception):
+    """What the library raises: every finding at once, `findings`, and the exit code of the gravest."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        """Keep the findings; the message lists the errors."""
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(f) for f in self.findings if f.severity is Severity.ERROR))
+
+    def __reduce__(self) -> tuple[type[QBridgeError], tuple[tuple[Finding, ...]]]:
+        """Pickle by the findings: from another process the error arrives as it was raised."""
+        return type(self), (self.findings,)
+
+    @property
+    def exit_code(self) -> int:
+        """4 I/O before 3 unreadable input before 2 usage before 1 refused."""
+        return max((f.entry.exit for f in self.findings if f.severity is Severity.ERROR), default=1)
+
+
+@contextmanager
+def io_as_finding(where: str) -> Iterator[None]:
+    """Turn an OSError into a QBridgeError (QB401)."""
+    try:
+        yield
+    except OSError as fault:
+        raise error("QB401", str(fault.filename or where), (str(fault),)) from fault
+
+
+def error(
+    code: str, where: str | Iterable[str] = (), facts: Sequence[str] = (), help: Sequence[str] = ()
+) -> QBridgeError:
+    """A QBridgeError of one finding."""
+    findings = Findings()
+    findings.add(code, where, facts, help)
+    return QBridgeError(findings)

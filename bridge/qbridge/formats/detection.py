@@ -1,0 +1,82 @@
+"""Which format a checkpoint has, by its content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qbridge.findings.finding import Findings, QBridgeError, error
+from qbridge.formats.protocol import Format, Match
+from qbridge.formats.registry import aliases, leave_out, load, registry, sniffed
+from qbridge.source.reader import Source
+
+# quant_method values of checkpoints that no format here reads yet, with what they are.
+KNOWN_METHODS: Mapping[str, str] = {
+    "aqlm": "AQLM vector codes",
+    "bitnet": "BitNet ternary weights",
+    "bitsandbytes": "bitsandbytes (LLM.int8, NF4, FP4)",
+    "eetq": "EETQ int8",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "gguf": "GGUF (llama.cpp)",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "paroquant": "ParoQuant (rotated weights)",
+    "qqq": "QQQ (W4A8 with scales of two levels)",
+    "quanto": "optimum-quanto",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+
+
+def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
+    """The format of a checkpoint, by content; QBridgeError with every format's reason if none or two fit.
+
+    A third party's format that fails is left out with a warning (QB035).
+    """
+    matches: list[tuple[Format, Match]] = []
+    reasons = []
+    for name in registry():
+        try:
+            candidate = load(name)
+            result = sniffed(candidate, source)
+        except QBridgeError as fault:
+            leave_out(name, fault, findings)
+            continue
+        if isinstance(result, Match):
+            matches.append((candidate, result))
+        reasons.append(f"{name}: {result.because if isinstance(result, Match) else result}")
+    best = [found for found in matches if found[1].score == max(m.score for _, m in matches)]
+    if len(best) == 1:
+        return best[0]
+    if best:
+        raise error("QB012", str(source.path), reasons, ("name it with --from",))
+    raise _unrecognised(source, reasons)
+
+
+def quant_method(config: Mapping[str, Any]) -> str | None:
+    """The quant_method of a config, wherever its block lies."""
+    for holder in (config, config.get("text_config"), config.get("llm_config")):
+        if isinstance(holder, dict):
+            for key in ("quantization_config", "compression_config"):
+                block = holder.get(key)
+                if isinstance(block, dict) and isinstance(block.get("quant_method"), str):
+                    return str(block["quant_method"])
+    return None
+
+
+def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
+    method = quant_method(source.config)
+    if method is not None:
+        known = KNOWN_METHODS.get(method.lower())
+        named = f"{known}, which qbridge does not read yet" if known else "which qbridge does not know"
+        if method.lower() in aliases():
+            named = "whose tensors are not in the checkpoint"
+        return error("QB011", str(source.path), (f"quant_method {method!r}: {named}", *reasons))
+    codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
+    if codes:
+        fact = f"no quant_method, but {len(codes)} integer matrices such as {codes[0]}"
+        return error("QB011", str(source.path), (fact, *reasons))
+    return error("QB010", str(source.path), reasons)

@@ -1,0 +1,87 @@
+"""Rules: one limit of a format or a target each, as data the planner walks over.
+
+A layer rule looks at one spec within its model and may offer an exact pass; a model rule looks at the whole; a value
+rule needs the values of small tensors, or of tensors that a cast may change, and so a checkpoint with data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from qbridge.ir.dtypes import Array
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.passes import Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A broken rule: facts and help without the place, so that equal problems of many layers become one.
+
+    A `mild` one is a warning, whatever the catalogue says of its code.
+    """
+
+    facts: tuple[str, ...] = ()
+    help: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+    mild: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRule:
+    """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none.
+
+    Both are given the spec as it has become, and the model as it was before the first rule.
+    """
+
+    code: str
+    check: Callable[[Spec, Model], Problem | None]
+    source: str
+    fix: Callable[[Spec, Model], Pass | None] = lambda spec, model: None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRule:
+    """A limit on the model; each problem names its places.
+
+    `drop` gives the model without what the rule objects to, for users who allow it (`--allow`).
+    """
+
+    code: str
+    check: Callable[[Model], Iterable[Problem]]
+    source: str
+    drop: Callable[[Model], Model] | None = None
+
+
+class Values(Protocol):
+    """The data that value rules may ask for."""
+
+    def part(self, layer: str, part: str) -> Array:
+        """A canonical part of a layer as the model that the rule is given describes it."""
+
+    def blocks(self, tensor: str) -> Iterator[Array]:
+        """An unquantized tensor in blocks, as flat arrays of its dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRule:
+    """A limit that only values can show; `check` reads no more than it needs.
+
+    A rule about `casts` says what the engine does to the values when it loads them: no reason to refuse a model that
+    it is given in the format, and with the dtype, that the source has already.
+    """
+
+    code: str
+    check: Callable[[Model, Values], Iterable[Problem]]
+    source: str
+    casts: bool = False
+
+
+Rule = LayerRule | ModelRule | ValueRule
+
+
+def without_fix(rule: Rule) -> Rule:
+    """The same limit, to be reported where it would be mended."""
+    return replace(rule, fix=lambda spec, model: None) if isinstance(rule, LayerRule) else rule

@@ -1,0 +1,64 @@
+"""The canonical quantized IR: one meaning, whatever the bytes.
+
+    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]  [* or / global_scale]
+
+A `Spec` describes one quantized linear without data, a `Layer` is a spec with arrays, a `Model` holds the specs
+of a checkpoint with everything that is not quantized. Integer codes are signed two's complement whatever
+a format stores, zeros live in the same signed domain; float codes are raw bits; scales keep their stored dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.slots import Slot
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Dtype and shape of a tensor that is not quantized, and its name on disk."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    stored: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A checkpoint as its format describes it, without weight data.
+
+    `config` is the Hugging Face config without any quantization block. `slots` gives, by layer and part, the
+    tensor that holds it on disk. `tensors` are the ones that are carried over as they are. `tokenizer` is
+    tokenizer_config.json, empty if there is none. `kv_cache` is the scheme of stored kv-cache scales, whose tensors
+    (`is_kv_scale`) are among `tensors`. `consumed` are side files that say how some
+    checkpoint is quantized, so that they are not carried over, whatever the format.
+    """
+
+    format: str
+    config: Mapping[str, Any]
+    specs: Mapping[str, Spec]
+    slots: Mapping[str, Mapping[str, Slot]]
+    tensors: Mapping[str, TensorInfo]
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    kv_cache: Mapping[str, Any] = field(default_factory=dict)
+    consumed: frozenset[str] = frozenset()
+    _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` gives, asked once for a key: so that no layer asks about the whole model again."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: Found = self._known[key]
+        return found
+
+    @property
+    def architecture(self) -> str:
+        """The model class that config.json names, or an empty string."""
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else ""

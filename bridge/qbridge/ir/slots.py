@@ -1,0 +1,148 @@
+"""Slots: where the parts of a layer are stored, and by which codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qbridge.ir.dtypes import Array, DType
+
+Span = tuple[int, int]
+Region = tuple[int, int, int, int]
+Parts = Mapping[str, Array]
+NOTHING: Parts = {}
+
+
+class Codec:
+    """A reversible map between a canonical array and the array that is stored; compared by value.
+
+    A codec answers for itself: what a planner or a writer wants to know of it is an attribute or a method here, with
+    an answer that holds for most. Subclasses are frozen dataclasses.
+    """
+
+    __slots__ = ()
+
+    fixed: ClassVar[bool] = False  # the spec alone decides the content, so it stands for no part of the layer
+    exclusive: ClassVar[bool] = True  # the tensor holds nothing of other layers
+    redundant: ClassVar[bool] = False  # values may be stored that `encode` would never give
+    needs: ClassVar[frozenset[str]] = frozenset()  # parts without which this one is neither read nor written
+
+    @property
+    def whole(self) -> Codec:
+        """The codec of the whole tensor, where layers share one."""
+        return self
+
+    @property
+    def turn(self) -> int:
+        """The place of the layer among those that share a tensor."""
+        return 0
+
+    @property
+    def turns(self) -> tuple[Codec, ...]:
+        """The codecs of all layers that share a tensor, in the order of their rows."""
+        return (self,)
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """The stored array (dtype and shape of `slot`) of a canonical array; `beside` has the parts in `needs`.
+
+        ValueError for a value that cannot be stored.
+        """
+        raise NotImplementedError
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """The canonical array (`dtype`, `shape`) of a stored array; `beside` has the parts in `needs`.
+
+        ValueError for a stored value that `encode` could not have given, as far as the codec can tell.
+        """
+        raise NotImplementedError
+
+    def holds_zeros(self, stored: Array, shape: tuple[int, int]) -> bool:
+        """Whether every value of an integer part of `shape` is 0."""
+        return not np.any(self.decode(stored, DType.I16, shape))
+
+    def step(self, itemsize: int) -> int:
+        """A range of output features is a rectangle of the stored matrix if it begins and ends at multiples of this.
+
+        `itemsize` is that of the stored elements, in bytes. 0: no range is.
+        """
+        return 0
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """(top, left, rows, columns) in a stored matrix of `shape` of the output features of `span`, [start, end).
+
+        `features` is the canonical shape, [out, in]. None where they are no rectangle.
+        """
+        return None
+
+    def _aligned(self, span: Span, last: int, itemsize: int) -> bool:
+        """Whether a range of output features begins and ends where stored elements do; `last` ends the last one."""
+        step = self.step(itemsize)
+        return bool(step) and span[0] % step == 0 and (span[1] % step == 0 or span[1] == last)
+
+
+class _ByRows(Codec):
+    """A codec whose stored rows are the canonical ones."""
+
+    __slots__ = ()
+
+    def step(self, itemsize: int) -> int:
+        """1: every range of rows."""
+        return 1
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """The same rows, if the stored matrix has all of them."""
+        return (span[0], 0, span[1] - span[0], shape[1]) if shape[0] == features[0] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plain(_ByRows):
+    """The canonical elements in their canonical order; only the shape may differ ([N] and [N, 1])."""
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """`array` in the shape of `slot`."""
+        return array.reshape(slot.shape)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """`stored` in the canonical shape."""
+        return stored.reshape(shape)
+
+
+PLAIN = Plain()
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Where in a fused tensor a slice lies: at `index` of its first axis, in the `shape` that it has there."""
+
+    tensor: str
+    index: int
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What the slice is called: a tensor of its own as far as slots and sources go."""
+        return f"{self.tensor}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One part of a layer as a whole tensor on disk, or as a slice of one."""
+
+    tensor: str
+    dtype: DType
+    shape: tuple[int, ...]
+    codec: Codec = PLAIN
+    slice: Slice | None = None
+
+    def same_bytes(self, other: Slot) -> bool:
+        """Whether the same part stored through the other slot has the same bytes."""
+        same_shape = self.shape == other.shape or self.codec == PLAIN
+        return self.codec.exclusive and self.codec == other.codec and self.dtype is other.dtype and same_shape
+
+
+def named(slots: Mapping[str, Slot], module: str) -> dict[str, Slot]:
+    """The slots of a module, from those of its kind, whose tensors have only the end of their names (".weight")."""
+    return {part: Slot(module + slot.tensor, slot.dtype, slot.shape, slot.codec) for part, slot in slots.items()}

@@ -1,0 +1,1 @@
+"""Decided from headers: options, survey, repair, output tensors and files, manifest."""

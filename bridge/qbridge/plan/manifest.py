@@ -1,0 +1,218 @@
+"""qbridge.json: where a checkpoint came from, what was done to each layer, how to undo it.
+
+It holds no timestamp and no path of the machine, so the same conversion writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from qbridge.codecs.parts import decode
+from qbridge.findings.finding import error
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.invert import Invert, bits_of
+from qbridge.passes.pad import Pad
+from qbridge.passes.plain import PlainInputs
+from qbridge.passes.recast import Recast
+from qbridge.passes.regroup import Regroup
+from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.undo import Undo
+from qbridge.passes.widen import Widen
+from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.plan import Plan
+from qbridge.plan.repair import Trial
+from qbridge.source.folder import MANIFEST
+from qbridge.source.json_text import MAX_HEADER, load_json
+from qbridge.source.reader import Source
+
+SCHEMA = 1
+_KEEPING = frozenset({"invert"})  # passes that round, and can be given the bits that there were
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
+
+
+def build(source: Source, plan: Plan) -> dict[str, Any]:
+    """The manifest of a plan; layers that were treated alike share an entry."""
+    written = {output.origin for output in plan.outputs}
+    steps: dict[str, dict[str, Any]] = {}
+    for name, layer in plan.layers.items():
+        entry: dict[str, Any] = {
+            "before": describe(layer.before),
+            "after": describe(layer.after),
+            "passes": [step.as_dict() for step in layer.passes],
+            "exactness": str(layer.exactness),
+        }
+        dims = layer.before.dims, layer.after.dims
+        if dims[0] != dims[1]:
+            entry["dims"] = dims
+        steps.setdefault(json.dumps(entry), {**entry, "layers": []})["layers"].append(name)
+    return {
+        "schema": SCHEMA,
+        "qbridge": qbridge_version(),
+        "source": {
+            "format": plan.model.format,
+            "config": source.config,
+            "files": _texts(source, plan.model.consumed.union(plan.rewritten)),
+            "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
+            "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
+            "shards": {} if source.memory else _digests(source),
+        },
+        "target": {"name": plan.target.name, "format": plan.format},
+        "steps": list(steps.values()),
+        "kept": _kept(source, plan),
+    }
+
+
+def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
+    """By layer and part, the bits of global scales whose reciprocals are rounded, so that undo gives them back."""
+    found = {}
+    for name, layer in plan.layers.items():
+        if any(isinstance(step, Invert) and step.rounded for step in layer.passes):
+            slots = {part: slot for part, slot in layer.read.items() if part in Invert("divide").parts}
+            stored = {slot.tensor: source.read(slot.tensor) for slot in slots.values()}
+            found[name] = bits_of(decode(layer.before, slots, stored).arrays)
+    return found
+
+
+def _texts(source: Source, names: Collection[str]) -> dict[str, str]:
+    """Side files that are not carried over as they are, for `restore`."""
+    for name in names:
+        if (size := (source.path / name).stat().st_size) > MAX_HEADER:
+            raise error("QB002", name, (f"it has {size} bytes",))
+    return {name: (source.path / name).read_bytes().decode("utf-8", "replace") for name in sorted(names)}
+
+
+def _digests(source: Source) -> dict[str, str]:
+    return {str(file.relative_to(source.path)): header_digest(file) for file in source.shards}
+
+
+def header_digest(file: Path) -> str:
+    """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data."""
+    with open(file, "rb") as stream:
+        length = min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)
+        return hashlib.sha256(stream.read(length)).hexdigest()
+
+
+def describe(spec: Spec) -> dict[str, Any]:
+    """A spec without its name and dims, as JSON."""
+    fields = asdict(spec)
+    for key in ("name", "out_features", "in_features"):
+        del fields[key]
+    return fields
+
+
+def revive(name: str, out_features: int, in_features: int, fields: Mapping[str, Any]) -> Spec:
+    """The spec that `describe` described; KeyError, TypeError or ValueError if the fields are not one."""
+    weight, activation = fields["weight"], fields["activation"]
+    block = weight["block"]
+    kinds = {"granularity": Granularity(weight["granularity"]), "block": tuple(block) if block else None}
+    acts = {**activation, "granularity": Granularity(activation["granularity"])} if activation else None
+    dtypes = {
+        key: DType(fields[key]) if fields[key] else None for key in ("scale_dtype", "input_scale_dtype", "bias")
+    }
+    return Spec(
+        name,
+        out_features,
+        in_features,
+        WeightScheme(**{**weight, **kinds}),
+        activation=ActivationScheme(**acts) if acts else None,
+        g_idx=fields["g_idx"],
+        dialect=tuple((str(key), str(value)) for key, value in fields["dialect"]),
+        **dtypes,  # type: ignore[arg-type]
+    )
+
+
+def load(source: Source) -> Mapping[str, Any] | None:
+    """The manifest beside a checkpoint, or None if there is none that this version understands."""
+    try:
+        value = load_json(source.path / MANIFEST)
+    except (OSError, ValueError):
+        return None  # provenance only: the tensors are read from config and headers
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def padded(source: Source) -> dict[str, Pad]:
+    """The padding that a manifest declares, by layer: the dims before it. A malformed manifest declares none."""
+    recorded, found = load(source) or {}, dict[str, Pad]()
+    try:
+        for entry in recorded.get("steps", []):
+            if any(step.get("pass") == "pad" and not step.get("undo") for step in entry["passes"]):
+                was, _ = entry["dims"]
+                found |= dict.fromkeys(entry["layers"], Pad(int(was[0]), int(was[1])))
+    except MALFORMED:
+        return {}
+    return found
+
+
+def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[Spec, tuple[Pass, ...]]]:
+    """By layer, the spec that the manifest records and the passes that lead back to it without loss.
+
+    Empty unless the checkpoint was once converted from `format_name`. A layer whose spec or values are no longer
+    what the conversion wrote is left out.
+    """
+    manifest = load(source)
+    found: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
+    try:
+        if manifest is None or manifest["source"]["format"] != format_name:
+            return {}
+        for entry in manifest["steps"]:
+            for name in entry["layers"]:
+                kept = manifest.get("kept", {}).get(name, {})
+                if name in model.specs and (back := _undo(source, model, name, entry, kept)):
+                    found[name] = back
+        resized = {name for entry in manifest["steps"] if "dims" in entry for name in entry["layers"]}
+        if not resized <= found.keys():  # an MLP is cropped as a whole or not at all
+            found = {name: back for name, back in found.items() if name not in resized}
+    except MALFORMED:
+        return {}
+    return found
+
+
+def _undo(
+    source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str]
+) -> tuple[Spec, tuple[Pass, ...]] | None:
+    if any(_is_final(fields) for fields in entry["passes"]):
+        return None
+    spec = model.specs[name]
+    was, now = entry.get("dims", [spec.dims, spec.dims])
+    before = revive(name, was[0], was[1], entry["before"])
+    after = revive(name, now[0], now[1], entry["after"])
+    if replace(spec, dialect=()) != replace(after, dialect=()):
+        return None
+    walked, back = before, list[Pass]()
+    for fields in entry["passes"]:
+        step = _step(fields, kept)
+        back.insert(0, Undo(step, walked))
+        walked = step.plan(walked)
+    if replace(walked, dialect=()) != replace(after, dialect=()):
+        return None  # the manifest contradicts itself
+    edited = Trial(source, model, name)(tuple(back)) if back else None
+    return None if edited else (before, tuple(back))
+
+
+def _is_final(fields: Mapping[str, Any]) -> bool:
+    """Whether a pass is not undone: a conversion back, or a rounding whose bits were not kept."""
+    return bool(fields.get("undo") or (fields.get("rounded") and fields["pass"] not in _KEEPING))
+
+
+def _step(fields: Mapping[str, Any], kept: Mapping[str, str]) -> Pass:
+    makers: dict[str, Callable[[], Pass]] = {
+        "invert": lambda: Invert(fields["to"], bool(fields.get("rounded")), tuple(kept.items())),
+        "pad": lambda: Pad(fields["out_features"], fields["in_features"]),
+        "recast": lambda: Recast(DType(fields["dtype"])),
+        "broadcast": Broadcast,
+        "plain-inputs": lambda: PlainInputs(allowed=True),
+        "regroup": lambda: Regroup(fields["group_size"]),
+        "symmetrize": Symmetrize,
+        "widen": lambda: Widen(fields["bits"]),
+    }
+    return makers[fields["pass"]]()

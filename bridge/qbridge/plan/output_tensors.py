@@ -1,0 +1,58 @@
+"""Every tensor that a plan's layers and unquantized tensors become, slices of fused tensors brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from qbridge.ir.model import Model
+from qbridge.plan.plan import LayerPlan, OutputTensor, Woven
+from qbridge.source.reader import Source
+
+Slices = dict[int, list[tuple[str, str]]]  # by index, (layer, part) of each layer that has rows in a slice
+
+
+def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) -> list[OutputTensor]:
+    """Every tensor of the output, in the order of the source's shards.
+
+    ValueError where the slices of a fused tensor are not all there or do not fit each other.
+    """
+    found, fused = [], dict[str, Slices]()
+    for name, info in model.tensors.items():
+        shard = source.tensors[info.stored].file
+        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored))
+    for name, layer in layers.items():
+        home = source.tensors[layer.read["code"].tensor].file
+        for part, slot in layer.write.items():
+            if slot.slice:
+                fused.setdefault(slot.slice.tensor, {}).setdefault(slot.slice.index, []).append((name, part))
+                continue
+            origin = layer.read[part].tensor if layer.copied(part) else ""
+            shard = source.tensors[layer.read[part].tensor].file if part in layer.read else home
+            found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part))
+    return [*found, *(_fused(source, name, slices, layers) for name, slices in fused.items())]
+
+
+def _fused(source: Source, name: str, slices: Slices, layers: Mapping[str, LayerPlan]) -> OutputTensor:
+    """A tensor of slices, which lie in the order of their indices."""
+    outputs = tuple(_slice(source, slices[index], layers) for index in sorted(slices))
+    slots = [layers[output.layer].write[output.part] for output in outputs]
+    kinds = {(slot.dtype, slot.shape, slot.slice.shape if slot.slice else ()) for slot in slots}
+    if len(kinds) != 1 or sorted(slices) != list(range(len(slices))):
+        raise ValueError(f"{name}: its slices are not all there, or do not fit each other")
+    ((dtype, _, shape),) = kinds
+    return OutputTensor(name, dtype, (len(slices), *shape), outputs[0].shard, slices=outputs)
+
+
+def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[str, LayerPlan]) -> OutputTensor:
+    """One slice: the part of a layer, or of all layers whose rows take turns in it, in that order."""
+    part = members[0][1]
+    slots = {name: layers[name].write[own] for name, own in members}
+    names = sorted(slots, key=lambda name: slots[name].codec.turn)
+    slot, first, beside = slots[names[0]], layers[names[0]], tuple(names[1:])
+    if [slots[name] for name in names] != [replace(slot, codec=codec) for codec in slot.codec.turns]:
+        raise ValueError(f"{slot.tensor}: the layers that share it are not all there, or do not fit each other")
+    writer = Woven(tuple(layers[name] for name in names)) if beside else first
+    origin = first.read[part].tensor if writer.copied(part) else ""
+    shard = source.tensors[first.read["code"].tensor].file
+    return OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, names[0], part, beside)

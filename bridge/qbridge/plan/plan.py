@@ -1,0 +1,200 @@
+"""What a plan is: passes and slots per layer, output tensors, config; no decision is taken here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qbridge.codecs.code_moves import Block, CodeMove
+from qbridge.codecs.parts import encode_part, needed
+from qbridge.ir.dtypes import Array, DType
+from qbridge.ir.exactness import Exactness, weakest
+from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.model import Model
+from qbridge.ir.slots import Slot
+from qbridge.passes import Pass
+from qbridge.passes.pad import Pad
+from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
+from qbridge.source.reader import Source
+from qbridge.targets.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What happens to one layer; `read` and `write` are its slots by part."""
+
+    before: Spec
+    after: Spec
+    passes: tuple[Pass, ...]
+    read: Mapping[str, Slot]
+    write: Mapping[str, Slot]
+
+    @property
+    def exactness(self) -> Exactness:
+        """The weakest promise of its passes."""
+        return weakest(*(p.exactness for p in self.passes))
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """The parts that some pass reads or rewrites."""
+        return frozenset().union(*(p.parts for p in self.passes))
+
+    def copied(self, part: str) -> bool:
+        """Whether the part's bytes do not change, so that the tensor is copied and not decoded."""
+        kept = part not in self.touched and part in self.read
+        return kept and self.read[part].same_bytes(self.write[part])
+
+    @property
+    def stages(self) -> tuple[Spec, ...]:
+        """The specs before, between and after the passes."""
+        found = [self.before]
+        for step in self.passes:
+            found.append(step.plan(found[-1]))
+        return tuple(found)
+
+    def run(self, source: Source, parts: frozenset[str], window: Window = EVERYTHING) -> Layer:
+        """The layer after the passes, with at least `parts` of it; of a window, its output features alone."""
+        wanted = frozenset(needed(self.write, parts)) | parts
+        for step in reversed(self.passes):
+            wanted = step.inputs(wanted)
+        layer = read_layer(source, self.before, needed(self.read, self.before.parts().keys() & wanted), window)
+        for step, spec in zip(self.passes, self.stages, strict=False):
+            layer = window.step(step, spec).apply(layer)
+        return layer
+
+    def windows(self, limit: int, within: Window = EVERYTHING) -> Iterator[Window]:
+        """Windows of about `limit` codes each, of everything or of one of them."""
+        return windows(self.stages, (self.read["code"], self.write["code"]), limit, within)
+
+    def encoded(self, source: Source, part: str) -> Array:
+        """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""
+        slot = self.write[part]
+        move = self.code_move() if part == "code" else None
+        if move:
+            out = np.empty(slot.shape, slot.dtype.numpy)
+            Block(move, 0, 0, move.outer[0]).run(source.read(move.read.tensor), out)
+            return out
+        return encode_part(self.run(source, frozenset({part})), part, slot)
+
+    def code_move(self) -> CodeMove | None:
+        """How the codes get to their new words in blocks, or None if they must be decoded as a whole."""
+        for step, spec in zip(self.passes, self.stages, strict=False):
+            if "code" in step.parts and (not isinstance(step, Pad) or step.needs_values(spec)):
+                return None
+        return CodeMove.between(self.read["code"], self.write["code"], self.before.dims, self.after.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class Woven:
+    """Layers whose rows take turns in tensors that they share (`layout.Shared`), as one layer that has them all."""
+
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def before(self) -> Spec:
+        """What it was."""
+        return self._wide(self.layers[0].before)
+
+    @property
+    def after(self) -> Spec:
+        """What it becomes."""
+        return self._wide(self.layers[0].after)
+
+    def _wide(self, spec: Spec) -> Spec:
+        return replace(spec, out_features=spec.out_features * len(self.layers))
+
+    @property
+    def write(self) -> Mapping[str, Slot]:
+        """The slots by part, of all rows together."""
+        shared = self.layers[0].write.items()
+        return {part: replace(slot, codec=slot.codec.whole) for part, slot in shared if not slot.codec.exclusive}
+
+    def copied(self, part: str) -> bool:
+        """Whether all of them are read out of one tensor, in which their rows lie as they will."""
+        if any(part in layer.touched or part not in layer.read for layer in self.layers):
+            return False
+        pairs = [(layer.read[part], layer.write[part]) for layer in self.layers]
+        one = len({read.tensor for read, _ in pairs}) == 1
+        return one and all(replace(write, tensor=read.tensor, slice=read.slice) == read for read, write in pairs)
+
+    def run(self, source: Source, parts: frozenset[str], window: Window = EVERYTHING) -> Layer:
+        """As `LayerPlan.run`; every part has a row for each output feature."""
+        count = len(self.layers)
+        layers = [layer.run(source, parts, window.share(count)) for layer in self.layers]
+        spec = window.of(self.after)
+        shapes = spec.parts()
+        arrays = {
+            part: np.stack([layer.arrays[part] for layer in layers], axis=1).reshape(shapes[part][1])
+            for part in layers[0].arrays
+        }
+        return Layer(spec, arrays)
+
+    def windows(self, limit: int, within: Window = EVERYTHING) -> Iterator[Window]:
+        """As `LayerPlan.windows`."""
+        count = len(self.layers)
+        for window in self.layers[0].windows(limit // count, within.share(count)):
+            yield window.times(count)
+
+    def encoded(self, source: Source, part: str) -> Array:
+        """As `LayerPlan.encoded`."""
+        return encode_part(self.run(source, frozenset({part})), part, self.write[part])
+
+    def code_move(self) -> None:
+        """Rows of several layers are not moved in blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor to write: a copy of the source tensor `origin`, the encoded `part` of `layer`, or `slices`.
+
+    With `beside`, rows of `layer` and of these layers take turns. `slices` are output tensors of their own, which
+    lie one after another. `shard` is the source file beside whose other tensors it is written.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    shard: Path
+    origin: str = ""
+    layer: str = ""
+    part: str = ""
+    beside: tuple[str, ...] = ()
+    slices: tuple[OutputTensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name."""
+
+    model: Model
+    target: Target
+    format: str
+    layers: Mapping[str, LayerPlan]
+    outputs: Sequence[OutputTensor]
+    config: Mapping[str, Any]
+    because: str = ""
+    rewritten: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def result(self) -> Model:
+        """The model that is written."""
+        specs = {name: layer.after for name, layer in self.layers.items()}
+        return replace(self.model, specs=specs, format=self.format)
+
+    def layer_of(self, tensor: OutputTensor) -> LayerPlan | Woven | None:
+        """What gives a tensor its content; None for one that belongs to no layer."""
+        if tensor.beside:
+            return Woven(tuple(self.layers[name] for name in (tensor.layer, *tensor.beside)))
+        return self.layers[tensor.layer] if tensor.layer else None
+
+    @property
+    def exactness(self) -> dict[str, int]:
+        """Layers by class."""
+        counts: dict[str, int] = {}
+        for layer in self.layers.values():
+            counts[str(layer.exactness)] = counts.get(str(layer.exactness), 0) + 1
+        return counts

@@ -1,0 +1,99 @@
+"""What values say before anything is planned (the survey), and the passes that make a layer legal.
+
+Only small tensors are read: scales, zero-points, g_idx, and whatever else a rule asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qbridge.findings.finding import Findings
+from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.passes import Pass
+from qbridge.passes.recast import Moved
+from qbridge.plan.plan import LayerPlan
+from qbridge.plan.survey import CHUNK_BYTES
+from qbridge.plan.windows import EVERYTHING
+from qbridge.source.reader import Source
+
+_MOST_PASSES = 8  # more means that a rule and its fix disagree
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Applies passes to a layer's small parts, to learn whether its values let them."""
+
+    source: Source
+    model: Model
+    name: str
+    back: tuple[Pass, ...] = ()
+
+    def __call__(self, passes: tuple[Pass, ...]) -> ValueError | None:
+        """Why the passes cannot be applied after `back`, or None if they can."""
+        steps = (*self.back, *passes)
+        slots = self.model.slots[self.name]
+        spec = self.model.specs[self.name]
+        plan = LayerPlan(spec, spec, steps, slots, slots)
+        decisive: set[str] = set()  # codes are large, and most passes that touch them cannot fail
+        for step in steps:
+            decisive |= step.parts if step.needs_values(spec) else step.parts - {"code"}
+            spec = step.plan(spec)
+        try:
+            for window in plan.windows(CHUNK_BYTES) if "code" in decisive else (EVERYTHING,):
+                plan.run(self.source, frozenset(decisive), window)
+        except ValueError as fault:
+            return fault
+        return None
+
+
+def repair(
+    spec: Spec,
+    model: Model,
+    rules: Sequence[Rule],
+    findings: Findings,
+    trial: Callable[[tuple[Pass, ...]], ValueError | None],
+) -> tuple[Spec, tuple[Pass, ...]]:
+    """The spec after the passes that its rules call for; a rule without a pass becomes a finding.
+
+    `trial` tells why passes that depend on values cannot be applied.
+    """
+    passes: list[Pass] = []
+    for rule in rules:
+        if not isinstance(rule, LayerRule):
+            continue
+        while (problem := rule.check(spec, model)) is not None:
+            step = offered(rule, spec, model)
+            fault = trial((*passes, step)) if step and step.needs_values(spec) else None
+            if step and fault and findings.allows(rule.code) and (lossy := step.lossy()):
+                _note(findings, rule.code, spec, problem, fault)
+                step, fault = lossy, trial((*passes, lossy))
+                if fault:
+                    _note(findings, "QB303", spec, problem, fault)
+                    break
+            if step is None or fault or len(passes) == _MOST_PASSES:
+                _note(findings, rule.code, spec, problem, fault)
+                break
+            passes.append(step)
+            spec = step.plan(spec)
+    return spec, tuple(passes)
+
+
+def offered(rule: LayerRule, spec: Spec, model: Model) -> Pass | None:
+    """A rule's pass, unless it means nothing for the scheme (groups of what has blocks)."""
+    step = rule.fix(spec, model)
+    if step is not None:
+        try:
+            step.plan(spec)
+        except ValueError:
+            return None
+    return step
+
+
+def _note(findings: Findings, code: str, spec: Spec, problem: Problem, fault: ValueError | None) -> None:
+    """A layer's broken rule, with why its pass cannot help."""
+    count = fault.count if isinstance(fault, Moved) else 0
+    facts = problem.facts if count or not fault else (*problem.facts, str(fault))
+    findings.add(code, spec.name, facts, problem.help, count)

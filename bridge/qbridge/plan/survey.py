@@ -1,0 +1,80 @@
+"""The survey: the small values that rules and passes ask for, read before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qbridge.findings.finding import Findings
+from qbridge.ir.dtypes import Array, DType, is_finite
+from qbridge.ir.model import Model
+from qbridge.ir.slots import Slot
+from qbridge.passes import Pass
+from qbridge.plan.plan import LayerPlan
+from qbridge.source.reader import Source
+
+CHUNK_BYTES = 8 << 20  # bytes or codes that are looked at at a time; a multiple of every item size
+
+
+@dataclass(frozen=True, slots=True)
+class SourceValues:
+    """The values of a source, for rules that ask: as they are, or after the passes of each layer."""
+
+    source: Source
+    model: Model
+    passes: Mapping[str, tuple[Pass, ...]] = field(default_factory=dict)
+
+    def part(self, layer: str, part: str) -> Array:
+        """A canonical part of a layer."""
+        spec, slots = self.model.specs[layer], self.model.slots[layer]
+        plan = LayerPlan(spec, spec, self.passes.get(layer, ()), slots, {})
+        return plan.run(self.source, frozenset({part})).arrays[part]
+
+    def blocks(self, tensor: str) -> Iterator[Array]:
+        """An unquantized tensor in blocks, as flat arrays of its dtype."""
+        info = self.model.tensors[tensor]
+        for block in self.source.blocks(info.stored, CHUNK_BYTES):
+            yield block.view(info.dtype.numpy)
+
+
+def survey(source: Source, model: Model, findings: Findings) -> None:
+    """Read every scale once: one that is NaN or infinite, or zero and divides, is a finding (QB017).
+
+    So is a tensor that the scheme fixes and that holds something else (QB016, QB020).
+    """
+    values = SourceValues(source, model)
+    for name, spec in model.specs.items():
+        for part, slot in model.slots[name].items():
+            if part in ("scale", "input_scale", "global_scale", "input_global_scale"):
+                _check_finite(source, slot, spec.parts()[part][0], findings)
+            scheme = {"global_scale": spec.weight, "input_global_scale": spec.activation}.get(part)
+            if scheme is not None and scheme.global_scale == "divide" and not values.part(name, part).any():
+                findings.add("QB017", slot.tensor, ("it is zero, and divides",))
+            try:
+                if slot.codec.redundant:
+                    values.part(name, part)
+                elif slot.codec.fixed:
+                    slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
+            except ValueError as fault:
+                findings.add(_code_of(part, slot), slot.tensor, (str(fault),))
+
+
+def _check_finite(source: Source, slot: Slot, dtype: DType, findings: Findings) -> None:
+    count, first, done = 0, 0, 0
+    for block in source.blocks(slot.tensor, CHUNK_BYTES):
+        values = block.view(dtype.numpy)
+        bad = np.flatnonzero(~is_finite(values, dtype))
+        first = first if count or not bad.size else done + int(bad[0])
+        count += bad.size
+        done += values.size
+    if count:
+        findings.add("QB017", slot.tensor, (f"{count} of them, the first at index {first}",))
+
+
+def _code_of(part: str, slot: Slot) -> str:
+    """What it means that a tensor cannot be decoded."""
+    if slot.codec.needs:
+        return "QB025"
+    return "QB020" if part == "zero" and slot.codec.fixed else "QB016"

@@ -1,0 +1,172 @@
+"""A checkpoint on disk: config, index, checked headers, tensors read on demand. Never writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qbridge.findings.finding import Findings, error
+from qbridge.source.reader import Source, stamp_of
+from qbridge.source.safetensors import HeaderError, read_header
+from qbridge.source.stored import StoredTensor
+from qbridge.source.weight_files import (
+    INDEX,
+    SINGLE,
+    WEIGHTS,
+    check_pickles,
+    is_stale,
+    json_object,
+    pickle_names,
+    shard_names,
+    weight_map,
+)
+
+MANIFEST = "qbridge.json"
+
+
+def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
+    """Open a folder; raises QBridgeError with everything that is wrong with config, index and headers."""
+    root = Path(path)
+    if not (root / "config.json").is_file():
+        fact = "there is no config.json" if root.is_dir() else "there is no such folder"
+        raise error("QB001", str(root), (fact,))
+    config = json_object(root, "config.json", findings)
+    index = weight_map(root, findings) if (root / INDEX).is_file() else None
+    findings.stop_on_errors()
+    stale = index if index and is_stale(root, index) else None
+    index = None if stale else index
+    names = shard_names(root, index, findings)
+    if not names:
+        findings.stop_on_errors()
+        return _open_pickled(root, config or {}, findings)
+    found = [name for name in names if _is_inside(root, name, findings)]
+    shards = {name: root / name for name in found}
+    stamps = {file: stamp_of(file) for file in shards.values()}
+    tensors = _headers(root, shards, findings)
+    if index is not None and tensors is not None and (found == names or findings.allows("QB003")):
+        held = {name: file for name, file in index.items() if str(Path(file)) in shards}
+        _check_index(shards, held, tensors, findings)
+    if stale and tensors:
+        findings.add("QB040", INDEX, _stale(stale, tensors))
+    sides = _side_files(root, names, findings)
+    findings.stop_on_errors()
+    return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps)
+
+
+def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    """What an index of other files says that the single file has or lacks, by modules: quantizing renames tensors."""
+    held = {name.rpartition(".")[0] for name in tensors}
+    lost = sorted({name.rpartition(".")[0] for name in index} - held)
+    absent = f"none of the {len(set(index.values()))} files that it names is there"
+    if lost:
+        return (absent, f"{SINGLE} is read; it lacks {len(lost)} modules that the index names, such as {lost[0]}")
+    return (absent, f"{SINGLE} is read; it is complete by itself: it has every module that the index names")
+
+
+def _open_pickled(root: Path, config: dict[str, Any], findings: Findings) -> Source:
+    """The source of pickled weights, which the user has allowed."""
+    from qbridge.source.pickles import read_pickles
+
+    names = [name for name in pickle_names(root) if _is_inside(root, name, findings)]
+    findings.add("QB007", names)
+    check_pickles(root, names, findings)
+    tensors, memory = read_pickles(root, names, findings)
+    sides = _side_files(root, names, findings)
+    findings.stop_on_errors()
+    return Source(root, config, tensors, [root / name for name in names], sides, memory)
+
+
+def _is_inside(root: Path, name: str, findings: Findings) -> bool:
+    """Whether the shard is a file of the folder, or of the blobs of the Hugging Face cache it belongs to."""
+    plain = Path(name)
+    if plain.is_absolute() or ".." in plain.parts or "\0" in name:
+        findings.add("QB006", name)
+        return False
+    try:
+        there = (root / plain).is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
+        findings.add("QB003", name)
+        return False
+    if not _stays(root, root / plain):
+        findings.add("QB006", name, ("it is a link out of the folder",))
+        return False
+    return True
+
+
+def _stays(root: Path, file: Path) -> bool:
+    """Whether a file, its links followed, lies in the folder or in the blobs of its Hugging Face cache."""
+    home = root.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return any(file.resolve().is_relative_to(place) for place in homes)
+
+
+def _headers(root: Path, shards: Mapping[str, Path], findings: Findings) -> dict[str, StoredTensor] | None:
+    found: dict[str, StoredTensor] = {}
+    sound = True
+    for name, file in shards.items():
+        try:
+            header = read_header(file)
+        except HeaderError as fault:
+            sound = False
+            for tensor, what in fault.faults:
+                findings.add("QB004", f"{name}: {tensor}" if tensor else name, (what,))
+            continue
+        for twice in sorted(found.keys() & header.keys()):
+            where = found[twice].file.relative_to(root)
+            findings.add("QB005", twice, (f"it is in {where} and in {name}",))
+        found.update(header)
+    return found if sound else None
+
+
+def _check_index(
+    shards: Mapping[str, Path], index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings
+) -> None:
+    places = {name: shards[str(Path(name))] for name in set(index.values())}
+    # a tensor's file is one of the objects in `shards`: comparing 100 000 paths by value would take a while
+    moved = sorted(n for n, tensor in tensors.items() if n in index and places[index[n]] is not tensor.file)
+    for names, fact in (
+        (sorted(index.keys() - tensors.keys()), "the index names it, no shard holds it"),
+        (sorted(tensors.keys() - index.keys()), "a shard holds it, the index does not name it"),
+        (moved, "it is in another shard than the index says"),
+    ):
+        if names:
+            findings.add("QB005", names, (fact,))
+
+
+def _side_files(root: Path, shards: Sequence[str], findings: Findings) -> list[Path]:
+    """Every other file to carry over, folders included; hidden ones belong to git and to caches."""
+    ours = {"config.json", INDEX, MANIFEST, *shards}
+    found, behind = [], []
+    for folder, folders, files in os.walk(root, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        behind += [str(Path(folder, name).relative_to(root)) for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted(files):
+            relative = (Path(folder) / name).relative_to(root)
+            if name.startswith(".") or str(relative) in ours:
+                continue
+            if not (root / relative).is_file() or not _stays(root, root / relative):
+                findings.add("QB006", str(relative), ("it is a link out of the folder, or to nothing",))
+            elif relative.suffix in WEIGHTS or name.endswith(tuple(f"{s}.index.json" for s in WEIGHTS)):
+                behind.append(str(relative))
+            else:
+                found.append(relative)
+    if behind:
+        findings.add("QB009", behind, _contents(root, behind))
+    return found
+
+
+def _contents(root: Path, names: Sequence[str], most: int = 5) -> tuple[str, ...]:
+    """What is lost with safetensors files that are left behind, of the first ones."""
+    facts = []
+    for name in [name for name in names if name.endswith(".safetensors")][:most]:
+        try:
+            tensors = sorted(read_header(root / name))
+        except (HeaderError, OSError):
+            continue  # it holds nothing that can be named
+        if tensors:
+            facts.append(f"{name}: {len(tensors)} tensors, such as {tensors[0]}")
+    return tuple(facts)

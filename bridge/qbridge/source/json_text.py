@@ -1,0 +1,40 @@
+"""JSON that names every key once, of bounded size."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MAX_HEADER = 100_000_000  # the library's own limit
+
+
+class DuplicateKeyError(ValueError):
+    """A JSON object names a key twice, so two readers may see two different files."""
+
+
+def parse_json(text: bytes, parse_int: Callable[[str], int] | None = None) -> Any:
+    """JSON that names every key once; ValueError (RecursionError included) otherwise."""
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_pairs, parse_int=parse_int)
+    except RecursionError as fault:
+        raise ValueError("nested too deeply") from fault
+
+
+def load_json(file: Path) -> Any:
+    """`parse_json` of a file; ValueError also if it is larger than any config, index or manifest, OSError."""
+    with open(file, "rb") as stream:
+        text = stream.read(MAX_HEADER + 1)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"it has more than {MAX_HEADER} bytes")
+    return parse_json(text)
+
+
+def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) != len(items):
+        twice, _ = Counter(name for name, _ in items).most_common(1)[0]
+        raise DuplicateKeyError(f"key {twice!r} appears twice")
+    return found

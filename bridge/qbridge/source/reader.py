@@ -1,0 +1,186 @@
+"""The bytes of a checkpoint's tensors, read in ranges into buffers that are used again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qbridge.findings.finding import error
+from qbridge.ir.dtypes import Array, nbytes
+from qbridge.source.json_text import load_json
+from qbridge.source.regions import Rectangle
+from qbridge.source.stored import StoredTensor
+
+TOKENIZER = "tokenizer_config.json"
+OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
+_SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
+SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """An opened checkpoint folder.
+
+    `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
+    order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
+    of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard;
+    `open_files` how many shards a thread keeps open, `keep` how many bytes of a tensor it may.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    shards: Sequence[Path]
+    side_files: Sequence[Path]
+    memory: Mapping[str, Array] = field(default_factory=dict)
+    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    open_files: int = OPEN_FILES
+    keep: int = 0
+    _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
+    _own: threading.local = field(default_factory=threading.local)
+
+    def read(self, name: str) -> Array:
+        """A whole tensor in its stored shape, as the numpy dtype of its tag."""
+        tensor = self.tensors[name]
+        array = np.empty(tensor.shape, tensor.dtype.numpy)
+        self.read_into(name, 0, array.reshape(-1).view(np.uint8))
+        return array
+
+    def read_small(self, name: str) -> Array:
+        """`read` for what a reader looks at before anything is planned; QBridgeError (QB028) if it is not small."""
+        tensor = self.tensors[name]
+        if tensor.end - tensor.begin > SMALL:
+            raise error("QB028", name, (f"{tensor.end - tensor.begin} bytes",))
+        return self.read(name)
+
+    def split(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Have the slices of some tensors' first axes in their place: name[0], name[1] ..., each of the given shape.
+
+        ValueError for a shape that does not have as many elements as a slice.
+        """
+        kept = {name: tensor for name, tensor in self.tensors.items() if name not in shapes}
+        bytes_of = dict(self.memory)
+        for name, shape in shapes.items():
+            whole, size = self.tensors[name], nbytes(self.tensors[name].dtype, shape)
+            if size * whole.shape[0] != whole.end - whole.begin:
+                raise ValueError(f"{name}: {list(whole.shape)} is not {whole.shape[0]} times {list(shape)}")
+            for number in range(whole.shape[0]):
+                begin, own = number * size, f"{name}[{number}]"
+                kept[own] = StoredTensor(
+                    own, whole.file, whole.dtype, shape, whole.begin + begin, whole.begin + begin + size
+                )
+                if name in self.memory:
+                    bytes_of[own] = self.memory[name][begin : begin + size]
+        self.tensors, self.memory = kept, bytes_of
+
+    def read_into(self, name: str, offset: int, buffer: Array) -> None:
+        """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""
+        if name in self.memory:
+            buffer[:] = self.memory[name][offset : offset + buffer.nbytes]
+            return
+        tensor = self.tensors[name]
+        if not read_all(self.descriptor(tensor.file), buffer, tensor.begin + offset):
+            raise error("QB004", tensor.file.name, (f"{name}: the file ended while it was read",))
+
+    def read_rectangle(self, name: str, place: Rectangle, array: Array) -> None:
+        """Fill `array`, C-ordered, with some rows and columns of a stored matrix.
+
+        Of those whose rows would be read in bits and pieces, each thread keeps the last ones, `keep` bytes in all.
+        """
+        size = place.shape[0] * place.shape[1] * array.itemsize
+        if place.rows > 1 and place.columns * array.itemsize < _SHORT and size <= self.keep:
+            whole = self._kept(name, size).view(array.dtype).reshape(place.shape)
+            array[...] = whole[place.top : place.top + place.rows, place.left : place.left + place.columns]
+            return
+        data, done = array.reshape(-1).view(np.uint8), 0
+        for offset, length in place.segments(array.itemsize):
+            self.read_into(name, offset, data[done : done + length])
+            done += length
+
+    def _kept(self, name: str, size: int) -> Array:
+        """The bytes of a whole tensor, read by this thread now or lately."""
+        kept: OrderedDict[str, Array] | None = getattr(self._own, "kept", None)
+        if kept is None:
+            kept = self._own.kept = OrderedDict()
+        if name not in kept:
+            while kept and sum(array.nbytes for array in kept.values()) + size > self.keep:
+                kept.popitem(last=False)  # its memory is free before more is taken
+            found = np.empty(size, np.uint8)
+            self.read_into(name, 0, found)
+            kept[name] = found
+        kept.move_to_end(name)
+        return kept[name]
+
+    def blocks(self, name: str, size: int) -> Iterator[Array]:
+        """The bytes of a tensor in blocks of at most `size`, each valid until the next is asked for."""
+        tensor = self.tensors[name]
+        total = tensor.end - tensor.begin
+        buffer = np.empty(min(size, total), np.uint8)
+        for start in range(0, total, size):
+            block = buffer[: min(size, total - start)]
+            self.read_into(name, start, block)
+            yield block
+
+    def tokenizer(self) -> dict[str, Any]:
+        """tokenizer_config.json as parsed; empty if there is none or it is no JSON object."""
+        try:
+            value = load_json(self.path / TOKENIZER)
+        except (OSError, ValueError):
+            return {}  # a side file: carried over byte for byte whatever it holds
+        return value if isinstance(value, dict) else {}
+
+    def descriptor(self, file: Path) -> int:
+        """An open read-only file descriptor of a shard, good until the same thread asks for many others."""
+        handles: OrderedDict[Path, int] | None = getattr(self._own, "handles", None)
+        if handles is None:
+            handles = self._own.handles = OrderedDict()
+            self._handles.append(handles)
+        if file in handles:
+            handles.move_to_end(file)
+            return handles[file]
+        while len(handles) >= self.open_files:
+            os.close(handles.popitem(last=False)[1])
+        handles[file] = os.open(file, os.O_RDONLY)
+        return handles[file]
+
+    def close(self) -> None:
+        """Close every file; the source can be read again afterwards."""
+        for handles in self._handles:
+            while handles:
+                os.close(handles.popitem()[1])
+
+    def check_unchanged(self) -> None:
+        """QBridgeError (QB038) if a shard has another size or time of change than when it was opened."""
+        changed = [file.name for file, stamp in self.stamps.items() if stamp_of(file) != stamp]
+        if changed:
+            raise error("QB038", changed)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def read_all(descriptor: int, buffer: Array, offset: int) -> bool:
+    """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
+    view, done = buffer.data.cast("B"), 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            return False
+        done += count
+    return True
+
+
+def stamp_of(file: Path) -> tuple[int, int]:
+    """What changes when a file is replaced or written: its size and the time of its last change, in ns."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,1 @@
+"""LMDeploy: its PyTorch engine and TurboMind."""

@@ -1,0 +1,19 @@
+"""What a rank of LMDeploy's engines can hold."""
+
+from __future__ import annotations
+
+from qbridge.targets.parallel import Parallel
+
+LMDEPLOY = Parallel(
+    (128, 64, 32),
+    whole_outputs=True,
+    straddled={"": "LMDeploy's PyTorch engine stops: Attempted to load weight into parameter of another size"},
+    blocks="lmdeploy",
+    source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)",
+)
+TURBOMIND = Parallel(
+    (128,),
+    pads_mlps=True,
+    straddled={"": "TurboMind, which pads MLPs only, refuses it: TP split: scales are not divisible by tp"},
+    source="lmdeploy 0.18.0, turbomind/linear.py",
+)

@@ -1,0 +1,284 @@
+"""What LMDeploy's PyTorch engine takes of W8A8 and AWQ, and what it would silently load as garbage.
+
+Sources: lmdeploy 0.18.0 and 0.6.2, pytorch/models/module_map.py, pytorch/models/llama.py and qwen2.py,
+pytorch/nn/linear/w8a8.py; transformers 4.57.6, which both run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd
+
+from qbridge.architecture.config import Reader, rope, unsaid_rope
+from qbridge.architecture.names import (
+    dense_linears,
+    fused_siblings,
+    is_decoder_linear,
+    is_embedding,
+    is_head,
+    natural,
+)
+from qbridge.formats.common_rules import drop_kv_scales, stored_kv_scales
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.passes import Pass
+from qbridge.passes.regroup import Regroup
+from qbridge.targets import float32
+from qbridge.targets.choice import Choice, Serve
+from qbridge.targets.common import START, unquantized_tensors
+from qbridge.targets.lmdeploy import float8 as lmdeploy_float8
+
+
+def classes(names: str) -> frozenset[str]:
+    """Model classes, as config.json names them under architectures."""
+    return frozenset(names.split())
+
+
+# Classes that a checkpoint of quantized linears can be for (pytorch/models/module_map.py).
+_BOTH = classes("""
+    BaichuanForCausalLM ChatGLMForConditionalGeneration CogVLMForCausalLM DeepseekForCausalLM
+    DeepseekV2ForCausalLM Gemma2ForCausalLM GemmaForCausalLM InternLM2ForCausalLM InternLMForCausalLM
+    InternVLChatModel LlamaForCausalLM LlavaForConditionalGeneration LlavaNextForConditionalGeneration
+    MiniCPM3ForCausalLM MistralForCausalLM MixtralForCausalLM MllamaForConditionalGeneration
+    Phi3ForCausalLM Phi3VForCausalLM PhiMoEForCausalLM QWenLMHeadModel Qwen2ForCausalLM
+    Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration Starcoder2ForCausalLM
+""")
+ARCHITECTURES = {
+    "0.6.2": _BOTH | classes("DbrxForCausalLM FalconForCausalLM LlavaLlamaForCausalLM LlavaMistralForCausalLM"),
+    "0.18.0": _BOTH
+    | classes("""
+        DeepseekV32ForCausalLM DeepseekV3ForCausalLM DeepseekV4ForCausalLM DeepseekVLV2ForCausalLM
+        Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4ForCausalLM Glm4MoeForCausalLM
+        Glm4MoeLiteForCausalLM Glm4vForConditionalGeneration GlmMoeDsaForCausalLM GptOssForCausalLM
+        HYV3ForCausalLM InternLM3ForCausalLM InternS1ForConditionalGeneration
+        InternVLForConditionalGeneration KimiK25ForConditionalGeneration Llama4ForConditionalGeneration
+        MiniCPMV Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM
+        Qwen3NextForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration
+        Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration SDARForCausalLM
+        SDARMoeForCausalLM
+    """),
+}
+
+# Of 0.18.0, turbomind/supported_models.py (SUPPORTED_ARCHS).
+TURBOMIND_ARCHITECTURES = classes("""
+    Glm4MoeLiteForCausalLM GptOssForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
+    InternS1ForConditionalGeneration InternS2MobiusForConditionalGeneration
+    InternS2PreviewForConditionalGeneration InternVLChatModel InternVLForConditionalGeneration LlamaForCausalLM
+    MixtralForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
+    Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3_5ForConditionalGeneration
+    Qwen3_5MoeForConditionalGeneration
+""")
+# Classes of 0.18.0 that hand their modules a name, so that modules_to_not_convert is consulted (grep for add_prefix).
+PREFIXED = classes(
+    "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
+)
+
+_SMALLEST_GROUP = 16  # pytorch/kernels/cuda/awq_kernels.py: a block of the dot product is a group
+_FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
+
+# 0.18.0 wants transformers 4.56 or newer, 5 included, which reads what is written for 4; 0.6.2 is older than 5.
+# rope_parameters beside no rope_scaling end in a TypeError (pytorch/nn/rotary_embedding.py, _get_fope_parameters),
+# and of those of two kinds of layers it takes theta 10000 (get_rope_theta there).
+READER = Reader((4,), old_dtype=False, plain_rope=False)
+OLD_READER = Reader((4,))
+
+# Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
+_OWN_ROPE_DIM = classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalLM MiniCPM3ForCausalLM")
+_OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
+
+
+def choices(version: str) -> tuple[Choice, ...]:
+    """W8A8 as smooth-quant, in 0.18.0 also as fp8; 4-bit weights as AWQ, which its other engine loads as well."""
+    eight_bits = Choice("smooth-quant", rules(version, "smooth-quant"), serve=served_by("pytorch"))
+    if version == "0.6.2":
+        return (eight_bits,)
+    blocks = Choice("fp8", (*lmdeploy_float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
+    four_bits = Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
+    return eight_bits, blocks, four_bits
+
+
+def served_by(engine: str) -> Serve:
+    """LMDeploy's server with one of its engines, `pytorch` or `turbomind`."""
+
+    def serve(model: Model, path: str, tp: int) -> str:
+        ranks = f" --tp {tp}" if tp > 1 else ""
+        return f"lmdeploy serve api_server {path} --backend {engine}{ranks}"
+
+    return serve
+
+
+def _served_awq(model: Model, path: str, tp: int) -> str:
+    """TurboMind has groups of 128 only, the PyTorch engine no experts."""
+    groups = {spec.weight.group_size for spec in model.specs.values()}
+    known = groups == {128} and model.architecture in TURBOMIND_ARCHITECTURES
+    return served_by("turbomind" if known else "pytorch")(model, path, tp)
+
+
+def rules(version: str, format_name: str) -> tuple[Rule, ...]:
+    """The engine's limits on a format at a version of the table."""
+
+    def known_class(model: Model) -> Iterator[Problem]:
+        if model.architecture not in ARCHITECTURES[version]:
+            named = model.architecture or "config.json names no architecture"
+            yield Problem((f"LMDeploy {version} has no class for it",), where=(named,))
+
+    def dense_linears_in_decoder(model: Model) -> Iterator[Problem]:
+        tried = format_name in ("smooth-quant", "fp8")  # how its AWQ loader reads the list was not tried
+        if version == "0.6.2" or model.architecture not in PREFIXED or not tried:
+            yield from _dense_decoder_linears(model)
+        else:
+            yield from _partly_dense(model)
+
+    old = (
+        ModelRule("QB214", _experts, "lmdeploy 0.6.2, pytorch/models/mixtral.py (experts without quantization)"),
+        ModelRule("QB213", _float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
+        ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py"),
+    )
+    return (
+        *(old if version == "0.6.2" else ()),
+        ModelRule("QB201", dense_linears_in_decoder, f"lmdeploy {version}, pytorch/models/llama.py"),
+        ModelRule("QB208", kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
+        ModelRule("QB202", quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
+        unquantized_tensors(
+            DType.F16,
+            f"lmdeploy {version}, pytorch/config.py and weight_loader",
+            _FORCED.get(format_name),
+            float32=() if version == "0.6.2" else float32.LMDEPLOY,
+        ),
+        ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
+        *PARSING,
+    )
+
+
+def _float8(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name, spec in model.specs.items() if spec.weight.type != "int")
+    if found:
+        yield Problem((f"codes are {model.specs[found[0]].weight.type}",), where=found)
+
+
+def _experts(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name in model.specs if ".experts." in name)
+    if found:
+        yield Problem((f"{len(found)} linears of experts",), where=found)
+
+
+def _group(spec: Spec, model: Model) -> Problem | None:
+    if best_group(model) < _SMALLEST_GROUP:
+        return Problem((f"weights {spec.weight}: its kernels take {_SMALLEST_GROUP} inputs at a time, at least",))
+    if spec.weight.group_size == best_group(model):
+        return None
+    return Problem((f"weights {spec.weight}: groups of 128 are what both engines load",))
+
+
+def _regrouped(spec: Spec, model: Model) -> Pass | None:
+    best = best_group(model)
+    return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
+
+
+def best_group(model: Model) -> int:
+    """128 where groups of 128 divide every layer's, else the largest size that does."""
+
+    def find() -> int:
+        return gcd(*(gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values()))
+
+    return model.once("lmdeploy group size", find)
+
+
+def _one_engine(model: Model) -> Iterator[Problem]:
+    sizes = {spec.weight.group_size for spec in model.specs.values()}
+    if sizes == {128} and any(".experts." in name for name in model.specs):
+        fact = "TurboMind loads it, the PyTorch engine has no experts in AWQ"
+        yield Problem((fact,), (START.format("turbomind"),), ("config.json",))
+    if sizes != {128} and None not in sizes and {spec.weight.bits for spec in model.specs.values()} == {4}:
+        named = ", ".join(map(str, sorted(size or 0 for size in sizes)))
+        fact = f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only"
+        yield Problem((fact,), (START.format("pytorch"),), ("config.json",))
+
+
+def _experts_in_small_groups(model: Model) -> Iterator[Problem]:
+    """The PyTorch engine has no experts in AWQ, and TurboMind no AWQ in other groups than of 128."""
+    found = tuple(name for name, spec in model.specs.items() if ".experts." in name and spec.weight.group_size != 128)
+    if found:
+        yield Problem((f"{len(found)} linears of experts",), where=found)
+
+
+def _row_biases(model: Model) -> Iterator[Problem]:
+    """o_proj and down_proj are split along their inputs, so their bias must be added once."""
+    rows = ("o_proj", "down_proj", "w2")
+    found = tuple(n for n, spec in model.specs.items() if spec.bias and n.rpartition(".")[2] in rows)
+    if found:
+        yield Problem((f"{len(found)} row-parallel linears have a bias",), where=found)
+
+
+AWQ_RULES: tuple[Rule, ...] = (
+    LayerRule("QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py", _regrouped),
+    ModelRule("QB218", _experts_in_small_groups, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
+    ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
+    ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
+)
+
+
+def _dense_decoder_linears(model: Model) -> Iterator[Problem]:
+    found = tuple(m for m in dense_linears(model.tensors) if is_decoder_linear(m))
+    if found:
+        total = len(found) + len(model.specs)
+        yield Problem((f"{len(found)} of {total} linears are not quantized",), where=found)
+
+
+def _partly_dense(model: Model) -> Iterator[Problem]:
+    """q, k, v and gate, up are built as one linear, a layer's experts as one tensor: quantized as a whole or not."""
+    dense = {m for m in dense_linears(model.tensors) if is_decoder_linear(m)}
+    for names in fused_siblings([*model.specs, *dense]):
+        where = tuple(name for name in names if name in dense)
+        if where and len(where) < len(names):
+            yield Problem(("only a part of q, k, v or of gate, up is quantized, which are one linear",), where=where)
+    quantized_blocks = {m.partition(".experts.")[0] for m in model.specs if ".experts." in m}
+    experts = tuple(m for m in natural(dense) if m.partition(".experts.")[0] in quantized_blocks and ".experts." in m)
+    if experts:
+        yield Problem(("only some experts of a layer are quantized, which are one tensor",), where=experts)
+
+
+def kv_scales(model: Model) -> Iterator[Problem]:
+    """Stored scales of the kv cache."""
+    found = stored_kv_scales(model)
+    if found:
+        yield Problem((f"{len(found)} scales of the kv cache",), where=found)
+
+
+def quantized_head(model: Model) -> Iterator[Problem]:
+    """lm_head or an embedding that is quantized."""
+    found = tuple(name for name in model.specs if is_head(name) or is_embedding(name))
+    if found:
+        yield Problem(where=found)
+
+
+def _rope_per_layer(model: Model) -> Iterator[Problem]:
+    if unsaid_rope(model.config):
+        yield Problem(("rope_parameters has one entry per kind of layer",), where=("config.json",))
+
+
+def _old_rope(model: Model) -> Iterator[Problem]:
+    """What 0.6.2 takes no notice of when it builds the rotary embedding of a Llama or Qwen2."""
+    config = model.config
+    hidden, heads, head_dim = (config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+    _, scaling, _ = rope(config)
+    if isinstance(hidden, int) and isinstance(heads, int) and heads and model.architecture not in _OWN_ROPE_DIM:
+        rotated = hidden // heads
+        if head_dim not in (None, rotated):
+            fact = f"head_dim is {head_dim}, it rotates hidden_size / num_attention_heads = {rotated}"
+            yield Problem((fact,), where=("head_dim",))
+    if scaling is None:
+        return
+    if model.architecture == "Qwen2ForCausalLM":
+        yield Problem((f"rope scaling {scaling['rope_type']} is not applied to a Qwen2",), where=("rope_scaling",))
+    elif str(scaling["rope_type"]) not in _OLD_ROPE_TYPES:
+        yield Problem((f"rope type {scaling['rope_type']} is not known",), where=("rope_scaling",))
+    elif scaling["rope_type"] == "llama3" and scaling.get("original_max_position_embeddings") != 8192:
+        given = scaling.get("original_max_position_embeddings")
+        fact = f"original_max_position_embeddings is {given}, it always takes 8194"
+        yield Problem((fact,), where=("rope_scaling",))
+
+
+PARSING: tuple[Rule, ...] = (ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),)

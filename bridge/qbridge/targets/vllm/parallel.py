@@ -1,0 +1,45 @@
+"""What a rank of vLLM can hold, by version."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qbridge.targets.parallel import Parallel
+
+_CT_REFUSES = "vLLM refuses it: Weight input_size_per_partition is not divisible by group_size"
+_AWQ_REFUSES = "vLLM refuses it: The input size is not aligned with the quantized weight shape"
+VLLM = Parallel(
+    (128, 64, 32),
+    frozenset({"compressed-tensors", "gptq"}),
+    whole_channels=frozenset({"awq"}),
+    whole_groups=frozenset({"mxfp4"}),  # model_executor/models/gpt_oss.py (_load_weights_mxfp4)
+    halves=frozenset({"gptq"}),  # model_executor/layers/quantization/moe_wna16.py
+    straddled={
+        "gptq": "vLLM 0.33: Marlin refuses it; Machete, Exllama and Humming take it and compute with scales of "
+        "other groups",
+        "awq": _AWQ_REFUSES,
+        "compressed-tensors": _CT_REFUSES,
+    },
+    blocks="vllm",
+    source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
+)
+VLLM_023 = Parallel(
+    (128, 64, 32),
+    frozenset({"compressed-tensors", "gptq"}),
+    whole_channels=frozenset({"awq"}),
+    inputs=128,
+    outputs=64,
+    straddled={
+        "gptq": "vLLM 0.23: Marlin refuses it (min_thread_k = 128); Machete, Humming and Exllama take it and compute "
+        "with scales of other groups",
+        "awq": _AWQ_REFUSES,
+        "compressed-tensors": _CT_REFUSES,
+    },
+    blocks="vllm",
+    source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
+)
+VLLM_054 = replace(
+    VLLM_023,
+    straddled={"": "vLLM 0.5.4 refuses it: not divisible by min_thread_k = 128, or by group_size"},
+    source="vllm 0.5.4, model_executor/layers/quantization/utils/marlin_utils.py",
+)

@@ -1,0 +1,95 @@
+"""Which kernel would serve each kind of linear on a GPU, as the engine's own chooser would say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from qbridge.architecture.names import fused_siblings
+from qbridge.architecture.parallel import Rank, fused_out, rank
+from qbridge.findings.finding import error
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.targets.common import model_dtype_name
+from qbridge.targets.serving import Served
+from qbridge.targets.target import Target
+from qbridge.targets.vllm.kernels import Linear, choose
+
+_METHODS = ("gptq", "awq", "compressed-tensors")
+_WITHOUT_HUMMING = ("0.5.4",)  # the wheels of 0.23.0 and 0.33.0 require the package humming-kernels
+
+
+def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
+    """What serves each kind of weight-only linear; nothing for engines whose kernels are not in a table."""
+    capability = _capability(gpu)
+    if target.engine.partition("-")[0] != "vllm" or model.format not in _METHODS:
+        return []
+    dtype = _dtype(model, capability, target.version)
+    humming = target.version not in _WITHOUT_HUMMING
+    found: dict[Linear, Served] = {}
+    held: dict[Linear, list[str]] = {}
+    own = [name for name in model.specs if ".experts." not in name]  # experts have other kernels, in no table
+    siblings = {name: names for names in fused_siblings(own) for name in names}
+    for name in own:
+        spec, names = model.specs[name], siblings.get(name, [name])
+        if spec.activation is not None or spec.weight.type != "int" or name != names[0]:
+            continue
+        if spec.g_idx:
+            continue  # so has act-order
+        linear = _linear(spec, [model.specs[other] for other in names], model, tp, dtype)
+        if linear is None:
+            continue
+        if linear not in found:
+            verdict = choose(linear, capability, target.version, humming=humming)
+            half = choose(replace(linear, dtype="float16"), capability, target.version, humming=humming)
+            leaf = "+".join(other.rpartition(".")[2] for other in names)
+            shape = linear.out_features, linear.in_features
+            found[linear] = Served(
+                leaf,
+                *shape,
+                spec.scheme,
+                0,
+                verdict.kernel,
+                verdict.legal,
+                verdict.note,
+                verdict.reasons,
+                instead="--dtype float16" if half.legal and not verdict.legal else "",
+            )
+        held.setdefault(linear, []).extend(names)
+    return [replace(kind, layers=len(held[key]), names=tuple(held[key])) for key, kind in found.items()]
+
+
+def _dtype(model: Model, capability: int, version: str) -> str:
+    """What activations have with --dtype auto.
+
+    A GPU without bfloat16 gets float16 (vllm 0.33.0, config/model.py, _resolve_auto_dtype), which 0.5.4 refuses.
+    """
+    named = model_dtype_name(model)
+    return "float16" if capability < 80 and version != "0.5.4" else named
+
+
+def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) -> Linear | None:
+    held: dict[str, Rank] = {}
+    for part in fused:
+        share = rank(part.name, part.out_features, part.in_features, model.config, tp)
+        if share is None or share.fault:
+            return None
+        held[part.name] = share
+    return Linear(
+        in_features=held[spec.name].in_features,
+        in_features_whole=spec.in_features,
+        out_features=fused_out(held),
+        bits=spec.weight.bits,
+        symmetric=spec.weight.symmetric and model.format != "awq",  # AWQ always stores zero-points
+        group_size=spec.weight.group_size or -1,
+        dtype=dtype,
+        format=model.format,
+        cut=tp > 1 and held[spec.name].axis == "column",
+    )
+
+
+def _capability(gpu: str) -> int:
+    match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)[af]?", gpu.strip().lower())
+    if not match:
+        raise error("QB030", f"--gpu {gpu}", help=("a compute capability such as sm80 or sm90",))
+    return int(match[1] + match[2])

@@ -1,0 +1,41 @@
+"""The laws of every seam, shipped, so that a new codec, format or target tests itself.
+
+    from qbridge.testing import check_format
+    def test_laws(): check_format("my-format")
+
+Needs hypothesis (`pip install qbridge-llm[test]`)."""
+
+from __future__ import annotations
+
+from qbridge.testing.laws import (
+    check_checkpoint,
+    check_codec,
+    check_format,
+    check_layer,
+    check_pair,
+    check_pairs,
+    empty_model,
+    made_legal,
+    same_values,
+    through,
+    write_model,
+)
+from qbridge.testing.strategies import grouped_layers, layers, random_layer, specs
+
+__all__ = [
+    "check_checkpoint",
+    "check_codec",
+    "check_format",
+    "check_layer",
+    "check_pair",
+    "check_pairs",
+    "empty_model",
+    "grouped_layers",
+    "layers",
+    "made_legal",
+    "random_layer",
+    "same_values",
+    "specs",
+    "through",
+    "write_model",
+]

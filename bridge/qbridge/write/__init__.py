@@ -1,0 +1,1 @@
+"""Carried out and proved: jobs, the writer, its budget, staging."""

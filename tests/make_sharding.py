@@ -1,4 +1,4 @@
-"""What transformers says about every architecture of qbridge.sharding; run it to print the module's literal data.
+"""What transformers says about every architecture of qbridge.architecture; run it to print the module's literal data.
 
 python tests/make_sharding.py Qwen3ForCausalLM MistralForCausalLM ...
 """

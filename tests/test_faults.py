@@ -399,7 +399,7 @@ def test_stage_and_its_journal_reach_the_disk_before_a_shard_does(src, dst, monk
 SLOW = """
 import os, sys
 import qbridge
-from qbridge import sink
+from qbridge.write import writer as sink
 real = os.fsync
 def slow(descriptor):
     real(descriptor)

@@ -89,7 +89,7 @@ def open_checkpoint(
     with io_as_finding(str(path)):
         source = open_source(path, findings)
     try:
-        with io_as_finding(str(path)):
+        with io_as_finding(str(path)), source.remembering(forget=False):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
         _suggest(source, reader, findings)

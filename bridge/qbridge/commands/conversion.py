@@ -92,6 +92,11 @@ def convert(
 def prepare(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
     """The plan of a conversion, once every value that it depends on was read; QBridgeError with what stops it."""
     judge(opened.model, opened.source.tensors, opened.findings)
+    with opened.source.remembering():
+        return _planned(opened, target, wishes)
+
+
+def _planned(opened: Checkpoint, target: Target, wishes: Wishes) -> Plan:
     survey(opened.source, opened.model, opened.findings)
     opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
 

@@ -6,9 +6,9 @@ rule needs the values of small tensors, or of tensors that a cast may change, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Spec
@@ -60,6 +60,9 @@ class Values(Protocol):
 
     def part(self, layer: str, part: str) -> Array:
         """A canonical part of a layer as the model that the rule is given describes it."""
+
+    def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
+        """What `find` gives of the unquantized tensors, which no pass changes: asked once for a key."""
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         """An unquantized tensor in blocks, as flat arrays of its dtype."""

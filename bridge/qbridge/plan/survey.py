@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,10 @@ class SourceValues:
         spec, slots = self.model.specs[layer], self.model.slots[layer]
         plan = LayerPlan(spec, spec, self.passes.get(layer, ()), slots, {})
         return plan.run(self.source, frozenset({part})).arrays[part]
+
+    def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
+        """What `find` gives of the unquantized tensors, asked once while a conversion is planned."""
+        return self.source.once(key, find)
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         """An unquantized tensor in blocks, as flat arrays of its dtype."""

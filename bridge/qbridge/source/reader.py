@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from qbridge.source.stored import StoredTensor
 TOKENIZER = "tokenizer_config.json"
 OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 _SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
+VALUE = 1 << 24  # bytes of a tensor that is kept while a conversion is planned
+VALUES = 1 << 26  # bytes of all that are kept then
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 
 
@@ -45,13 +48,59 @@ class Source:
     keep: int = 0
     _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
     _own: threading.local = field(default_factory=threading.local)
+    _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
+    _known: dict[Hashable, Any] = field(default_factory=dict)
+    _remembers: bool = False
+    _held: int = 0  # bytes of `_values`
 
     def read(self, name: str) -> Array:
-        """A whole tensor in its stored shape, as the numpy dtype of its tag."""
+        """A whole tensor in its stored shape, as the numpy dtype of its tag; read-only within `remembering`."""
         tensor = self.tensors[name]
+        if self._remembers and tensor.end - tensor.begin <= VALUE:
+            return self._value(name).view(tensor.dtype.numpy).reshape(tensor.shape)
         array = np.empty(tensor.shape, tensor.dtype.numpy)
         self.read_into(name, 0, array.reshape(-1).view(np.uint8))
         return array
+
+    @contextmanager
+    def remembering(self, forget: bool = True) -> Iterator[None]:
+        """Within this, small tensors and answers (`once`) are kept, so that planning reads no value twice.
+
+        For one thread; at most `VALUES` bytes of tensors of at most `VALUE` bytes each. Without `forget` they are
+        there again when it is entered the next time.
+        """
+        self._remembers = True
+        try:
+            yield
+        finally:
+            self._remembers = False
+            if forget:
+                self._values.clear()
+                self._known.clear()
+                self._held = 0
+
+    def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
+        """What `find` gives; within `remembering` asked once for a key."""
+        if not self._remembers:
+            return find()
+        if key not in self._known:
+            self._known[key] = find()
+        return self._known[key]
+
+    def _value(self, name: str) -> Array:
+        """The bytes of a small tensor, read now or before."""
+        if name in self._values:
+            self._values.move_to_end(name)
+            return self._values[name]
+        tensor = self.tensors[name]
+        data = np.empty(tensor.end - tensor.begin, np.uint8)
+        self.read_into(name, 0, data)
+        data.flags.writeable = False
+        while self._values and self._held + data.nbytes > VALUES:
+            self._held -= self._values.popitem(last=False)[1].nbytes
+        self._values[name] = data
+        self._held += data.nbytes
+        return data
 
     def read_small(self, name: str) -> Array:
         """`read` for what a reader looks at before anything is planned; QBridgeError (QB028) if it is not small."""
@@ -95,6 +144,10 @@ class Source:
         Of those whose rows would be read in bits and pieces, each thread keeps the last ones, `keep` bytes in all.
         """
         size = place.shape[0] * place.shape[1] * array.itemsize
+        if self._remembers and size <= VALUE:
+            whole = self._value(name).view(array.dtype).reshape(place.shape)
+            array[...] = whole[place.top : place.top + place.rows, place.left : place.left + place.columns]
+            return
         if place.rows > 1 and place.columns * array.itemsize < _SHORT and size <= self.keep:
             whole = self._kept(name, size).view(array.dtype).reshape(place.shape)
             array[...] = whole[place.top : place.top + place.rows, place.left : place.left + place.columns]
@@ -122,6 +175,10 @@ class Source:
         """The bytes of a tensor in blocks of at most `size`, each valid until the next is asked for."""
         tensor = self.tensors[name]
         total = tensor.end - tensor.begin
+        if self._remembers and total <= VALUE:
+            data = self._value(name)
+            yield from (data[start : start + size] for start in range(0, total, size))
+            return
         buffer = np.empty(min(size, total), np.uint8)
         for start in range(0, total, size):
             block = buffer[: min(size, total - start)]

@@ -115,7 +115,7 @@ def unquantized_tensors(
                 continue
             after = DType.F32 if wide(name) else dtype
             if not survives(info.dtype, after):
-                effect = cast(values.blocks(name), info.dtype, after)
+                effect = _cast_of(values, name, info.dtype, after)
                 if effect.moved:
                     bad = scale or _matters(effect, len(info.shape))
                     (wrong if bad else small)[name] = effect
@@ -124,6 +124,12 @@ def unquantized_tensors(
                 yield _problem(effects, dtype, source, mild)
 
     return ValueRule("QB302", check, source, casts=True)
+
+
+def _cast_of(values: Values, name: str, before: DType, after: DType) -> Cast:
+    """The effect of a cast on an unquantized tensor, which every format of a target asks for again."""
+    found: Cast = values.once((cast, name, after), lambda: cast(values.blocks(name), before, after))
+    return found
 
 
 def _matters(effect: Cast, axes: int) -> bool:

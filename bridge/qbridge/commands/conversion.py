@@ -69,9 +69,7 @@ def convert(
     """
     start = time.monotonic()
     wanted = find_target(target)
-    wishes = Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes, dtype)
-    if dtype and wanted.formats != ("dense",):
-        raise ValueError("dtype goes with the target dense")
+    wishes = wishes_for(wanted, tp, pad, regroup, bits, passes, dtype)
     effort = Effort(jobs, memory, proof)
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:
@@ -87,6 +85,21 @@ def convert(
             documents |= {**side_files(find(plan.format), block), "config.json": plan.config}
             write(opened, plan, shards, documents, out, overwrite, effort, progress)
     return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(wishes.tp))
+
+
+def wishes_for(
+    target: Target,
+    tp: int | Sequence[int],
+    pad: bool,
+    regroup: int | None,
+    bits: int | None,
+    passes: bool,
+    dtype: str,
+) -> Wishes:
+    """What a person asks of a conversion for a target; ValueError for what means nothing."""
+    if dtype and target.formats != ("dense",):
+        raise ValueError("dtype goes with the target dense")
+    return Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes, dtype)
 
 
 def prepare(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:

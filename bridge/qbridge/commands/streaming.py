@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.commands.conversion import prepare
+from qbridge.commands.conversion import prepare, wishes_for
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.output_files import plan_shards
@@ -54,13 +54,30 @@ class Stream:
         return sum(nbytes(t.dtype, t.shape) for t in self._plan.outputs)
 
 
-def stream(src: PathLike, target: str, source: str | None = None, *, allow: Iterable[str] = ()) -> Stream:
-    """Plan a conversion and hand out its tensors instead of writing them; needs torch. Raises QBridgeError."""
+def stream(
+    src: PathLike,
+    target: str,
+    source: str | None = None,
+    *,
+    allow: Iterable[str] = (),
+    tp: int | Sequence[int] = 1,
+    pad: bool = False,
+    regroup: int | None = None,
+    bits: int | None = None,
+    passes: bool = True,
+    dtype: str = "",
+) -> Stream:
+    """Plan a conversion and hand out its tensors instead of writing them; needs torch.
+
+    Options are those of `convert`, and the tensors are the same. Raises QBridgeError; ValueError for what means
+    nothing.
+    """
     wanted = find_target(target)
+    wishes = wishes_for(wanted, tp, pad, regroup, bits, passes, dtype)
     opened = open_checkpoint(src, source, allow)
     try:
         with io_as_finding(str(src)):
-            plan = prepare(opened, wanted)
+            plan = prepare(opened, wanted, wishes)
     except BaseException:
         opened.source.close()
         raise

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears, module_of
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import no_kv_scales, scales_per_row, stored_scales, zeros_fit
@@ -49,14 +49,9 @@ _METHODS = (NAME, f"intel/{NAME}")
 _UNQUANTIZED = 16
 
 
-def _block(source: Source) -> Mapping[str, Any]:
-    block = source.config.get("quantization_config")
-    return block if isinstance(block, dict) else {}
-
-
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, and modules with a qweight."""
-    method = str(_block(source).get("quant_method", "")).lower()
+    method = (find_block(source.config) or NO_BLOCK).method
     if method not in _METHODS:
         return f"quant_method is {method!r}"
     packed = modules_of(source)
@@ -67,16 +62,17 @@ def sniff(source: Source) -> Match | str:
 
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer, of the scheme that the config gives it."""
-    block = _block(source)
+    found_block = find_block(source.config) or NO_BLOCK
+    key_path, block = found_block.key, found_block.raw
     packing = _packing_format(block)
     kinds = (("bits", int), ("group_size", int), ("sym", bool))
     faults = [key for key, kind in kinds if type(block.get(key)) is not kind]
     for key in faults:
-        findings.add("QB013", f"quantization_config.{key}", (f"it is {block.get(key)!r}",))
+        findings.add("QB013", f"{key_path}.{key}", (f"it is {block.get(key)!r}",))
     if packing not in (*_ZEROS, AWQ) or block.get("data_type", "int") != "int":
-        findings.add("QB101", "quantization_config", (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
+        findings.add("QB101", key_path, (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
     if block.get("rotation_config"):
-        findings.add("QB102", "quantization_config.rotation_config")
+        findings.add("QB102", f"{key_path}.rotation_config")
     if findings.errors:
         return assemble(NAME, source, {}, {}, Findings())
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears
+from qbridge.architecture.quantization_block import without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import no_kv_scales, stored_scales, zeros_fit
@@ -61,6 +61,7 @@ _DEFAULT_GROUP = 128  # transformers 4.51.3, AwqConfig; llm-awq's own checkpoint
 
 @dataclass(frozen=True, slots=True)
 class _Config:
+    key: str
     method: str
     version: str
     bits: Any
@@ -69,14 +70,15 @@ class _Config:
 
 def _config(source: Source) -> _Config:
     """The keys that say what the tensors are, from config.json and from the side files that may repeat it."""
-    known = merged_config(source, CONFIG_FILES, _ALIASES)
+    block = merged_config(source, CONFIG_FILES, _ALIASES)
+    known = block.raw
     version = str(known.get("version", GEMM)).lower()
     if known.get("backend") == LLM_AWQ:
         version = LLM_AWQ
     method = str(known.get("quant_method", known.get("method", ""))).lower()
     if method != NAME and version not in VERSIONS:
         version = GEMM  # the label is wrong as a whole; `sniff` has looked at the shapes
-    return _Config(method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP))
+    return _Config(block.key, method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP))
 
 
 def _modules(source: Source) -> list[str]:
@@ -100,10 +102,10 @@ def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer; a symmetric one is known by its zero-points."""
     config = _config(source)
     if config.version not in VERSIONS or (config.bits != 4 and config.version != GEMM):
-        findings.add("QB101", "quantization_config", (f"AWQ {config.version}, {config.bits} bits",))
+        findings.add("QB101", config.key, (f"AWQ {config.version}, {config.bits} bits",))
         return assemble(NAME, source, {}, {}, Findings())
     if type(config.bits) is not int or type(config.group_size) is not int or config.group_size == 0:
-        findings.add("QB013", "quantization_config", (f"bits {config.bits!r}, group_size {config.group_size!r}",))
+        findings.add("QB013", config.key, (f"bits {config.bits!r}, group_size {config.group_size!r}",))
         return assemble(NAME, source, {}, {}, Findings())
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()

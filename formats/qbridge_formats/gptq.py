@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears, fused_names
+from qbridge.architecture.quantization_block import without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import no_kv_scales, scales_per_row, stored_scales, zeros_fit
@@ -47,7 +47,7 @@ WIDTHS = (2, 3, 4, 8)
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json or quantize_config.json, and tensors packed along in_features."""
-    raw = find_config(source)
+    raw = find_config(source).raw
     method = str(raw["quant_method"]).lower() if raw.get("quant_method") else None
     packed = modules_of(source)
     if packed and not any(is_gptq_shaped(source, module) for module in packed):
@@ -61,9 +61,8 @@ def sniff(source: Source) -> Match | str:
 
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer; its zero-points and g_idx are judged by content."""
-    raw = find_config(source)
     modules = modules_of(source)
-    parsed = parse(raw, modules, findings)
+    parsed = parse(find_config(source), modules, findings)
     if parsed is None:
         return assemble(NAME, source, {}, {}, Findings())
     zeros = Zeros(

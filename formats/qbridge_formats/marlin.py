@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.codecs.arrays import ZEROS, Shuffled
 from qbridge.codecs.bits import BitPacked, Tiled
 from qbridge.findings.finding import Findings
@@ -76,8 +76,7 @@ _NAMES = {"gptq": _Names("B", "s"), "awq": _Names("qweight", "scales")}
 
 
 def _block(source: Source) -> Mapping[str, Any]:
-    block = source.config.get("quantization_config")
-    return block if isinstance(block, dict) else {}
+    return (find_block(source.config) or NO_BLOCK).raw
 
 
 def _kind(source: Source) -> str | None:

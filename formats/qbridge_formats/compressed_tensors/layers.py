@@ -17,7 +17,7 @@ from qbridge.ir.scheme import GLOBAL_SCALE, ActivationScheme, Dialect, Granulari
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
 from qbridge_formats.compressed_tensors import floats as _ct_floats
-from qbridge_formats.compressed_tensors.config import Block, Group, Matcher
+from qbridge_formats.compressed_tensors.config import Group, Matcher, Parsed
 
 INFERRED = "inferred"
 ACT_ORDER = "act-order"
@@ -36,7 +36,7 @@ class Found:
     refused: set[str] = field(default_factory=set)
 
 
-def listed_layers(source: Source, block: Block, findings: Findings) -> Found | None:
+def listed_layers(source: Source, block: Parsed, findings: Findings) -> Found | None:
     """The layers that the block's groups claim; whatever config and tensors disagree on is a finding.
 
     None with findings (QB013) if a target or an ignore entry is no regular expression.

@@ -32,7 +32,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import (
     dense_linears,
     is_decoder_linear,
@@ -42,6 +41,7 @@ from qbridge.architecture.names import (
     is_vision,
     module_of,
 )
+from qbridge.architecture.quantization_block import find_block, without_quantization
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -103,10 +103,11 @@ Own = Mapping[str, StoredTensor]  # the tensors of a module by the last part of 
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, or ModelOpt's side file where config.json has no block."""
-    if block_of(source) is not None:
-        return Match(2, "quantization_config.quant_method is ModelOpt's")
-    if "quantization_config" in source.config:
-        return "quantization_config.quant_method is not ModelOpt's"
+    block = find_block(source.config)
+    if block is not None and block_of(source) is not None:
+        return Match(2, f"{block.key}.quant_method is ModelOpt's")
+    if block is not None:
+        return f"{block.key}.quant_method is not ModelOpt's"
     if side_file(source) is not None:
         return Match(2, f"there is a {SIDE_FILE}")
     return f"config.json has no quantization block, and there is no {SIDE_FILE}"

@@ -23,16 +23,24 @@ from qbridge.architecture.names import dense_linears, module_of
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
-from qbridge.formats.common_rules import no_kv_scales, scales_per_row, stored_scales, zeros_fit
+from qbridge.formats.common_rules import (
+    first_of,
+    multiples,
+    no_blocks,
+    no_kv_scales,
+    scales_per_row,
+    stored_scales,
+    weights_only,
+    widths,
+    zeros_fit,
+)
 from qbridge.formats.patterns import Matches, matches
 from qbridge.formats.protocol import Match
-from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.ir.scheme import Granularity
 from qbridge.ir.slots import Slot
-from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as _awq_layers
 from qbridge_formats._shared import gptq_linear as _gptq_layers
@@ -209,27 +217,13 @@ def _scheme_of(spec: Spec) -> Scheme:
     return Scheme(spec.weight.bits, spec.weight.group_size or -1, spec.weight.symmetric)
 
 
-def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight = spec.weight
-    if weight.type != "int" or spec.activation is not None or spec.g_idx:
-        return Problem((f"{spec.scheme}: AutoRound has integer weights alone, in their own order",))
-    if weight.granularity is Granularity.BLOCK:
-        return Problem((f"weights {weight}: AutoRound has scales per channel or group",))
-    if spec.in_features % 32 or spec.out_features % 32:
-        return Problem((f"{spec.out_features} x {spec.in_features}: AutoRound packs multiples of 32",))
-    return None
-
-
-def _width(spec: Spec, model: Model) -> Problem | None:
-    return Problem((f"weights {spec.weight}: AutoRound has 2 to 8 bits",)) if spec.weight.bits == 1 else None
-
-
+_TOOL = "AutoRound"
 _SOURCE = "auto-round 0.16.1, export/export_to_autoround/export.py"
 RULES: tuple[Rule, ...] = (
-    LayerRule("QB110", _unwritable, _SOURCE),
-    LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(2)),
-    scales_per_row("AutoRound", _SOURCE),
-    stored_scales("AutoRound", DType.F16, _SOURCE),
+    LayerRule("QB110", first_of(weights_only(_TOOL), no_blocks(_TOOL), multiples(_TOOL, 32, 32)), _SOURCE),
+    widths(_TOOL, range(2, 9), _SOURCE),
+    scales_per_row(_TOOL, _SOURCE),
+    stored_scales(_TOOL, DType.F16, _SOURCE),
     zeros_fit(_SOURCE),
     no_kv_scales(_SOURCE),
 )

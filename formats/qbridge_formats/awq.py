@@ -33,18 +33,23 @@ from qbridge.architecture.names import dense_linears
 from qbridge.architecture.quantization_block import without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
-from qbridge.formats.common_rules import no_kv_scales, stored_scales, zeros_fit
+from qbridge.formats.common_rules import (
+    first_of,
+    group_sizes,
+    multiples,
+    no_blocks,
+    no_kv_scales,
+    stored_scales,
+    weights_only,
+    widths,
+    zeros_fit,
+)
 from qbridge.formats.protocol import Match
-from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.ir.scheme import Granularity
 from qbridge.ir.slots import Slot
-from qbridge.passes import Pass
-from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.regroup import Regroup
-from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as layers
 from qbridge_formats._shared.awq_linear import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
@@ -122,9 +127,7 @@ def read(source: Source, findings: Findings) -> Model:
     return assemble(NAME, source, plain, found, findings, refused=refused)
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the tables above."""
-    return layers.layout(spec)
+layout = layers.layout
 
 
 def settle(model: Model) -> Model:
@@ -154,34 +157,8 @@ def _version(spec: Spec) -> str:
     return dict(spec.dialect).get("version", GEMM)
 
 
-def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight = spec.weight
-    if weight.type != "int" or (weight.bits > 4 and _version(spec) != STREAM):
-        return Problem((f"weights {weight}: AWQ has 4 bits",))
-    if spec.activation is not None or spec.g_idx:
-        return Problem((f"{spec.scheme}: AWQ has weights only, in their own order",))
-    if weight.granularity is Granularity.BLOCK:
-        return Problem((f"weights {weight}: AWQ has scales per channel or group",))
-    if spec.out_features % 8:
-        return Problem((f"{spec.out_features} x {spec.in_features} is not whole words of 8",))
-    return None
-
-
-def _width(spec: Spec, model: Model) -> Problem | None:
-    narrow = spec.weight.type == "int" and spec.weight.bits < 4 and _version(spec) != STREAM
-    return Problem((f"weights {spec.weight}: AWQ has 4 bits",)) if narrow else None
-
-
-def _group(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.granularity is Granularity.TENSOR:
-        return Problem((f"weights {spec.weight}: AWQ has scales per channel or group",))
-    if spec.weight.group_size == group_size(model) or spec.weight.granularity is Granularity.BLOCK:
-        return None
-    return Problem((f"weights {spec.weight}: AWQ has one group size for the whole model, whole groups only",))
-
-
-def _regrouped(spec: Spec, model: Model) -> Pass:
-    return Broadcast() if spec.weight.granularity is Granularity.TENSOR else Regroup(group_size(model))
+def _is_stream(spec: Spec) -> bool:
+    return _version(spec) == STREAM
 
 
 def group_size(model: Model) -> int | None:
@@ -198,9 +175,13 @@ def group_size(model: Model) -> int | None:
 
 _SOURCE = "autoawq 0.2.9, awq/modules/linear/gemm.py"
 RULES: tuple[Rule, ...] = (
-    LayerRule("QB110", _unwritable, _SOURCE),
-    LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(4)),
-    LayerRule("QB110", _group, _SOURCE, _regrouped),
+    LayerRule(
+        "QB110",
+        first_of(weights_only("AWQ", "4-bit", 4, unless=_is_stream), no_blocks("AWQ"), multiples("AWQ", 8, 1)),
+        _SOURCE,
+    ),
+    widths("AWQ", (4,), _SOURCE, unless=_is_stream),
+    group_sizes("AWQ", group_size, _SOURCE, "one group size for the whole model, whole groups only"),
     stored_scales("AWQ", DType.F16, _SOURCE),
     zeros_fit(_SOURCE),
     no_kv_scales(_SOURCE),

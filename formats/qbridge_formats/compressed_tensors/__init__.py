@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from math import gcd
 from typing import Any
 
@@ -39,10 +38,10 @@ from qbridge.formats.common_rules import global_scales, kv_scales_are_stored, ze
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import GLOBAL_SCALE, Granularity
-from qbridge.ir.slots import PLAIN, Codec, Slot, named
+from qbridge.ir.slots import PLAIN, Codec, Slot, by_kind
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
@@ -136,15 +135,13 @@ def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the tables above, in the shapes and under the name that the dialect keeps."""
     stored_as = dict(spec.dialect).get("stored_as")
     if stored_as is None:
-        return named(_slots(spec.kind), spec.name)
+        return _layout(spec)
     others = tuple(entry for entry in spec.dialect if entry[0] != "stored_as")
-    return named(_slots(replace(spec, dialect=others).kind), stored_as)
+    return _layout(replace(spec, name=stored_as, dialect=others))
 
 
-@lru_cache(maxsize=1024)
-def _slots(kind: Kind) -> dict[str, Slot]:
-    """The slots of every layer of a kind, without the module's name."""
-    spec = Spec("", *kind)
+def _slots(spec: Spec) -> dict[str, Slot]:
+    """The slots of a layer without its name."""
     dialect, shape = dict(spec.dialect), spec.scale_shape
 
     def shape_of(leaf: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -173,6 +170,9 @@ def _slots(kind: Kind) -> dict[str, Slot]:
     if dialect.get("zero_point") == "zeros" and "zero" not in found:
         found["zero"] = slot("weight_zero_point", DType.I8, scale_shape, ZEROS)
     return found
+
+
+_layout = by_kind(_slots)
 
 
 def _packed_slots(spec: Spec, dialect: Mapping[str, str]) -> dict[str, Slot]:

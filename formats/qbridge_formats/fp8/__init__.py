@@ -22,7 +22,6 @@ pytorch/nn/linear/blocked_fp8.py and static_fp8.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from qbridge.architecture.names import dense_linears, is_kv_scale
@@ -33,10 +32,10 @@ from qbridge.formats.common_rules import FLOAT8_CACHE, float8_kv_scales, kv_scal
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity
-from qbridge.ir.slots import Slot, named
+from qbridge.ir.slots import Slot, by_kind
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
@@ -77,15 +76,8 @@ def read(source: Source, findings: Findings) -> Model:
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
+def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above, in the shapes and under the names that the dialect keeps."""
-    return named(_slots(spec.kind), spec.name)
-
-
-@lru_cache(maxsize=1024)
-def _slots(kind: Kind) -> dict[str, Slot]:
-    """The slots of every layer of a kind, without the module's name."""
-    spec = Spec("", *kind)
     dialect = dict(spec.dialect)
     code = next(dtype for dtype, kind in FLOAT8.items() if kind == spec.weight.type)
     blocks = spec.weight.granularity is Granularity.BLOCK
@@ -107,6 +99,9 @@ def _slots(kind: Kind) -> dict[str, Slot]:
     if spec.bias is not None:
         found["bias"] = Slot(".bias", spec.bias, (spec.out_features,))
     return found
+
+
+layout = by_kind(_slots)
 
 
 def settle(model: Model) -> Model:

@@ -19,20 +19,28 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears, module_of
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
-from qbridge.formats.common_rules import no_kv_scales, scales_per_row, stored_scales, zeros_fit
+from qbridge.formats.common_rules import (
+    first_of,
+    multiples,
+    no_blocks,
+    no_kv_scales,
+    scales_per_row,
+    stored_scales,
+    weights_only,
+    widths,
+    zeros_fit,
+)
 from qbridge.formats.patterns import Matches, matches
 from qbridge.formats.protocol import Match
-from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.ir.scheme import Granularity
 from qbridge.ir.slots import Slot
-from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as _awq_layers
 from qbridge_formats._shared import gptq_linear as _gptq_layers
@@ -49,14 +57,9 @@ _METHODS = (NAME, f"intel/{NAME}")
 _UNQUANTIZED = 16
 
 
-def _block(source: Source) -> Mapping[str, Any]:
-    block = source.config.get("quantization_config")
-    return block if isinstance(block, dict) else {}
-
-
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, and modules with a qweight."""
-    method = str(_block(source).get("quant_method", "")).lower()
+    method = (find_block(source.config) or NO_BLOCK).method
     if method not in _METHODS:
         return f"quant_method is {method!r}"
     packed = modules_of(source)
@@ -67,16 +70,17 @@ def sniff(source: Source) -> Match | str:
 
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer, of the scheme that the config gives it."""
-    block = _block(source)
+    found_block = find_block(source.config) or NO_BLOCK
+    key_path, block = found_block.key, found_block.raw
     packing = _packing_format(block)
     kinds = (("bits", int), ("group_size", int), ("sym", bool))
     faults = [key for key, kind in kinds if type(block.get(key)) is not kind]
     for key in faults:
-        findings.add("QB013", f"quantization_config.{key}", (f"it is {block.get(key)!r}",))
+        findings.add("QB013", f"{key_path}.{key}", (f"it is {block.get(key)!r}",))
     if packing not in (*_ZEROS, AWQ) or block.get("data_type", "int") != "int":
-        findings.add("QB101", "quantization_config", (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
+        findings.add("QB101", key_path, (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
     if block.get("rotation_config"):
-        findings.add("QB102", "quantization_config.rotation_config")
+        findings.add("QB102", f"{key_path}.rotation_config")
     if findings.errors:
         return assemble(NAME, source, {}, {}, Findings())
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
@@ -213,27 +217,13 @@ def _scheme_of(spec: Spec) -> Scheme:
     return Scheme(spec.weight.bits, spec.weight.group_size or -1, spec.weight.symmetric)
 
 
-def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight = spec.weight
-    if weight.type != "int" or spec.activation is not None or spec.g_idx:
-        return Problem((f"{spec.scheme}: AutoRound has integer weights alone, in their own order",))
-    if weight.granularity is Granularity.BLOCK:
-        return Problem((f"weights {weight}: AutoRound has scales per channel or group",))
-    if spec.in_features % 32 or spec.out_features % 32:
-        return Problem((f"{spec.out_features} x {spec.in_features}: AutoRound packs multiples of 32",))
-    return None
-
-
-def _width(spec: Spec, model: Model) -> Problem | None:
-    return Problem((f"weights {spec.weight}: AutoRound has 2 to 8 bits",)) if spec.weight.bits == 1 else None
-
-
+_TOOL = "AutoRound"
 _SOURCE = "auto-round 0.16.1, export/export_to_autoround/export.py"
 RULES: tuple[Rule, ...] = (
-    LayerRule("QB110", _unwritable, _SOURCE),
-    LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(2)),
-    scales_per_row("AutoRound", _SOURCE),
-    stored_scales("AutoRound", DType.F16, _SOURCE),
+    LayerRule("QB110", first_of(weights_only(_TOOL), no_blocks(_TOOL), multiples(_TOOL, 32, 32)), _SOURCE),
+    widths(_TOOL, range(2, 9), _SOURCE),
+    scales_per_row(_TOOL, _SOURCE),
+    stored_scales(_TOOL, DType.F16, _SOURCE),
     zeros_fit(_SOURCE),
     no_kv_scales(_SOURCE),
 )

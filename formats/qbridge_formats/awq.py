@@ -29,22 +29,27 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears
+from qbridge.architecture.quantization_block import without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
-from qbridge.formats.common_rules import no_kv_scales, stored_scales, zeros_fit
+from qbridge.formats.common_rules import (
+    first_of,
+    group_sizes,
+    multiples,
+    no_blocks,
+    no_kv_scales,
+    stored_scales,
+    weights_only,
+    widths,
+    zeros_fit,
+)
 from qbridge.formats.protocol import Match
-from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.ir.scheme import Granularity
 from qbridge.ir.slots import Slot
-from qbridge.passes import Pass
-from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.regroup import Regroup
-from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as layers
 from qbridge_formats._shared.awq_linear import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
@@ -61,6 +66,7 @@ _DEFAULT_GROUP = 128  # transformers 4.51.3, AwqConfig; llm-awq's own checkpoint
 
 @dataclass(frozen=True, slots=True)
 class _Config:
+    key: str
     method: str
     version: str
     bits: Any
@@ -69,14 +75,15 @@ class _Config:
 
 def _config(source: Source) -> _Config:
     """The keys that say what the tensors are, from config.json and from the side files that may repeat it."""
-    known = merged_config(source, CONFIG_FILES, _ALIASES)
+    block = merged_config(source, CONFIG_FILES, _ALIASES)
+    known = block.raw
     version = str(known.get("version", GEMM)).lower()
     if known.get("backend") == LLM_AWQ:
         version = LLM_AWQ
     method = str(known.get("quant_method", known.get("method", ""))).lower()
     if method != NAME and version not in VERSIONS:
         version = GEMM  # the label is wrong as a whole; `sniff` has looked at the shapes
-    return _Config(method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP))
+    return _Config(block.key, method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP))
 
 
 def _modules(source: Source) -> list[str]:
@@ -100,10 +107,10 @@ def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer; a symmetric one is known by its zero-points."""
     config = _config(source)
     if config.version not in VERSIONS or (config.bits != 4 and config.version != GEMM):
-        findings.add("QB101", "quantization_config", (f"AWQ {config.version}, {config.bits} bits",))
+        findings.add("QB101", config.key, (f"AWQ {config.version}, {config.bits} bits",))
         return assemble(NAME, source, {}, {}, Findings())
     if type(config.bits) is not int or type(config.group_size) is not int or config.group_size == 0:
-        findings.add("QB013", "quantization_config", (f"bits {config.bits!r}, group_size {config.group_size!r}",))
+        findings.add("QB013", config.key, (f"bits {config.bits!r}, group_size {config.group_size!r}",))
         return assemble(NAME, source, {}, {}, Findings())
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
@@ -120,9 +127,7 @@ def read(source: Source, findings: Findings) -> Model:
     return assemble(NAME, source, plain, found, findings, refused=refused)
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the tables above."""
-    return layers.layout(spec)
+layout = layers.layout
 
 
 def settle(model: Model) -> Model:
@@ -152,34 +157,8 @@ def _version(spec: Spec) -> str:
     return dict(spec.dialect).get("version", GEMM)
 
 
-def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight = spec.weight
-    if weight.type != "int" or (weight.bits > 4 and _version(spec) != STREAM):
-        return Problem((f"weights {weight}: AWQ has 4 bits",))
-    if spec.activation is not None or spec.g_idx:
-        return Problem((f"{spec.scheme}: AWQ has weights only, in their own order",))
-    if weight.granularity is Granularity.BLOCK:
-        return Problem((f"weights {weight}: AWQ has scales per channel or group",))
-    if spec.out_features % 8:
-        return Problem((f"{spec.out_features} x {spec.in_features} is not whole words of 8",))
-    return None
-
-
-def _width(spec: Spec, model: Model) -> Problem | None:
-    narrow = spec.weight.type == "int" and spec.weight.bits < 4 and _version(spec) != STREAM
-    return Problem((f"weights {spec.weight}: AWQ has 4 bits",)) if narrow else None
-
-
-def _group(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.granularity is Granularity.TENSOR:
-        return Problem((f"weights {spec.weight}: AWQ has scales per channel or group",))
-    if spec.weight.group_size == group_size(model) or spec.weight.granularity is Granularity.BLOCK:
-        return None
-    return Problem((f"weights {spec.weight}: AWQ has one group size for the whole model, whole groups only",))
-
-
-def _regrouped(spec: Spec, model: Model) -> Pass:
-    return Broadcast() if spec.weight.granularity is Granularity.TENSOR else Regroup(group_size(model))
+def _is_stream(spec: Spec) -> bool:
+    return _version(spec) == STREAM
 
 
 def group_size(model: Model) -> int | None:
@@ -196,9 +175,13 @@ def group_size(model: Model) -> int | None:
 
 _SOURCE = "autoawq 0.2.9, awq/modules/linear/gemm.py"
 RULES: tuple[Rule, ...] = (
-    LayerRule("QB110", _unwritable, _SOURCE),
-    LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(4)),
-    LayerRule("QB110", _group, _SOURCE, _regrouped),
+    LayerRule(
+        "QB110",
+        first_of(weights_only("AWQ", "4-bit", 4, unless=_is_stream), no_blocks("AWQ"), multiples("AWQ", 8, 1)),
+        _SOURCE,
+    ),
+    widths("AWQ", (4,), _SOURCE, unless=_is_stream),
+    group_sizes("AWQ", group_size, _SOURCE, "one group size for the whole model, whole groups only"),
     stored_scales("AWQ", DType.F16, _SOURCE),
     zeros_fit(_SOURCE),
     no_kv_scales(_SOURCE),

@@ -20,19 +20,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears, fused_names
+from qbridge.architecture.quantization_block import without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
-from qbridge.formats.common_rules import no_kv_scales, scales_per_row, stored_scales, zeros_fit
+from qbridge.formats.common_rules import (
+    first_of,
+    multiples,
+    no_blocks,
+    no_kv_scales,
+    scales_per_row,
+    stored_scales,
+    widths,
+    zeros_fit,
+)
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.ir.scheme import Granularity
 from qbridge.ir.slots import Slot
-from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
 from qbridge_formats._shared import gptq_linear as layers
 from qbridge_formats._shared.gptq_config import find_config, parse
@@ -47,7 +54,7 @@ WIDTHS = (2, 3, 4, 8)
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json or quantize_config.json, and tensors packed along in_features."""
-    raw = find_config(source)
+    raw = find_config(source).raw
     method = str(raw["quant_method"]).lower() if raw.get("quant_method") else None
     packed = modules_of(source)
     if packed and not any(is_gptq_shaped(source, module) for module in packed):
@@ -61,9 +68,8 @@ def sniff(source: Source) -> Match | str:
 
 def read(source: Source, findings: Findings) -> Model:
     """Every module with a qweight is a layer; its zero-points and g_idx are judged by content."""
-    raw = find_config(source)
     modules = modules_of(source)
-    parsed = parse(raw, modules, findings)
+    parsed = parse(find_config(source), modules, findings)
     if parsed is None:
         return assemble(NAME, source, {}, {}, Findings())
     zeros = Zeros(
@@ -88,9 +94,7 @@ def read(source: Source, findings: Findings) -> Model:
     return assemble(NAME, source, config, found, findings, refused=refused)
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the table above."""
-    return layers.layout(spec)
+layout = layers.layout
 
 
 def settle(model: Model) -> Model:
@@ -156,26 +160,16 @@ def _in_blocks(model: Model) -> list[str]:
 
 
 def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight = spec.weight
-    if weight.type != "int":
-        return Problem((f"weights {weight}: GPTQ has integer codes",))
+    """Act-order is GPTQ's own, so that `weights_only` is not what it has."""
+    if spec.weight.type != "int":
+        return Problem((f"weights {spec.weight}: GPTQ has integer codes",))
     if spec.activation is not None:
         return Problem((f"activations {spec.activation}: GPTQ quantizes weights only",))
-    if weight.granularity is Granularity.BLOCK:
-        return Problem((f"weights {weight}: GPTQ has scales per channel or group",))
-    if spec.in_features % 32 or spec.out_features % 32:
-        return Problem((f"{spec.out_features} x {spec.in_features}: GPTQ packs multiples of 32",))
     return None
 
 
-def _width(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.type != "int" or spec.weight.bits in WIDTHS or dict(spec.dialect).get("packing") == "planar":
-        return None
-    return Problem((f"weights {spec.weight}: GPTQ has {', '.join(map(str, WIDTHS))} bits",))
-
-
-def _wider(spec: Spec, model: Model) -> Widen:
-    return Widen(min(width for width in WIDTHS if width >= spec.weight.bits))
+def _is_planar(spec: Spec) -> bool:
+    return dict(spec.dialect).get("packing") == "planar"
 
 
 def _lowest_zero(spec: Spec) -> int:
@@ -185,8 +179,8 @@ def _lowest_zero(spec: Spec) -> int:
 
 _SOURCE = "gptqmodel 7.7.0, nn_modules/qlinear/__init__.py"
 RULES: tuple[Rule, ...] = (
-    LayerRule("QB110", _unwritable, _SOURCE),
-    LayerRule("QB110", _width, _SOURCE, _wider),
+    LayerRule("QB110", first_of(_unwritable, no_blocks("GPTQ"), multiples("GPTQ", 32, 32)), _SOURCE),
+    widths("GPTQ", WIDTHS, _SOURCE, unless=_is_planar),
     scales_per_row("GPTQ", _SOURCE),
     stored_scales("GPTQ", DType.F16, _SOURCE, (DType.BF16,)),
     zeros_fit(_SOURCE, _lowest_zero),

@@ -19,13 +19,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.codecs.arrays import ZEROS, Shuffled
 from qbridge.codecs.bits import BitPacked, Tiled
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
-from qbridge.formats.common_rules import no_kv_scales, stored_scales
+from qbridge.formats.common_rules import (
+    first_of,
+    group_sizes,
+    multiples,
+    no_blocks,
+    no_kv_scales,
+    stored_scales,
+    weights_only,
+    widths,
+)
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
@@ -33,11 +42,7 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import Slot
-from qbridge.passes import Pass
-from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
-from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
 from qbridge_formats._shared.gptq_linear import zero_biases
 
@@ -76,8 +81,7 @@ _NAMES = {"gptq": _Names("B", "s"), "awq": _Names("qweight", "scales")}
 
 
 def _block(source: Source) -> Mapping[str, Any]:
-    block = source.config.get("quantization_config")
-    return block if isinstance(block, dict) else {}
+    return (find_block(source.config) or NO_BLOCK).raw
 
 
 def _kind(source: Source) -> str | None:
@@ -192,35 +196,8 @@ def config(model: Model) -> dict[str, Any]:
     }
 
 
-def _unwritable(spec: Spec, model: Model) -> Problem | None:
-    weight = spec.weight
-    if weight.type != "int" or weight.bits > 4 or spec.activation is not None or spec.g_idx:
-        return Problem((f"{spec.scheme}: Marlin has 4-bit weights alone, in their own order",))
-    if weight.granularity is Granularity.BLOCK:
-        return Problem((f"weights {weight}: Marlin has scales per channel or group of 128",))
-    if spec.in_features % 128 or spec.out_features % 256:
-        return Problem((f"{spec.out_features} x {spec.in_features}: Marlin has multiples of 256 x 128",))
-    return None
-
-
 def _asymmetric(spec: Spec, model: Model) -> Problem | None:
     return None if spec.weight.symmetric else Problem((f"weights {spec.weight}: Marlin has no zero-points",))
-
-
-def _width(spec: Spec, model: Model) -> Problem | None:
-    narrow = spec.weight.type == "int" and spec.weight.bits < 4
-    return Problem((f"weights {spec.weight}: Marlin has 4 bits",)) if narrow else None
-
-
-def _group(spec: Spec, model: Model) -> Problem | None:
-    kept = spec.weight.granularity in (Granularity.CHANNEL, Granularity.BLOCK)  # blocks are refused above
-    if kept or spec.weight.group_size == _GROUP:
-        return None
-    return Problem((f"weights {spec.weight}: Marlin has scales per channel or group of {_GROUP}",))
-
-
-def _regrouped(spec: Spec, model: Model) -> Pass:
-    return Broadcast() if spec.weight.granularity is Granularity.TENSOR else Regroup(_GROUP)
 
 
 def _one_kind(model: Model) -> Iterator[Problem]:
@@ -232,10 +209,16 @@ def _one_kind(model: Model) -> Iterator[Problem]:
 
 _SOURCE = "auto-gptq 0.7.1, nn_modules/qlinear/qlinear_marlin.py"
 RULES: tuple[Rule, ...] = (
-    LayerRule("QB110", _unwritable, _SOURCE),
+    LayerRule(
+        "QB110",
+        first_of(
+            weights_only("Marlin", "4-bit", 4), no_blocks("Marlin", f" of {_GROUP}"), multiples("Marlin", 256, 128)
+        ),
+        _SOURCE,
+    ),
     LayerRule("QB112", _asymmetric, _SOURCE, lambda spec, model: Symmetrize()),
-    LayerRule("QB110", _width, _SOURCE, lambda spec, model: Widen(4)),
-    LayerRule("QB110", _group, _SOURCE, _regrouped),
+    widths("Marlin", (4,), _SOURCE),
+    group_sizes("Marlin", lambda model: _GROUP, _SOURCE, f"scales per channel or group of {_GROUP}", channels=True),
     stored_scales("Marlin", DType.F16, _SOURCE),
     ModelRule("QB110", _one_kind, _SOURCE),
     no_kv_scales(_SOURCE),

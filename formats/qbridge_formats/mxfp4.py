@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -48,21 +48,21 @@ _ENDING = "_blocks"
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, and tensors of blocks."""
-    block = source.config.get("quantization_config")
-    if not isinstance(block, dict) or block.get("quant_method") != NAME:
-        return f"quantization_config.quant_method is not {NAME!r}"
+    block = find_block(source.config) or NO_BLOCK
+    if block.raw.get("quant_method") != NAME:
+        return f"{block.key}.quant_method is not {NAME!r}"
     found = [name for name in source.tensors if name.endswith(_ENDING)]
     if not found:
-        return f"quantization_config.quant_method is {NAME!r}, and no tensor is called *{_ENDING}"
-    return Match(2, f"quantization_config.quant_method is {NAME!r} and {len(found)} tensors are blocks of codes")
+        return f"{block.key}.quant_method is {NAME!r}, and no tensor is called *{_ENDING}"
+    return Match(2, f"{block.key}.quant_method is {NAME!r} and {len(found)} tensors are blocks of codes")
 
 
 def read(source: Source, findings: Findings) -> Model:
     """Three layers for each expert; the fused tensors of the source become a slice for each of them."""
-    block = source.config.get("quantization_config")
-    unknown = sorted(block.keys() - _KEYS) if isinstance(block, dict) else []
+    block = find_block(source.config) or NO_BLOCK
+    unknown = sorted(block.raw.keys() - _KEYS)
     if unknown:
-        findings.add("QB103", [f"quantization_config.{key}" for key in unknown])
+        findings.add("QB103", [f"{block.key}.{key}" for key in unknown])
     specs: list[Spec] = []
     refused: set[str] = set()
     for name in [name for name in source.tensors if name.endswith(_ENDING)]:

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears, is_decoder_linear, is_router
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import no_kv_scales, stored_scales
@@ -48,22 +48,21 @@ _KEYS = frozenset({"quant_method", "quant_dtype", "modules_to_not_convert", "ign
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json."""
-    block = source.config.get("quantization_config")
-    if isinstance(block, dict) and block.get("quant_method") == METHOD:
-        return Match(2, f"quantization_config.quant_method is {METHOD!r}")
-    return f"quantization_config.quant_method is not {METHOD!r}"
+    block = find_block(source.config) or NO_BLOCK
+    if block.raw.get("quant_method") == METHOD:
+        return Match(2, f"{block.key}.quant_method is {METHOD!r}")
+    return f"{block.key}.quant_method is not {METHOD!r}"
 
 
 def read(source: Source, findings: Findings) -> Model:
     """Every matrix of the block's quant_dtype is a layer; its scale must lie beside it."""
-    block = source.config.get("quantization_config")
-    block = block if isinstance(block, dict) else {}
-    unknown = sorted(block.keys() - _KEYS)
+    block = find_block(source.config) or NO_BLOCK
+    unknown = sorted(block.raw.keys() - _KEYS)
     if unknown:
-        findings.add("QB103", [f"quantization_config.{key}" for key in unknown])
-    named = block.get("quant_dtype", "int8")
+        findings.add("QB103", [f"{block.key}.{key}" for key in unknown])
+    named = block.raw.get("quant_dtype", "int8")
     if named != "int8" and str(named) not in FLOAT8:
-        findings.add("QB013", "quantization_config.quant_dtype", (f"{named!r} is none of int8, {', '.join(FLOAT8)}",))
+        findings.add("QB013", f"{block.key}.quant_dtype", (f"{named!r} is none of int8, {', '.join(FLOAT8)}",))
         return assemble(NAME, source, {}, {}, Findings())
     int8: tuple[DType, CodeType] = (DType.I8, "int")
     stored, kind = FLOAT8.get(named, int8)

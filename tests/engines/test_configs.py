@@ -14,7 +14,8 @@ from engine import HERE, ROOT, ask
 
 import qbridge
 from config_kinds import KINDS, NEW_KINDS, as_transformers_5_writes
-from qbridge.architecture.config import Reader, spell, without_quantization
+from qbridge.architecture.config import Reader, spell
+from qbridge.architecture.quantization_block import without_quantization
 from qbridge.targets.registry import find_target
 
 pytestmark = pytest.mark.engine

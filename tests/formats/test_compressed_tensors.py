@@ -8,6 +8,7 @@ import pytest
 
 import goldens
 import qbridge
+from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.findings.finding import Findings
 from qbridge.formats.registry import find
 from qbridge.ir.dtypes import DType
@@ -17,7 +18,7 @@ from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.passes.recast import Recast
 from qbridge.testing.laws import check_checkpoint, check_format, check_layer, made_legal
 from qbridge.testing.strategies import FLOATS, random_layer
-from qbridge_formats.compressed_tensors.config import Matcher, find_block, parse
+from qbridge_formats.compressed_tensors.config import Matcher, parse
 
 W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 A8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
@@ -31,7 +32,7 @@ MODULES = [
 
 def matcher(ignore=(), **targets):
     groups = {name: {"targets": wanted, "weights": W8, "input_activations": A8} for name, wanted in targets.items()}
-    block = parse("quantization_config", {"config_groups": groups, "ignore": list(ignore)}, Findings())
+    block = parse(Block("quantization_config", {"config_groups": groups, "ignore": list(ignore)}), Findings())
     assert block is not None
     return Matcher(block, MODULES)
 
@@ -162,7 +163,7 @@ def test_the_block_is_found_wherever_old_and_new_releases_put_it(place, fixtures
         block = {key: block}
     config.update(block)
     (model / "config.json").write_text(json.dumps(config))
-    assert find_block(config)[0] == ".".join(place)
+    assert find_block(config).key == ".".join(place)
     with qbridge.open(model) as checkpoint:
         assert checkpoint.format == "compressed-tensors"
         assert len(checkpoint.specs) == 14

@@ -16,10 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qbridge.architecture import rope as ropes
+from qbridge.architecture.quantization_block import NESTED, QUANTIZATION_KEYS, is_nested, text_holders
 from qbridge.ir.dtypes import DType
-
-QUANTIZATION_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config")
-NESTED = ("text_config", "llm_config")
 
 COMPUTE_DTYPE = "dtype"  # the name that `meaning` gives it
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # both transformers take the first that is there
@@ -50,20 +48,6 @@ class Reader:
 ANY_READER = Reader()
 
 
-def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without any quantization block, nested ones included."""
-    return {
-        key: {k: v for k, v in value.items() if k not in QUANTIZATION_KEYS} if _is_nested(key, value) else value
-        for key, value in config.items()
-        if key not in QUANTIZATION_KEYS
-    }
-
-
-def _is_nested(key: str, value: Any) -> bool:
-    """Whether a key holds the text model's own config, as multimodal models have it, one level deep."""
-    return key in NESTED and isinstance(value, dict)
-
-
 def _inner(config: Mapping[str, Any], depth: int) -> dict[str, dict[str, Any]]:
     """The configs of their own in a config that lies in `depth` others: the text model's, a tower's."""
     inner = {k: v for k, v in config.items() if isinstance(v, dict) and k.endswith("_config")}
@@ -77,7 +61,7 @@ def as_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """
     if not dtype:
         return dict(config)
-    changed = {k: _with_dtype(v, dtype) if _is_nested(k, v) else v for k, v in config.items()}
+    changed = {k: _with_dtype(v, dtype) if is_nested(k, v) else v for k, v in config.items()}
     return {**_with_dtype(changed, dtype), **({} if _has_dtype(changed) else {"torch_dtype": dtype})}
 
 
@@ -91,8 +75,7 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 def compute_dtype(config: Mapping[str, Any], default: DType) -> DType:
     """The dtype that config.json says a model computes in, or else `default`."""
-    nested = config.get("text_config")
-    for holder in (config, nested if isinstance(nested, dict) else {}):
+    for _, holder in text_holders(config):
         for key in _DTYPE_KEYS:
             if isinstance(holder.get(key), str):
                 return _DTYPES.get(str(holder[key]).removeprefix("torch."), default)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.config import NESTED
 from qbridge.architecture.families import (
     BIASED,
     DEFAULTS,
@@ -21,6 +20,7 @@ from qbridge.architecture.families import (
     ZERO_AT_ZERO,
     Family,
 )
+from qbridge.architecture.quantization_block import NESTED
 
 # Parts of a name that say the module is of no decoder: towers and blocks for speculative decoding.
 LEFT_ALONE = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "mtp"})

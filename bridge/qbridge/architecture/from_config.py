@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qbridge.architecture.config import QUANTIZATION_KEYS
 from qbridge.architecture.decoder import (
     INDEXERS,
     MLPS,
@@ -26,6 +25,7 @@ from qbridge.architecture.decoder import (
 )
 from qbridge.architecture.families import Family
 from qbridge.architecture.mlps import intermediate_copies, intermediate_key
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -42,9 +42,7 @@ def assumed_model(path: Path) -> Model:
     known = family(config) if isinstance(config, dict) else None
     if not isinstance(config, dict) or known is None:
         raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
-    block: Mapping[str, Any] = next(
-        (config[key] for key in QUANTIZATION_KEYS if isinstance(config.get(key), dict)), {}
-    )
+    block = (find_block(config) or NO_BLOCK).raw
     weight = _scheme(block)
     if weight is None:
         raise error("QB262", str(path), ("it does not say bits and group size",))

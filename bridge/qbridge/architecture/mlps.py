@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from math import gcd, lcm
 from typing import Any
 
-from qbridge.architecture.config import NESTED
 from qbridge.architecture.decoder import family, is_decoder_module, place, size_of, text_config
 from qbridge.architecture.families import Family
+from qbridge.architecture.quantization_block import NESTED
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import MAX_SIZE, Granularity

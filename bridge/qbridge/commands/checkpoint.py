@@ -50,8 +50,12 @@ class Checkpoint:
         return decode(self.model.specs[name], slots, stored)
 
     def tensor(self, name: str) -> Array:
-        """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name."""
-        return self.source.read(name)
+        """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name.
+
+        It goes by its name in `model.tensors`, or by the one on disk where that is another.
+        """
+        listed = self.model.tensors.get(name)
+        return self.source.read(name if listed is None else listed.stored)
 
     def close(self) -> None:
         """Close the files."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -13,10 +14,13 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import GlobalScale, Granularity
+from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.invert import Invert
 from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
+from qbridge.passes.regroup import Regroup
+from qbridge.passes.widen import Widen
 
 
 def drop_kv_scales(model: Model) -> Model:
@@ -84,6 +88,99 @@ def kv_scales_are_stored(source: str) -> ModelRule:
             yield Problem(("kv cache declared static, and no scale is stored",), where=("kv_cache_scheme",))
 
     return ModelRule("QB113", check, source, drop_kv_scales)
+
+
+Check = Callable[[Spec, Model], Problem | None]
+
+
+def first_of(*checks: Check) -> Check:
+    """One problem of a layer: of several limits that no pass can mend, the first that it breaks."""
+    return lambda spec, model: next((found for check in checks if (found := check(spec, model))), None)
+
+
+def weights_only(
+    tool: str, kind: str = "integer", most: int = 8, unless: Callable[[Spec], bool] | None = None
+) -> Check:
+    """Integer weights of at most `most` bits, in the order of their inputs; activations are not quantized.
+
+    `kind` is what they are called; layers of which `unless` holds may be wider.
+    """
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        weight = spec.weight
+        wide = weight.bits > most and not (unless and unless(spec))
+        if weight.type == "int" and not wide and spec.activation is None and not spec.g_idx:
+            return None
+        return Problem((f"{spec.scheme}: {tool} has {kind} weights alone, in their own order",))
+
+    return check
+
+
+def no_blocks(tool: str, sizes: str = "") -> Check:
+    """No scales of blocks of weights; `sizes` says which groups there are, where that is not any."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        if spec.weight.granularity is not Granularity.BLOCK:
+            return None
+        return Problem((f"weights {spec.weight}: {tool} has scales per channel or group{sizes}",))
+
+    return check
+
+
+def multiples(tool: str, outputs: int, inputs: int) -> Check:
+    """out_features and in_features must be whole multiples, which are packed together."""
+    wanted = str(outputs) if outputs == inputs else f"{outputs} x {inputs}"
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        if spec.out_features % outputs == 0 and spec.in_features % inputs == 0:
+            return None
+        return Problem((f"{spec.out_features} x {spec.in_features}: {tool} packs multiples of {wanted}",))
+
+    return check
+
+
+def widths(tool: str, bits: Sequence[int], source: str, unless: Callable[[Spec], bool] | None = None) -> LayerRule:
+    """Integer codes must be of one of some widths (QB110), to the next of which they are widened.
+
+    Those wider than all have no pass: `weights_only` says so. Layers of which `unless` holds may have any width.
+    """
+    steps = [low + 1 == high for low, high in pairwise(bits)]
+    listed = f"{bits[0]} to {bits[-1]}" if len(steps) > 1 and all(steps) else ", ".join(map(str, bits))
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        weight = spec.weight
+        if weight.type != "int" or weight.bits in bits or weight.bits > max(bits) or (unless and unless(spec)):
+            return None
+        return Problem((f"weights {weight}: {tool} has {listed} bits",))
+
+    def fix(spec: Spec, model: Model) -> Pass:
+        return Widen(min(width for width in bits if width >= spec.weight.bits))
+
+    return LayerRule("QB110", check, source, fix)
+
+
+def group_sizes(
+    tool: str, size: Callable[[Model], int | None], source: str, wanted: str, channels: bool = False
+) -> LayerRule:
+    """Groups must be of the one size that `size` gives for a model (QB110); `wanted` says which that is.
+
+    With `channels` scales per channel may stand instead. A scale of a whole tensor is repeated, other groups are
+    split. Scales of blocks are `no_blocks`'s to refuse.
+    """
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        kind = spec.weight.granularity
+        if kind is Granularity.TENSOR:
+            return Problem((f"weights {spec.weight}: {tool} has scales per channel or group",))
+        allowed = kind is Granularity.BLOCK or (channels and kind is Granularity.CHANNEL)
+        if allowed or spec.weight.group_size == size(model):
+            return None
+        return Problem((f"weights {spec.weight}: {tool} has {wanted}",))
+
+    def fix(spec: Spec, model: Model) -> Pass:
+        return Broadcast() if spec.weight.granularity is Granularity.TENSOR else Regroup(size(model))
+
+    return LayerRule("QB110", check, source, fix)
 
 
 def stored_scales(tool: str, dtype: DType, source: str, also: tuple[DType, ...] = ()) -> LayerRule:

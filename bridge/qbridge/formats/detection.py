@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import aliases, leave_out, load, registry, sniffed
@@ -57,14 +58,9 @@ def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
 
 
 def quant_method(config: Mapping[str, Any]) -> str | None:
-    """The quant_method of a config, wherever its block lies."""
-    for holder in (config, config.get("text_config"), config.get("llm_config")):
-        if isinstance(holder, dict):
-            for key in ("quantization_config", "compression_config"):
-                block = holder.get(key)
-                if isinstance(block, dict) and isinstance(block.get("quant_method"), str):
-                    return str(block["quant_method"])
-    return None
+    """The quant_method of a config as it is spelled, wherever its block lies."""
+    named = (find_block(config) or NO_BLOCK).raw.get("quant_method")
+    return named if isinstance(named, str) else None
 
 
 def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 
 from qbridge.ir.dtypes import Array, DType
+from qbridge.ir.layer import Kind, Spec
 
 Span = tuple[int, int]
 Region = tuple[int, int, int, int]
@@ -146,3 +148,19 @@ class Slot:
 def named(slots: Mapping[str, Slot], module: str) -> dict[str, Slot]:
     """The slots of a module, from those of its kind, whose tensors have only the end of their names (".weight")."""
     return {part: Slot(module + slot.tensor, slot.dtype, slot.shape, slot.codec) for part, slot in slots.items()}
+
+
+def by_kind(slots_of: Callable[[Spec], Mapping[str, Slot]]) -> Callable[[Spec], dict[str, Slot]]:
+    """`layout` of a format whose tensors are called by their module: worked out once for all layers of a kind.
+
+    `slots_of` is given specs without a name, and calls the tensors by the ends of their names (".weight").
+    """
+
+    @lru_cache(maxsize=1024)
+    def of_kind(kind: Kind) -> Mapping[str, Slot]:
+        return slots_of(Spec("", *kind))
+
+    def layout(spec: Spec) -> dict[str, Slot]:
+        return named(of_kind(spec.kind), spec.name)
+
+    return layout

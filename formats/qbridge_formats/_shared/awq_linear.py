@@ -7,16 +7,15 @@ Sources: autoawq 0.2.9, awq/modules/linear/gemm.py, gemv.py, gemv_fast.py and aw
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 
 from qbridge.codecs.arrays import TRANSPOSED, Filled, Padded, ScaledZeros
 from qbridge.codecs.bits import BitPacked, Tiled
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import Granularity, WeightScheme
-from qbridge.ir.slots import PLAIN, Codec, Slot, named
+from qbridge.ir.slots import PLAIN, Codec, Slot, by_kind
 from qbridge.source.reader import Source
 
 GEMM, GEMV, FAST, LLM_AWQ = "gemm", "gemv", "gemv_fast", "llm-awq"
@@ -89,20 +88,16 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
     return replace(spec, weight=replace(weight, symmetric=symmetric))
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
+def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of a spec in the version that its dialect keeps, else GEMM."""
-    return named(_slots(spec.kind), spec.name)
-
-
-@lru_cache(maxsize=1024)
-def _slots(kind: Kind) -> dict[str, Slot]:
-    """The slots of every layer of a kind, without the module's name."""
-    spec = Spec("", *kind)
     version = dict(spec.dialect).get("version", GEMM)
     found = {FAST: _fast, LLM_AWQ: _fast, GEMV: _gemv}.get(version, _gemm)(spec)
     if spec.bias is not None:
         found["bias"] = Slot(".bias", spec.bias, (spec.out_features,))
     return found
+
+
+layout = by_kind(_slots)
 
 
 def _gemm(spec: Spec) -> dict[str, Slot]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qbridge.architecture.quantization_block import NO_BLOCK, Block, find_block
 from qbridge.source.json_text import load_json
 from qbridge.source.reader import Source
 
 
-def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, str]) -> dict[str, Any]:
+def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, str]) -> Block:
     """Its keys, also under their current names; config.json comes first, then the last of `names` that there is."""
-    block = source.config.get("quantization_config")
+    block = find_block(source.config) or NO_BLOCK
     raw: dict[str, Any] = {}
     for name in names:
         if not (source.path / name).is_file():
@@ -21,5 +22,5 @@ def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, 
         except ValueError:
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})
-    raw.update(block if isinstance(block, dict) else {})
-    return {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw}
+    raw.update(block.raw)
+    return Block(block.key, {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw})

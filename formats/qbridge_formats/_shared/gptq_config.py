@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qbridge.architecture.quantization_block import Block
 from qbridge.findings.finding import Findings
 from qbridge.formats.patterns import matches
 from qbridge.source.reader import Source
@@ -55,16 +56,17 @@ class GptqConfig:
         return self.scheme
 
 
-def find_config(source: Source) -> dict[str, Any]:
+def find_config(source: Source) -> Block:
     """The config's keys under their current names."""
     return merged_config(source, CONFIG_FILES, ALIASES)
 
 
-def parse(raw: Mapping[str, Any], modules: Iterable[str], findings: Findings) -> GptqConfig | None:
+def parse(block: Block, modules: Iterable[str], findings: Findings) -> GptqConfig | None:
     """The config as checked data; None with findings (QB013, QB101, QB102) where it cannot be used."""
+    raw = block.raw
     for key in CHANGING:
         if raw.get(key):
-            findings.add("QB102", f"quantization_config.{key}")
+            findings.add("QB102", f"{block.key}.{key}")
     faults = [
         (key, value)
         for key, value, kind in (
@@ -76,15 +78,15 @@ def parse(raw: Mapping[str, Any], modules: Iterable[str], findings: Findings) ->
         if type(value) is not kind
     ]
     for key, value in faults:
-        findings.add("QB013", f"quantization_config.{key}", (f"it is {value!r}",))
+        findings.add("QB013", f"{block.key}.{key}", (f"it is {value!r}",))
     named = raw.get("checkpoint_format", "gptq")
     if named not in ("gptq", "gptq_v2", "gptq_p"):
-        findings.add("QB101", "quantization_config.checkpoint_format", (f"GPTQ layout {named!r}",))
+        findings.add("QB101", f"{block.key}.checkpoint_format", (f"GPTQ layout {named!r}",))
         return None
     if raw.get("pack_dtype", "int32") not in ("int32", "int16", "int8"):
-        findings.add("QB101", "quantization_config.pack_dtype", (f"words of {raw['pack_dtype']}",))
+        findings.add("QB101", f"{block.key}.pack_dtype", (f"words of {raw['pack_dtype']}",))
         return None
-    dynamic = [] if faults else _dynamic(raw.get("dynamic") or {}, modules, findings)
+    dynamic = [] if faults else _dynamic(block, modules, findings)
     if faults or dynamic is None:
         return None
     scheme = Scheme(raw["bits"], raw.get("group_size", 128), raw.get("sym", True))
@@ -94,14 +96,15 @@ def parse(raw: Mapping[str, Any], modules: Iterable[str], findings: Findings) ->
 
 
 def _dynamic(
-    raw: Mapping[str, Any], modules: Iterable[str], findings: Findings
+    block: Block, modules: Iterable[str], findings: Findings
 ) -> list[tuple[bool, frozenset[str], Mapping[str, Any]]] | None:
     """Overrides in the order in which GPTQModel tries them: those that skip a module first."""
+    raw = block.raw.get("dynamic") or {}
     patterns = {key: key[2:] if key[:2] in ("-:", "+:") else key for key in raw}
     matched = matches(patterns.values(), modules)
     for key, pattern in patterns.items():
         if pattern in matched.faults:
-            findings.add("QB013", f"quantization_config.dynamic: {key!r}", (matched.faults[pattern],))
+            findings.add("QB013", f"{block.key}.dynamic: {key!r}", (matched.faults[pattern],))
     found = [
         (key.startswith("-:"), matched.of(pattern), raw[key] if isinstance(raw[key], dict) else {})
         for key, pattern in patterns.items()

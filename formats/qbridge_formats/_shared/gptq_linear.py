@@ -16,9 +16,9 @@ from qbridge.codecs.arrays import TRANSPOSED, ZEROS, Filled, GroupIndex
 from qbridge.codecs.bits import BitPacked
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import Array, DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import Granularity, WeightScheme
-from qbridge.ir.slots import PLAIN, Codec, Slot, named
+from qbridge.ir.slots import PLAIN, Codec, Slot, by_kind
 from qbridge.source.reader import Source
 
 ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
@@ -219,15 +219,8 @@ def _zero_codec(spec: Spec, version: str) -> BitPacked:
     return BitPacked(bits, 0, middle - (version == "v1"), True, planes=planes)
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
+def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of a spec; zero-points of version 1 where symmetric, else of 2, unless settled."""
-    return named(_slots(spec.kind), spec.name)
-
-
-@lru_cache(maxsize=1024)
-def _slots(kind: Kind) -> dict[str, Slot]:
-    """The slots of every layer of a kind, without the module's name."""
-    spec = Spec("", *kind)
     dialect, bits, word = dict(spec.dialect), spec.weight.bits, _word(spec)
     codes = BitPacked(bits, 1, 2 ** (bits - 1), True, planes=_planes(spec))
     rows, columns = spec.scale_shape
@@ -248,6 +241,9 @@ def _slots(kind: Kind) -> dict[str, Slot]:
     elif dialect.get("bias") == "zeros":
         found["bias"] = Slot(".bias", spec.scale_dtype, (spec.out_features,), ZEROS)
     return found
+
+
+layout = by_kind(_slots)
 
 
 def with_zeros(specs: Mapping[str, Spec]) -> dict[str, Spec]:

@@ -25,12 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears, is_kv_scale
+from qbridge.architecture.quantization_block import find_block, without_quantization
 from qbridge.codecs.arrays import NARROWED, ZEROS, Constant, Filled, GroupIndex
 from qbridge.codecs.bits import BitPacked
 from qbridge.findings.finding import Findings
@@ -39,16 +38,16 @@ from qbridge.formats.common_rules import global_scales, kv_scales_are_stored, ze
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import GLOBAL_SCALE, Granularity
-from qbridge.ir.slots import PLAIN, Codec, Slot, named
+from qbridge.ir.slots import PLAIN, Codec, Slot, by_kind
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.source.reader import Source
 from qbridge_formats.compressed_tensors import floats as _ct_floats
-from qbridge_formats.compressed_tensors.config import Block, args_of, find_block, is_ours, parse
+from qbridge_formats.compressed_tensors.config import Parsed, args_of, is_ours, parse
 from qbridge_formats.compressed_tensors.layers import ACT_ORDER, Found, inferred_layers, listed_layers
 
 NAME = "compressed-tensors"
@@ -61,8 +60,8 @@ SCHEMA_VERSION = "0.20.0"  # the newest schema that what we write was validated 
 def sniff(source: Source) -> Match | str:
     """Evidence: the block in one of its places, or int8 matrices with a weight_scale where there is no block."""
     found = find_block(source.config)
-    if found is not None and is_ours(found[1]):
-        return Match(2, f"config.json has a compressed-tensors block under {found[0]}")
+    if found is not None and is_ours(found):
+        return Match(2, f"config.json has a compressed-tensors block under {found.key}")
     if found is not None:
         return "the quantization block names another method"
     scaled = [n for n in source.tensors if n.endswith(".weight_scale") and n.removesuffix("_scale") in source.tensors]
@@ -79,10 +78,10 @@ def read(source: Source, findings: Findings) -> Model:
         inferred = inferred_layers(source, findings)
         return assemble(NAME, source, config, _with_slots(inferred), findings, refused=inferred.refused)
     block = None
-    if found is None or not is_ours(found[1]):
+    if found is None or not is_ours(found):
         findings.add("QB013", "config.json", ("it has no compressed-tensors block",))
     else:
-        block = parse(*found, findings)
+        block = parse(found, findings)
     if block is None:
         return assemble(NAME, source, config, {}, Findings())
     _refuse_more_mathematics(block, findings)
@@ -97,7 +96,7 @@ def _with_slots(found: Found) -> dict[str, tuple[Spec, Mapping[str, Slot]]]:
     return {spec.name: (spec, layout(spec)) for spec in found.specs}
 
 
-def _refuse_more_mathematics(block: Block, findings: Findings) -> None:
+def _refuse_more_mathematics(block: Parsed, findings: Findings) -> None:
     """Keys that ask for work beyond weights and input activations."""
     for key in ("transform_config", "sparsity_config", "moe_sparsity_config"):
         value = block.raw.get(key)
@@ -108,7 +107,7 @@ def _refuse_more_mathematics(block: Block, findings: Findings) -> None:
             findings.add("QB102", f"{block.key}.config_groups.{group.name}.output_activations")
 
 
-def _kv_cache(source: Source, block: Block, findings: Findings) -> Mapping[str, Any]:
+def _kv_cache(source: Source, block: Parsed, findings: Findings) -> Mapping[str, Any]:
     """The scheme of stored kv-cache scales; without one, such tensors are claimed by nobody."""
     scheme = block.raw.get("kv_cache_scheme")
     if not scheme:
@@ -136,15 +135,13 @@ def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the tables above, in the shapes and under the name that the dialect keeps."""
     stored_as = dict(spec.dialect).get("stored_as")
     if stored_as is None:
-        return named(_slots(spec.kind), spec.name)
+        return _layout(spec)
     others = tuple(entry for entry in spec.dialect if entry[0] != "stored_as")
-    return named(_slots(replace(spec, dialect=others).kind), stored_as)
+    return _layout(replace(spec, name=stored_as, dialect=others))
 
 
-@lru_cache(maxsize=1024)
-def _slots(kind: Kind) -> dict[str, Slot]:
-    """The slots of every layer of a kind, without the module's name."""
-    spec = Spec("", *kind)
+def _slots(spec: Spec) -> dict[str, Slot]:
+    """The slots of a layer without its name."""
     dialect, shape = dict(spec.dialect), spec.scale_shape
 
     def shape_of(leaf: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -173,6 +170,9 @@ def _slots(kind: Kind) -> dict[str, Slot]:
     if dialect.get("zero_point") == "zeros" and "zero" not in found:
         found["zero"] = slot("weight_zero_point", DType.I8, scale_shape, ZEROS)
     return found
+
+
+_layout = by_kind(_slots)
 
 
 def _packed_slots(spec: Spec, dialect: Mapping[str, str]) -> dict[str, Slot]:

@@ -1,4 +1,4 @@
-"""The quantization block of compressed-tensors: where it lies, what its keys mean, which scheme a module has.
+"""The quantization block of compressed-tensors: what its keys mean, which scheme a module has.
 
 Sources: compressed-tensors 0.20.0, quantization/quant_config.py, quant_scheme.py, quant_args.py, utils/match.py and
 config/base.py; older keys from the wheels 0.3.2 to 0.13.0.
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbridge.architecture.names import is_embedding
+from qbridge.architecture.quantization_block import Block
 from qbridge.findings.finding import Findings
 from qbridge.formats.patterns import matches
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 
-BLOCK_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config")
 TOP_KEYS = frozenset(
     {
         "quant_method",
@@ -87,7 +87,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Parsed:
     """A quantization block as checked data; `key` is where it stood in config.json."""
 
     key: str
@@ -96,37 +96,16 @@ class Block:
     ignore: tuple[str, ...]
 
 
-def find_block(config: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """(key path, block), in the order in which vLLM and compressed-tensors look."""
-    holders = [("", config)]
-    if isinstance(config.get("text_config"), dict):
-        holders.append(("text_config.", config["text_config"]))
-    for key in BLOCK_KEYS:
-        for prefix, holder in holders:
-            block = holder.get(key)
-            if isinstance(block, dict) and isinstance(block.get("quantization_config"), dict):
-                # releases before 0.4 kept sparsity and quantization side by side in one block
-                inner = {**block["quantization_config"]}
-                if block.get("sparsity_config"):
-                    inner.setdefault("sparsity_config", block["sparsity_config"])
-                return f"{prefix}{key}.quantization_config", inner
-            if block is not None:
-                return prefix + key, block
-    return None
-
-
-def is_ours(block: Any) -> bool:
+def is_ours(block: Block) -> bool:
     """Whether a block speaks compressed-tensors: by its method, or by config_groups where none is named."""
-    if not isinstance(block, dict):
-        return False
-    method = block.get("quant_method")
-    if method is None:
-        return "config_groups" in block
-    return isinstance(method, str) and method.lower().replace("_", "-") == "compressed-tensors"
+    if block.raw.get("quant_method") is None:
+        return "config_groups" in block.raw
+    return block.method.replace("_", "-") == "compressed-tensors"
 
 
-def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Block | None:
+def parse(block: Block, findings: Findings) -> Parsed | None:
     """The block as checked data; None with findings (QB013, QB014) where it makes no sense."""
+    key, raw = block.key, block.raw
     unknown = sorted(raw.keys() - TOP_KEYS)
     if unknown:
         findings.add("QB103", [f"{key}.{name}" for name in unknown])
@@ -140,7 +119,7 @@ def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Block | None:
         for target in entry.targets:
             if owners.setdefault(target, entry.name) != entry.name:
                 findings.add("QB014", target, (f"groups {owners[target]} and {entry.name} both target it",))
-    return Block(key, raw, tuple(groups), tuple(ignore)) if groups else None
+    return Parsed(key, raw, tuple(groups), tuple(ignore)) if groups else None
 
 
 def _groups(key: str, raw: Any, findings: Findings) -> list[Group]:
@@ -304,7 +283,7 @@ class Matcher:
     a target matches and no ignore entry does; exact beats regex beats class, ties go by the target's text.
     """
 
-    def __init__(self, block: Block, modules: Iterable[str]) -> None:
+    def __init__(self, block: Parsed, modules: Iterable[str]) -> None:
         """Match every regex against the modules at once, so that asking about one costs lookups."""
         targets = {target: group for group in block.groups for target in group.targets}
         patterns = [t for t in sorted(targets) if t.startswith("re:")]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,20 +11,18 @@ import numpy as np
 from qbridge.architecture.names import canonical_module, is_embedding, is_router
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import GLOBAL_SCALE, ActivationScheme, Dialect, Granularity, WeightScheme
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
+from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers, tensors_of_modules
 from qbridge_formats.compressed_tensors import floats as _ct_floats
-from qbridge_formats.compressed_tensors.config import Block, Group, Matcher
+from qbridge_formats.compressed_tensors.config import Group, Matcher, Parsed
 
 INFERRED = "inferred"
 ACT_ORDER = "act-order"
 _CODES = (DType.I8, DType.U8, DType.F8_E4M3, DType.I32)
 ASSUMED = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
-
-
-Own = Mapping[str, StoredTensor]  # the tensors of a module by the last part of their names
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Found:
     refused: set[str] = field(default_factory=set)
 
 
-def listed_layers(source: Source, block: Block, findings: Findings) -> Found | None:
+def listed_layers(source: Source, block: Parsed, findings: Findings) -> Found | None:
     """The layers that the block's groups claim; whatever config and tensors disagree on is a finding.
 
     None with findings (QB013) if a target or an ignore entry is no regular expression.
@@ -79,20 +76,16 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
     return found
 
 
-def _matrices(source: Source) -> dict[str, Own]:
-    """Modules that own a weight matrix, packed or not, in the order of these, with all their tensors."""
-    owned: defaultdict[str, dict[str, StoredTensor]] = defaultdict(dict)
-    found: dict[str, Own] = {}
-    for name, tensor in source.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        own = owned[module]
-        own[leaf] = tensor
-        if leaf == "weight_packed" or (leaf == "weight" and len(tensor.shape) == 2):
-            found[module] = own
-    return found
+def _matrices(source: Source) -> dict[str, ModuleTensors]:
+    """Modules that own a weight matrix, packed or not, with all their tensors."""
+    return {
+        module: tensors
+        for module, tensors in tensors_of_modules(source).items()
+        if "weight_packed" in tensors or ("weight" in tensors and len(tensors["weight"].shape) == 2)
+    }
 
 
-def _is_quantized(own: Own) -> bool:
+def _is_quantized(own: ModuleTensors) -> bool:
     return "weight_packed" in own or "weight_scale" in own or own["weight"].dtype in _CODES
 
 
@@ -117,7 +110,7 @@ def _group_of(module: str, quantized: bool, matcher: Matcher, findings: Findings
     return group
 
 
-def _inferred(own: Own) -> Group:
+def _inferred(own: ModuleTensors) -> Group:
     """The scheme that a module's own tensors show."""
     weight, scale = own.get("weight"), own.get("weight_scale")
     granularity, size = Granularity.CHANNEL, None
@@ -137,7 +130,7 @@ def _elements(tensor: StoredTensor) -> int:
     return (tensor.end - tensor.begin) // tensor.dtype.itemsize
 
 
-def _add(found: Found, reader: _Reader, module: str, own: Own, group: Group, findings: Findings) -> None:
+def _add(found: Found, reader: _Reader, module: str, own: ModuleTensors, group: Group, findings: Findings) -> None:
     """The module's spec to the found ones, or a finding and the module to the refused ones."""
     not_read = _not_read(own, group, reader.version)
     if not_read:
@@ -157,7 +150,7 @@ def _add(found: Found, reader: _Reader, module: str, own: Own, group: Group, fin
         found.refused.add(module)
 
 
-def _not_read(own: Own, group: Group, version: str) -> str | None:
+def _not_read(own: ModuleTensors, group: Group, version: str) -> str | None:
     """Why a sound layer is not read here, in the format's own names; None if it is."""
     packed = own.get("weight_packed")
     if packed is not None and group.name == INFERRED:
@@ -174,29 +167,29 @@ class _Reader:
         """A source and the block of its config."""
         self._source, self._block = source, block
         self.version = str(block.get("version") or "")
-        self._kinds: dict[Hashable, Kind] = {}
+        self._specs = SpecsByKind()
 
-    def spec(self, module: str, own: Own, group: Group) -> Spec:
+    def spec(self, module: str, own: ModuleTensors, group: Group) -> Spec:
         """The spec of a module; ValueError where its tensors do not fit together."""
         if group.weight is None:
             raise ValueError("the group quantizes no weights")
         name = canonical_module(module)
         stored_as = None if name == module else module
         columns, index = _columns(self._source, own), _index(self._source, own, group.weight)
-        tensors = tuple([(leaf, tensor.dtype, tensor.shape) for leaf, tensor in own.items()])
         scales = own.get("weight_scale")
         meant = _ct_floats.scale_dtype(group, scales.dtype if scales else None)
-        alike = tensors, group.weight, group.activation, meant, columns, index, stored_as
-        if alike not in self._kinds:
-            dialect = {} if stored_as is None else {"stored_as": stored_as}
-            dialect |= {} if index is None else {"g_idx": index}
-            self._kinds[alike] = self._spec(name, own, group.weight, group.activation, meant, columns, dialect).kind
-        return Spec(name, *self._kinds[alike])
+        weight, activation = group.weight, group.activation
+        dialect = {} if stored_as is None else {"stored_as": stored_as}
+        dialect |= {} if index is None else {"g_idx": index}
+        alike = headers(own), weight, activation, meant, columns, index, stored_as
+        return self._specs.spec(
+            name, alike, lambda: self._spec(name, own, weight, activation, meant, columns, dialect)
+        )
 
     def _spec(
         self,
         name: str,
-        own: Own,
+        own: ModuleTensors,
         scheme: WeightScheme,
         activation: ActivationScheme | None,
         scales: DType | None,
@@ -226,7 +219,7 @@ class _Reader:
         return replace(spec, dialect=(*sorted(dialect.items()), *_shapes(own, spec)))
 
 
-def _input_scale(own: Own, activation: ActivationScheme | None, otherwise: DType) -> DType | None:
+def _input_scale(own: ModuleTensors, activation: ActivationScheme | None, otherwise: DType) -> DType | None:
     """The dtype of the stored scale of activations, None where none is stored."""
     if activation is None or not activation.is_stored:
         return None
@@ -236,7 +229,7 @@ def _input_scale(own: Own, activation: ActivationScheme | None, otherwise: DType
     )
 
 
-def _columns(source: Source, own: Own) -> int | None:
+def _columns(source: Source, own: ModuleTensors) -> int | None:
     """The in_features that weight_shape holds, None where it says nothing."""
     shape = own.get("weight_shape")
     if shape is None or "weight_packed" not in own:
@@ -247,7 +240,7 @@ def _columns(source: Source, own: Own) -> int | None:
 
 
 def _dims(
-    own: Own, scheme: WeightScheme, weights_only: bool, columns: int | None, dialect: dict[str, str]
+    own: ModuleTensors, scheme: WeightScheme, weights_only: bool, columns: int | None, dialect: dict[str, str]
 ) -> tuple[int, int]:
     """(out_features, in_features); what the tensors say of the packing's dialect goes there."""
     packed = own.get("weight_packed")
@@ -275,7 +268,7 @@ def _dims(
     return rows, columns
 
 
-def _index(source: Source, own: Own, scheme: WeightScheme) -> str | None:
+def _index(source: Source, own: ModuleTensors, scheme: WeightScheme) -> str | None:
     """What weight_g_idx is by its content: unset, trivial or act-order; None where there is none."""
     tensor = own.get("weight_g_idx")
     if tensor is None or tensor.dtype is not DType.I32 or len(tensor.shape) != 1:
@@ -292,7 +285,7 @@ def _drops_zeros(block: Mapping[str, Any]) -> bool:
     return "version" not in block
 
 
-def _shapes(own: Own, spec: Spec) -> Dialect:
+def _shapes(own: ModuleTensors, spec: Spec) -> Dialect:
     """Shapes that differ from today's only by dims of 1: [N] for [N, 1], [] for [1]."""
     column = spec.scale_shape[:1] if spec.weight.granularity is Granularity.TENSOR else spec.scale_shape
     today = {"weight_scale": column}

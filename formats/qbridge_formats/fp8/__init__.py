@@ -22,26 +22,25 @@ pytorch/nn/linear/blocked_fp8.py and static_fp8.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import dense_linears, is_kv_scale
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import FLOAT8_CACHE, float8_kv_scales, kv_scales_are_stored
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity
-from qbridge.ir.slots import Slot, named
+from qbridge.ir.slots import Slot, by_kind
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
-from qbridge_formats.fp8.config import FBGEMM, METHOD, METHODS, find_block, parse
+from qbridge_formats.fp8.config import FBGEMM, METHOD, METHODS, float8_block, parse
 from qbridge_formats.fp8.layers import FLOAT8, read_layers
 
 NAME = "fp8"
@@ -54,19 +53,20 @@ _SCALES = (DType.F32, DType.BF16, DType.F8_E8M0)
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json."""
-    found = find_block(source.config)
-    if found is None:
+    block = float8_block(source.config)
+    if block is None:
         return f"no quant_method in config.json is one of {', '.join(METHODS)}"
-    return Match(2, f"{found[0]}.quant_method is {found[1]['quant_method']!r}")
+    return Match(2, f"{block.key}.quant_method is {block.raw['quant_method']!r}")
 
 
 def read(source: Source, findings: Findings) -> Model:
     """Every float8 matrix is a layer; its scale must lie beside it."""
-    found = find_block(source.config)
-    if found is None:
-        findings.add("QB013", "quantization_config", (f"its quant_method is none of {', '.join(METHODS)}",))
+    block = float8_block(source.config)
+    if block is None:
+        key = (find_block(source.config) or NO_BLOCK).key
+        findings.add("QB013", key, (f"its quant_method is none of {', '.join(METHODS)}",))
         return assemble(NAME, source, {}, {}, Findings())
-    said = parse(*found, findings)
+    said = parse(block, findings)
     if said is None:
         return assemble(NAME, source, {}, {}, Findings())
     specs, refused = read_layers(source, said, findings)
@@ -76,15 +76,8 @@ def read(source: Source, findings: Findings) -> Model:
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
+def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above, in the shapes and under the names that the dialect keeps."""
-    return named(_slots(spec.kind), spec.name)
-
-
-@lru_cache(maxsize=1024)
-def _slots(kind: Kind) -> dict[str, Slot]:
-    """The slots of every layer of a kind, without the module's name."""
-    spec = Spec("", *kind)
     dialect = dict(spec.dialect)
     code = next(dtype for dtype, kind in FLOAT8.items() if kind == spec.weight.type)
     blocks = spec.weight.granularity is Granularity.BLOCK
@@ -106,6 +99,9 @@ def _slots(kind: Kind) -> dict[str, Slot]:
     if spec.bias is not None:
         found["bias"] = Slot(".bias", spec.bias, (spec.out_features,))
     return found
+
+
+layout = by_kind(_slots)
 
 
 def settle(model: Model) -> Model:

@@ -1,4 +1,4 @@
-"""The quantization block of fp8 and fbgemm_fp8: where it lies and what its keys mean.
+"""The quantization block of fp8 and fbgemm_fp8: what its keys mean.
 
 Sources: transformers 5.17.0, utils/quantization_config.py; vllm 0.33.0, model_executor/layers/quantization/fp8.py
 (from_config); lmdeploy 0.18.0, pytorch/config.py.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qbridge.architecture.config import NESTED, QUANTIZATION_KEYS
+from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.findings.finding import Findings
 from qbridge.ir.scheme import MAX_SIZE
 
@@ -57,19 +57,15 @@ class Said:
         )
 
 
-def find_block(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """(key path, block) of the first block that names one of the methods."""
-    holders = [("", config), *((f"{key}.", config[key]) for key in NESTED if isinstance(config.get(key), dict))]
-    for prefix, holder in holders:
-        for key in QUANTIZATION_KEYS:
-            block = holder.get(key)
-            if isinstance(block, dict) and str(block.get("quant_method", "")).lower() in METHODS:
-                return prefix + key, block
-    return None
+def float8_block(config: Mapping[str, Any]) -> Block | None:
+    """The quantization block, if it names one of the methods."""
+    block = find_block(config)
+    return block if block and block.method in METHODS else None
 
 
-def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Said | None:
+def parse(block: Block, findings: Findings) -> Said | None:
     """The block as checked data; None with findings (QB013, QB101) where it makes no sense or is not read."""
+    key, raw = block.key, block.raw
     unknown = sorted(raw.keys() - _KEYS)
     if unknown:
         findings.add("QB103", [f"{key}.{name}" for name in unknown])
@@ -82,7 +78,7 @@ def parse(key: str, raw: Mapping[str, Any], findings: Findings) -> Said | None:
         findings.add("QB101", f"{key}.{name}", (fault,))
         return None
     skipped = tuple(entry for name in LISTS for entry in raw.get(name) or ())
-    if str(raw["quant_method"]).lower() == FBGEMM:
+    if block.method == FBGEMM:
         limit = raw.get("activation_scale_ub")
         return Said(key, limit=_LIMIT if limit is None else float(limit), skipped=skipped)
     size = raw.get("weight_block_size")

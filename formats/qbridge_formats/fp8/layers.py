@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 from qbridge.architecture.names import is_embedding
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import ActivationScheme, CodeType, Dialect, Granularity, WeightScheme
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
+from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers, tensors_of_modules
 from qbridge_formats.fp8.config import Said
 
 FLOAT8: Mapping[DType, CodeType] = {DType.F8_E4M3: "e4m3fn", DType.F8_E5M2: "e5m2"}
@@ -19,22 +20,18 @@ BLOCK_SCALES = ("weight_scale_inv", "scale")  # names that say block where confi
 SCALES = ("weight_scale", *BLOCK_SCALES)
 INPUT_SCALES = ("input_scale", "activation_scale")
 _BLOCK = (128, 128)  # transformers' default of weight_block_size
-Own = Mapping[str, StoredTensor]  # the tensors of a module by the last part of their names
 
 
 def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Spec], set[str]]:
     """(the layers that can be read, the modules about which there is a finding instead)."""
     specs: list[Spec] = []
     refused: set[str] = set()
-    kinds: dict[Hashable, Kind] = {}
-    for module, own in _modules(source).items():
+    known = SpecsByKind()
+    for module, own in tensors_of_modules(source).items():
         problem = _problem(module, own, said)
         if problem is None and _is_quantized(own):
-            alike = tuple((leaf, tensor.dtype, tensor.shape) for leaf, tensor in own.items())
             try:
-                if alike not in kinds:
-                    kinds[alike] = _spec(module, own, said).kind
-                specs.append(Spec(module, *kinds[alike]))
+                specs.append(known.spec(module, headers(own), partial(_spec, module, own, said)))
                 continue
             except ValueError as fault:
                 problem = "QB016", str(fault)
@@ -44,20 +41,11 @@ def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Sp
     return specs, refused
 
 
-def _modules(source: Source) -> Mapping[str, Own]:
-    """Every module with its tensors, in the order of the first of these."""
-    found: defaultdict[str, dict[str, StoredTensor]] = defaultdict(dict)
-    for name, tensor in source.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        found[module][leaf] = tensor
-    return found
-
-
-def _is_quantized(own: Own) -> bool:
+def _is_quantized(own: ModuleTensors) -> bool:
     return "weight" in own and own["weight"].dtype in FLOAT8
 
 
-def _problem(module: str, own: Own, said: Said) -> tuple[str, str] | None:
+def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | None:
     """(code, fact) of a module that is not read; None for a layer, and for one that is not quantized."""
     fused = [
         leaf for leaf, tensor in own.items() if tensor.dtype in FLOAT8 and (leaf != "weight" or _rank(tensor) > 2)
@@ -86,7 +74,7 @@ def _rank(tensor: StoredTensor) -> int:
     return len(tensor.shape)
 
 
-def _spec(module: str, own: Own, said: Said) -> Spec:
+def _spec(module: str, own: ModuleTensors, said: Said) -> Spec:
     """The spec of a module; ValueError where its tensors do not fit together."""
     weight, bias = own["weight"], own.get("bias")
     kind = FLOAT8[weight.dtype]
@@ -145,7 +133,7 @@ def _activation(weight: WeightScheme, said: Said) -> ActivationScheme:
     return ActivationScheme(8, Granularity.GROUP, True, type=weight.type, group_size=size, power_of_two=rounded)
 
 
-def _dialect(own: Own, weight: WeightScheme, leaf: str | None, stored: str | None) -> Dialect:
+def _dialect(own: ModuleTensors, weight: WeightScheme, leaf: str | None, stored: str | None) -> Dialect:
     """What differs from what is written today: names, and shapes with other dims of 1."""
     found: dict[str, str] = {}
     rows, columns = own["weight"].shape

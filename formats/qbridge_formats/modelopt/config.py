@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.findings.finding import Findings
 from qbridge.formats.patterns import matches
 from qbridge.source.json_text import load_json
@@ -61,17 +62,13 @@ class Said:
     group_size: int | None
 
 
-def block_of(source: Source) -> Mapping[str, Any] | None:
+def block_of(source: Source) -> Block | None:
     """config.json's block, if it is ModelOpt's."""
-    block = source.config.get("quantization_config")
-    return block if isinstance(block, dict) and _names_method(block) else None
+    block = find_block(source.config)
+    return block if block and block.method in METHODS else None
 
 
-def _names_method(block: Mapping[str, Any]) -> bool:
-    return str(block.get("quant_method", "")).lower() in METHODS
-
-
-def side_file(source: Source) -> Mapping[str, Any] | None:
+def side_file(source: Source) -> Block | None:
     """hf_quant_config.json in either form, if there is one that is ModelOpt's."""
     if not (source.path / SIDE_FILE).is_file():
         return None
@@ -79,18 +76,18 @@ def side_file(source: Source) -> Mapping[str, Any] | None:
         value = load_json(source.path / SIDE_FILE)
     except ValueError:
         return None
-    ours = isinstance(value, dict) and ("quantization" in value or _names_method(value))
-    return value if ours else None
+    block = Block(SIDE_FILE, value if isinstance(value, dict) else {})
+    return block if "quantization" in block.raw or block.method in METHODS else None
 
 
 def said_by(source: Source, findings: Findings) -> Said | None:
     """What the configs say; None with findings (QB013, QB102) where that is nothing, or two different things."""
     found: dict[str, Said] = {}
-    for place, block in (("quantization_config", block_of(source)), (SIDE_FILE, side_file(source))):
+    for block in (block_of(source), side_file(source)):
         if block is None:
             continue
-        nested = "quantization" in block
-        raw = block["quantization"] if nested else block
+        place, nested = block.key, "quantization" in block.raw
+        raw = block.raw["quantization"] if nested else block.raw
         if not isinstance(raw, dict):
             findings.add("QB013", place, ("quantization is not an object",))
             continue

@@ -65,4 +65,4 @@ def stream(src: PathLike, target: str, source: str | None = None, *, allow: Iter
         opened.source.close()
         raise
     shapes = {t.name: (str(t.dtype), t.shape) for t in plan.outputs}
-    return Stream(plan.config, plan.format, shapes, opened.findings, opened, plan)
+    return Stream(plan.config, plan.format.NAME, shapes, opened.findings, opened, plan)

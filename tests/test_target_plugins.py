@@ -16,8 +16,14 @@ from qbridge.commands.checkpoint import open_checkpoint
 from qbridge.commands.conversion import prepare
 from qbridge.findings.finding import Finding, QBridgeError
 from qbridge.formats.registry import named
-from qbridge.formats.rules import LayerRule
+from qbridge.formats.rules import LayerRule, ModelRule
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.plan.output_files import plan_shards
+from qbridge.targets.blocks import BlockLimits
+from qbridge.targets.parallel import Parallel
 from qbridge.targets.registry import builtin, find_target, targets
 from qbridge.testing import check_target
 from qbridge.write.jobs import jobs_of
@@ -277,3 +283,47 @@ def test_an_error_of_another_package_unpickles_where_its_package_is_not():
     assert "NOWHERE-001" in str(again) and again.findings == error.findings
     with pytest.raises(KeyError):
         Finding("QB999").message  # noqa: B018
+
+
+def _small(*leaves, block=None):
+    """A Llama whose linears have 32 outputs each, in groups of 32 or in blocks."""
+    weight = WeightScheme(4, Granularity.GROUP, True, "int", group_size=32)
+    if block:
+        weight = WeightScheme(8, Granularity.BLOCK, True, "e4m3fn", block=block)
+    names = [f"model.layers.0.self_attn.{leaf}" for leaf in leaves]
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    return Model("gptq", config, {name: Spec(name, 32, 64, weight, DType.F16) for name in names}, {}, {})
+
+
+def fired(limits, model, sizes=(1,)):
+    """The codes of an engine's limits on a model."""
+    return {
+        rule.code
+        for rule in limits.rules(model.format, sizes)
+        if isinstance(rule, ModelRule) and [*rule.check(model)]
+    }
+
+
+def test_an_engine_says_which_linears_it_builds_as_one():
+    tiles = Parallel((32,), outputs=64, source="toy 1.5")
+    assert fired(tiles, _small("q_proj", "k_proj")) == set()  # 64 outputs together
+    assert fired(replace(tiles, fused={}), _small("q_proj", "k_proj")) == {"QB253"}
+    assert fired(tiles, _small("q_proj", "o_proj")) == {"QB253"}
+    assert fired(replace(tiles, fused={"both": ("q_proj", "o_proj")}), _small("q_proj", "o_proj")) == set()
+    assert find_target("vllm").fused["qkv_proj"] == ("q_proj", "k_proj", "v_proj")
+    assert replace(toy(), parallel=replace(tiles, fused={})).fused == {}
+
+
+def test_limits_on_blocks_are_data_of_the_engine():
+    model = _small("q_proj", "k_proj", block=(48, 32))  # 32 outputs are two thirds of a block
+    strict = Parallel((32,), blocks=BlockLimits("toy 1.5"), source="toy 1.5")
+    assert fired(Parallel((32,), source="toy 1.5"), model) == set() and fired(strict, model) == {"QB273"}
+    (rule,) = BlockLimits("toy 1.5", last_cut=True).rules((1,))
+    assert [problem.where for problem in rule.check(model)] == [("model.layers.0.self_attn.q_proj",)]
+    assert rule.source == "toy 1.5"
+    assert list(BlockLimits("toy 1.5").rules((1,), {})[0].check(model)) == []  # nothing is built as one
+
+
+def test_halved_groups_cite_the_engine():
+    (rule,) = (rule for rule in find_target("vllm").rules if rule.code == "QB228")  # of gptq alone
+    assert rule.source.endswith("moe_wna16.py (create_weights)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qbridge.architecture.config import ANY_READER, Reader
@@ -26,6 +26,7 @@ class Target:
     the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds;
     `single_first` says that it reads model.safetensors before any index. `kernels` says which kernel serves each kind
     of linear, None where nobody knows. `codes` are catalogue entries of the findings that its rules alone have.
+    Nothing asks yet for the `messages` that it prints when it fails, or for what proves that it loads a folder.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Target:
     single_first: bool = False
     kernels: Kernels | None = None
     codes: tuple[Code, ...] = ()
+    messages: tuple[str, ...] = ()
+    prover: Callable[[str], object] | None = None
 
     @property
     def engine(self) -> str:
@@ -47,6 +50,11 @@ class Target:
     def version(self) -> str:
         """The version after `@`, or an empty string for a format."""
         return self.name.partition("@")[2]
+
+    @property
+    def fused(self) -> Mapping[str, tuple[str, ...]]:
+        """The last names of the linears that it builds as one, by the name of what it builds."""
+        return self.parallel.fused
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import START, unquantized_tensors
-from qbridge.targets.lmdeploy.parallel import TURBOMIND
+from qbridge.targets.lmdeploy.parallel import BLOCKS, TURBOMIND
 from qbridge.targets.lmdeploy.pytorch import PARSING, TURBOMIND_ARCHITECTURES, kv_scales, quantized_head, served_by
 
 _CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py (get_tm_config)"
@@ -191,7 +191,7 @@ _ALONE = {
     "compressed-tensors": "TurboMind loads it, the PyTorch engine has compressed-tensors for experts only",
     "mxfp4": "TurboMind loads it, the PyTorch engine has nothing for MXFP4",
 }
-_LIMITS = replace(TURBOMIND, blocks="lmdeploy")  # float8 is the PyTorch engine's, and its refusal says what is wrong
+_LIMITS = replace(TURBOMIND, blocks=BLOCKS)  # float8 is the PyTorch engine's, and its refusal says what is wrong
 _OTHER = LayerRule("QB219", _other_layout, "lmdeploy 0.18.0, pytorch/config.py")
 # For LMDeploy as a whole, where its other engine has nothing that would hold the model.
 ALONE = tuple(

@@ -291,7 +291,8 @@ def _small(*leaves, block=None):
     if block:
         weight = WeightScheme(8, Granularity.BLOCK, True, "e4m3fn", block=block)
     names = [f"model.layers.0.self_attn.{leaf}" for leaf in leaves]
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    heads = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **heads}
     return Model("gptq", config, {name: Spec(name, 32, 64, weight, DType.F16) for name in names}, {}, {})
 
 

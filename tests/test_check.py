@@ -66,7 +66,7 @@ def model_of(row, group, format="compressed-tensors"):
 def problems(model, target, tp):
     """(code, place, problem) of every rule that looks at no value."""
     wanted = find_target(target)
-    choice = next(choice for choice in wanted.choices if choice.format == model.format)
+    choice = wanted.choice_of(model.format)
     for rule in wanted.limits(choice, (tp,)):
         if isinstance(rule, LayerRule):
             found = ((name, rule.check(spec, model)) for name, spec in model.specs.items())

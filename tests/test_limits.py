@@ -197,7 +197,7 @@ def test_gptqmodel_keeps_awq_and_gets_gptq_of_all_else(tmp_path):
 def test_groups_that_gptqmodel_has_no_kernel_for(format, size, inputs, becomes):
     spec = Spec("m", 8, inputs, WeightScheme(4, Granularity.GROUP, group_size=size), DType.F16)
     model = Model(format, {}, {"m": spec}, {}, {})
-    (choice,) = (choice for choice in find_target("gptqmodel").choices if choice.format == format)
+    (choice,) = (choice for choice in find_target("gptqmodel").choices if format == choice.format.NAME)
     said = [rule for rule in choice.rules if isinstance(rule, LayerRule) and rule.check(spec, model)]
     assert [rule.code for rule in said] == ([] if becomes is None else ["QB232"])
     if said:

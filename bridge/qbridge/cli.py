@@ -33,6 +33,8 @@ from qbridge.plan.distribution import namesake, qbridge_version
 from qbridge.plan.options import Wishes
 from qbridge.progress import KINDS, compiling_shown
 from qbridge.progress import progress as progress_of
+from qbridge.targets.registry import codes
+from qbridge.targets.registry import report_unusable as report_unusable_targets
 from qbridge.write.budget import LEAST_MEMORY
 from qbridge.write.writer import Advance
 
@@ -261,9 +263,10 @@ def verify(
             raise typer.Exit(1)
 
 
-def _say_unusable() -> None:
+def _say_unusable(*reports: Callable[[Findings], None]) -> None:
     findings = Findings()
-    report_unusable(findings)
+    for report in reports:
+        report(findings)
     render.findings(_err(), tuple(findings))
 
 
@@ -272,7 +275,7 @@ def formats(as_json: Json = False) -> None:
     """List the formats that can be read and written."""
     with _answering("formats", as_json):
         found = [load(name) for name in qbridge.list_formats()]
-        _say_unusable()
+        _say_unusable(report_unusable)
         if as_json:
             entries = [{"name": f.NAME, "aliases": f.ALIASES, "summary": f.SUMMARY} for f in found]
             _print_json({"command": "formats", "formats": entries})
@@ -285,7 +288,7 @@ def targets(as_json: Json = False) -> None:
     """List what a checkpoint can be converted for."""
     with _answering("targets", as_json):
         found = qbridge.list_targets()
-        _say_unusable()
+        _say_unusable(report_unusable, report_unusable_targets)
         if as_json:
             entries = [{"name": t.name, "formats": t.formats, "summary": t.summary} for t in found]
             _print_json({"command": "targets", "targets": entries})
@@ -299,9 +302,10 @@ def explain(
 ) -> None:
     """Explain a QB code: what it means, why it matters, the way out."""
     with _answering("explain", as_json):
-        entry = CATALOGUE.get(code.upper())
+        entries = CATALOGUE if code.upper() in CATALOGUE else codes()  # no plugin is imported for one of ours
+        entry = entries.get(code.upper())
         if entry is None:
-            raise error("QB030", code, help=did_you_mean(code.upper(), CATALOGUE))
+            raise error("QB030", code, help=did_you_mean(code.upper(), entries))
         if as_json:
             fields = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
             _print_json({"command": "explain", **fields})

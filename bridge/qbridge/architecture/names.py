@@ -170,17 +170,21 @@ def _is_buffer(leaf: str, info: TensorInfo) -> bool:
     return info.dtype is DType.I64 and all(size == 1 for size in rows)
 
 
-def fused_siblings(modules: Iterable[str]) -> list[list[str]]:
-    """The modules that engines build as one linear, of those that are given: q, k, v and gate, up of one block."""
+def fused_siblings(modules: Iterable[str], groups: Mapping[str, tuple[str, ...]] = FUSED) -> list[list[str]]:
+    """The modules that engines build as one linear, of those that are given: q, k, v and gate, up of one block.
+
+    `groups` are the last names of each such group by the name of what an engine builds of it.
+    """
     known = dict.fromkeys(modules)
-    blocks: dict[str, dict[str, None]] = {fused: {} for fused in FUSED}
+    fused_of = _FUSED_OF if groups is FUSED else {part: fused for fused, parts in groups.items() for part in parts}
+    blocks: dict[str, dict[str, None]] = {fused: {} for fused in groups}
     for module in known:
         block, _, leaf = module.rpartition(".")
-        if leaf in _FUSED_OF:
-            blocks[_FUSED_OF[leaf]][block] = None
+        if leaf in fused_of:
+            blocks[fused_of[leaf]][block] = None
     found = [
         [f"{block}.{part}" for part in parts if f"{block}.{part}" in known]
-        for fused, parts in FUSED.items()
+        for fused, parts in groups.items()
         for block in natural(blocks[fused])
     ]
     return [names for names in found if len(names) > 1]

@@ -15,8 +15,9 @@ from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import assumed_model
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.commands.report import SCHEMA
-from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
+from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Rule, ValueRule
 from qbridge.ir.model import Model
 from qbridge.plan.repair import offered
@@ -24,9 +25,8 @@ from qbridge.source.reader import TOKENIZER
 from qbridge.source.weight_files import INDEX, SINGLE, weight_files, weight_map
 from qbridge.targets.choice import Choice
 from qbridge.targets.registry import find_target, rules_of
-from qbridge.targets.serving import Served
+from qbridge.targets.serving import Served, capability_of
 from qbridge.targets.target import Target
-from qbridge.targets.vllm.serving import serving
 
 _OTHER_LAYOUT = ("QB219",)  # what the same engine serves when it is converted
 
@@ -83,18 +83,18 @@ def check(
     findings = Findings(frozenset(allow))
     model, stored = _model(Path(src), source, findings)
     needs: list[str] = []
-    choice = next((choice for choice in wanted.choices if choice.format == model.format), None)
+    choice = wanted.choice_of(model.format)
     if choice is None:
         facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
         findings.add("QB260", str(src), facts, (_command(str(src), wanted),))
-    judged = choice or replace(wanted.choices[0], format=model.format, rules=())
+    judged = choice or replace(wanted.choices[0], format=named(model.format), rules=())
     if stored is not None:
         judge(model, stored, findings)
         _index_followed(wanted, str(src), findings)
     _spelling(model, wanted, str(src), findings)
     if model.specs:
         needs = _walk(model, wanted, judged, tp, str(src), findings)
-    kernels = serving(model, wanted, tp, gpu)
+    kernels = wanted.serving(model, tp, capability_of(gpu))
     _unserved(kernels, gpu, _command(str(src), wanted, tp), findings)
     return Check(
         source=str(src),
@@ -171,7 +171,7 @@ def _holds(model: Model, target: Target, judged: Choice) -> bool:
     """Whether another format of the target can hold the model, as far as shapes tell."""
 
     def takes(rule: Rule) -> bool:
-        if CATALOGUE[rule.code].severity != "error" or isinstance(rule, ValueRule):
+        if entry_of(rule.code).severity != "error" or isinstance(rule, ValueRule):
             return True
         if isinstance(rule, ModelRule):
             return not list(rule.check(model))

@@ -15,7 +15,7 @@ from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Report
 from qbridge.findings.finding import io_as_finding
-from qbridge.formats.registry import find, side_files
+from qbridge.formats.registry import side_files
 from qbridge.ir.layer import Spec
 from qbridge.passes import Pass
 from qbridge.plan import manifest
@@ -82,7 +82,7 @@ def convert(
             block = plan.config.get("quantization_config", {})
             documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
             documents |= plan.rewritten
-            documents |= {**side_files(find(plan.format), block), "config.json": plan.config}
+            documents |= {**side_files(plan.format, block), "config.json": plan.config}
             write(opened, plan, shards, documents, out, overwrite, effort, progress)
     return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(wishes.tp))
 

@@ -81,7 +81,7 @@ class Report:
             source_format=opened.format,
             because=opened.because,
             target=plan.target.name,
-            format=plan.format,
+            format=plan.format.NAME,
             chosen=plan.because,
             architecture=opened.model.architecture,
             layers=len(plan.layers),
@@ -97,7 +97,7 @@ class Report:
             flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
             dry_run=dry_run,
             seconds=round(time.monotonic() - start, 3),
-            serve=plan.target.command(plan.result, plan.format, str(dst), tp),
+            serve=plan.target.command(plan.result, plan.format.NAME, str(dst), tp),
             findings=tuple(opened.findings),
         )
 

@@ -13,7 +13,7 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import write
 from qbridge.commands.report import Report
 from qbridge.findings.finding import error, io_as_finding
-from qbridge.formats.registry import find, registry
+from qbridge.formats.registry import find, named, registry
 from qbridge.plan import manifest
 from qbridge.plan.output_files import plan_shards
 from qbridge.plan.output_tensors import outputs_of
@@ -91,7 +91,9 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
             for name, (spec, passes) in back.items()
         }
         outputs = [_renamed(output, origin["renamed"]) for output in outputs_of(opened.source, opened.model, layers)]
-        return Plan(opened.model, find_target(destination.NAME), destination.NAME, layers, outputs, origin["config"])
+        return Plan(
+            opened.model, find_target(destination.NAME), named(destination.NAME), layers, outputs, origin["config"]
+        )
     except manifest.MALFORMED as fault:
         raise error("QB037", MANIFEST, (f"{type(fault).__name__}: {fault}",)) from fault
 

@@ -82,4 +82,4 @@ def stream(
         opened.source.close()
         raise
     shapes = {t.name: (str(t.dtype), t.shape) for t in plan.outputs}
-    return Stream(plan.config, plan.format, shapes, opened.findings, opened, plan)
+    return Stream(plan.config, plan.format.NAME, shapes, opened.findings, opened, plan)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.catalogue import entry_of
 from qbridge.findings.catalogue.code import Code
 
 
@@ -40,7 +40,7 @@ class Finding:
     @property
     def entry(self) -> Code:
         """The catalogue entry of the code."""
-        return CATALOGUE[self.code]
+        return entry_of(self.code)
 
     @property
     def message(self) -> str:
@@ -94,7 +94,7 @@ class Findings:
 
         `values` is how many values of each place it is about; no word of `allow` lets a `final` one pass.
         """
-        entry = CATALOGUE[code]
+        entry = entry_of(code)
         severity = Severity.WARNING if mild else Severity(entry.severity)
         if severity is Severity.ERROR and entry.allow and not final:
             if entry.allow in self.allow:
@@ -112,7 +112,7 @@ class Findings:
 
     def allows(self, code: str) -> bool:
         """Whether the user let findings of this code pass."""
-        return CATALOGUE[code].allow in self.allow
+        return entry_of(code).allow in self.allow
 
     def __iter__(self) -> Iterator[Finding]:
         """Errors first, then by code, in the order found."""

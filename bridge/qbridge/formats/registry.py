@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, cast
 
 from qbridge.architecture.names import module_of, unclaimed
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean
+from qbridge.formats.plugins import blamed, installed
 from qbridge.formats.protocol import Format, Match
 from qbridge.ir.model import TensorInfo
 from qbridge.source.reader import Source
@@ -34,8 +35,8 @@ BUILTIN = (
 def registry() -> Mapping[str, str]:
     """Format name to the module that holds it, built-in ones first."""
     found = {name: f"qbridge_formats.{name.replace('-', '_')}" for name in BUILTIN}
-    for point in entry_points(group="qbridge.formats"):
-        found.setdefault(point.name, point.value)
+    for name, module in installed("qbridge.formats").items():
+        found.setdefault(name, module)
     return found
 
 
@@ -77,15 +78,8 @@ class _Guarded:
         return guarded
 
 
-@contextmanager
-def _blamed(name: str) -> Iterator[None]:
-    """Turn whatever a format's module raises into a QBridgeError (QB032) with its name."""
-    try:
-        yield
-    except QBridgeError:
-        raise
-    except (Exception, SystemExit) as fault:
-        raise error("QB032", name, (registry()[name], f"{type(fault).__name__}: {fault}")) from fault
+def _blamed(name: str) -> AbstractContextManager[None]:
+    return blamed(name, registry()[name])
 
 
 def usable() -> dict[str, Format]:
@@ -127,6 +121,23 @@ def find(name: str) -> Format:
     if name not in known:
         raise error("QB030", name, help=did_you_mean(name, known))
     return load(known[name])
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A format by its id, imported when it is first asked for anything else; it pickles and compares by its id."""
+
+    NAME: str
+
+    def __getattr__(self, member: str) -> Any:
+        if member.startswith("__"):
+            raise AttributeError(member)
+        return getattr(load(self.NAME), member)
+
+
+def named(name: str) -> Format:
+    """A format by its id, which is imported when it is first used; that raises what `load` does."""
+    return cast(Format, _Named(name))
 
 
 def config_files() -> frozenset[str]:

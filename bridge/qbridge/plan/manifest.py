@@ -66,7 +66,7 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
             "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
             "shards": {} if source.memory else _digests(source),
         },
-        "target": {"name": plan.target.name, "format": plan.format},
+        "target": {"name": plan.target.name, "format": plan.format.NAME},
         "steps": list(steps.values()),
         "kept": _kept(source, plan),
     }

@@ -11,6 +11,7 @@ import numpy as np
 
 from qbridge.codecs.code_moves import Block, CodeMove
 from qbridge.codecs.parts import encode_part, needed
+from qbridge.formats.protocol import Format
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.exactness import Exactness, weakest
 from qbridge.ir.layer import Layer, Spec
@@ -172,7 +173,7 @@ class Plan:
 
     model: Model
     target: Target
-    format: str
+    format: Format
     layers: Mapping[str, LayerPlan]
     outputs: Sequence[OutputTensor]
     config: Mapping[str, Any]
@@ -183,7 +184,7 @@ class Plan:
     def result(self) -> Model:
         """The model that is written."""
         specs = {name: layer.after for name, layer in self.layers.items()}
-        return replace(self.model, specs=specs, format=self.format)
+        return replace(self.model, specs=specs, format=self.format.NAME)
 
     def layer_of(self, tensor: OutputTensor) -> LayerPlan | Woven | None:
         """What gives a tensor its content; None for one that belongs to no layer."""

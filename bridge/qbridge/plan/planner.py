@@ -12,7 +12,6 @@ from dataclasses import replace
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
 from qbridge.architecture.mlps import follow, growth
 from qbridge.findings.finding import Findings
-from qbridge.formats.registry import find
 from qbridge.formats.rules import ModelRule, Rule, ValueRule, Values, without_fix
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -49,7 +48,7 @@ def make_plan(
     and the passes that lead back to it. Unless `thorough`, values are not looked at once something else is refused.
     Of what is `copied` into the source's own format, no cast of the engine's is an error.
     """
-    destination, rules = find(choice.format), rules_of(target, choice, wishes.tp)
+    destination, rules = choice.format, rules_of(target, choice, wishes.tp)
     if wishes.dtype:
         model = replace(model, config=as_dtype(model.config, wishes.dtype))
     if not wishes.passes:
@@ -74,7 +73,7 @@ def make_plan(
         steps = {name: passes for name, (_, passes) in after.items()}
         _check_values(result, SourceValues(source, model, steps), rules, copied, findings)
     if findings.errors:
-        return Plan(model, target, destination.NAME, {}, (), {})
+        return Plan(model, target, destination, {}, (), {})
     result = destination.settle(result)
     layers = {
         name: LayerPlan(
@@ -88,7 +87,7 @@ def make_plan(
     block = destination.config(result)
     if block:
         config["quantization_config"] = block
-    return Plan(model, target, destination.NAME, layers, outputs, config)
+    return Plan(model, target, destination, layers, outputs, config)
 
 
 def _asked_for(
@@ -144,8 +143,8 @@ def best_plan(
     second_best: tuple[Plan, Findings] | None = None
     for choice in choices:
         tried = Findings(findings.allow)
-        plan = make_plan(source, model, target, choice, tried, recorded(choice.format), wishes, thorough=False)
-        own = target.keeps and choice.format == model.format
+        plan = make_plan(source, model, target, choice, tried, recorded(choice.format.NAME), wishes, thorough=False)
+        own = target.keeps and model.format == choice.format.NAME
         plan = replace(plan, because="the source's own format" if own else because)
         avoided = [finding for finding in tried if finding.code in choice.avoided]
         if not tried.errors and not avoided:
@@ -153,7 +152,7 @@ def best_plan(
             return plan
         if not tried.errors:
             second_best = second_best or (plan, tried)
-        because = f"not {choice.format}: {(tried.errors or avoided)[0]}"
+        because = f"not {choice.format.NAME}: {(tried.errors or avoided)[0]}"
     if second_best:
         findings.merge(second_best[1])
         return second_best[0]
@@ -161,7 +160,15 @@ def best_plan(
         if _is_copy(choice, model):  # the engine does the same to the source, and no other format spares it that
             tried = Findings(findings.allow)
             plan = make_plan(
-                source, model, target, choice, tried, recorded(choice.format), wishes, thorough=False, copied=True
+                source,
+                model,
+                target,
+                choice,
+                tried,
+                recorded(choice.format.NAME),
+                wishes,
+                thorough=False,
+                copied=True,
             )
             if not tried.errors:
                 findings.merge(tried)
@@ -169,7 +176,7 @@ def best_plan(
     refused: list[tuple[Plan, Findings]] = []
     for choice in choices:
         tried = Findings(findings.allow)
-        refused.append((make_plan(source, model, target, choice, tried, recorded(choice.format), wishes), tried))
+        refused.append((make_plan(source, model, target, choice, tried, recorded(choice.format.NAME), wishes), tried))
     plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
     findings.merge(nearest)
     return plan
@@ -178,7 +185,7 @@ def best_plan(
 def _is_copy(choice: Choice, model: Model) -> bool:
     """Whether the engine is given the format and the dtype that the source has."""
     same = not choice.dtype or compute_dtype(model.config, DType.F32) is DENSE[choice.dtype]
-    return choice.format == model.format and same
+    return model.format == choice.format.NAME and same
 
 
 def _distance(findings: Findings) -> tuple[int, int]:

@@ -6,20 +6,33 @@ Sources: vllm 0.33.0, model_executor/layers/quantization/fp8.py and utils/fp8_ut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
-from qbridge.architecture.names import fused_siblings
+from qbridge.architecture.names import FUSED, fused_siblings
 from qbridge.architecture.parallel import rank
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 
-_VLLM_BLOCKS = (
-    "vllm 0.33.0, model_executor/layers/quantization/utils/fp8_utils.py (validate_fp8_block_shape) and "
-    "model_executor/layers/linear.py"
-)
-_LMDEPLOY_BLOCKS = "lmdeploy 0.18.0, pytorch/nn/linear/blocked_fp8.py"
+Fused = Mapping[str, tuple[str, ...]]  # the last names of linears that become one, by its name
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLimits:
+    """Whole blocks in every rank's share, and at the borders of the linears that an engine builds as one.
+
+    A `last_cut` engine lets the last of these end within a block where there is one rank. `source` says where that
+    was read.
+    """
+
+    source: str
+    last_cut: bool = False
+
+    def rules(self, sizes: tuple[int, ...], fused: Fused = FUSED) -> tuple[Rule, ...]:
+        """The limit at some tensor-parallel sizes (QB273), where an engine builds the groups of `fused` as one."""
+        return (ModelRule("QB273", _blocks(sizes, self.last_cut, fused), self.source),)
 
 
 def is_static(spec: Spec) -> bool:
@@ -32,25 +45,15 @@ def per_tensor(spec: Spec) -> bool:
     return spec.weight.type != "int" and spec.weight.granularity is Granularity.TENSOR
 
 
-def blocks(engine: str, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
-    """Whole blocks in every rank's share, and at the borders of the linears that an engine builds as one (QB273).
-
-    vLLM lets the last of these end within a block where there is one rank; LMDeploy none.
-    """
-    lenient = engine == "vllm"
-    source = _VLLM_BLOCKS if lenient else _LMDEPLOY_BLOCKS
-    return (ModelRule("QB273", _blocks(sizes, lenient), source),)
-
-
-def _blocks(sizes: tuple[int, ...], lenient: bool) -> Callable[[Model], Iterator[Problem]]:
+def _blocks(sizes: tuple[int, ...], last_cut: bool, fused: Fused) -> Callable[[Model], Iterator[Problem]]:
     def check(model: Model) -> Iterator[Problem]:
         own = {name: spec for name, spec in model.specs.items() if spec.weight.block}
-        joined = fused_siblings(list(own)) if own else []
+        joined = fused_siblings(list(own), fused) if own else []
         bordered = {name for names in joined for name in names}
         last = {names[-1] for names in joined}
         for tp in sizes:
             for name, spec in own.items():
-                fact = _misfit(spec, model, tp, name in bordered and not (lenient and tp == 1 and name in last))
+                fact = _misfit(spec, model, tp, name in bordered and not (last_cut and tp == 1 and name in last))
                 if fact:
                     yield Problem(
                         (fact,), ("--tp 1",) if tp > 1 and not _misfit(spec, model, 1, False) else (), (name,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qbridge.formats.protocol import Format
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Dialect
@@ -18,13 +19,14 @@ Serve = Callable[[Model, str, int], str]
 class Choice:
     """A format with the engine's limits on it.
 
-    `dialect` is what the format shall choose where it leaves a choice, `dtype` the one that config.json must name.
-    What is found of the codes of `avoided` lets the target's other formats be tried first. `parallel` stands for the
-    target's limits on what a rank holds where another of its engines loads the format. `serve` gives the command that
-    serves the checkpoint, None where there is no server.
+    `format` is one as `qbridge.formats.registry.named` gives it, which imports nothing before it is asked. `dialect`
+    is what the format shall choose where it leaves a choice, `dtype` the one that config.json must name. What is
+    found of the codes of `avoided` lets the target's other formats be tried first. `parallel` stands for the target's
+    limits on what a rank holds where another of its engines loads the format. `serve` gives the command that serves
+    the checkpoint, None where there is no server.
     """
 
-    format: str
+    format: Format
     rules: tuple[Rule, ...] = ()
     dialect: Dialect = ()
     dtype: str = ""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from math import gcd
 
+from qbridge.architecture.config import Reader
+from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -16,6 +18,7 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
+from qbridge.targets.target import Target
 
 _TORCH = "gptqmodel 7.7.0, nn_modules/qlinear/torch.py (TorchLinear.SUPPORTS_BITS, SUPPORTS_GROUP_SIZE)"
 _TORCH_AWQ = (
@@ -82,7 +85,7 @@ def _asymmetric_version_1(spec: Spec, model: Model) -> Problem | None:
 _COMMON: tuple[Rule, ...] = (weight_scales(DType.BF16, _DTYPE), unquantized_tensors(DType.BF16, _DTYPE))
 CHOICES = (
     Choice(
-        "gptq",
+        named("gptq"),
         (
             LayerRule("QB232", _width, _TORCH),
             LayerRule("QB232", _group, _TORCH, _regrouped),
@@ -91,12 +94,21 @@ CHOICES = (
         ),
     ),
     Choice(
-        "awq",
+        named("awq"),
         (
             LayerRule("QB232", _width, _TORCH_AWQ),
             LayerRule("QB232", _awq_group, _TORCH_AWQ, _awq_regrouped),
             LayerRule("QB232", _awq_outputs, _TORCH_AWQ),
             *_COMMON,
         ),
+    ),
+)
+TARGETS = (
+    Target(
+        "gptqmodel@7.7.0",
+        "GPTQModel, which has no tensor parallelism; GPTQ, or AWQ where the source is AWQ",
+        CHOICES,
+        Reader((5,)),  # it requires 5.20.2 or newer
+        keeps=True,
     ),
 )

@@ -15,14 +15,14 @@ from typing import TypeVar
 
 from qbridge.architecture.decoder import family, place
 from qbridge.architecture.mlps import growth
-from qbridge.architecture.names import fused_siblings, is_routed
+from qbridge.architecture.names import FUSED, fused_siblings, is_routed
 from qbridge.architecture.parallel import Rank, head_faults, rank
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
-from qbridge.targets import blocks as float8
+from qbridge.targets.blocks import BlockLimits
 
 Found = TypeVar("Found")
 
@@ -43,10 +43,11 @@ class Parallel:
     have its own. `inputs` and `outputs` are what in_features and out_features per rank must be multiples of;
     `whole_outputs` wants outputs in multiples of the group as well; `whole_channels` are formats in which one scale
     per channel cannot be given to several ranks, `whole_groups` those in which a rank gets whole groups, as many as
-    there are. `pads_mlps` engines pad MLPs when they load them; in formats of `halves` they halve the groups of
-    experts themselves, for a slower kernel. `straddled` is what happens to a group that straddles two ranks, by
-    format, where it depends on that. `blocks` is the engine whose limits on blocks of float8 weights hold. `source`
-    says where that was read.
+    there are. `pads_mlps` engines pad MLPs when they load them; in formats of `halves` (with where that was read)
+    they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens to a group that
+    straddles two ranks, by format, where it depends on that. `blocks` are the limits on blocks of float8 weights.
+    `source` says where that was read. `fused` are the groups of linears that it builds as one, by the name of what it
+    builds.
     """
 
     sizes: tuple[int, ...]
@@ -57,10 +58,11 @@ class Parallel:
     whole_channels: frozenset[str] = frozenset()
     whole_groups: frozenset[str] = frozenset()
     pads_mlps: bool = False
-    halves: frozenset[str] = frozenset()
+    halves: Mapping[str, str] = field(default_factory=dict)
     straddled: Mapping[str, str] = field(default_factory=dict)
-    blocks: str = ""
+    blocks: BlockLimits | None = None
     source: str = ""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FUSED)
 
     def multiple(self, spec: Spec, tp: int) -> int:
         """What the intermediate size of a down projection must be a multiple of."""
@@ -78,11 +80,11 @@ class Parallel:
             split = self._split(format_name, sizes, once)
             found.append(LayerRule("QB251", self._straddle(format_name, sizes, once), self.source, split))
         if format_name in self.halves:
-            found.append(ModelRule("QB228", _halved(sizes), _MOE_WNA16))
+            found.append(ModelRule("QB228", _halved(sizes), self.halves[format_name]))
         if self.inputs > 1 or self.outputs > 1:
             found.append(ModelRule("QB253", self._tiles(format_name, sizes, once), self.source))
         if self.blocks:
-            found += float8.blocks(self.blocks, sizes)
+            found += self.blocks.rules(sizes, self.fused)
         return tuple(found)
 
     def shares(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
@@ -237,7 +239,7 @@ class Parallel:
         if self.inputs == self.outputs == 1:
             return
         own = [name for name in model.specs if ".experts." not in name]
-        fused = {name: names for names in fused_siblings(own) for name in names}
+        fused = {name: names for names in fused_siblings(own, self.fused) for name in names}
         for name in own:
             spec = model.specs[name]
             if spec.activation is not None:
@@ -308,9 +310,6 @@ def _heads(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
                 yield Problem((f"{fault} (tp {tp})",), where=("config.json",))
 
     return check
-
-
-_MOE_WNA16 = "vllm 0.33.0, model_executor/layers/quantization/moe_wna16.py (create_weights)"
 
 
 def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:

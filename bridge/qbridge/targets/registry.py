@@ -2,126 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copyreg
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from typing import Any
 
-from qbridge.architecture.config import Reader
-from qbridge.findings.finding import error
+from qbridge.findings.catalogue import known
+from qbridge.findings.catalogue.code import Code
+from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean
 from qbridge.formats.common_rules import plain_activations
-from qbridge.formats.registry import aliases, find, usable
+from qbridge.formats.registry import aliases, find, named, usable
 from qbridge.formats.rules import Rule
-from qbridge.targets import gptqmodel, transformers
 from qbridge.targets.choice import Choice
-from qbridge.targets.lmdeploy import parallel as lmdeploy_parallel
-from qbridge.targets.lmdeploy import pytorch as lmdeploy
-from qbridge.targets.lmdeploy import turbomind
+from qbridge.targets.plugins import load, plugins
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices as vllm
-from qbridge.targets.vllm import parallel as vllm_parallel
 
-# Newest version of each engine first; `engine` alone means that one.
-_ENGINES = (
-    Target(
-        "lmdeploy@0.18.0",
-        "LMDeploy: 8 bits as smooth-quant or fp8; W4A16 as AWQ, which both its engines load, or for TurboMind alone",
-        (*lmdeploy.choices("0.18.0"), *turbomind.ALONE),
-        lmdeploy.READER,
-        parallel=lmdeploy_parallel.LMDEPLOY,
-    ),
-    Target(
-        "lmdeploy@0.6.2",
-        "LMDeploy's PyTorch engine of November 2024; W8A8 as smooth-quant",
-        lmdeploy.choices("0.6.2"),
-        lmdeploy.OLD_READER,
-        single_first=True,
-    ),
-    Target(
-        "lmdeploy-turbomind@0.18.0",
-        "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ, and gpt-oss",
-        turbomind.CHOICES,
-        lmdeploy.READER,
-        parallel=lmdeploy_parallel.TURBOMIND,
-    ),
-    Target(
-        "vllm@0.33.0",
-        "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt and gpt-oss where it serves them as they are",
-        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8, vllm.MODELOPT, vllm.MXFP4),
-        vllm.READER,
-        keeps=True,
-        parallel=vllm_parallel.VLLM,
-    ),
-    Target(
-        "vllm@0.23.0",
-        "vLLM before its Marlin kernels padded tiles",
-        (vllm.COMPRESSED_TENSORS, vllm.GPTQ, vllm.AWQ, vllm.FP8),
-        vllm.READER_023,
-        keeps=True,
-        parallel=vllm_parallel.VLLM_023,
-    ),
-    Target(
-        "vllm@0.5.4",
-        "vLLM of August 2024, which says: not divisible by min_thread_k",
-        (vllm.OLD_COMPRESSED_TENSORS, vllm.OLD_GPTQ, vllm.AWQ),
-        vllm.OLD_READER,
-        keeps=True,
-        parallel=vllm_parallel.VLLM_054,
-    ),
-    Target(
-        "vllm-gptq@0.33.0",
-        "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve",
-        (vllm.GPTQ,),
-        vllm.READER,
-        parallel=vllm_parallel.VLLM,
-    ),
-    Target(
-        "vllm-marlin@0.33.0",
-        "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
-        (vllm.GPTQ,),
-        vllm.READER,
-        parallel=vllm_parallel.VLLM,
-    ),
-    Target(
-        "gptqmodel@7.7.0",
-        "GPTQModel, which has no tensor parallelism; GPTQ, or AWQ where the source is AWQ",
-        gptqmodel.CHOICES,
-        Reader((5,)),  # it requires 5.20.2 or newer
-        keeps=True,
-    ),
-    Target(
-        "transformers@5.17.0",
-        "transformers with compressed-tensors installed",
-        transformers.CHOICES,
-        Reader((5,)),
-        keeps=True,
-        single_first=True,
-    ),
-)
+# Modules beside this one, each with its TARGETS; those of other packages are entry points `qbridge.targets`.
+BUILTIN = ("lmdeploy", "vllm", "gptqmodel", "transformers")
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (
     Target(
         "gptq-v1",
         "GPTQ with zero-points of version 1, as AutoGPTQ knows them",
-        (Choice("gptq", dialect=(("zeros", "v1"),)),),
+        (Choice(named("gptq"), dialect=(("zeros", "v1"),)),),
     ),
     Target(
         "gptq-v2",
         "GPTQ with zero-points of version 2, symmetric ones included",
-        (Choice("gptq", dialect=(("zeros", "v2"),)),),
+        (Choice(named("gptq"), dialect=(("zeros", "v2"),)),),
     ),
 )
 
 
+@cache
+def builtin() -> tuple[Target, ...]:
+    """The engines of this package, newest version of each first."""
+    modules = (import_module(f"qbridge.targets.{name}") for name in BUILTIN)
+    return tuple(target for module in modules for target in module.TARGETS)
+
+
+def _others(findings: Findings | None = None) -> list[Target]:
+    """The engines of other packages that can be imported; a warning (QB035) for each that cannot."""
+    engines: list[Target] = []
+    taken = _taken() if plugins() else frozenset[str]()
+    for name in plugins():
+        try:
+            engines += load(name, taken)
+        except QBridgeError as fault:
+            if findings is not None:
+                findings.add("QB035", name, fault.findings[0].facts)
+        taken |= {target.engine for target in engines}
+    return engines
+
+
+def _taken() -> frozenset[str]:
+    """The names that no engine of another package may have."""
+    return frozenset((*(target.engine for target in (*builtin(), *_VARIANTS)), *aliases()))
+
+
+def report_unusable(findings: Findings) -> None:
+    """A warning (QB035) for each third party's target that cannot be imported."""
+    _others(findings)
+
+
 def targets() -> list[Target]:
     """Every engine at every version in the table, then every format by its own name."""
-    return [*_ENGINES, *map(_by_format, usable()), *_VARIANTS]
+    return [*builtin(), *_others(), *map(_by_format, usable()), *_VARIANTS]
+
+
+def codes() -> Mapping[str, Code]:
+    """Every code: those of the catalogue, then those that targets of other packages bring along."""
+    _others()
+    return known()
 
 
 def _by_format(name: str) -> Target:
-    return Target(name, find(name).SUMMARY, (Choice(name),))
+    return Target(name, find(name).SUMMARY, (Choice(named(name)),))
 
 
 def _names() -> Iterator[str]:
-    for target in _ENGINES:
+    for target in (*builtin(), *_others()):
         yield target.engine
         yield target.name
     yield from (target.name for target in _VARIANTS)
@@ -129,22 +92,36 @@ def _names() -> Iterator[str]:
 
 
 def find_target(name: str) -> Target:
-    """A target by name; `engine@X.Y` is its newest patch in the table. QBridgeError (QB030) otherwise."""
-    engine, at, version = name.partition("@")
-    for target in _ENGINES:
-        if target.engine == engine and (not at or f"{target.version}.".startswith(f"{version}.")):
-            return target
+    """A target by name; `engine@X.Y` is its newest patch in the table. QBridgeError (QB030) otherwise.
+
+    Those of other packages are imported only if none of this one has the name; QB032 if the one asked for fails.
+    """
+    engine, at, _ = name.partition("@")
+    if target := _newest(builtin(), name):
+        return target
     if not at and name in aliases():
         return _by_format(aliases()[name])
-    for target in _VARIANTS:
-        if target.name == name:
-            return target
+    if target := next((target for target in _VARIANTS if target.name == name), None):
+        return target
+    if target := _newest(_others(), name):
+        return target
+    if engine in plugins():
+        load(engine, _taken())
     raise error("QB030", name, help=did_you_mean(name, sorted(set(_names()))))
+
+
+def _newest(targets: Iterable[Target], name: str) -> Target | None:
+    engine, at, version = name.partition("@")
+    for target in targets:
+        if target.engine == engine and (not at or f"{target.version}.".startswith(f"{version}.")):
+            return target
+    return None
 
 
 def source_formats(name: str) -> tuple[str, ...]:
     """The formats that --from NAME means: one, or those of an engine."""
-    for target in (*_ENGINES, *_VARIANTS):
+    others = _others() if name not in (*_taken(), *(target.name for target in builtin())) else []
+    for target in (*builtin(), *_VARIANTS, *others):
         if name in (target.engine, target.name):
             return target.formats
     return (find(name).NAME,)
@@ -155,7 +132,18 @@ def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> t
 
     A format that does not say `KEEPS_INPUT_DETAILS` has no word for a limit of inputs, or for how scales are rounded.
     """
-    format_ = find(choice.format)
+    format_ = choice.format
     keeps = getattr(format_, "KEEPS_INPUT_DETAILS", False)
     plain = () if keeps else (plain_activations(format_.NAME, f"docs/formats, the page of {format_.NAME}"),)
     return (*plain, *format_.RULES, *target.limits(choice, sizes))
+
+
+def _by_name(target: Target) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:
+    """How a target is pickled: by its name where that finds it again, because rules may be closures."""
+    with suppress(QBridgeError):  # a target that is in no table
+        if find_target(target.name) == target:
+            return find_target, (target.name,)
+    return target.__reduce_ex__(2)
+
+
+copyreg.pickle(Target, _by_name)

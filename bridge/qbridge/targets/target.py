@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qbridge.architecture.config import ANY_READER, Reader
+from qbridge.findings.catalogue.code import Code
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Choice
 from qbridge.targets.parallel import ANY, Parallel
+from qbridge.targets.serving import Served
+
+# What serves each kind of linear of a model: by version, tensor-parallel size and compute capability (80 for 8.0).
+Kernels = Callable[[Model, str, int, int], Sequence[Served]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +24,9 @@ class Target:
 
     The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
     the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds;
-    `single_first` says that it reads model.safetensors before any index.
+    `single_first` says that it reads model.safetensors before any index. `kernels` says which kernel serves each kind
+    of linear, None where nobody knows. `codes` are catalogue entries of the findings that its rules alone have.
+    Nothing asks yet for the `messages` that it prints when it fails, or for what proves that it loads a folder.
     """
 
     name: str
@@ -28,6 +36,10 @@ class Target:
     keeps: bool = False
     parallel: Parallel = ANY
     single_first: bool = False
+    kernels: Kernels | None = None
+    codes: tuple[Code, ...] = ()
+    messages: tuple[str, ...] = ()
+    prover: Callable[[str], object] | None = None
 
     @property
     def engine(self) -> str:
@@ -40,9 +52,14 @@ class Target:
         return self.name.partition("@")[2]
 
     @property
+    def fused(self) -> Mapping[str, tuple[str, ...]]:
+        """The last names of the linears that it builds as one, by the name of what it builds."""
+        return self.parallel.fused
+
+    @property
     def formats(self) -> tuple[str, ...]:
-        """The formats of its choices."""
-        return tuple(choice.format for choice in self.choices)
+        """The formats of its choices, by their ids."""
+        return tuple(choice.format.NAME for choice in self.choices)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -51,14 +68,22 @@ class Target:
 
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
-        return (*choice.rules, *(choice.parallel or self.parallel).rules(choice.format, sizes))
+        return (*choice.rules, *(choice.parallel or self.parallel).rules(choice.format.NAME, sizes))
 
     def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
         """The command that serves a checkpoint of one of its formats, empty where it has no server."""
-        serve = next((choice.serve for choice in self.choices if choice.format == format_name), None)
-        return serve(model, shlex.quote(path), tp) if serve else ""
+        choice = self.choice_of(format_name)
+        return choice.serve(model, shlex.quote(path), tp) if choice and choice.serve else ""
+
+    def choice_of(self, format_name: str) -> Choice | None:
+        """Its first choice of a format, None if it does not load the format."""
+        return next((choice for choice in self.choices if format_name == choice.format.NAME), None)
 
     def in_order(self, source_format: str) -> list[Choice]:
         """Its choices, best first for a source of some format."""
-        own = [choice for choice in self.choices if self.keeps and choice.format == source_format]
+        own = [choice for choice in self.choices if self.keeps and source_format == choice.format.NAME]
         return [*own, *(choice for choice in self.choices if choice not in own)]
+
+    def serving(self, model: Model, tp: int, capability: int) -> Sequence[Served]:
+        """What serves each kind of linear on a GPU; nothing where its kernels are in no table."""
+        return self.kernels(model, self.version, tp, capability) if self.kernels else ()

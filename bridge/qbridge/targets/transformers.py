@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qbridge.architecture.config import Reader
+from qbridge.formats.registry import named
 from qbridge.formats.rules import ModelRule, Problem
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -15,6 +17,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
+from qbridge.targets.target import Target
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -38,12 +41,22 @@ def _is_converted(spec: Spec) -> bool:
 
 CHOICES = (
     Choice(
-        "compressed-tensors",
+        named("compressed-tensors"),
         (
             ModelRule("QB231", _experts, "transformers 5.17.0, conversion_mapping.py"),
             weight_scales(DType.F32, _LOADING),
             unquantized_tensors(DType.F32, _LOADING),
         ),
     ),
-    Choice("mxfp4", (unquantized_tensors(DType.F32, _LOADING),)),
+    Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),)),
+)
+TARGETS = (
+    Target(
+        "transformers@5.17.0",
+        "transformers with compressed-tensors installed",
+        CHOICES,
+        Reader((5,)),
+        keeps=True,
+        single_first=True,
+    ),
 )

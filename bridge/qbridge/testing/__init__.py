@@ -21,6 +21,7 @@ from qbridge.testing.laws import (
     write_model,
 )
 from qbridge.testing.strategies import grouped_layers, layers, random_layer, specs
+from qbridge.testing.targets import check_target
 
 __all__ = [
     "check_checkpoint",
@@ -29,6 +30,7 @@ __all__ = [
     "check_layer",
     "check_pair",
     "check_pairs",
+    "check_target",
     "empty_model",
     "grouped_layers",
     "layers",

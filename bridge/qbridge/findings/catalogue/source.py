@@ -306,12 +306,13 @@ ENTRIES = (
     ),
     Code(
         "QB032",
-        "a format's module fails",
-        "A format that was asked for (entry point of qbridge.formats) cannot be imported, lacks a member or raises.",
+        "a plugin's module fails",
+        "A format or target that was asked for (entry point of qbridge.formats or qbridge.targets) cannot be "
+        "imported, lacks a member or raises.",
         "Nothing can be read or written by it.",
         "a plugin written for another version of qbridge",
-        "Repair or uninstall the package that brings the format.",
-        "qbridge.formats.registry",
+        "Repair or uninstall the package that brings the format or target.",
+        "qbridge.formats.registry, qbridge.targets.plugins",
         USAGE,
     ),
     Code(
@@ -326,13 +327,13 @@ ENTRIES = (
     ),
     Code(
         "QB035",
-        "a third party's format is left out",
-        "A format of another package (entry-point group qbridge.formats) cannot be imported, lacks a member, or "
-        "raises when it looks at the checkpoint.",
-        "Its checkpoints are not recognised; everything else goes on.",
+        "a third party's format or target is left out",
+        "A format or target of another package (entry-point groups qbridge.formats and qbridge.targets) cannot be "
+        "imported, lacks a member, has a name that another one has, or raises when it looks at the checkpoint.",
+        "A format's checkpoints are not recognised, a target is not known; everything else goes on.",
         "a plugin written for another version of qbridge",
-        "Repair or uninstall the package that brings the format.",
-        "qbridge.formats.registry",
+        "Repair or uninstall the package that brings the format or target.",
+        "qbridge.formats.registry, qbridge.targets.plugins",
         severity="warning",
     ),
     Code(

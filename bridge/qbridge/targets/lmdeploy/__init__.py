@@ -1,1 +1,31 @@
-"""LMDeploy: its PyTorch engine and TurboMind."""
+"""LMDeploy: what its PyTorch and TurboMind engines load, by version, and how they are started."""
+
+from __future__ import annotations
+
+from qbridge.targets.lmdeploy import parallel, pytorch, turbomind
+from qbridge.targets.target import Target
+
+# The newest version first; `lmdeploy` alone means that one.
+TARGETS = (
+    Target(
+        "lmdeploy@0.18.0",
+        "LMDeploy: 8 bits as smooth-quant or fp8; W4A16 as AWQ, which both its engines load, or for TurboMind alone",
+        (*pytorch.choices("0.18.0"), *turbomind.ALONE),
+        pytorch.READER,
+        parallel=parallel.LMDEPLOY,
+    ),
+    Target(
+        "lmdeploy@0.6.2",
+        "LMDeploy's PyTorch engine of November 2024; W8A8 as smooth-quant",
+        pytorch.choices("0.6.2"),
+        pytorch.OLD_READER,
+        single_first=True,
+    ),
+    Target(
+        "lmdeploy-turbomind@0.18.0",
+        "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ, and gpt-oss",
+        turbomind.CHOICES,
+        pytorch.READER,
+        parallel=parallel.TURBOMIND,
+    ),
+)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from qbridge.targets.blocks import BlockLimits
 from qbridge.targets.parallel import Parallel
 
+BLOCKS = BlockLimits("lmdeploy 0.18.0, pytorch/nn/linear/blocked_fp8.py")
 LMDEPLOY = Parallel(
     (128, 64, 32),
     whole_outputs=True,
     straddled={"": "LMDeploy's PyTorch engine stops: Attempted to load weight into parameter of another size"},
-    blocks="lmdeploy",
+    blocks=BLOCKS,
     source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)",
 )
 TURBOMIND = Parallel(

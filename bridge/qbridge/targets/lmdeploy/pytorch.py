@@ -19,6 +19,7 @@ from qbridge.architecture.names import (
     natural,
 )
 from qbridge.formats.common_rules import drop_kv_scales, stored_kv_scales
+from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -91,11 +92,11 @@ _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
 
 def choices(version: str) -> tuple[Choice, ...]:
     """W8A8 as smooth-quant, in 0.18.0 also as fp8; 4-bit weights as AWQ, which its other engine loads as well."""
-    eight_bits = Choice("smooth-quant", rules(version, "smooth-quant"), serve=served_by("pytorch"))
+    eight_bits = Choice(named("smooth-quant"), rules(version, "smooth-quant"), serve=served_by("pytorch"))
     if version == "0.6.2":
         return (eight_bits,)
-    blocks = Choice("fp8", (*lmdeploy_float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
-    four_bits = Choice("awq", (*AWQ_RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
+    blocks = Choice(named("fp8"), (*lmdeploy_float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
+    four_bits = Choice(named("awq"), (*AWQ_RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
     return eight_bits, blocks, four_bits
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from qbridge.architecture.names import dense_linears, fused_siblings
 from qbridge.formats.common_rules import drop_kv_scales
+from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -22,7 +23,7 @@ from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import START, unquantized_tensors
-from qbridge.targets.lmdeploy.parallel import TURBOMIND
+from qbridge.targets.lmdeploy.parallel import BLOCKS, TURBOMIND
 from qbridge.targets.lmdeploy.pytorch import PARSING, TURBOMIND_ARCHITECTURES, kv_scales, quantized_head, served_by
 
 _CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py (get_tm_config)"
@@ -152,9 +153,9 @@ def _if_not_for_pytorch(rule: Rule) -> Rule:
 
 _SERVE = served_by("turbomind")
 CHOICES = (
-    Choice("awq", (*_groups_of(128), *_COMMON), dtype="float16", serve=_SERVE),
+    Choice(named("awq"), (*_groups_of(128), *_COMMON), dtype="float16", serve=_SERVE),
     Choice(
-        "compressed-tensors",
+        named("compressed-tensors"),
         (
             *_groups_of(128, 32),
             ModelRule("QB243", _one_group, _CONVERTER),
@@ -164,7 +165,7 @@ CHOICES = (
         serve=_SERVE,
     ),
     Choice(
-        "gptq",
+        named("gptq"),
         (
             *_groups_of(128),
             LayerRule("QB240", _asymmetric, _CONVERTER, lambda spec, model: Symmetrize()),
@@ -176,7 +177,7 @@ CHOICES = (
         serve=_SERVE,
     ),
     Choice(
-        "mxfp4",
+        named("mxfp4"),
         (
             LayerRule("QB240", _tiles, "lmdeploy 0.18.0, turbomind/linear.py"),
             unquantized_tensors(DType.BF16, "lmdeploy 0.18.0, turbomind/converter.py", DType.BF16),
@@ -190,15 +191,15 @@ _ALONE = {
     "compressed-tensors": "TurboMind loads it, the PyTorch engine has compressed-tensors for experts only",
     "mxfp4": "TurboMind loads it, the PyTorch engine has nothing for MXFP4",
 }
-_LIMITS = replace(TURBOMIND, blocks="lmdeploy")  # float8 is the PyTorch engine's, and its refusal says what is wrong
+_LIMITS = replace(TURBOMIND, blocks=BLOCKS)  # float8 is the PyTorch engine's, and its refusal says what is wrong
 _OTHER = LayerRule("QB219", _other_layout, "lmdeploy 0.18.0, pytorch/config.py")
 # For LMDeploy as a whole, where its other engine has nothing that would hold the model.
 ALONE = tuple(
     replace(
         choice,
-        rules=(_OTHER, _alone(_ALONE[choice.format]), *map(_if_not_for_pytorch, choice.rules)),
+        rules=(_OTHER, _alone(_ALONE[choice.format.NAME]), *map(_if_not_for_pytorch, choice.rules)),
         parallel=_LIMITS,
     )
     for choice in CHOICES
-    if choice.format in _ALONE
+    if choice.format.NAME in _ALONE
 )

@@ -1,1 +1,54 @@
-"""vLLM."""
+"""vLLM: what it loads, by version, which kernels serve it, and how it is started."""
+
+from __future__ import annotations
+
+from qbridge.targets.target import Target
+from qbridge.targets.vllm import choices, parallel
+from qbridge.targets.vllm.serving import kernels
+
+# The newest version first; `vllm` alone means that one.
+TARGETS = (
+    Target(
+        "vllm@0.33.0",
+        "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt and gpt-oss where it serves them as they are",
+        (choices.COMPRESSED_TENSORS, choices.GPTQ, choices.AWQ, choices.FP8, choices.MODELOPT, choices.MXFP4),
+        choices.READER,
+        keeps=True,
+        parallel=parallel.VLLM,
+        kernels=kernels,
+    ),
+    Target(
+        "vllm@0.23.0",
+        "vLLM before its Marlin kernels padded tiles",
+        (choices.COMPRESSED_TENSORS, choices.GPTQ, choices.AWQ, choices.FP8),
+        choices.READER_023,
+        keeps=True,
+        parallel=parallel.VLLM_023,
+        kernels=kernels,
+    ),
+    Target(
+        "vllm@0.5.4",
+        "vLLM of August 2024, which says: not divisible by min_thread_k",
+        (choices.OLD_COMPRESSED_TENSORS, choices.OLD_GPTQ, choices.AWQ),
+        choices.OLD_READER,
+        keeps=True,
+        parallel=parallel.VLLM_054,
+        kernels=kernels,
+    ),
+    Target(
+        "vllm-gptq@0.33.0",
+        "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve",
+        (choices.GPTQ,),
+        choices.READER,
+        parallel=parallel.VLLM,
+        kernels=kernels,
+    ),
+    Target(
+        "vllm-marlin@0.33.0",
+        "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
+        (choices.GPTQ,),
+        choices.READER,
+        parallel=parallel.VLLM,
+        kernels=kernels,
+    ),
+)

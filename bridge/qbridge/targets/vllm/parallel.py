@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qbridge.targets.blocks import BlockLimits
 from qbridge.targets.parallel import Parallel
 
 _CT_REFUSES = "vLLM refuses it: Weight input_size_per_partition is not divisible by group_size"
 _AWQ_REFUSES = "vLLM refuses it: The input size is not aligned with the quantized weight shape"
+_BLOCKS = BlockLimits(
+    "vllm 0.33.0, model_executor/layers/quantization/utils/fp8_utils.py (validate_fp8_block_shape) and "
+    "model_executor/layers/linear.py",
+    last_cut=True,
+)
 VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
     whole_channels=frozenset({"awq"}),
     whole_groups=frozenset({"mxfp4"}),  # model_executor/models/gpt_oss.py (_load_weights_mxfp4)
-    halves=frozenset({"gptq"}),  # model_executor/layers/quantization/moe_wna16.py
+    halves={"gptq": "vllm 0.33.0, model_executor/layers/quantization/moe_wna16.py (create_weights)"},
     straddled={
         "gptq": "vLLM 0.33: Marlin refuses it; Machete, Exllama and Humming take it and compute with scales of "
         "other groups",
         "awq": _AWQ_REFUSES,
         "compressed-tensors": _CT_REFUSES,
     },
-    blocks="vllm",
+    blocks=_BLOCKS,
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
 VLLM_023 = Parallel(
@@ -35,7 +41,7 @@ VLLM_023 = Parallel(
         "awq": _AWQ_REFUSES,
         "compressed-tensors": _CT_REFUSES,
     },
-    blocks="vllm",
+    blocks=_BLOCKS,
     source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
 )
 VLLM_054 = replace(

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from qbridge.architecture.names import fused_siblings
 from qbridge.architecture.parallel import Rank, fused_out, rank
-from qbridge.findings.finding import error
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.common import model_dtype_name
 from qbridge.targets.serving import Served
-from qbridge.targets.target import Target
 from qbridge.targets.vllm.kernels import Linear, choose
 
 _METHODS = ("gptq", "awq", "compressed-tensors")
 _WITHOUT_HUMMING = ("0.5.4",)  # the wheels of 0.23.0 and 0.33.0 require the package humming-kernels
 
 
-def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
-    """What serves each kind of weight-only linear; nothing for engines whose kernels are not in a table."""
-    capability = _capability(gpu)
-    if target.engine.partition("-")[0] != "vllm" or model.format not in _METHODS:
+def kernels(model: Model, version: str, tp: int, capability: int) -> list[Served]:
+    """What serves each kind of weight-only linear; nothing in formats whose kernels are not in a table."""
+    if model.format not in _METHODS:
         return []
-    dtype = _dtype(model, capability, target.version)
-    humming = target.version not in _WITHOUT_HUMMING
+    dtype = _dtype(model, capability, version)
+    humming = version not in _WITHOUT_HUMMING
     found: dict[Linear, Served] = {}
     held: dict[Linear, list[str]] = {}
     own = [name for name in model.specs if ".experts." not in name]  # experts have other kernels, in no table
@@ -40,8 +36,8 @@ def serving(model: Model, target: Target, tp: int, gpu: str) -> list[Served]:
         if linear is None:
             continue
         if linear not in found:
-            verdict = choose(linear, capability, target.version, humming=humming)
-            half = choose(replace(linear, dtype="float16"), capability, target.version, humming=humming)
+            verdict = choose(linear, capability, version, humming=humming)
+            half = choose(replace(linear, dtype="float16"), capability, version, humming=humming)
             leaf = "+".join(other.rpartition(".")[2] for other in names)
             shape = linear.out_features, linear.in_features
             found[linear] = Served(
@@ -86,10 +82,3 @@ def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) ->
         format=model.format,
         cut=tp > 1 and held[spec.name].axis == "column",
     )
-
-
-def _capability(gpu: str) -> int:
-    match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)[af]?", gpu.strip().lower())
-    if not match:
-        raise error("QB030", f"--gpu {gpu}", help=("a compute capability such as sm80 or sm90",))
-    return int(match[1] + match[2])

@@ -38,7 +38,7 @@ NAMES_ALLOWED = {
     ("bridge/qbridge/cli.py", "dense"),
     ("bridge/qbridge/commands/conversion.py", "dense"),
     # mlp_layer_types of transformers: a layer is "dense" or "sparse"; leaf names of Falcon's and Phi's attention
-    ("bridge/qbridge/architecture/decoder.py", "dense"),
+    ("bridge/qbridge/architecture/classes.py", "dense"),
     ("bridge/qbridge/architecture/families.py", "dense"),
     ("bridge/qbridge/architecture/from_config.py", "dense"),
     ("bridge/qbridge/architecture/parallel.py", "dense"),

@@ -11,12 +11,13 @@ import transformers
 from transformers.activations import ACT2FN
 
 import make_sharding as facts
+from qbridge.architecture.classes import CLASSES
 from qbridge.architecture.decoder import LEFT_ALONE, family
-from qbridge.architecture.families import DEFAULTS, FAMILIES, ZERO_AT_ZERO
+from qbridge.architecture.families import TEXT_MODELS, ZERO_AT_ZERO
 from qbridge.architecture.mlps import Block, intermediate_copies, intermediate_key, mlp_blocks
 from qbridge.architecture.parallel import Rank, fused_out, head_faults, rank
 
-EVERY = pytest.mark.parametrize("architecture", FAMILIES)
+EVERY = pytest.mark.parametrize("architecture", CLASSES)
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]
 NO_PLAN = {
     "FalconForCausalLM",
@@ -68,7 +69,7 @@ DEEPSEEK_V2_LITE = config(
 
 @EVERY
 def test_tp_plans_agree_leaf_by_leaf(architecture):
-    record = FAMILIES[architecture]
+    record = CLASSES[architecture].split
     columns, rows, whole = facts.plan(architecture)
     assert columns <= record.columns and rows <= record.rows and whole <= record.whole
     missing = (record.columns | record.rows | record.whole) - columns - rows - whole
@@ -86,7 +87,7 @@ def small(architecture):
 
 @EVERY
 def test_module_trees_agree_leaf_by_leaf(architecture):
-    record, found = FAMILIES[architecture], set()
+    record, found = CLASSES[architecture].split, set()
     variants = [{}, {"q_lora_rank": None}] if architecture in LATENT else [{}]
     hidden, latent = facts.DIMS["hidden_size"], {facts.DIMS["q_lora_rank"], facts.DIMS["kv_lora_rank"]}
     for changes in variants:
@@ -102,7 +103,7 @@ def test_module_trees_agree_leaf_by_leaf(architecture):
 
 @EVERY
 def test_three_ranks_hold_a_third_of_every_split_linear(architecture):
-    whole, text, split = FAMILIES[architecture].whole, small(architecture), set()
+    whole, text, split = CLASSES[architecture].split.whole, small(architecture), set()
     for name, out, into in facts.linears(architecture):
         got, leaf = rank(name, out, into, text, 3), name.rpartition(".")[2]
         assert got is not None, name
@@ -116,7 +117,7 @@ def test_three_ranks_hold_a_third_of_every_split_linear(architecture):
 
 @EVERY
 def test_the_config_key_of_every_mlp_holds_its_size(architecture):
-    if not FAMILIES[architecture].gated and architecture != "GptOssForCausalLM":
+    if not CLASSES[architecture].split.gated and architecture != "GptOssForCausalLM":
         return
     text = small(architecture)
     inner = text.get("text_config", text)
@@ -134,7 +135,7 @@ def test_the_config_key_of_every_mlp_holds_its_size(architecture):
 
 @EVERY
 def test_gated_is_what_the_mlps_compute(architecture):
-    record, model = FAMILIES[architecture], facts.instance(architecture)
+    record, model = CLASSES[architecture].split, facts.instance(architecture)
     text = model.config.get_text_config()
     act = getattr(text, "hidden_act", None) or getattr(text, "hidden_activation", None) or text.activation
     if record.gated:
@@ -211,9 +212,11 @@ def test_activations_are_zero_at_zero(name):
 
 
 def test_defaults_are_those_of_transformers():
-    nested = [name for name in FAMILIES if facts.nested(name)]
+    nested = [name for name in CLASSES if facts.nested(name)]
     texts = [facts.text_config(name) for name in nested]
-    assert {text.model_type: facts.defaults(text) for text in texts} == DEFAULTS
+    assert {text.model_type: facts.defaults(text) for text in texts} == {
+        name: model.sizes for name, model in TEXT_MODELS.items() if model.sizes
+    }
 
 
 def test_the_module_does_not_import_transformers():
@@ -223,7 +226,7 @@ def test_the_module_does_not_import_transformers():
 
 def test_internlm_is_not_in_transformers_and_so_unknown():
     for name in ("InternLM2ForCausalLM", "InternLM3ForCausalLM"):
-        assert not hasattr(transformers, name) and name not in FAMILIES
+        assert not hasattr(transformers, name) and name not in CLASSES
 
 
 # The arithmetic.

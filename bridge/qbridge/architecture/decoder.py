@@ -7,20 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from qbridge.architecture.classes import CLASSES, UNKNOWN, ModelClass
 from qbridge.architecture.config import NESTED
-from qbridge.architecture.families import (
-    BIASED,
-    DEFAULTS,
-    ENDS,
-    FAMILIES,
-    NORMS,
-    QK_NORMS,
-    SIZES,
-    TIED,
-    TWO_NORMS,
-    ZERO_AT_ZERO,
-    Family,
-)
+from qbridge.architecture.families import QK_NORMS, SIZES, TEXT_MODELS, ZERO_AT_ZERO, Family, TextModel
 
 # Parts of a name that say the module is of no decoder: towers and blocks for speculative decoding.
 LEFT_ALONE = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "mtp"})
@@ -35,10 +24,9 @@ def family(config: Mapping[str, Any]) -> Family | None:
 
     Its `gated` holds for the activation that this config names, too.
     """
-    names = config.get("architectures")
-    record = FAMILIES.get(str(names[0])) if isinstance(names, list) and names else None
-    if record is None:
+    if architecture(config) not in CLASSES:
         return None
+    record = row_of(config).split
     text = text_config(config)
     acts = text.get("hidden_act"), text.get("hidden_activation")
     gated = record.gated and all(act is None or str(act) in ZERO_AT_ZERO for act in acts)
@@ -50,7 +38,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in NESTED:
         text = config.get(key)
         if isinstance(text, dict):
-            defaults = DEFAULTS.get(str(text.get("model_type")), ())
+            defaults = TEXT_MODELS.get(str(text.get("model_type")), TextModel()).sizes
             return {**{name: size for name, size in zip(SIZES, defaults, strict=False) if size}, **text}
     return config
 
@@ -108,44 +96,25 @@ MLPS = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2
 INDEXERS = frozenset({"wq_b", "wk", "weights_proj"})
 QUERIES = frozenset({"q_proj", "q_a_proj", "q_b_proj"})  # of latent attention: the first alone, or the others
 
-# What has a bias whatever config.json says, by last names (a layer's, the last norm, the head).
-_NORMS_BIASED = frozenset(TWO_NORMS)
-ALWAYS_BIASED: Mapping[str, frozenset[str]] = {
-    "FalconForCausalLM": frozenset({"input_layernorm", "ln_attn", "ln_mlp", "ln_f"}),
-    "GptOssForCausalLM": frozenset({"router"}),
-    "NemotronForCausalLM": _NORMS_BIASED | {"norm"},
-    "PhiForCausalLM": frozenset({"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "input_layernorm"})
-    | {"final_layernorm", "lm_head"},
-    "PhimoeForCausalLM": _NORMS_BIASED | {"norm"},
-    "Starcoder2ForCausalLM": _NORMS_BIASED | {"norm"},
-}
 # Parameters of a layer that are no weight or bias of a module.
 PARAMETERS = frozenset({"A_log", "D", "dt_bias", "e_score_correction_bias", "sinks"})
-# Routers that correct the scores by which they choose; DeepSeek's only if topk_method says so, or nothing.
-CORRECTED = frozenset(
-    {
-        "DeepseekV32ForCausalLM",
-        "DeepseekV3ForCausalLM",
-        "Glm4MoeForCausalLM",
-        "Glm4MoeLiteForCausalLM",
-        "Glm4vMoeForConditionalGeneration",
-        "GlmMoeDsaForCausalLM",
-    }
-)
 # Linear attention of Qwen3-Next and Qwen3.5: each must be there under one of these names, or split like that.
 LINEAR_ATTENTION: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"in_proj_qkvz"}), frozenset({"in_proj_qkv", "in_proj_z"})),
     (frozenset({"in_proj_ba"}), frozenset({"in_proj_b", "in_proj_a"})),
     *((frozenset({name}),) for name in ("A_log", "conv1d", "dt_bias", "norm", "out_proj")),
 )
-# Published with adapters that are not merged, which engines know (vllm 0.33.0, model_executor/models/phi4mm.py).
-ADAPTED = frozenset({"Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"})
 
 
 def architecture(config: Mapping[str, Any]) -> str:
     """The first model class that config.json names, or an empty string."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def row_of(config: Mapping[str, Any]) -> ModelClass:
+    """What is known of the class that config.json names; a row that says nothing if it is unknown."""
+    return CLASSES.get(architecture(config), UNKNOWN)
 
 
 def attention(record: Family, text: Mapping[str, Any]) -> frozenset[str]:
@@ -158,7 +127,7 @@ def attention(record: Family, text: Mapping[str, Any]) -> frozenset[str]:
 
 def norms(config: Mapping[str, Any], latent: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The last names of a layer's norms: those of every layer, and those inside of attention."""
-    named = NORMS.get(architecture(config), TWO_NORMS)
+    named = row_of(config).norms
     inner = tuple(name for name in named if name in QK_NORMS)
     if latent:
         inner += ("kv_a_layernorm", *(("q_a_layernorm",) if text_config(config).get("q_lora_rank") else ()))
@@ -167,26 +136,25 @@ def norms(config: Mapping[str, Any], latent: bool) -> tuple[tuple[str, ...], tup
 
 def ends(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The last names of what stands before and after the layers."""
-    return ENDS.get(architecture(config), ("embed_tokens", "norm"))
+    return row_of(config).ends
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether lm_head is the embedding, by config.json, the text model's own config or the architecture's default."""
     text, key = text_config(config), "tie_word_embeddings"
-    return bool(config.get(key, text.get(key, architecture(config) in TIED)))
+    return bool(config.get(key, text.get(key, row_of(config).tied)))
 
 
 def biased(record: Family, config: Mapping[str, Any]) -> frozenset[str]:
     """The last names of linears and norms that have a bias."""
-    text, name = text_config(config), architecture(config)
-    found = ALWAYS_BIASED.get(name, frozenset())
-    if name == "Starcoder2ForCausalLM" and text.get("use_bias", True):
-        found |= record.columns | record.rows
-    if name == "GptOssForCausalLM" and text.get("attention_bias", True):
-        found |= {"q_proj", "k_proj", "v_proj", "o_proj"}
+    text, row = text_config(config), row_of(config)
+    found, (key, names) = row.biased, row.biased_if
+    if text.get(key, True):
+        found |= names
     if "kv_b_proj" in record.columns:  # its attention_bias is about other linears
         return found
-    always = str(text.get("model_type")) in BIASED and text.get("qkv_bias", True)
+    model_type = TEXT_MODELS.get(str(text.get("model_type")), TextModel())
+    always = model_type.qkv_bias and text.get("qkv_bias", True)
     if always or text.get("attention_bias"):
         found |= record.columns & {"q_proj", "k_proj", "v_proj"}
     return found
@@ -194,11 +162,9 @@ def biased(record: Family, config: Mapping[str, Any]) -> frozenset[str]:
 
 def parameters(config: Mapping[str, Any], sparse: bool) -> frozenset[str]:
     """The last names of a layer's parameters of its own, besides those of linear attention."""
-    text, name = text_config(config), architecture(config)
-    if name == "GptOssForCausalLM":
-        return frozenset({"sinks"})
-    corrected = name in CORRECTED and text.get("topk_method", "noaux_tc") == "noaux_tc"
-    return frozenset({"e_score_correction_bias"}) if corrected and sparse else frozenset()
+    row = row_of(config)
+    corrected = row.corrected and sparse and text_config(config).get("topk_method", "noaux_tc") == "noaux_tc"
+    return row.parameters | ({"e_score_correction_bias"} if corrected else frozenset())
 
 
 def indexer(record: Family, config: Mapping[str, Any], layer: int) -> frozenset[str]:
@@ -206,10 +172,9 @@ def indexer(record: Family, config: Mapping[str, Any], layer: int) -> frozenset[
     kinds = text_config(config).get("indexer_types")
     if not record.whole >= INDEXERS:
         return frozenset()
+    full = row_of(config).indexers
     if isinstance(kinds, list):
         full = layer < len(kinds) and kinds[layer] == "full"
-    else:
-        full = architecture(config) == "DeepseekV32ForCausalLM"
     return INDEXERS | {"k_norm"} if full else frozenset()
 
 
@@ -223,7 +188,7 @@ def draft_layers(config: Mapping[str, Any]) -> int:
 def shared_block(config: Mapping[str, Any]) -> str:
     """The name of the shared expert's module, or an empty string if a sparse layer has none."""
     text = text_config(config)
-    if architecture(config).startswith("Llama4"):
+    if row_of(config).shared_expert:
         return "shared_expert"
     if any(_positive(text, key) for key in ("n_shared_experts", "moe_num_shared_experts")):
         return "shared_experts"

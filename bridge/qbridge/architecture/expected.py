@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from typing import Any
 
+from qbridge.architecture.classes import ADAPTED
 from qbridge.architecture.decoder import (
-    ADAPTED,
     INDEXERS,
     LEFT_ALONE,
     LINEAR_ATTENTION,
@@ -30,6 +30,7 @@ from qbridge.architecture.decoder import (
     is_tied,
     norms,
     parameters,
+    row_of,
     shared_block,
     text_config,
 )
@@ -273,13 +274,13 @@ def _experts(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, An
     if shared:
         wanted = (f"{parent}.{shared}.{leaf}" for leaf in _GROUPED[0])
         yield from (name for name in wanted if name not in layer.modules)
-    if shared == "shared_expert" and not architecture(config).startswith("Llama4"):
+    if shared == "shared_expert" and not row_of(config).shared_expert:
         yield from {f"{parent}.shared_expert_gate"} - layer.modules
     if layer.packed:
         packed = {name.partition("[")[0] for name in layer.packed[block]}
         have = {name.split("_proj")[0] for name in packed if not name.endswith("_bias")}
         yield from (f"{block}.{part}_proj" for part in ("gate_up", "down") if part not in have)
-        if architecture(config).startswith("GptOss"):
+        if row_of(config).expert_biases:
             wanted_biases = {"gate_up_proj_bias", "down_proj_bias"}
             yield from (f"{block}.{name}" for name in wanted_biases - packed)
         return

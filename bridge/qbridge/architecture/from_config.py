@@ -14,13 +14,13 @@ from qbridge.architecture.decoder import (
     INDEXERS,
     MLPS,
     MOST,
-    architecture,
     attention,
     expert_count,
     family,
     has_attention,
     head_counts,
     is_sparse,
+    row_of,
     shared_block,
     text_config,
 )
@@ -99,13 +99,11 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
 def _linears(config: Mapping[str, Any], record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (out_features, in_features)) of every linear of the decoder's layers, linear attention left out."""
     text = text_config(config)
-    whole = _attention(config, record)
-    falcon = "query_key_value" in record.columns
-    layers, block = ("transformer.h", "self_attention") if falcon else ("model.layers", "self_attn")
+    whole, row = _attention(config, record), row_of(config)
     for layer in range(text["num_hidden_layers"]):
-        prefix = f"{layers}.{layer}"
+        prefix = f"{row.layers}.{layer}"
         if has_attention(text, layer):
-            yield from ((f"{prefix}.{block}.{leaf}", shape) for leaf, shape in whole.items())
+            yield from ((f"{prefix}.{row.attention}.{leaf}", shape) for leaf, shape in whole.items())
         for name in _mlps(config, record, layer):
             size = _intermediate(f"{prefix}.{name}", config)
             yield from ((f"{prefix}.{name}.{leaf}", shape) for leaf, shape in _mlp(text["hidden_size"], size, record))
@@ -116,8 +114,7 @@ def _attention(config: Mapping[str, Any], record: Family) -> dict[str, tuple[int
     text = text_config(config)
     hidden, (heads, kv) = text["hidden_size"], head_counts(config)
     head = text.get("head_dim") or hidden // heads
-    # Qwen3-Next and Qwen3.5 have a gate per query.
-    gates = 2 if architecture(config).startswith(("Qwen3Next", "Qwen3_5")) else 1
+    gates = 2 if row_of(config).query_gates else 1
     dims = {
         "q_proj": (gates * heads * head, hidden),
         "k_proj": (kv * head, hidden),

@@ -9,8 +9,8 @@ import pytest
 
 import make_sharding as facts
 import qbridge
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.classes import CLASSES
-from qbridge.architecture.decoder import expert_count
 from qbridge.architecture.from_config import assumed_model
 from support import ROOT
 
@@ -42,7 +42,10 @@ def test_linears_are_those_of_the_module_tree(architecture, changes, tmp_path):
         wanted[(*tail(name), out, into)] += facts.DIMS["num_experts"] if ".experts." in name else 1
     found = assumed_model(tmp_path)
     assert Counter((*tail(name), s.out_features, s.in_features) for name, s in found.specs.items()) == wanted
-    assert not any(".experts." in name for name in found.specs) or expert_count(config) == facts.DIMS["num_experts"]
+    assert (
+        not any(".experts." in name for name in found.specs)
+        or Architecture.of(config).experts == facts.DIMS["num_experts"]
+    )
 
 
 @pytest.mark.parametrize("architecture", CLASSES)

@@ -11,11 +11,12 @@ import transformers
 from transformers.activations import ACT2FN
 
 import make_sharding as facts
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.classes import CLASSES
-from qbridge.architecture.decoder import LEFT_ALONE, family
+from qbridge.architecture.decoder import LEFT_ALONE
 from qbridge.architecture.families import TEXT_MODELS, ZERO_AT_ZERO
-from qbridge.architecture.mlps import Block, intermediate_copies, intermediate_key, mlp_blocks
-from qbridge.architecture.parallel import Rank, fused_out, head_faults, rank
+from qbridge.architecture.mlps import Block, mlp_blocks
+from qbridge.architecture.parallel import Rank, fused_out
 
 EVERY = pytest.mark.parametrize("architecture", CLASSES)
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]
@@ -43,6 +44,22 @@ def config(architecture="LlamaForCausalLM", heads=32, kv=8, **keys):
         "num_hidden_layers": 62,
         **keys,
     }
+
+
+def rank(module, out, into, settings, tp):
+    return Architecture.of(settings).rank(module, (out, into), tp)
+
+
+def head_faults(settings, tp):
+    return Architecture.of(settings).head_faults(tp)
+
+
+def intermediate_key(block, settings):
+    return Architecture.of(settings).intermediate_key(block)
+
+
+def intermediate_copies(block, settings):
+    return Architecture.of(settings).intermediate_copies(block)
 
 
 def layer(leaf, number=0):
@@ -220,7 +237,7 @@ def test_defaults_are_those_of_transformers():
 
 
 def test_the_module_does_not_import_transformers():
-    code = "import sys, qbridge.architecture.parallel; assert not {'transformers', 'torch'} & sys.modules.keys()"
+    code = "import sys, qbridge.architecture.architecture; assert not {'transformers', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -324,7 +341,7 @@ def test_mixtral_experts_by_either_name():
 
 def test_an_unknown_architecture_or_leaf_is_unknown():
     for unknown in ({}, {"architectures": []}, {"architectures": None}, config("NeverHeardOfForCausalLM")):
-        assert family(unknown) is None
+        assert not Architecture.of(unknown).known
         assert rank(layer("mlp.down_proj"), 64, 64, unknown, 2) is None
         assert intermediate_key(layer("mlp"), unknown) is None
         assert head_faults(unknown, 3) == []
@@ -367,9 +384,9 @@ def test_multimodal_configs_have_the_dims_of_their_text_config():
 
 
 def test_gated_holds_for_the_activation_of_the_config():
-    assert family(config(hidden_act="silu")).gated
-    assert not family(config(hidden_act="sigmoid")).gated
-    assert not family(config("GptOssForCausalLM", hidden_act="silu")).gated
+    assert Architecture.of(config(hidden_act="silu")).gated
+    assert not Architecture.of(config(hidden_act="sigmoid")).gated
+    assert not Architecture.of(config("GptOssForCausalLM", hidden_act="silu")).gated
 
 
 def test_blocks_are_whole_and_of_decoders():

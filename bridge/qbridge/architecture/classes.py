@@ -48,8 +48,9 @@ class ModelClass:
     corrected: bool = False  # the router corrects its scores, unless topk_method says otherwise
     indexers: bool = False  # every layer chooses keys, though config.json has no indexer_types
     shared_expert: bool = False  # every sparse layer has one, without a gate, whatever config.json says
-    expert_biases: bool = False  # of packed experts
+    fused_experts: bool = False  # stored in two tensors a layer, which have biases
     query_gates: bool = False  # q_proj holds a gate beside every query
+    mlp_ratio: int = 0  # intermediate over hidden size where config.json has no key for it
     layers: str = "model.layers"  # the name before the numbers of layers
     attention: str = "self_attn"  # the name of a layer's attention
 
@@ -89,6 +90,7 @@ CLASSES: Mapping[str, ModelClass] = {
         ends=("word_embeddings", "ln_f"),
         tied=True,
         biased=frozenset({"input_layernorm", "ln_attn", "ln_mlp", "ln_f"}),
+        mlp_ratio=4,  # transformers 5.24.0, configuration_falcon.py
         layers="transformer.h",
         attention="self_attention",
     ),
@@ -108,7 +110,7 @@ CLASSES: Mapping[str, ModelClass] = {
         biased=frozenset({"router"}),
         biased_if=("attention_bias", frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})),
         parameters=frozenset({"sinks"}),
-        expert_biases=True,
+        fused_experts=True,
     ),
     "GraniteForCausalLM": _LLAMA,
     "InternVLForConditionalGeneration": _TIED,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import fused_siblings
-from qbridge.architecture.parallel import rank
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -62,7 +62,7 @@ def _blocks(sizes: tuple[int, ...], lenient: bool) -> Callable[[Model], Iterator
 def _misfit(spec: Spec, model: Model, tp: int, bordered: bool) -> str:
     """Which share of a layer is no whole blocks, or an empty string."""
     rows, columns = spec.weight.block or (1, 1)
-    held = rank(spec.name, *spec.dims, model.config, tp)
+    held = Architecture.of_model(model).rank(spec.name, spec.dims, tp)
     shares = []
     if held is not None and not held.fault and tp > 1:
         shares = [("out_features", held.out_features, rows)] if held.axis == "column" else []

@@ -19,7 +19,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import MAX_SIZE, Granularity, WeightScheme
 from qbridge.source.json_text import load_json
 
-_SIZES = ("size_of", "_dim", "_rank", "heads_of", "_layers", "_experts", "_replace")
+_SIZES = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_replace")
 
 
 def assumed_model(path: Path) -> Model:

@@ -11,9 +11,11 @@ from safetensors.numpy import load_file, save_file
 import make_sharding as facts
 import qbridge
 from goldens import ALLOW
+from qbridge.architecture import expected
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.classes import CLASSES
 from qbridge.architecture.decoder import LEFT_ALONE
-from qbridge.architecture.expected import judge, missing
+from qbridge.architecture.expected import judge
 from qbridge.findings.finding import Findings
 from qbridge.ir.model import Model
 from support import ROOT, SINGLE, cli, copy_fixture, edit_json, rewrite_tensors
@@ -31,6 +33,10 @@ BIASES_OF_SOME = {
     "GlmMoeDsaForCausalLM": ("indexer.k_norm.bias", "indexer.k_norm.weight", *INDEXER),
     "StableLmForCausalLM": "norm.bias",
 }
+
+
+def missing(names, config):
+    return expected.missing(names, Architecture.of(config))
 
 
 def config_of(architecture, **changes):

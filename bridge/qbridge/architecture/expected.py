@@ -10,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.classes import ADAPTED
@@ -182,9 +181,8 @@ def _kinds(names: Sequence[str], most: int = 5) -> tuple[str, ...]:
     return (*told, *([f"and {len(counts) - most} names more"] if len(counts) > most else ()))
 
 
-def missing(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+def missing(names: Iterable[str], architecture: Architecture) -> list[str]:
     """Modules and biases that the architecture's layers need, of stored tensors' `names`; none if it is unknown."""
-    architecture = Architecture.of(config)
     return _missing(_tree(names, architecture.split.columns), architecture) if architecture.judged else []
 
 

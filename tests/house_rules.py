@@ -38,7 +38,7 @@ NAMES_ALLOWED = {
     ("bridge/qbridge/cli.py", "dense"),
     ("bridge/qbridge/commands/conversion.py", "dense"),
     # mlp_layer_types of transformers: a layer is "dense" or "sparse"; leaf names of Falcon's and Phi's attention
-    ("bridge/qbridge/architecture/decoder.py", "dense"),
+    ("bridge/qbridge/architecture/classes.py", "dense"),
     ("bridge/qbridge/architecture/families.py", "dense"),
     ("bridge/qbridge/architecture/from_config.py", "dense"),
     ("bridge/qbridge/architecture/parallel.py", "dense"),
@@ -68,6 +68,21 @@ FILES_ALLOWED = (
     "bridge/qbridge/testing/laws.py",
     "formats/qbridge_formats/_shared/config_block.py",
     "formats/qbridge_formats/modelopt/config.py",
+)
+# Modules of architecture/, and functions, that nobody asks but `Architecture`.
+BEHIND_ARCHITECTURE = frozenset(
+    [
+        "classes",
+        "decoder",
+        "families",
+        "text_config",
+        "_text_config",
+        "family",
+        "rank",
+        "head_faults",
+        "intermediate_key",
+        "intermediate_copies",
+    ]
 )
 _READING = {"open", "fdopen", "read_bytes", "read_text", "load_json", "preadv", "memmap"}
 _CLASS = re.compile(r"\b[A-Z]\w+(?:ForCausalLM|ForConditionalGeneration|LMHeadModel)\b")
@@ -173,6 +188,21 @@ def opened_files(path: str, text: str) -> list[str]:
     calls = (node.func for node in ast.walk(parsed(text)) if isinstance(node, ast.Call))
     names = (call.id if isinstance(call, ast.Name) else getattr(call, "attr", "") for call in calls)
     return [f"{path} calls {name}" for name in names if name in _READING]
+
+
+def bare_architectures(path: str, text: str) -> list[str]:
+    """Imports of what `Architecture` is made of, outside architecture/ and the laws of its rows."""
+    if path.startswith(("bridge/qbridge/architecture/", "bridge/qbridge/testing/architectures.py")):
+        return []
+    wrong = []
+    for node in ast.walk(parsed(text)):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names = {alias.name.rpartition(".")[2] for alias in node.names}
+            module = getattr(node, "module", None) or node.names[0].name
+            inside = {part.rpartition(".")[2] for part in (module, *names)} & BEHIND_ARCHITECTURE
+            if f"{module}.".startswith("qbridge.architecture."):
+                wrong += [f"{path} imports {name} of architecture" for name in sorted(inside)]
+    return wrong
 
 
 def codec_tests(path: str, text: str, codecs: set[str]) -> list[str]:

@@ -148,7 +148,7 @@ def main(names):
         if nested(name):
             tables[text_config(name).model_type] = defaults(text_config(name))
     for model_type, sizes in sorted(tables.items()):
-        print(f'    "{model_type}": {sizes},')
+        print(f'    "{model_type}": TextModel({sizes}),')
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import pytest
 
 import make_sharding as facts
 import qbridge
-from qbridge.architecture.decoder import expert_count
-from qbridge.architecture.families import FAMILIES
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.classes import CLASSES
 from qbridge.architecture.from_config import assumed_model
 from support import ROOT
 
 BLOCK = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]
-VARIANTS = [*((name, {}) for name in FAMILIES), *((name, {"q_lora_rank": None}) for name in LATENT)]
+VARIANTS = [*((name, {}) for name in CLASSES), *((name, {"q_lora_rank": None}) for name in LATENT)]
 
 
 def write(folder, architecture, **changes):
@@ -42,10 +42,13 @@ def test_linears_are_those_of_the_module_tree(architecture, changes, tmp_path):
         wanted[(*tail(name), out, into)] += facts.DIMS["num_experts"] if ".experts." in name else 1
     found = assumed_model(tmp_path)
     assert Counter((*tail(name), s.out_features, s.in_features) for name, s in found.specs.items()) == wanted
-    assert not any(".experts." in name for name in found.specs) or expert_count(config) == facts.DIMS["num_experts"]
+    assert (
+        not any(".experts." in name for name in found.specs)
+        or Architecture.of(config).experts == facts.DIMS["num_experts"]
+    )
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", CLASSES)
 def test_every_architecture_of_the_table_is_checked(architecture, tmp_path):
     write(tmp_path, architecture)
     done = qbridge.check(tmp_path, "vllm", 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def test_entry_says_everything(entry):
     assert entry.severity in ("error", "warning", "note")
     assert entry.exit in (1, 2, 3, 4, 70)
     assert entry.allow is None or entry.severity == "error"
+
+
+@ENTRIES
+def test_modules_that_are_a_source_are_there(entry):
+    for name in re.findall(r"qbridge(?:\.\w+)+", entry.source):
+        assert importlib.util.find_spec(name), name
 
 
 def test_no_code_is_given_twice():

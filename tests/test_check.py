@@ -473,6 +473,26 @@ def test_config_that_says_too_little_is_refused(tmp_path, edit, fact):
     assert finding["code"] == "QB262" and finding["facts"] == [fact]
 
 
+SIZED = [
+    "hidden_size",
+    "vocab_size",
+    "head_dim",
+    "kv_lora_rank",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_experts",
+]
+
+
+@pytest.mark.parametrize("value", [-1, 2**40, "64"])
+@pytest.mark.parametrize("key", SIZED)
+def test_a_size_that_no_model_has_is_refused_by_its_key(tmp_path, key, value):
+    src = bare(tmp_path)
+    edit_json(src / "config.json", lambda config: config.update({key: value}))
+    (finding,) = answer(src, "--for", "vllm", rc=1)["findings"]
+    assert finding["code"] == "QB262" and finding["facts"] == [f"{key} is {value}"]
+
+
 @pytest.mark.parametrize(
     ("architecture", "key"), [("DeepseekV2ForCausalLM", "kv_lora_rank"), ("MixtralForCausalLM", "num_local_experts")]
 )

@@ -11,14 +11,16 @@ from safetensors.numpy import load_file, save_file
 import make_sharding as facts
 import qbridge
 from goldens import ALLOW
+from qbridge.architecture import expected
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.classes import CLASSES
 from qbridge.architecture.decoder import LEFT_ALONE
-from qbridge.architecture.expected import judge, missing
-from qbridge.architecture.families import FAMILIES
+from qbridge.architecture.expected import judge
 from qbridge.findings.finding import Findings
 from qbridge.ir.model import Model
 from support import ROOT, SINGLE, cli, copy_fixture, edit_json, rewrite_tensors
 
-EVERY = pytest.mark.parametrize("architecture", FAMILIES)
+EVERY = pytest.mark.parametrize("architecture", CLASSES)
 CASES = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 DELETED = ["gptq/llama_v1_sym", "awq/llama_gemm", "gptq/qwen2_dynamic", "gptq/qwen3_moe_v1_sym"]
 CODES = ("QB263", "QB264")
@@ -31,6 +33,10 @@ BIASES_OF_SOME = {
     "GlmMoeDsaForCausalLM": ("indexer.k_norm.bias", "indexer.k_norm.weight", *INDEXER),
     "StableLmForCausalLM": "norm.bias",
 }
+
+
+def missing(names, config):
+    return expected.missing(names, Architecture.of(config))
 
 
 def config_of(architecture, **changes):
@@ -110,7 +116,7 @@ def test_complete_models_are_not_doubted(architecture):
     assert judged(architecture, list(names_of(architecture)), num_nextn_predict_layers=0) == []
 
 
-@pytest.mark.parametrize("architecture", [name for name in FAMILIES if "Conditional" in name])
+@pytest.mark.parametrize("architecture", [name for name in CLASSES if "Conditional" in name])
 def test_blocks_of_a_tower_are_required(architecture):
     names = list(names_of(architecture))
     blocks = sorted({match[0] for name in names if (match := BLOCK.match(name))})

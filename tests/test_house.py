@@ -124,6 +124,10 @@ def test_codecs_are_asked_and_not_told_apart():
     assert all_of(house_rules.codec_tests, PATHS, CODECS) == []
 
 
+def test_what_a_model_is_like_is_asked_of_its_architecture():
+    assert all_of(house_rules.bare_architectures, PATHS) == []
+
+
 def test_imports_have_no_circle():
     faces = {dotted(path) for path in PATHS if path.endswith("__init__.py") and not path.startswith("formats")}
     assert house_rules.circle({dotted(p): text for p, text in PATHS.items() if dotted(p) not in faces}) == []
@@ -145,6 +149,7 @@ def test_the_top_is_rooms_and_at_most_six_files():
 
 ORDER, NAME, CLASS = house_rules.against_the_order, house_rules.foreign_names, house_rules.foreign_classes
 INNER, FILE, ASKED = house_rules.formats_against_the_order, house_rules.opened_files, house_rules.codec_tests
+BARE = house_rules.bare_architectures
 PLAN, FORMAT = "bridge/qbridge/plan/x.py", "formats/qbridge_formats/x.py"
 PLANTED = {
     "ir imports a room": (ORDER, "bridge/qbridge/ir/x.py", "from qbridge.findings.hints import a"),
@@ -161,6 +166,10 @@ PLANTED = {
     "a class in text": (CLASS, FORMAT, "a = 'A GptOssForCausalLM B'"),
     "a file": (FILE, PLAN, "with open('config.json') as a: pass"),
     "a path": (FILE, FORMAT, "(source.path / 'a').read_bytes()"),
+    "a text config": (BARE, PLAN, "from qbridge.architecture.decoder import text_config"),
+    "a split": (BARE, FORMAT, "from qbridge.architecture.architecture import family"),
+    "a row": (BARE, "bridge/qbridge/commands/x.py", "import qbridge.architecture.classes"),
+    "rows": (BARE, PLAN, "def f():\n from qbridge.architecture import classes as rows"),
     "a codec": (ASKED, PLAN, "isinstance(a.codec, BitPacked | int)", {"BitPacked"}),
 }
 

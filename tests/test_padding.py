@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 import qbridge
 from goldens import ALLOW
-from qbridge.architecture.mlps import follow, growth, intermediate_copies, intermediate_key, mlp_blocks
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.growth import follow, growth
 from qbridge.formats.registry import find
 from qbridge.ir.dtypes import DType
 from qbridge.ir.exactness import Exactness
@@ -88,9 +89,10 @@ def walk(layer, steps):
 
 def assert_sizes_agree(opened):
     """Every MLP has the size that an engine reads in config.json."""
-    for block in mlp_blocks(opened.specs):
-        size = opened.model.config[intermediate_key(block.name, opened.model.config)]
-        size *= intermediate_copies(block.name, opened.model.config)
+    architecture = Architecture.of_model(opened.model)
+    for block in architecture.mlps(opened.specs):
+        size = opened.model.config[architecture.intermediate_key(block.name)]
+        size *= architecture.intermediate_copies(block.name)
         found = [opened.specs[name] for name in (block.gate, block.up, block.down)]
         assert [found[0].out_features, found[1].out_features, found[2].in_features] == [size] * 3, block.name
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.expected import missing
 from support import ROOT, codes, copy_fixture, helps, places, refusal
 
@@ -152,4 +153,4 @@ def test_a_parameter_of_most_layers_is_not_missed_in_the_others():
         ends = [name for name in opened.source.tensors if ".layers." not in name]
     names = [*ends, *(name.replace(".0.", f".{layer}.", 1) for layer in range(3) for name in first)]
     sinks = [f"model.layers.{layer}.self_attn.attention_sink_bias" for layer in (0, 2)]
-    assert missing([*names, *sinks], {**config, "num_hidden_layers": 3}) == []
+    assert missing([*names, *sinks], Architecture.of({**config, "num_hidden_layers": 3})) == []

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import qbridge
-from qbridge.architecture.decoder import routed
+from qbridge.architecture.architecture import Architecture
 from support import ROOT, cli
 
 PADDED = ROOT / "fixtures/gptq/llama_640/model"  # 640 intermediate features, groups of 128
@@ -58,7 +58,7 @@ def test_padding_costs_weights_and_flops(tmp_path):
 
 def test_a_token_meets_the_chosen_experts_only(tmp_path):
     config = json.loads((SPARSE / "config.json").read_text())
-    chosen, experts = routed(config)
+    chosen, experts = Architecture.of(config).routed
     assert (chosen, experts) == (config["num_experts_per_tok"], config["num_local_experts"]) and chosen < experts
     done = qbridge.convert(SPARSE, tmp_path / "out", "vllm", dry_run=True)
     weights = linear_weights(SPARSE)
@@ -68,7 +68,7 @@ def test_a_token_meets_the_chosen_experts_only(tmp_path):
 
 @pytest.mark.parametrize("config", [{}, {"num_experts": 8}, {"num_experts": 2, "num_experts_per_tok": 4}])
 def test_without_a_number_of_chosen_experts_every_weight_counts(config):
-    assert routed(config) == (1, 1)
+    assert Architecture.of(config).routed == (1, 1)
 
 
 def test_plan_is_told_in_percent(tmp_path):

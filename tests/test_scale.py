@@ -6,10 +6,9 @@ import gc
 
 import pytest
 
-from qbridge.architecture.decoder import place
-from qbridge.architecture.mlps import growth, intermediate_copies, intermediate_key
-from qbridge.architecture.names import fused_siblings, natural
-from qbridge.architecture.parallel import rank
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.growth import growth
+from qbridge.architecture.names import fused_siblings, natural, without_expert
 from qbridge.commands.checkpoint import no_garbage
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -43,12 +42,12 @@ def test_a_spec_is_its_name_and_its_kind():
 def test_experts_of_a_place_are_split_alike(tp):
     for layer in range(4):  # the last is for multi-token prediction
         blocks = [f"model.layers.{layer}.mlp.experts.{expert}" for expert in range(12)]
-        assert {place(block) for block in blocks} == {f"model.layers.{layer}.mlp.experts"}
-        assert len({intermediate_key(block, CONFIG) for block in blocks}) == 1
+        assert {without_expert(block) for block in blocks} == {f"model.layers.{layer}.mlp.experts"}
+        assert len({Architecture.of(CONFIG).intermediate_key(block) for block in blocks}) == 1
         for leaf in LEAVES:
-            assert len({place(f"{block}.{leaf}") for block in blocks}) == 1
-            assert len({rank(f"{block}.{leaf}", 1408, 1408, CONFIG, tp) for block in blocks}) == 1
-    assert place("model.layers.0.mlp.experts.3x.up_proj") == "model.layers.0.mlp.experts.3x.up_proj"
+            assert len({without_expert(f"{block}.{leaf}") for block in blocks}) == 1
+            assert len({Architecture.of(CONFIG).rank(f"{block}.{leaf}", (1408, 1408), tp) for block in blocks}) == 1
+    assert without_expert("model.layers.0.mlp.experts.3x.up_proj") == "model.layers.0.mlp.experts.3x.up_proj"
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3])
@@ -59,7 +58,7 @@ def test_growth_is_the_smallest_that_fits(copies, step):
     dims = {"gate_proj": (size, 2048), "up_proj": (size, 2048), "down_proj": (2048, size)}
     specs = {f"{block}.{leaf}": linear(f"{block}.{leaf}", *dims[leaf]) for leaf in LEAVES}
     found = growth(Model("x", config, specs, {}, {}), (1,), lambda spec, tp: step).passes
-    assert intermediate_copies(block, config) == copies
+    assert Architecture.of(config).intermediate_copies(block) == copies
     own = next(own for own in range(1408, 10**6) if own * copies % step == 0)
     grown = found[f"{block}.down_proj"].in_features if found else size
     assert grown == own * copies

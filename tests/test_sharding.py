@@ -11,12 +11,14 @@ import transformers
 from transformers.activations import ACT2FN
 
 import make_sharding as facts
-from qbridge.architecture.decoder import LEFT_ALONE, family
-from qbridge.architecture.families import DEFAULTS, FAMILIES, ZERO_AT_ZERO
-from qbridge.architecture.mlps import Block, intermediate_copies, intermediate_key, mlp_blocks
-from qbridge.architecture.parallel import Rank, fused_out, head_faults, rank
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.classes import CLASSES
+from qbridge.architecture.decoder import LEFT_ALONE
+from qbridge.architecture.families import TEXT_MODELS, ZERO_AT_ZERO
+from qbridge.architecture.mlps import Block, mlp_blocks
+from qbridge.architecture.parallel import Rank, fused_out
 
-EVERY = pytest.mark.parametrize("architecture", FAMILIES)
+EVERY = pytest.mark.parametrize("architecture", CLASSES)
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]
 NO_PLAN = {
     "FalconForCausalLM",
@@ -44,6 +46,22 @@ def config(architecture="LlamaForCausalLM", heads=32, kv=8, **keys):
     }
 
 
+def rank(module, out, into, settings, tp):
+    return Architecture.of(settings).rank(module, (out, into), tp)
+
+
+def head_faults(settings, tp):
+    return Architecture.of(settings).head_faults(tp)
+
+
+def intermediate_key(block, settings):
+    return Architecture.of(settings).intermediate_key(block)
+
+
+def intermediate_copies(block, settings):
+    return Architecture.of(settings).intermediate_copies(block)
+
+
 def layer(leaf, number=0):
     return f"model.layers.{number}.{leaf}"
 
@@ -68,7 +86,7 @@ DEEPSEEK_V2_LITE = config(
 
 @EVERY
 def test_tp_plans_agree_leaf_by_leaf(architecture):
-    record = FAMILIES[architecture]
+    record = CLASSES[architecture].split
     columns, rows, whole = facts.plan(architecture)
     assert columns <= record.columns and rows <= record.rows and whole <= record.whole
     missing = (record.columns | record.rows | record.whole) - columns - rows - whole
@@ -86,7 +104,7 @@ def small(architecture):
 
 @EVERY
 def test_module_trees_agree_leaf_by_leaf(architecture):
-    record, found = FAMILIES[architecture], set()
+    record, found = CLASSES[architecture].split, set()
     variants = [{}, {"q_lora_rank": None}] if architecture in LATENT else [{}]
     hidden, latent = facts.DIMS["hidden_size"], {facts.DIMS["q_lora_rank"], facts.DIMS["kv_lora_rank"]}
     for changes in variants:
@@ -102,7 +120,7 @@ def test_module_trees_agree_leaf_by_leaf(architecture):
 
 @EVERY
 def test_three_ranks_hold_a_third_of_every_split_linear(architecture):
-    whole, text, split = FAMILIES[architecture].whole, small(architecture), set()
+    whole, text, split = CLASSES[architecture].split.whole, small(architecture), set()
     for name, out, into in facts.linears(architecture):
         got, leaf = rank(name, out, into, text, 3), name.rpartition(".")[2]
         assert got is not None, name
@@ -116,7 +134,7 @@ def test_three_ranks_hold_a_third_of_every_split_linear(architecture):
 
 @EVERY
 def test_the_config_key_of_every_mlp_holds_its_size(architecture):
-    if not FAMILIES[architecture].gated and architecture != "GptOssForCausalLM":
+    if not CLASSES[architecture].split.gated and architecture != "GptOssForCausalLM":
         return
     text = small(architecture)
     inner = text.get("text_config", text)
@@ -134,7 +152,7 @@ def test_the_config_key_of_every_mlp_holds_its_size(architecture):
 
 @EVERY
 def test_gated_is_what_the_mlps_compute(architecture):
-    record, model = FAMILIES[architecture], facts.instance(architecture)
+    record, model = CLASSES[architecture].split, facts.instance(architecture)
     text = model.config.get_text_config()
     act = getattr(text, "hidden_act", None) or getattr(text, "hidden_activation", None) or text.activation
     if record.gated:
@@ -211,19 +229,21 @@ def test_activations_are_zero_at_zero(name):
 
 
 def test_defaults_are_those_of_transformers():
-    nested = [name for name in FAMILIES if facts.nested(name)]
+    nested = [name for name in CLASSES if facts.nested(name)]
     texts = [facts.text_config(name) for name in nested]
-    assert {text.model_type: facts.defaults(text) for text in texts} == DEFAULTS
+    assert {text.model_type: facts.defaults(text) for text in texts} == {
+        name: model.sizes for name, model in TEXT_MODELS.items() if model.sizes
+    }
 
 
 def test_the_module_does_not_import_transformers():
-    code = "import sys, qbridge.architecture.parallel; assert not {'transformers', 'torch'} & sys.modules.keys()"
+    code = "import sys, qbridge.architecture.architecture; assert not {'transformers', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_internlm_is_not_in_transformers_and_so_unknown():
     for name in ("InternLM2ForCausalLM", "InternLM3ForCausalLM"):
-        assert not hasattr(transformers, name) and name not in FAMILIES
+        assert not hasattr(transformers, name) and name not in CLASSES
 
 
 # The arithmetic.
@@ -321,7 +341,7 @@ def test_mixtral_experts_by_either_name():
 
 def test_an_unknown_architecture_or_leaf_is_unknown():
     for unknown in ({}, {"architectures": []}, {"architectures": None}, config("NeverHeardOfForCausalLM")):
-        assert family(unknown) is None
+        assert not Architecture.of(unknown).known
         assert rank(layer("mlp.down_proj"), 64, 64, unknown, 2) is None
         assert intermediate_key(layer("mlp"), unknown) is None
         assert head_faults(unknown, 3) == []
@@ -364,9 +384,9 @@ def test_multimodal_configs_have_the_dims_of_their_text_config():
 
 
 def test_gated_holds_for_the_activation_of_the_config():
-    assert family(config(hidden_act="silu")).gated
-    assert not family(config(hidden_act="sigmoid")).gated
-    assert not family(config("GptOssForCausalLM", hidden_act="silu")).gated
+    assert Architecture.of(config(hidden_act="silu")).gated
+    assert not Architecture.of(config(hidden_act="sigmoid")).gated
+    assert not Architecture.of(config("GptOssForCausalLM", hidden_act="silu")).gated
 
 
 def test_blocks_are_whole_and_of_decoders():

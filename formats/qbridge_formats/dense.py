@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.config import compute_dtype
 from qbridge.codecs.arrays import TRANSPOSED
 from qbridge.findings.finding import Findings
@@ -33,7 +34,7 @@ from qbridge.ir.scheme import DENSE
 from qbridge.ir.slots import Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
 from qbridge.source.reader import Source
-from qbridge_formats._shared.fused_experts import ARCHITECTURE, place_of, unfusable
+from qbridge_formats._shared.fused_experts import place_of, unfusable
 
 NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
@@ -67,7 +68,7 @@ def layout(spec: Spec) -> dict[str, Slot]:
 
 def settle(model: Model) -> Model:
     """The experts of gpt-oss go into fused tensors; every other layer stands for itself."""
-    if model.architecture != ARCHITECTURE:
+    if not Architecture.of_model(model).fused_experts:
         return model
     fused = {
         name: replace(spec, dialect=(("experts", "fused"),)) for name, spec in model.specs.items() if place_of(name)
@@ -92,7 +93,7 @@ def _quantized(spec: Spec, model: Model) -> Problem | None:
 
 def _unfusable(model: Model) -> Iterator[Problem]:
     """Experts of gpt-oss that transformers would not find in its fused tensors."""
-    if model.architecture == ARCHITECTURE:
+    if Architecture.of_model(model).fused_experts:
         yield from unfusable(model)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import dense_linears
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.codecs.bits import NIBBLES
@@ -149,7 +150,7 @@ def _scheme(spec: Spec, model: Model) -> Problem | None:
 
 
 def _architecture(model: Model) -> Iterator[Problem]:
-    if model.architecture != ARCHITECTURE:
+    if not Architecture.of_model(model).fused_experts:
         yield Problem(
             (f"only {ARCHITECTURE} has its experts in such tensors",), where=(model.architecture or "config.json",)
         )

@@ -1,6 +1,6 @@
 """Which tensors an engine needs and a checkpoint lacks, and which it has that no engine expects; by names alone.
 
-What a decoder needs is in `qbridge.sharding` and `qbridge.decoder`; how its blocks are called, the checkpoint says
+What a decoder needs, `Architecture` says; how its blocks are called, the checkpoint says
 itself. An architecture that is in no table is not judged.
 """
 
@@ -10,30 +10,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
 
-from qbridge.architecture.decoder import (
-    ADAPTED,
-    INDEXERS,
-    LEFT_ALONE,
-    LINEAR_ATTENTION,
-    MLPS,
-    MOST,
-    PARAMETERS,
-    architecture,
-    attention,
-    biased,
-    ends,
-    expert_count,
-    family,
-    indexer,
-    is_tied,
-    norms,
-    parameters,
-    shared_block,
-    text_config,
-)
-from qbridge.architecture.families import Family
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.classes import ADAPTED
+from qbridge.architecture.decoder import INDEXERS, LEFT_ALONE, LINEAR_ATTENTION, MLPS, MOST, PARAMETERS
 from qbridge.architecture.names import (
     EMBEDDINGS,
     FUSED,
@@ -122,8 +102,8 @@ def _likelihood(prefix: str, votes: Mapping[str, int], modules: Collection[str])
     return votes[prefix], any(f"{_base(prefix)}{name}" in modules for name in EMBEDDINGS), -len(prefix), prefix
 
 
-def _tree(names: Iterable[str], record: Family | None) -> _Tree:
-    """The tensors' modules, taken apart; the decoder is where most linears of the architecture are."""
+def _tree(names: Iterable[str], columns: Collection[str]) -> _Tree:
+    """The tensors' modules, taken apart; the decoder is where most linears of `columns` are."""
     split = {module_of(name) for name in names if not (name.endswith(_KV_ENDS) and is_kv_scale(name))}
     modules = {canonical_module(module) for module, leaf in split if leaf != "bias" and leaf not in PARAMETERS}
     modules |= {f"{canonical_module(module)}.{leaf}" for module, leaf in split if leaf in PARAMETERS}
@@ -134,7 +114,7 @@ def _tree(names: Iterable[str], record: Family | None) -> _Tree:
         if match is None or not LEFT_ALONE.isdisjoint(module.split(".")):
             continue
         prefix, layer, rest = match[1], found[match[1]][int(match[2])], match[3]
-        votes[prefix] += record is not None and rest.rpartition(".")[2] in record.columns
+        votes[prefix] += rest.rpartition(".")[2] in columns
         expert = _EXPERT.fullmatch(rest)
         if expert:
             layer.experts.setdefault(expert[1], {}).setdefault(int(expert[2]), set()).add(expert[3])
@@ -156,35 +136,31 @@ def judge(model: Model, names: Iterable[str], findings: Findings, side: str = ""
     where no table says what is needed, QB267 for what may be missing, QB041 for an adapter that is not merged.
     """
     names, about = list(names), (side,) if side else ()
-    if unmerged := _unmerged(names, model.config):
+    architecture = Architecture.of_model(model)
+    if unmerged := _unmerged(names, architecture):
         findings.add("QB041", unmerged, (*about, *_kinds(unmerged)))
-    record = family(model.config) if is_judged(model.config) else None
-    tree = _tree(names, record)
+    judged = architecture.judged
+    tree = _tree(names, architecture.split.columns if judged else ())
     lost = _half_scaled(names) if model.kv_cache else []
-    if record is None:
-        findings.add("QB266", model.architecture or "config.json", about)
-        doubt = doubtful(tree.everything, model.config, None)
+    if not judged:
+        findings.add("QB266", architecture.name or "config.json", about)
+        doubt = doubtful(tree.everything, architecture, None)
     else:
         towers = tower_blocks(tree.everything, model.config)
-        lost += [*_missing(tree, record, model.config), *(name for name in towers if not name.endswith(".bias"))]
+        lost += [*_missing(tree, architecture), *(name for name in towers if not name.endswith(".bias"))]
         biases = [name for name in towers if name.endswith(".bias")]
-        doubt = [*biases, *doubtful(tree.everything, model.config, tree.prefix)]
+        doubt = [*biases, *doubtful(tree.everything, architecture, tree.prefix)]
     if lost:
         findings.add("QB263", lost, (*about, *_kinds(lost)))
     if doubt:
         findings.add("QB267", doubt, (*about, *_kinds(doubt)))
-    if extra := surplus(model, "" if record is None else tree.prefix):
+    if extra := surplus(model, tree.prefix if judged else ""):
         findings.add("QB264", extra, (*about, *_kinds(extra)))
 
 
-def is_judged(config: Mapping[str, Any]) -> bool:
-    """Whether a table says what the architecture needs, and config.json how many layers it has."""
-    return family(config) is not None and type(text_config(config).get("num_hidden_layers")) is int
-
-
-def _unmerged(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+def _unmerged(names: Iterable[str], architecture: Architecture) -> list[str]:
     """Modules that lie under an adapter's names, in an architecture that is not published so."""
-    if architecture(config) in ADAPTED:
+    if architecture.name in ADAPTED:
         return []
     parts = (name.split(".") for name in names)
     return natural({".".join(part[: part.index("base_layer")]) for part in parts if "base_layer" in part})
@@ -205,52 +181,51 @@ def _kinds(names: Sequence[str], most: int = 5) -> tuple[str, ...]:
     return (*told, *([f"and {len(counts) - most} names more"] if len(counts) > most else ()))
 
 
-def missing(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+def missing(names: Iterable[str], architecture: Architecture) -> list[str]:
     """Modules and biases that the architecture's layers need, of stored tensors' `names`; none if it is unknown."""
-    record = family(config)
-    return _missing(_tree(names, record), record, config) if record is not None and is_judged(config) else []
+    return _missing(_tree(names, architecture.split.columns), architecture) if architecture.judged else []
 
 
-def _missing(tree: _Tree, record: Family, config: Mapping[str, Any]) -> list[str]:
-    count = int(text_config(config)["num_hidden_layers"])
+def _missing(tree: _Tree, architecture: Architecture) -> list[str]:
+    count = architecture.layers or 0
     if not tree.layers:
         return [f"{tree.prefix}.0"]
     usual = _usual(tree, count)
     found = []
     for number in range(min(count, MOST)):
         layer = tree.layers.get(number, _Layer())
-        lost = {*_layer(layer, tree, record, config), *usual[layer.linear_attention, layer.sparse] - layer.modules}
-        lost |= {f"self_attn.indexer.{leaf}" for leaf in indexer(record, config, number)} - layer.modules
+        lost = {*_layer(layer, tree, architecture), *usual[layer.linear_attention, layer.sparse] - layer.modules}
+        lost |= {f"self_attn.indexer.{leaf}" for leaf in architecture.indexer(number)} - layer.modules
         path = f"{tree.prefix}.{number}"
         whole = {f"{path}.{name}" for name in layer.modules}
-        lost |= {name.removeprefix(f"{path}.") for name in _biases(whole, tree, record, config)}
+        lost |= {name.removeprefix(f"{path}.") for name in _biases(whole, tree, architecture)}
         found += [f"{tree.prefix}.{number}.{name}" for name in sorted(lost)]
     found += [f"{tree.prefix}.{MOST}"] if count > MOST else []
-    found += [f"{tree.base}{name}" for name in ends(config) if f"{tree.base}{name}" not in tree.modules]
-    last = {f"{tree.base}{name}" for name in ends(config)} | {"lm_head"}
-    found += sorted(_biases(last & tree.modules, tree, record, config))
+    found += [f"{tree.base}{name}" for name in architecture.ends if f"{tree.base}{name}" not in tree.modules]
+    last = {f"{tree.base}{name}" for name in architecture.ends} | {"lm_head"}
+    found += sorted(_biases(last & tree.modules, tree, architecture))
     heads = any(is_head(name) and not _LAYER.fullmatch(name) for name in tree.modules)
-    return found if heads or is_tied(config) else [*found, "lm_head"]
+    return found if heads or architecture.tied else [*found, "lm_head"]
 
 
-def _layer(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, Any]) -> Iterator[str]:
+def _layer(layer: _Layer, tree: _Tree, architecture: Architecture) -> Iterator[str]:
     """What one layer lacks, below it."""
     leaves = layer.leaves | {part for fused, parts in FUSED.items() if fused in layer.leaves for part in parts}
-    outer, inner = norms(config, "kv_b_proj" in record.columns)
-    block = _block(tree, record.columns - MLPS - INDEXERS, "self_attn")
+    outer, inner = architecture.norms
+    block = _block(tree, architecture.split.columns - MLPS - INDEXERS, "self_attn")
     if layer.linear_attention:
         names = {name.removeprefix("linear_attn.") for name in layer.modules}
         yield from (f"linear_attn.{name}" for ways in LINEAR_ATTENTION for name in _least(ways, names))
     else:
-        needed = {*attention(record, text_config(config)), *inner}
+        needed = {*architecture.attention, *inner}
         yield from (f"{block}.{leaf}" for leaf in needed - leaves)
     yield from (name for name in outer if name not in layer.modules)
-    for leaf in parameters(config, layer.sparse) - leaves:
+    for leaf in architecture.parameters(layer.sparse) - leaves:
         yield f"{'mlp.gate' if leaf == 'e_score_correction_bias' else block}.{leaf}"
     if layer.sparse:
-        yield from _experts(layer, tree, record, config)
+        yield from _experts(layer, tree, architecture)
         return
-    mlp = (record.columns | record.rows) & MLPS
+    mlp = architecture.mlp
     if "w1" in mlp:  # of these architectures no layer is dense
         yield _experts_block(tree)
     else:
@@ -262,33 +237,33 @@ def _least(ways: Sequence[frozenset[str]], names: Set[str]) -> frozenset[str]:
     return min(ways, key=lambda way: (len(way - names), -len(way & names))) - names
 
 
-def _experts(layer: _Layer, tree: _Tree, record: Family, config: Mapping[str, Any]) -> Iterator[str]:
+def _experts(layer: _Layer, tree: _Tree, architecture: Architecture) -> Iterator[str]:
     """The parts of routed and shared experts, and what chooses them."""
     block = next(iter(layer.packed | layer.experts), _experts_block(tree))
     parent = block.rpartition(".")[0]
     if not _routers(layer):
         every = (name for other in tree.layers.values() for name in _routers(other))
         yield tree.once("router", lambda: next(every, "")) or f"{parent}.gate"
-    shared = shared_block(config)
+    shared = architecture.shared_block
     if shared:
         wanted = (f"{parent}.{shared}.{leaf}" for leaf in _GROUPED[0])
         yield from (name for name in wanted if name not in layer.modules)
-    if shared == "shared_expert" and not architecture(config).startswith("Llama4"):
+    if shared == "shared_expert" and not architecture.row.shared_expert:
         yield from {f"{parent}.shared_expert_gate"} - layer.modules
     if layer.packed:
         packed = {name.partition("[")[0] for name in layer.packed[block]}
         have = {name.split("_proj")[0] for name in packed if not name.endswith("_bias")}
         yield from (f"{block}.{part}_proj" for part in ("gate_up", "down") if part not in have)
-        if architecture(config).startswith("GptOss"):
+        if architecture.fused_experts:
             wanted_biases = {"gate_up_proj_bias", "down_proj_bias"}
             yield from (f"{block}.{name}" for name in wanted_biases - packed)
         return
     held = layer.experts.get(block, {})
     parts = set().union(*held.values()) if held else set()
-    leaves = next((names for names in _GROUPED if names & parts), _GROUPED[record.columns >= {"w1"}])
+    leaves = next((names for names in _GROUPED if names & parts), _GROUPED[architecture.split.columns >= {"w1"}])
     if {"gate_up_proj"} <= parts:
         leaves = frozenset({"gate_up_proj", "down_proj"})
-    for number in range(min(expert_count(config), MOST)):
+    for number in range(min(architecture.experts, MOST)):
         yield from (f"{block}.{number}.{leaf}" for leaf in leaves - held.get(number, set()))
 
 
@@ -309,9 +284,9 @@ def _block(tree: _Tree, leaves: frozenset[str], otherwise: str) -> str:
     return tree.once((leaves, otherwise), lambda: next(every, otherwise))
 
 
-def _biases(modules: Iterable[str], tree: _Tree, record: Family, config: Mapping[str, Any]) -> set[str]:
+def _biases(modules: Iterable[str], tree: _Tree, architecture: Architecture) -> set[str]:
     """Biases that the architecture has and modules that are there lack."""
-    wanted = biased(record, config)
+    wanted = architecture.biased
     there = (name for name in modules if name.rpartition(".")[2] in wanted and ".experts." not in name)
     return {f"{name}.bias" for name in there if f"{name}.bias" not in tree.names}
 
@@ -343,14 +318,14 @@ def surplus(model: Model, decoder: str = "") -> list[str]:
     not, experts and layers beyond the number that config.json gives; with the `decoder`'s name before the numbers of
     its layers, linears of layers under another name too.
     """
-    record, text = family(model.config), text_config(model.config)
+    architecture = Architecture.of_model(model)
     beside = [name for name in model.tensors if module_of(name)[0] in model.specs and module_of(name)[1] == "weight"]
-    count, experts = text.get("num_hidden_layers"), expert_count(model.config)
-    if record is None or type(count) is not int:
+    count, experts, split = architecture.layers, architecture.experts, architecture.split
+    if not architecture.known or count is None:
         return beside
-    ahead = text.get("num_nextn_predict_layers")
+    ahead = architecture.text.get("num_nextn_predict_layers")
     last = count + (ahead if type(ahead) is int else 0)
-    known = record.columns | record.rows | record.whole | FUSED.keys() | EMBEDDINGS | HEADS
+    known = split.columns | split.rows | split.whole | FUSED.keys() | EMBEDDINGS | HEADS
     found = []
     for module in (*model.specs, *dense_linears(model.tensors)):
         match = _LAYER.fullmatch(canonical_module(module))
@@ -361,7 +336,7 @@ def surplus(model: Model, decoder: str = "") -> list[str]:
         beyond = number >= last or (expert is not None and experts and int(expert[2]) >= experts)
         leaf = rest.rpartition(".")[2]
         odd = leaf not in known and not is_router(rest) and not _elsewhere(rest)
-        twice = decoder not in ("", match[1]) and leaf in record.columns | record.rows
+        twice = decoder not in ("", match[1]) and leaf in split.columns | split.rows
         if beyond or twice or (odd and number < count):
             found.append(module)
     return natural({*beside, *found})

@@ -9,22 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qbridge.architecture.decoder import (
-    INDEXERS,
-    MLPS,
-    MOST,
-    architecture,
-    attention,
-    expert_count,
-    family,
-    has_attention,
-    head_counts,
-    is_sparse,
-    shared_block,
-    text_config,
-)
-from qbridge.architecture.families import Family
-from qbridge.architecture.mlps import intermediate_copies, intermediate_key
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.decoder import INDEXERS, MOST
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
@@ -33,22 +19,22 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import MAX_SIZE, Granularity, WeightScheme
 from qbridge.source.json_text import load_json
 
-_SIZES = ("size_of", "_dim", "_rank", "heads_of", "_layers", "_experts", "_replace")
+_SIZES = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_replace")
 
 
 def assumed_model(path: Path) -> Model:
     """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little."""
     config = load_json(path / "config.json")
-    known = family(config) if isinstance(config, dict) else None
-    if not isinstance(config, dict) or known is None:
+    if not isinstance(config, dict) or not Architecture.of(config).known:
         raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
     block = (find_block(config) or NO_BLOCK).raw
     weight = _scheme(block)
     if weight is None:
         raise error("QB262", str(path), ("it does not say bits and group size",))
+    architecture = Architecture.of(config)
     try:
-        _check_sizes(text_config(config))
-        dims = dict(_linears(config, known))
+        _check_sizes(architecture.text)
+        dims = dict(linears(architecture))
         specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
     except (KeyError, TypeError, ZeroDivisionError) as fault:
         raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
@@ -94,28 +80,24 @@ def _scheme(block: Mapping[str, Any]) -> WeightScheme | None:
         return None
 
 
-def _linears(config: Mapping[str, Any], record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
+def linears(architecture: Architecture) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (out_features, in_features)) of every linear of the decoder's layers, linear attention left out."""
-    text = text_config(config)
-    whole = _attention(config, record)
-    falcon = "query_key_value" in record.columns
-    layers, block = ("transformer.h", "self_attention") if falcon else ("model.layers", "self_attn")
+    text, row, attention = architecture.text, architecture.row, _attention(architecture)
     for layer in range(text["num_hidden_layers"]):
-        prefix = f"{layers}.{layer}"
-        if has_attention(text, layer):
-            yield from ((f"{prefix}.{block}.{leaf}", shape) for leaf, shape in whole.items())
-        for name in _mlps(config, record, layer):
-            size = _intermediate(f"{prefix}.{name}", config)
-            yield from ((f"{prefix}.{name}.{leaf}", shape) for leaf, shape in _mlp(text["hidden_size"], size, record))
+        prefix = f"{row.layers}.{layer}"
+        if architecture.has_attention(layer):
+            yield from ((f"{prefix}.{row.attention}.{leaf}", shape) for leaf, shape in attention.items())
+        for name in _mlps(architecture, layer):
+            size = _intermediate(f"{prefix}.{name}", architecture)
+            yield from ((f"{prefix}.{name}.{leaf}", shape) for leaf, shape in _mlp(size, architecture))
 
 
-def _attention(config: Mapping[str, Any], record: Family) -> dict[str, tuple[int, int]]:
+def _attention(architecture: Architecture) -> dict[str, tuple[int, int]]:
     """The linears of an attention block by their last names."""
-    text = text_config(config)
-    hidden, (heads, kv) = text["hidden_size"], head_counts(config)
+    text = architecture.text
+    hidden, (heads, kv) = text["hidden_size"], architecture.heads
     head = text.get("head_dim") or hidden // heads
-    # Qwen3-Next and Qwen3.5 have a gate per query.
-    gates = 2 if architecture(config).startswith(("Qwen3Next", "Qwen3_5")) else 1
+    gates = 2 if architecture.row.query_gates else 1
     dims = {
         "q_proj": (gates * heads * head, hidden),
         "k_proj": (kv * head, hidden),
@@ -125,10 +107,10 @@ def _attention(config: Mapping[str, Any], record: Family) -> dict[str, tuple[int
         "o_proj": (hidden, heads * head),
         "dense": (hidden, heads * head),
     }
-    if "kv_b_proj" in record.columns:
+    if architecture.latent:
         dims |= _latent(text, heads)
-    found = {leaf: dims[leaf] for leaf in sorted(attention(record, text))}
-    if record.whole >= INDEXERS:
+    found = {leaf: dims[leaf] for leaf in sorted(architecture.attention)}
+    if architecture.split.whole >= INDEXERS:
         size, count = text["index_head_dim"], text["index_n_heads"]
         found["indexer.wq_b"] = (count * size, text["q_lora_rank"])
         found |= {"indexer.wk": (size, hidden), "indexer.weights_proj": (count, hidden)}
@@ -150,30 +132,31 @@ def _latent(text: Mapping[str, Any], heads: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def _mlp(hidden: int, size: int, record: Family) -> Iterator[tuple[str, tuple[int, int]]]:
+def _mlp(size: int, architecture: Architecture) -> Iterator[tuple[str, tuple[int, int]]]:
     """The linears of one MLP by their last names."""
-    for leaf in sorted((record.columns | record.rows) & MLPS):
+    hidden = architecture.text["hidden_size"]
+    for leaf in sorted(architecture.mlp):
         rows = 2 * size if leaf == "gate_up_proj" else size
-        yield leaf, (hidden, size) if leaf in record.rows else (rows, hidden)
+        yield leaf, (hidden, size) if leaf in architecture.split.rows else (rows, hidden)
 
 
-def _mlps(config: Mapping[str, Any], record: Family, layer: int) -> Iterator[str]:
+def _mlps(architecture: Architecture, layer: int) -> Iterator[str]:
     """The names of a layer's MLPs: one dense, or every routed expert and the shared ones."""
-    if not is_sparse(config, layer):
-        if "w1" in record.columns:
+    if not architecture.is_sparse(layer):
+        if "w1" in architecture.split.columns:
             raise KeyError("num_local_experts")
         yield "mlp"
         return
-    block = "block_sparse_moe" if "w1" in record.columns else "mlp"
-    yield from (f"{block}.experts.{expert}" for expert in range(expert_count(config)))
-    if shared := shared_block(config):
+    block = "block_sparse_moe" if "w1" in architecture.split.columns else "mlp"
+    yield from (f"{block}.experts.{expert}" for expert in range(architecture.experts))
+    if shared := architecture.shared_block:
         yield f"{block}.{shared}"
 
 
-def _intermediate(block: str, config: Mapping[str, Any]) -> int:
-    key = intermediate_key(block, config)
-    if key is None and block.startswith("transformer.h."):  # Falcon: transformers 5.24.0, configuration_falcon.py
-        return 4 * int(text_config(config)["hidden_size"])
+def _intermediate(block: str, architecture: Architecture) -> int:
+    key, text = architecture.intermediate_key(block), architecture.text
+    if key is None and architecture.row.mlp_ratio:
+        return architecture.row.mlp_ratio * int(text["hidden_size"])
     if key is None:
         raise KeyError("intermediate_size")
-    return int(text_config(config)[key]) * intermediate_copies(block, config)
+    return int(text[key]) * architecture.intermediate_copies(block)

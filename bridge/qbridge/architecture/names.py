@@ -62,6 +62,7 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 }
 
 _FUSED_OF = {part: fused for fused, parts in FUSED.items() for part in parts}
+_EXPERT = re.compile(r"\.experts\.\d+(?=\.|$)")
 _NUMBERS = re.compile(r"(\d+)")
 _DECODER = re.compile(r"(?:^|\.)layers\.\d+\.")
 
@@ -95,6 +96,11 @@ def is_vision(module: str) -> bool:
 def is_routed(module: str) -> bool:
     """Whether the module is part of an expert that a router chooses, shared experts not included."""
     return ".experts." in module
+
+
+def without_expert(module: str) -> str:
+    """What all experts of a block have in common: the name without their number, which splits none otherwise."""
+    return _EXPERT.sub(".experts", module)
 
 
 def is_decoder_linear(module: str) -> bool:

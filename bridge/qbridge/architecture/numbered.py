@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from qbridge.architecture.decoder import LEFT_ALONE, MOST, draft_layers, text_config
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.decoder import LEFT_ALONE, MOST
 
 Blocks = Mapping[int, frozenset[str]]  # by number, the names below a block
 
@@ -83,16 +84,16 @@ def tower_blocks(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def doubtful(names: Collection[str], config: Mapping[str, Any], decoder: str | None) -> list[str]:
+def doubtful(names: Collection[str], architecture: Architecture, decoder: str | None) -> list[str]:
     """What may be missing: all blocks' where the architecture is unknown, else parts that an engine may do without.
 
     `decoder` is the name before the layers' numbers of a known architecture.
     """
     if decoder is None:
-        found, count = blocks(names), text_config(config).get("num_hidden_layers")
+        found = blocks(names)
         lists = [prefix for prefix in found if _is_list(prefix) and TOWERS.isdisjoint(prefix.split("."))]
         largest = max(lists, key=lambda prefix: (sum(map(len, found[prefix].values())), prefix), default="")
-        layers = count if type(count) is int else 0
+        layers = architecture.layers or 0
         return [
             name
             for prefix, members in found.items()
@@ -102,16 +103,15 @@ def doubtful(names: Collection[str], config: Mapping[str, Any], decoder: str | N
     lost = [name for prefix, members in biases.items() for name in lacking(prefix, members)]
     modules = set(names)
     lost = [name for name in lost if name.removesuffix(".bias") in modules]
-    return [*lost, *_drafts(modules, config, decoder), *_towers(modules, config)]
+    return [*lost, *_drafts(modules, architecture, decoder), *_towers(modules, architecture.config)]
 
 
-def _drafts(names: Collection[str], config: Mapping[str, Any], decoder: str) -> Iterator[str]:
+def _drafts(names: Collection[str], architecture: Architecture, decoder: str) -> Iterator[str]:
     """Layers for multi-token prediction: after the last one of the decoder, or under mtp."""
-    count, text = draft_layers(config), text_config(config)
+    count, last = architecture.draft_layers, architecture.layers
     if not count or any("mtp" in name.split(".") for name in names):
         return
-    last = text.get("num_hidden_layers")
-    if "mtp_num_hidden_layers" in text or type(last) is not int:
+    if "mtp_num_hidden_layers" in architecture.text or last is None:
         yield "mtp"
         return
     depth = decoder.count(".") + 1

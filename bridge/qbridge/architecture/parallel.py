@@ -13,17 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qbridge.architecture.decoder import (
-    EXPERT_COUNTS,
-    LAYER_NUMBER,
-    LEFT_ALONE,
-    family,
-    heads_of,
-    is_decoder_module,
-    size_of,
-    text_config,
-)
-from qbridge.architecture.mlps import text_intermediate_key
+from qbridge.architecture.decoder import EXPERT_COUNTS, LAYER_NUMBER, LEFT_ALONE, heads_of, is_decoder_module, size_of
+from qbridge.architecture.families import Family
+from qbridge.architecture.mlps import intermediate_key
 from qbridge.architecture.names import canonical_module, is_embedding, is_head, is_router
 
 
@@ -45,25 +37,19 @@ _BY_HEADS: Mapping[str, tuple[int, int]] = {
 }
 
 
-def rank(module: str, out_features: int, in_features: int, config: Mapping[str, Any], tp: int) -> Rank | None:
-    """What each of `tp` ranks holds of a linear; kv heads that are fewer than ranks are repeated.
-
-    None if the architecture, the leaf or the number of heads is unknown, and for vision towers and blocks for
-    multi-token prediction: such a linear is judged as if there were no tensor parallelism. Routed experts are split
-    within each expert (no expert parallelism). Embeddings and heads count as whole, for engines pad the vocabulary
-    (vLLM 0.33.0, model_executor/layers/vocab_parallel_embedding.py: to a multiple of 64).
-    """
-    record, text = family(config), text_config(config)
+def rank(module: str, dims: tuple[int, int], split: Family, text: Mapping[str, Any], tp: int) -> Rank | None:
+    """What `Architecture.rank` gives, for a known class."""
+    out_features, in_features = dims
     leaf = canonical_module(module).rpartition(".")[2]
     whole = Rank(out_features, in_features, "whole")
-    if record is None or not LEFT_ALONE.isdisjoint(module.split(".")):
+    if not LEFT_ALONE.isdisjoint(module.split(".")):
         return None
     if not is_decoder_module(module, text):
         return whole if not LAYER_NUMBER.search(module) and (is_embedding(module) or is_head(module)) else None
-    if leaf in record.whole or is_router(module):
+    if leaf in split.whole or is_router(module):
         return whole
-    axis = "column" if leaf in record.columns else "row"
-    if axis == "row" and leaf not in record.rows:
+    axis = "column" if leaf in split.columns else "row"
+    if axis == "row" and leaf not in split.rows:
         return None
     size = out_features if axis == "column" else in_features
     share = _share(leaf, size, heads_of(text), tp)
@@ -107,23 +93,17 @@ def fused_out(modules: Mapping[str, Rank]) -> int:
     return sum(part.out_features for part in modules.values())
 
 
-def head_faults(config: Mapping[str, Any], tp: int) -> list[str]:
-    """Why the model cannot be split over `tp` ranks at all, whatever its quantization; empty if it is unknown.
-
-    The vocabulary is none of the reasons, for engines pad it (`rank`).
-    """
-    record, text = family(config), text_config(config)
-    if record is None:
-        return []
+def head_faults(split: Family, text: Mapping[str, Any], tp: int) -> list[str]:
+    """What `Architecture.head_faults` gives, for a known class."""
     query, kv = heads_of(text)
     faults = [_query_fault(query, tp)]
-    if query and "kv_b_proj" not in record.columns:  # latent attention has no kv heads to split
+    if query and "kv_b_proj" not in split.columns:  # latent attention has no kv heads to split
         faults.append(_kv_fault(kv, tp))
     sparse = any(size_of(text, key) for key in EXPERT_COUNTS)
     blocks = ["experts.0", "shared_expert", "shared_experts"] if sparse else []
     if not sparse or _has_dense_layers(text):
         blocks.append("mlp")
-    for key in dict.fromkeys(text_intermediate_key(block, text) for block in blocks):
+    for key in dict.fromkeys(intermediate_key(block, text) for block in blocks):
         if key and text[key] % tp:
             faults.append(f"{key} {text[key]} is not divisible by {tp}")
     return [fault for fault in faults if fault]

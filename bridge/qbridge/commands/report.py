@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbridge.architecture.decoder import routed
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_routed
 from qbridge.findings.finding import Finding
 from qbridge.ir.dtypes import nbytes
@@ -123,7 +123,7 @@ def _weights(spec: Spec) -> int:
 
 def _flops(specs: Sequence[Spec], config: Mapping[str, Any]) -> int:
     """A multiplication and an addition per weight that a token meets: of routed experts, those that are chosen."""
-    chosen, experts = routed(config)
+    chosen, experts = Architecture.of(config).routed
     routed_weights = sum(_weights(spec) for spec in specs if is_routed(spec.name))
     others = sum(map(_weights, specs)) - routed_weights
     return 2 * (others + routed_weights * chosen // experts)

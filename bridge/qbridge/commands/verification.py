@@ -15,7 +15,7 @@ import numpy as np
 
 from qbridge.architecture.config import COMPUTE_DTYPE, meaning
 from qbridge.architecture.expected import judge
-from qbridge.architecture.mlps import follow
+from qbridge.architecture.growth import follow
 from qbridge.architecture.names import natural
 from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode

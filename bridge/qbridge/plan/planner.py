@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
-from qbridge.architecture.mlps import follow, growth
+from qbridge.architecture.growth import follow, growth
 from qbridge.findings.finding import Findings
 from qbridge.formats.rules import ModelRule, Rule, ValueRule, Values, without_fix
 from qbridge.ir.dtypes import DType

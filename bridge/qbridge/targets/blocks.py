@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import FUSED, fused_siblings
-from qbridge.architecture.parallel import rank
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -65,7 +65,7 @@ def _blocks(sizes: tuple[int, ...], last_cut: bool, fused: Fused) -> Callable[[M
 def _misfit(spec: Spec, model: Model, tp: int, bordered: bool) -> str:
     """Which share of a layer is no whole blocks, or an empty string."""
     rows, columns = spec.weight.block or (1, 1)
-    held = rank(spec.name, *spec.dims, model.config, tp)
+    held = Architecture.of_model(model).rank(spec.name, spec.dims, tp)
     shares = []
     if held is not None and not held.fault and tp > 1:
         shares = [("out_features", held.out_features, rows)] if held.axis == "column" else []

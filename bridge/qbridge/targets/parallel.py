@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 from typing import TypeVar
 
-from qbridge.architecture.decoder import family, place
-from qbridge.architecture.mlps import growth
-from qbridge.architecture.names import FUSED, fused_siblings, is_routed
-from qbridge.architecture.parallel import Rank, head_faults, rank
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.growth import growth
+from qbridge.architecture.names import FUSED, fused_siblings, is_routed, without_expert
+from qbridge.architecture.parallel import Rank
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -208,7 +208,7 @@ class Parallel:
         """Whether a whole model is legal at a size, as it is."""
         whole = (tp,)
         return (
-            not head_faults(model.config, tp)
+            not Architecture.of_model(model).head_faults(tp)
             and not any(self.straddles(spec, model, whole) for spec in _alike(model))
             and not any(True for _ in self._misfits(model, whole))
         )
@@ -281,8 +281,8 @@ def _has_one_size(spec: Spec) -> bool:
 
 def _held(spec: Spec, model: Model, tp: int) -> Rank | None:
     """What each rank holds of a layer, looked up once for all experts of a block."""
-    dims = spec.out_features, spec.in_features
-    return model.once((rank, place(spec.name), dims, tp), lambda: rank(spec.name, *dims, model.config, tp))
+    architecture, key = Architecture.of_model(model), (without_expert(spec.name), spec.dims, tp)
+    return model.once((_held, *key), lambda: architecture.rank(spec.name, spec.dims, tp))
 
 
 def _alike(model: Model) -> list[Spec]:
@@ -291,7 +291,7 @@ def _alike(model: Model) -> list[Spec]:
     def find() -> list[Spec]:
         found: dict[Hashable, Spec] = {}
         for name, spec in model.specs.items():
-            found.setdefault((place(name), spec.out_features, spec.in_features, spec.weight), spec)
+            found.setdefault((without_expert(name), spec.out_features, spec.in_features, spec.weight), spec)
         return list(found.values())
 
     return model.once(_alike, find)
@@ -306,7 +306,7 @@ def _outputs(model: Model, name: str, tp: int) -> int:
 def _heads(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
     def check(model: Model) -> Iterator[Problem]:
         for tp in sizes:
-            for fault in head_faults(model.config, tp):
+            for fault in Architecture.of_model(model).head_faults(tp):
                 yield Problem((f"{fault} (tp {tp})",), where=("config.json",))
 
     return check
@@ -322,7 +322,7 @@ def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
             if not is_routed(name) or size is None:
                 continue
             for tp in sizes:
-                held = rank(name, spec.out_features, spec.in_features, model.config, tp)
+                held = Architecture.of_model(model).rank(name, spec.dims, tp)
                 if held is None or held.fault:
                     continue
                 half = size
@@ -337,7 +337,7 @@ def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
 
 
 def _unknown(model: Model) -> Iterator[Problem]:
-    if family(model.config) is None:
+    if not Architecture.of_model(model).known:
         named = model.architecture or "config.json names no architecture"
         yield Problem(("dims are judged without tensor parallelism",), where=(named,))
 

@@ -7,6 +7,7 @@ Needs hypothesis (`pip install qbridge-llm[test]`)."""
 
 from __future__ import annotations
 
+from qbridge.testing.architectures import check_architecture
 from qbridge.testing.laws import (
     check_checkpoint,
     check_codec,
@@ -24,6 +25,7 @@ from qbridge.testing.strategies import grouped_layers, layers, random_layer, spe
 from qbridge.testing.targets import check_target
 
 __all__ = [
+    "check_architecture",
     "check_checkpoint",
     "check_codec",
     "check_format",

@@ -8,9 +8,10 @@ Needs hypothesis (`pip install qbridge-llm[test]`)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,9 @@ class _Random:
 
     def part(self, layer: str, part: str) -> Array:
         return _layer(self.model.specs[layer]).arrays[part]
+
+    def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
+        return find()
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         info = self.model.tensors[tensor]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from qbridge.architecture.decoder import expert_count
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_routed, module_of
 from qbridge.codecs.arrays import Shared
 from qbridge.formats.rules import Problem
@@ -71,7 +71,7 @@ def unfusable(model: Model) -> Iterator[Problem]:
         if place:
             blocks.setdefault(place.block, {})[place] = spec
     for block, found in blocks.items():
-        count = expert_count(model.config) or 1 + max(place.expert for place in found)
+        count = Architecture.of_model(model).experts or 1 + max(place.expert for place in found)
         inside = sum(place.expert < count for place in found)
         if not len(found) == inside == count * _PER_EXPERT:
             fact = f"{inside} of the {count * _PER_EXPERT} linears of its {count} experts are quantized"

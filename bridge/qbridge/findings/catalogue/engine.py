@@ -301,7 +301,7 @@ ENTRIES = (
         "A layout that is legal as a whole may be illegal on a rank.",
         "a model class of a plugin",
         "Check the shapes per rank yourself.",
-        "qbridge.architecture.parallel",
+        "qbridge.architecture.classes",
         severity="warning",
     ),
     Code(
@@ -321,7 +321,7 @@ ENTRIES = (
         "Only act(gate) * up with act(0) = 0, quantized throughout, with zero-points that are codes, can grow.",
         "an architecture that qbridge does not know",
         "Split the groups instead (--regroup), or choose another tensor-parallel size.",
-        "qbridge.architecture.mlps",
+        "qbridge.architecture.growth",
     ),
     Code(
         "QB255",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import fused_siblings
-from qbridge.architecture.parallel import Rank, fused_out, rank
+from qbridge.architecture.parallel import Rank, fused_out
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.common import model_dtype_name
@@ -67,7 +68,7 @@ def _dtype(model: Model, capability: int, version: str) -> str:
 def _linear(spec: Spec, fused: list[Spec], model: Model, tp: int, dtype: str) -> Linear | None:
     held: dict[str, Rank] = {}
     for part in fused:
-        share = rank(part.name, part.out_features, part.in_features, model.config, tp)
+        share = Architecture.of_model(model).rank(part.name, part.dims, tp)
         if share is None or share.fault:
             return None
         held[part.name] = share

@@ -1,0 +1,139 @@
+"""How far padding lets the gated MLPs of a decoder grow, and the config that follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import gcd, lcm
+from typing import Any
+
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.mlps import Block, mlp_blocks
+from qbridge.architecture.names import without_expert
+from qbridge.architecture.quantization_block import NESTED
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import MAX_SIZE, Granularity
+from qbridge.passes.pad import Pad
+
+Multiple = Callable[[Spec, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The pass of every layer that grows, and why blocks that should grow cannot (block name to reason)."""
+
+    passes: Mapping[str, Pad] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
+    """The smallest intermediate sizes at which every block is legal at all tensor-parallel `sizes`.
+
+    `multiple(spec, tp)` is what the intermediate size must be a multiple of for a down projection, as a whole.
+    """
+    wanted: dict[str, int] = {}
+    by_key: dict[str, list[Block]] = {}
+    reasons: dict[str, dict[str, str]] = {}
+    key_of, architecture = _keys(model), Architecture.of_model(model)
+    for block in _blocks(model):
+        known_as, copies = key_of(block)
+        key = known_as or block.name
+        by_key.setdefault(key, []).append(block)
+        down = model.specs.get(block.down)
+        if reason := _refusal(block, model, architecture, known_as):
+            reasons.setdefault(key, {})[block.name] = reason
+        if down is not None:
+            step = lcm(*(multiple(down, tp) for tp in sizes))
+            each = step // gcd(step, copies)  # so that all copies together are a multiple of it
+            own = -(-down.in_features // (copies * each)) * each
+            if own * copies > MAX_SIZE:
+                reasons.setdefault(key, {})[block.name] = f"its size would be {own * copies}"
+            wanted[key] = max(wanted.get(key, 0), own)
+    passes: dict[str, Pad] = {}
+    refused: dict[str, str] = {}
+    for key, size in wanted.items():
+        grown: dict[str, Pad] = {}
+        needed = False
+        for block in by_key[key]:
+            own = size * key_of(block)[1]
+            down = model.specs.get(block.down)
+            needed |= down is not None and down.in_features != own
+            grown |= _passes(block, model, own)
+        if needed and reasons.get(key):
+            refused |= reasons[key]  # blocks that share a size grow together or not at all
+        else:
+            passes |= grown
+    return Growth(passes, refused)
+
+
+def _keys(model: Model) -> Callable[[Block], tuple[str | None, int]]:
+    """(`intermediate_key`, `intermediate_copies`) of blocks, looked up once for all experts of a layer."""
+    architecture = Architecture.of_model(model)
+    found: dict[str, tuple[str | None, int]] = {}
+
+    def key_of(block: Block) -> tuple[str | None, int]:
+        where = without_expert(block.name)
+        if where not in found:
+            found[where] = architecture.intermediate_key(block.name), architecture.intermediate_copies(block.name)
+        return found[where]
+
+    return key_of
+
+
+def _blocks(model: Model) -> list[Block]:
+    """Every MLP, quantized or not; those of MTP blocks are listed as well, for they share the decoder's sizes."""
+    return mlp_blocks([*model.specs, *_dense(model)])
+
+
+def _passes(block: Block, model: Model, size: int) -> dict[str, Pad]:
+    gate, up, down = (model.specs.get(name) for name in (block.gate, block.up, block.down))
+    if gate is None or up is None or down is None or down.in_features == size or gate is up:
+        return {}
+    return {
+        block.gate: Pad(size, gate.in_features),
+        block.up: Pad(size, up.in_features),
+        block.down: Pad(down.out_features, size),
+    }
+
+
+def _refusal(block: Block, model: Model, architecture: Architecture, key: str | None) -> str:
+    """Why a block, whose size `key` holds, cannot grow, or an empty string."""
+    if not architecture.known:
+        return f"{architecture.name or 'the architecture'} is not known to qbridge"
+    if not architecture.gated:
+        return f"the MLP of {architecture.name} is not known to be act(gate) * up with act(0) = 0"
+    if block.gate == block.up:
+        return "gate and up are one tensor"
+    if key is None:
+        return "it is no MLP of the decoder"
+    parts = [model.specs.get(name) for name in (block.gate, block.up, block.down)]
+    if None in parts:
+        return "a part of it is not quantized"
+    if any(spec and spec.weight.granularity is Granularity.BLOCK for spec in parts):
+        return "its scales are for blocks"
+    return ""
+
+
+def _dense(model: Model) -> list[str]:
+    return [name.removesuffix(".weight") for name in model.tensors if name.endswith(".weight")]
+
+
+def follow(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
+    """The config with the intermediate sizes that the layers have, wherever its keys for them lie."""
+    architecture = Architecture.of(config)
+    sizes: dict[str, set[int]] = {}
+    for block in mlp_blocks(specs):
+        key, down = architecture.intermediate_key(block.name), specs.get(block.down)
+        if key and down:
+            sizes.setdefault(key, set()).add(down.in_features // architecture.intermediate_copies(block.name))
+    found = dict(config)
+    for key, seen in sizes.items():
+        if len(seen) != 1:
+            continue
+        for holder in (None, *NESTED):
+            place = found if holder is None else found.get(holder)
+            if isinstance(place, dict) and isinstance(place.get(key), int) and place[key] != next(iter(seen)):
+                changed = {**place, key: next(iter(seen))}
+                found = changed if holder is None else {**found, holder: changed}
+    return found

@@ -495,7 +495,7 @@ def test_config_of_an_architecture_with_fused_linears_is_enough(tmp_path):
 
 @pytest.fixture(scope="module")
 def standin():
-    place = importlib.util.spec_from_file_location("standin", ROOT / "benchmarks/standin.py")
+    place = importlib.util.spec_from_file_location("standin", ROOT / "tests/benchmarks/standin.py")
     module = importlib.util.module_from_spec(place)
     place.loader.exec_module(module)
     return module

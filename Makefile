@@ -42,7 +42,7 @@ newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(NEWEST)/bin/python tests/moved.py constraints.txt
+	$(NEWEST)/bin/python tests/house/moved.py constraints.txt
 	$(NEWEST)/bin/pytest -q -n 2
 
 DEMO := $(or $(TMPDIR),/tmp)/qbridge-demo

@@ -30,7 +30,7 @@ from support import ROOT, cli, copy_fixture, edit_json, rewrite_tensors
 
 GROUPS = ("32", "64", "128", "ch")
 SIZES = (1, 2, 4, 8, 16)
-with (ROOT / "tests/models.csv").open() as stream:
+with (ROOT / "tests/architecture/models.csv").open() as stream:
     MODELS = {row["name"]: row for row in csv.DictReader(stream)}
 SPARSE = [name for name, row in MODELS.items() if row["moe_intermediate"]]
 EVERY = pytest.mark.parametrize("name", MODELS)

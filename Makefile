@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 
 help:
 	@echo "make demo     convert a real llm-compressor checkpoint for LMDeploy, verify and show it"
-	@echo "make test     the whole suite"
+	@echo "make test     the whole suite, and the seconds of each folder"
 	@echo "make lint     ruff"
 	@echo "make types    mypy --strict"
 	@echo "make newest   the suite with the newest version of every package, and what moved"
@@ -42,7 +42,7 @@ newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(NEWEST)/bin/python tests/moved.py constraints.txt
+	$(NEWEST)/bin/python tests/house/moved.py constraints.txt
 	$(NEWEST)/bin/pytest -q -n 2
 
 DEMO := $(or $(TMPDIR),/tmp)/qbridge-demo
@@ -56,7 +56,7 @@ demo: $(STAMP)
 	$(BIN)/qbridge inspect $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -30,3 +31,18 @@ def fixtures() -> Path:
 def dst(tmp_path):
     """Where a conversion is to go; nothing stands there."""
     return tmp_path / "dst"
+
+
+# Seconds of each folder's tests, set up and torn down; with xdist, what all processes took together.
+SECONDS: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    SECONDS[report.nodeid.partition("::")[0].rpartition("/")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if len(SECONDS) > 1:
+        terminalreporter.section("seconds by folder")
+        for folder, seconds in SECONDS.most_common():
+            terminalreporter.write_line(f"{seconds:8.1f}  {folder}")

@@ -1,6 +1,7 @@
 """A model from config.json alone: the linears of its architecture at the dims and in the scheme that it names.
 
-Dims: transformers 5.24.0, models/*/modeling_*.py; tests/test_assumed.py holds them against the module trees.
+Dims: transformers 5.24.0, models/*/modeling_*.py; tests/architecture/test_assumed.py holds them
+against the module trees.
 """
 
 from __future__ import annotations

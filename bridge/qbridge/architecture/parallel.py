@@ -1,8 +1,8 @@
 """How tensor parallelism splits the linears of a decoder, from config.json and names alone.
 
 Which leaf is split along which dim: transformers 5.24.0, base_model_tp_plan in models/*/configuration_*.py, and where
-there is none the module trees in models/*/modeling_*.py; tests/make_sharding.py reads both, tests/test_sharding.py
-holds this table against them. Names are those on disk (transformers 5.24.0, conversion_mapping.py): experts one by
+there is none the module trees in models/*/modeling_*.py; make_sharding.py and test_sharding.py in tests/architecture
+hold this table against both. Names are those on disk (transformers 5.24.0, conversion_mapping.py): experts one by
 one, also where transformers packs them. How heads and sizes are split: vLLM 0.33.0, model_executor/layers/linear.py
 (QKVParallelLinear, MergedColumnParallelLinear, RowParallelLinear) and distributed/utils.py (divide).
 """

@@ -1,7 +1,7 @@
 """Write a big checkpoint of any format: random codes, a 7B Llama's real shapes.
 
-    python benchmarks/checkpoint.py DST --format gptq [--gigabytes 2] [--shard-gigabytes 1] [--sparse]
-    python benchmarks/checkpoint.py DST --format gptq --tensor-gigabytes 2 --sparse
+    python tests/benchmarks/checkpoint.py DST --format gptq [--gigabytes 2] [--shard-gigabytes 1] [--sparse]
+    python tests/benchmarks/checkpoint.py DST --format gptq --tensor-gigabytes 2 --sparse
 
 --tensor-gigabytes gives one layer instead, wide enough that the packed weight of each MLP linear has about that size.
 With --sparse the codes and the embeddings are holes, which read as zeros and take no disk. Nothing is held in memory

@@ -1,8 +1,8 @@
 """Time conversions against `cp -r` and `sync` at two sizes, so that start-up falls out; print a markdown table.
 
-    python benchmarks/slope.py [--cases awq "pad of"] [--gigabytes 2 6] [--rounds 5] [--work DIR]
-    python benchmarks/slope.py --cases "awq to" --gigabytes 1.8 --beside "COMMAND {src} {out}"
-    python benchmarks/slope.py --src MODEL --options "--to lmdeploy"
+    python tests/benchmarks/slope.py [--cases awq "pad of"] [--gigabytes 2 6] [--rounds 5] [--work DIR]
+    python tests/benchmarks/slope.py --cases "awq to" --gigabytes 1.8 --beside "COMMAND {src} {out}"
+    python tests/benchmarks/slope.py --src MODEL --options "--to lmdeploy"
 
 All are whole processes, with a warm page cache, followed by `sync`; in each round all of them run in turn, each into
 a fresh folder whose removal is not timed. `--beside` is another tool's command, timed once on the first size. What a
@@ -20,7 +20,7 @@ from statistics import median
 
 from harness import QBRIDGE, Case, checkpoint, claimed, clear, has_option, make_room, note, picked, run, timed, warm
 
-TINY = Path(__file__).parent.parent / "fixtures/awq/llama_gemm/model"
+TINY = Path(__file__).resolve().parents[2] / "fixtures/awq/llama_gemm/model"
 
 
 def arguments() -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """Write a stand-in of a big checkpoint: real shapes and config, sparse files where the codes would be.
 
-python benchmarks/standin.py DST --model qwen2-72b-gptq [--format gptq|awq|compressed-tensors] [--group-size 128]
+python tests/benchmarks/standin.py DST --model qwen2-72b-gptq [--format gptq|awq|compressed-tensors]
+    [--group-size 128]
 
 What a reader looks at is there: headers, g_idx, zero-points, biases, weight_shape; scales too with --scales. Codes,
 norms and embeddings are holes, which read as zeros and take no disk. Dims are those of the models' config.json on the

@@ -1,6 +1,6 @@
 """Peak resident memory of `qbridge convert`, and what it is above the idle program's; print a markdown table.
 
-    python benchmarks/memory.py [--cases awq "pad of"] [--gigabytes 2 18] [--tensor-gigabytes 2] [--work DIR]
+    python tests/benchmarks/memory.py [--cases awq "pad of"] [--gigabytes 2 18] [--tensor-gigabytes 2] [--work DIR]
 
 The sources are sparse and stay in --work; outputs are really written, and removed. `idle` is a process that imports
 what a conversion imports, numba included, and does nothing; a conversion that needs no kernel stays below it. The

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import qbridge
 from qbridge.architecture.config import Reader, meaning, rope, spell
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CT = [
     ROOT / "fixtures/compressed_tensors" / case / "model"
     for case in ("llama_w8a8", "qwen2_w8a8_tied", "llama_w8a8_sharded", "llama_w8a8_rope", "qwen3_w8a8")

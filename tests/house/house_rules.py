@@ -9,9 +9,9 @@ import ast
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from support import ROOT
+
 # Who may import whom: a room imports from its own row or the rows above.
 ORDER = (
     {"findings", "ir"},

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import qbridge
-from support import edit_json, edit_quantization, only_neighbours, rewrite_tensors
+from support import ROOT, edit_json, edit_quantization, only_neighbours, rewrite_tensors
 from test_conversion import assert_same_tensors, config, tensors
 
-ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS_ONLY = re.compile(r"w\da16")
 GPTQ, AWQ, CT = (ROOT / "fixtures" / name for name in ("gptq", "awq", "compressed_tensors"))
 

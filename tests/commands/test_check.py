@@ -30,7 +30,7 @@ from support import ROOT, cli, copy_fixture, edit_json, rewrite_tensors
 
 GROUPS = ("32", "64", "128", "ch")
 SIZES = (1, 2, 4, 8, 16)
-with (ROOT / "tests/models.csv").open() as stream:
+with (ROOT / "tests/architecture/models.csv").open() as stream:
     MODELS = {row["name"]: row for row in csv.DictReader(stream)}
 SPARSE = [name for name, row in MODELS.items() if row["moe_intermediate"]]
 EVERY = pytest.mark.parametrize("name", MODELS)
@@ -515,7 +515,7 @@ def test_config_of_an_architecture_with_fused_linears_is_enough(tmp_path):
 
 @pytest.fixture(scope="module")
 def standin():
-    place = importlib.util.spec_from_file_location("standin", ROOT / "benchmarks/standin.py")
+    place = importlib.util.spec_from_file_location("standin", ROOT / "tests/benchmarks/standin.py")
     module = importlib.util.module_from_spec(place)
     place.loader.exec_module(module)
     return module

@@ -1,6 +1,6 @@
 """What transformers says about every architecture of qbridge.architecture; run it to print the module's literal data.
 
-python tests/make_sharding.py Qwen3ForCausalLM MistralForCausalLM ...
+python tests/architecture/make_sharding.py Qwen3ForCausalLM MistralForCausalLM ...
 """
 
 from __future__ import annotations

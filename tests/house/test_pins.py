@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from moved import environment, moved, pins
+from support import ROOT
 
-CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def test_every_package_of_the_environment_is_pinned():

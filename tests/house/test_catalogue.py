@@ -44,8 +44,8 @@ def test_no_code_is_given_twice():
 
 
 def test_every_code_is_triggered_by_a_test():
-    here = Path(__file__)
-    tests = [file for file in (*here.parent.rglob("*.py"), *here.parent.rglob("cli/*.md")) if file != here]
+    here, all_tests = Path(__file__), ROOT / "tests"
+    tests = [file for file in (*all_tests.rglob("*.py"), *all_tests.glob("cli/*.md")) if file != here]
     assert sorted(CATALOGUE.keys() - codes_in(tests)) == []
 
 

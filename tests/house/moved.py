@@ -1,4 +1,4 @@
-"""Which packages of this environment are of other versions than the pins: python tests/moved.py constraints.txt."""
+"""Which packages of this environment differ from the pins: python tests/house/moved.py constraints.txt."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Kill conversions of a sharded checkpoint at random instants, and see that nothing is ever half written.
 
-    python tests/kills.py [--kills 300] [--seed 0] [--work FOLDER] [--layers 6] [--signal KILL|INT|TERM|MIX]
+    python tests/write/kills.py [--kills 300] [--seed 0] [--work FOLDER] [--layers 6] [--signal KILL|INT|TERM|MIX]
 
 Whole processes, `python -m qbridge convert`, killed at an instant drawn from the whole run, from the time in which it
 writes, or from its end (documents, renames, removal of the old). After each kill DST must be absent, empty, the old
@@ -24,8 +24,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/benchmarks"))
 
 CASES = {
     "awq": ["--to", "compressed-tensors"],

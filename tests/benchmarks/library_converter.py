@@ -1,7 +1,8 @@
 """compressed-tensors' own conversion of an AWQ checkpoint, to time beside ours.
 
-    python benchmarks/slope.py --cases "awq to" --gigabytes 1.8 --beside \\
-        "$(python tests/engines/environments.py llm-compressor | tail -1) benchmarks/library_converter.py {src} {out}"
+    python tests/benchmarks/slope.py --cases "awq to" --gigabytes 1.8 --beside \\
+        "$(python tests/engines/environments.py llm-compressor | tail -1) \\
+         tests/benchmarks/library_converter.py {src} {out}"
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from support import ROOT
+
 PAGES = [*sorted((ROOT / "tests/cli").glob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 VOLATILE = [

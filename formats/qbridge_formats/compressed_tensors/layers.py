@@ -77,12 +77,13 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
 
 
 def _matrices(source: Source) -> dict[str, ModuleTensors]:
-    """Modules that own a weight matrix, packed or not, with all their tensors."""
-    return {
-        module: tensors
-        for module, tensors in tensors_of_modules(source).items()
-        if "weight_packed" in tensors or ("weight" in tensors and len(tensors["weight"].shape) == 2)
-    }
+    """Modules that own a weight matrix, packed or not, in the order of these, with all their tensors."""
+    modules, matrices = tensors_of_modules(source), dict[str, ModuleTensors]()
+    for name, tensor in source.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight_packed" or (leaf == "weight" and len(tensor.shape) == 2):
+            matrices[module] = modules[module]
+    return matrices
 
 
 def _is_quantized(own: ModuleTensors) -> bool:

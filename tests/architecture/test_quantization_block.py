@@ -15,7 +15,7 @@ from qbridge.formats.detection import quant_method
 from qbridge.ir.dtypes import DType
 from support import copy_fixture, edit_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 CASES = sorted(str(model.parent.relative_to(ROOT / "fixtures")) for model in ROOT.glob("fixtures/*/*/model"))
 CONFIGS = {case: json.loads((ROOT / "fixtures" / case / "model/config.json").read_text()) for case in CASES}
 BLOCKS = [case for case, config in CONFIGS.items() if find_block(config)]

@@ -24,12 +24,11 @@ from qbridge.ir.model import Model, TensorInfo
 from qbridge.targets.plugins import faults
 from qbridge.targets.serving import Served
 from qbridge.targets.target import Target
+from qbridge.testing.laws import CONFIG
 from qbridge.testing.strategies import every_common_spec, random_layer
 
 _DIMS = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "dtype": "float16",
+    **CONFIG,
     "hidden_size": 256,
     "intermediate_size": 256,
     "num_attention_heads": 4,

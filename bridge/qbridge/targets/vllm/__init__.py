@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, parallel
-from qbridge.targets.vllm.serving import kernels
+from qbridge.targets.vllm import choices, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 TARGETS = (
@@ -15,7 +14,7 @@ TARGETS = (
         choices.READER,
         keeps=True,
         parallel=parallel.VLLM,
-        kernels=kernels,
+        kernels=serving.kernels,
     ),
     Target(
         "vllm@0.23.0",
@@ -24,7 +23,7 @@ TARGETS = (
         choices.READER_023,
         keeps=True,
         parallel=parallel.VLLM_023,
-        kernels=kernels,
+        kernels=serving.kernels,
     ),
     Target(
         "vllm@0.5.4",
@@ -33,7 +32,7 @@ TARGETS = (
         choices.OLD_READER,
         keeps=True,
         parallel=parallel.VLLM_054,
-        kernels=kernels,
+        kernels=serving.kernels,
     ),
     Target(
         "vllm-gptq@0.33.0",
@@ -41,7 +40,7 @@ TARGETS = (
         (choices.GPTQ,),
         choices.READER,
         parallel=parallel.VLLM,
-        kernels=kernels,
+        kernels=serving.kernels,
     ),
     Target(
         "vllm-marlin@0.33.0",
@@ -49,6 +48,6 @@ TARGETS = (
         (choices.GPTQ,),
         choices.READER,
         parallel=parallel.VLLM,
-        kernels=kernels,
+        kernels=serving.kernels,
     ),
 )

@@ -14,7 +14,7 @@ ENTRIES = (
         "AWQ of 8 bits; a bfloat16 model on a kernel that computes in float16 only (Exllama, awq_gemm)",
         "Convert it for this target, serve it in another dtype, or choose another GPU or a newer vLLM.",
         "vllm 0.33.0, 0.23.0 and 0.5.4, model_executor/kernels/linear and layers/quantization "
-        "(qbridge.targets.vllm_kernels)",
+        "(qbridge.targets.vllm.kernels)",
     ),
     Code(
         "QB228",

@@ -69,7 +69,7 @@ ENTRIES = (
         "Engines leave a weight that no tensor fills uninitialised, or stop.",
         "a model class that is newer than this qbridge",
         "Compare the number of tensors with the model's page, or load it once in transformers, which names them.",
-        "qbridge.sharding (FAMILIES), qbridge.decoder",
+        "qbridge.architecture.families, qbridge.architecture.decoder",
         severity="note",
     ),
     Code(

@@ -185,7 +185,7 @@ def _unquantized_activations(spec: Spec, model: Model) -> Problem | None:
 
 
 def _static_activations(spec: Spec, model: Model) -> Problem | None:
-    """Of integers; static activations of floats LMDeploy has in another format."""
+    """Static activations of integers; LMDeploy has those of floats in another format."""
     stored = spec.activation is not None and not spec.activation.dynamic
     return Problem((f"activations {spec.activation}",)) if stored and spec.weight.type == "int" else None
 

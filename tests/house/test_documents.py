@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 
 import pytest
@@ -31,3 +33,26 @@ def test_every_room_is_on_the_walk():
     rooms = {path.parent.name for path in (ROOT / "bridge/qbridge").glob("*/__init__.py")}
     text = (ROOT / "docs/architecture.md").read_text()
     assert [room for room in sorted(rooms) if f"`{room}/" not in text] == []
+
+
+DOTTED = re.compile(r"\bqbridge(?:_formats)?\.(?!json\b)\w+(?:\.\w+)*")
+SPOKEN = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *BASES[1].rglob("*.py"), *BASES[2].rglob("*.py")]
+
+
+def is_there(name):
+    """Whether a dotted name is a module, or something in one."""
+    module, _, rest = name, "", ()
+    while module:
+        try:
+            there = importlib.import_module(module)
+        except ModuleNotFoundError:
+            module, _, last = module.rpartition(".")
+            rest = (last, *rest)
+        else:
+            return functools.reduce(lambda found, part: getattr(found, part, None), rest, there) is not None
+    return False
+
+
+def test_dotted_names_are_there():
+    names = {name: page for page in SPOKEN for name in DOTTED.findall(page.read_text())}
+    assert {name: page.name for name, page in names.items() if not is_there(name)} == {}

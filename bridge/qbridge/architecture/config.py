@@ -2,7 +2,7 @@
 
 The config is part of the model, so that a key is changed only where the target's transformers would read another
 meaning: transformers 5 reads what 4 writes, so nothing is done there; the other way round, 4 is told the rope
-(`qbridge.rope`), the number of experts and the dtype again in its own words.
+(`rope.py`), the number of experts and the dtype again in its own words.
 Sources: transformers 4.57.6 and 5.24.0, configuration_utils.py and models/*/configuration_*.py.
 """
 

@@ -85,7 +85,7 @@ def _compiled(function: Kernel, identity: str) -> Kernel:
 
 
 def _identity(function: Kernel) -> str:
-    """Of one function over one set of constants on one kind of processor.
+    """The digest that tells one function over one set of constants on one kind of processor from every other.
 
     numba numbers the kernels of a function in one index: of two processes that compile two of them at once, or of
     one that is killed, it may hand out the code of one kernel for the other.

@@ -38,7 +38,7 @@ def encode_part(layer: Layer, part: str, slot: Slot) -> Array:
 def decode(spec: Spec, slots: Mapping[str, Slot], stored: Mapping[str, Any]) -> Layer:
     """The layer of stored arrays by tensor name; parts whose tensor is not given are left out.
 
-    ValueError for stored values that no array of the layer could have given.
+    ValueError for a stored value that `encode` could not have written (a product that is no integer times its scale).
     """
     parts, arrays = spec.parts(), dict[str, Array]()
     for part, slot in sorted(slots.items(), key=lambda item: len(item[1].codec.needs)):

@@ -3,7 +3,7 @@
 Where codes of 2, 4 or 8 bits fill 32-bit words and only the order differs, a block of words is turned like a matrix:
 in-major words (GPTQ) against out-major ones (compressed-tensors) is a transposition of words, words along
 out_features (AWQ) against words along in_features one of lanes, by exchanging halves, quarters, eighths of words.
-`codes` does the same through canonical codes, for every layout, and is what these are tested against.
+`bits.repack` does the same through canonical codes, for every layout; the moves are tested against it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process that `qbridge.patterns` starts: matches patterns against names under limits of time and memory.
+"""The process that `qbridge.formats.patterns` starts: matches patterns against names under limits of time and memory.
 
 stdin: {"patterns", "names", "whole", "seconds"} as JSON; stdout: a line per pattern, either the numbers of the names
 that it matches or, as text, why it is no regular expression. Standard library alone, so that it starts in 20 ms.

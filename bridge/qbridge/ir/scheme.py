@@ -98,8 +98,8 @@ class WeightScheme:
 class ActivationScheme:
     """How the input of a linear is quantized while it runs.
 
-    Of dynamic scales: inputs are clipped to `limit` before one is taken (FBGEMM's upper bound), and `power_of_two`
-    rounds it up to one.
+    Two fields concern dynamic scales: inputs are clipped to `limit` before the scale is taken (FBGEMM's upper bound),
+    and `power_of_two` rounds the scale up to a power of two.
     """
 
     bits: int

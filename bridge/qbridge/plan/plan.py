@@ -51,7 +51,7 @@ class LayerPlan:
 
     @property
     def stages(self) -> tuple[Spec, ...]:
-        """The specs before, between and after the passes."""
+        """Specs before, between and after the passes: one more than there are passes."""
         found = [self.before]
         for step in self.passes:
             found.append(step.plan(found[-1]))

@@ -46,7 +46,7 @@ def make_plan(
 
     The plan is only good if none of them is an error. `recorded` gives, by layer, the spec that a manifest records
     and the passes that lead back to it. Unless `thorough`, values are not looked at once something else is refused.
-    Of what is `copied` into the source's own format, no cast of the engine's is an error.
+    No cast of the engine's is an error for what is `copied` into the source's own format.
     """
     destination, rules = choice.format, rules_of(target, choice, wishes.tp)
     if wishes.dtype:

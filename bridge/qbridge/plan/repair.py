@@ -1,4 +1,4 @@
-"""What values say before anything is planned (the survey), and the passes that make a layer legal.
+"""The passes that make a layer legal, each tried on the values that can make it refuse.
 
 Only small tensors are read: scales, zero-points, g_idx, and whatever else a rule asks for.
 """

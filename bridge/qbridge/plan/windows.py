@@ -36,11 +36,11 @@ class Window:
         return (spec.out_features if self.end is None else self.end) - self.start
 
     def times(self, count: int) -> Window:
-        """The same output features where each stands for so many."""
+        """The window in a tensor that interleaves `count` layers: edges times `count`."""
         return Window(self.start * count, None if self.end is None else self.end * count)
 
     def share(self, count: int) -> Window:
-        """What each of so many layers has of it, whose rows take turns."""
+        """One layer's part of this window of such a tensor: edges divided by `count`."""
         return Window(self.start // count, None if self.end is None else self.end // count)
 
     def of(self, spec: Spec) -> Spec:

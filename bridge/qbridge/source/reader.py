@@ -141,7 +141,7 @@ class Source:
     def read_rectangle(self, name: str, place: Rectangle, array: Array) -> None:
         """Fill `array`, C-ordered, with some rows and columns of a stored matrix.
 
-        Of those whose rows would be read in bits and pieces, each thread keeps the last ones, `keep` bytes in all.
+        Many short rows are not read one by one: the whole tensor is read and kept, at most `keep` bytes per thread.
         """
         size = place.shape[0] * place.shape[1] * array.itemsize
         if self._remembers and size <= VALUE:

@@ -169,7 +169,7 @@ class Encoded:
     def _spans(self) -> Iterator[tuple[Window, Sequence[Window]]]:
         """(what is written at once, the windows of it that are encoded one by one).
 
-        Of codes these stay in a core's cache. A window that does not lie in one stretch is not written by itself.
+        Windows of codes stay in a core's cache. A window that does not lie in one stretch is not written by itself.
         """
         layer = self.layer if self.tensor.part == "code" else None
         windows = list(layer.windows(_CODES, self.window)) if layer else [self.window]

@@ -2,7 +2,7 @@
 
     vllm_kernels.py CELLS.json [--json F]
 
-CELLS.json is a list of linears as one rank sees them: the fields of `qbridge.targets.vllm_kernels.Linear`, and
+CELLS.json is a list of linears as one rank sees them: the fields of `qbridge.targets.vllm.kernels.Linear`, and
 
     capability    of the device: 80 for 8.0
     humming       whether the package humming is installed

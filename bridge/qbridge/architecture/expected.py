@@ -1,7 +1,7 @@
 """Which tensors an engine needs and a checkpoint lacks, and which it has that no engine expects; by names alone.
 
-What a decoder needs, `Architecture` says; how its blocks are called, the checkpoint says itself. An architecture that is
-in no table is not judged.
+What a decoder needs, `Architecture` says; how its blocks are called, the checkpoint says itself. An architecture that
+is in no table is not judged.
 """
 
 from __future__ import annotations

@@ -35,4 +35,4 @@ def _lies_here(other: Distribution) -> bool:
     if not any(file.parts[0] == NAMESAKE for file in other.files or ()):
         return False
     there = Path(str(other.locate_file(NAMESAKE)))
-    return there.resolve() == Path(__file__).resolve().parent
+    return there.resolve() == Path(__file__).resolve().parent.parent

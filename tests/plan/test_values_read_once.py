@@ -69,6 +69,11 @@ def test_what_is_kept_is_bounded_read_only_and_let_go(tmp_path, monkeypatch, byt
     source.close()
 
 
+def test_who_does_not_plan_holds_no_values(fixtures):
+    with qbridge.open(fixtures / "gptq/llama_desc_act/model") as opened:
+        assert not opened.source._values and opened.source._held == 0
+
+
 def test_values_from_opening_are_there_for_the_plan(tmp_path, bytes_read):
     source = open_source(copy_fixture(tmp_path), qbridge.Findings())
     name = next(iter(source.tensors))

@@ -82,18 +82,19 @@ def no_garbage() -> Iterator[None]:
 
 @no_garbage()
 def open_checkpoint(
-    path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True
+    path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True, plans: bool = False
 ) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
     Raises QBridgeError with every fault of the folder, the config and the tensors; unless `strict`, what a reader
     finds wrong is among the findings instead.
+    With `plans` the small values that were read are held for the plan that is made next.
     """
     findings = Findings(_words(allow))
     with io_as_finding(str(path)):
         source = open_source(path, findings)
     try:
-        with io_as_finding(str(path)), source.remembering(forget=False):
+        with io_as_finding(str(path)), source.remembering(forget=not plans):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
         _suggest(source, reader, findings)

@@ -72,7 +72,7 @@ def convert(
     wishes = wishes_for(wanted, tp, pad, regroup, bits, passes, dtype)
     effort = Effort(jobs, memory, proof)
     there, out = Path(src), Path(dst)
-    with io_as_finding(str(src)), open_checkpoint(src, source, allow) as opened:
+    with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
         if not dry_run:
             recover(out, there)
         check_destination(out, there, overwrite)

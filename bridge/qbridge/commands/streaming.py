@@ -74,7 +74,7 @@ def stream(
     """
     wanted = find_target(target)
     wishes = wishes_for(wanted, tp, pad, regroup, bits, passes, dtype)
-    opened = open_checkpoint(src, source, allow)
+    opened = open_checkpoint(src, source, allow, plans=True)
     try:
         with io_as_finding(str(src)):
             plan = prepare(opened, wanted, wishes)

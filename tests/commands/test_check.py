@@ -156,9 +156,9 @@ def test_experts_as_gptq_straddle_nothing_where_halves_of_groups_fit():
 
 
 def ways(code, target, tp, name="Qwen2/2.5-72B", group="128", format="gptq"):
-    """The options that the problems of one code name, without what stands in brackets."""
+    """The options that the problems of one code name, without their notes."""
     found = problems(model_of(MODELS[name], group, format), target, tp)
-    return {tuple(way.partition("  #")[0] for way in problem.help) for own, _, problem in found if own == code}
+    return {tuple(" ".join(way.words) for way in problem.help) for own, _, problem in found if own == code}
 
 
 @pytest.mark.parametrize(

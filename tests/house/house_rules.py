@@ -217,6 +217,43 @@ def codec_tests(path: str, text: str, codecs: set[str]) -> list[str]:
     return wrong
 
 
+_RE = {"match", "fullmatch", "search", "findall", "split"}
+_PARSING = {
+    *("split", "rsplit", "splitlines", "partition", "rpartition", "startswith", "endswith", "find", "index"),
+    *("removeprefix", "removesuffix", "replace", "strip", "lstrip", "rstrip", *_RE),
+}
+_HELP = {"help", "advice"}
+
+
+def parsed_help(path: str, text: str) -> list[str]:
+    """Calls that take the text of help or of an option apart: a way out is data (`findings.way.Way`)."""
+    tree, tainted = parsed(text), set(_HELP)
+
+    def has_help(node: ast.AST) -> bool:
+        nodes = list(ast.walk(node))
+        names = {own.id for own in nodes if isinstance(own, ast.Name)}
+        return bool(names & tainted) or any(isinstance(own, ast.Attribute) and own.attr in _HELP for own in nodes)
+
+    bound = [(node.target, node.iter) for node in ast.walk(tree) if isinstance(node, ast.For | ast.comprehension)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            bound += [(target, node.value) for target in node.targets]
+    for _ in range(3):  # a line of help, a part of the line
+        for target, value in bound:
+            if has_help(value):
+                tainted |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+    wrong = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _PARSING:
+            literals = [
+                own.value for own in node.args if isinstance(own, ast.Constant) and isinstance(own.value, str)
+            ]
+            options = any(literal.lstrip("^ ").startswith(("--", "#")) for literal in literals)
+            if options or has_help(node.func.value) or (node.func.attr in _RE and any(map(has_help, node.args))):
+                wrong.append(f"{path}:{node.lineno} takes help text apart: {node.func.attr}")
+    return wrong
+
+
 def circle(modules: Mapping[str, str]) -> list[str]:
     """The modules (dotted name to text) of one circle of imports, the first one again at its end; empty if none."""
     graph = {name: set(top_imports(text, modules)) - {name} for name, text in modules.items()}

@@ -128,6 +128,10 @@ def test_what_a_model_is_like_is_asked_of_its_architecture():
     assert all_of(house_rules.bare_architectures, PATHS) == []
 
 
+def test_nobody_takes_help_text_apart():
+    assert all_of(house_rules.parsed_help, PATHS) == []
+
+
 def test_imports_have_no_circle():
     faces = {dotted(path) for path in PATHS if path.endswith("__init__.py") and not path.startswith("formats")}
     assert house_rules.circle({dotted(p): text for p, text in PATHS.items() if dotted(p) not in faces}) == []
@@ -149,7 +153,7 @@ def test_the_top_is_rooms_and_at_most_six_files():
 
 ORDER, NAME, CLASS = house_rules.against_the_order, house_rules.foreign_names, house_rules.foreign_classes
 INNER, FILE, ASKED = house_rules.formats_against_the_order, house_rules.opened_files, house_rules.codec_tests
-BARE = house_rules.bare_architectures
+BARE, HELP = house_rules.bare_architectures, house_rules.parsed_help
 PLAN, FORMAT = "bridge/qbridge/plan/x.py", "formats/qbridge_formats/x.py"
 PLANTED = {
     "ir imports a room": (ORDER, "bridge/qbridge/ir/x.py", "from qbridge.findings.hints import a"),
@@ -170,6 +174,11 @@ PLANTED = {
     "a split": (BARE, FORMAT, "from qbridge.architecture.architecture import family"),
     "a row": (BARE, "bridge/qbridge/commands/x.py", "import qbridge.architecture.classes"),
     "rows": (BARE, PLAN, "def f():\n from qbridge.architecture import classes as rows"),
+    "an option of help": (HELP, PLAN, "def f(line):\n return line.startswith('--tp ')"),
+    "a note of help": (HELP, PLAN, "def f(line):\n return line.partition('  #')[0]"),
+    "a line of help": (HELP, "bridge/qbridge/cli.py", "[line.split() for line in finding.help]"),
+    "a part of help": (HELP, FORMAT, "for line in p.help:\n word = line\n if word.endswith(' 2'): pass"),
+    "advice by a pattern": (HELP, PLAN, "import re\nre.match(a, problem.advice[0])"),
     "a codec": (ASKED, PLAN, "isinstance(a.codec, BitPacked | int)", {"BitPacked"}),
 }
 

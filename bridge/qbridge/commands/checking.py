@@ -17,6 +17,7 @@ from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.commands.report import SCHEMA
 from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
+from qbridge.findings.way import Advice, Way
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Rule, ValueRule
 from qbridge.ir.model import Model
@@ -27,8 +28,6 @@ from qbridge.targets.choice import Choice
 from qbridge.targets.registry import find_target, rules_of
 from qbridge.targets.serving import Served, capability_of
 from qbridge.targets.target import Target
-
-_OTHER_LAYOUT = ("QB219",)  # what the same engine serves when it is converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def check(
     choice = wanted.choice_of(model.format)
     if choice is None:
         facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
-        findings.add("QB260", str(src), facts, (_command(str(src), wanted),))
+        findings.add("QB260", str(src), facts, (_conversion(str(src), wanted),))
     judged = choice or replace(wanted.choices[0], format=named(model.format), rules=())
     if stored is not None:
         judge(model, stored, findings)
@@ -95,7 +94,7 @@ def check(
     if model.specs:
         needs = _walk(model, wanted, judged, tp, str(src), findings)
     kernels = wanted.serving(model, tp, capability_of(gpu))
-    _unserved(kernels, gpu, _command(str(src), wanted, tp), findings)
+    _unserved(kernels, gpu, _conversion(str(src), wanted, tp), findings)
     return Check(
         source=str(src),
         target=wanted.name,
@@ -116,11 +115,11 @@ def check(
 
 def _spelling(model: Model, wanted: Target, src: str, findings: Findings) -> None:
     """What the model's config files say in words that the engine's transformers does not know, but convert does."""
-    command = (_command(src, wanted),)
+    ways = (_conversion(src, wanted),)
     if words := unread(model.config, wanted.reader):
-        findings.add("QB265", "config.json", words, command)
+        findings.add("QB265", "config.json", words, ways)
     if facts := unread_tokenizer(model.tokenizer, wanted.reader):
-        findings.add("QB205", TOKENIZER, facts, command)
+        findings.add("QB205", TOKENIZER, facts, ways)
 
 
 def _named(target: Target) -> str:
@@ -149,21 +148,21 @@ def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, f
 def _index_followed(wanted: Target, src: str, findings: Findings) -> None:
     """An index of other files stops the engines that look at it first, though the single file is complete."""
     if wanted.version and not wanted.single_first and any(finding.code == "QB040" for finding in findings):
-        findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (_command(src, wanted),))
+        findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (_conversion(src, wanted),))
 
 
 def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:
     """Every rule of the engine on the model as it is; the codes of those that would need values."""
-    command = _command(src, target, tp)
+    conversion = _conversion(src, target, tp)
     needs = []
     for rule in target.limits(choice, (tp,)):
         if isinstance(rule, ValueRule):
             needs.append(rule.code)
         elif isinstance(rule, ModelRule):
             for problem in rule.check(model):
-                findings.add(rule.code, problem.where, problem.facts, _commands(problem.help, command))
+                findings.add(rule.code, problem.where, problem.facts, _commands(problem.help, conversion))
         else:
-            _walk_layers(rule, model, command, findings, rule.code in _OTHER_LAYOUT and _holds(model, target, choice))
+            _walk_layers(rule, model, conversion, findings, rule.elsewhere and _holds(model, target, choice))
     return sorted(set(needs))
 
 
@@ -183,40 +182,41 @@ def _holds(model: Model, target: Target, judged: Choice) -> bool:
     return any(all(map(takes, rules_of(target, choice))) for choice in others)
 
 
-def _command(src: str, target: Target, tp: int = 1) -> str:
-    return f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}"
+def _conversion(src: str, target: Target, tp: int = 1) -> Way:
+    """The command that converts the checkpoint for the target, as a way out by itself."""
+    return Way(command=f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}")
 
 
-def _unserved(kernels: Sequence[Served], gpu: str, command: str, findings: Findings) -> None:
+@lru_cache
+def _commands(advice: tuple[Advice, ...], conversion: Way) -> tuple[Advice, ...]:
+    """Options as what to do with a checkpoint that is there: a whole command, or its server with fewer ranks."""
+
+    def whole(entry: Advice) -> Advice:
+        if not isinstance(entry, Way):
+            return entry
+        return replace(entry, serve=True) if entry.option == "--tp" else entry.of(conversion.command)
+
+    return tuple(map(whole, advice))
+
+
+def _unserved(kernels: Sequence[Served], gpu: str, conversion: Way, findings: Findings) -> None:
     """Layers that no kernel serves rightly, where no rule has said so already."""
     blamed = {name for finding in findings.errors for name in finding.where}
     for kind in kernels:
         if not kind.legal and blamed.isdisjoint(kind.names):
             what = f"{kind.scheme} on {gpu}"
             why = (kind.note,) if kind.note else kind.reasons
-            help = (f"serve it with {kind.instead}",) if kind.instead else (command,)
+            help = (f"serve it with {kind.instead}",) if kind.instead else (conversion,)
             findings.add("QB227", kind.names, (what, *why), help)
 
 
-def _walk_layers(rule: LayerRule, model: Model, command: str, findings: Findings, converts: bool) -> None:
-    """A rule on every layer; `converts` says that the command itself mends what it finds."""
+def _walk_layers(rule: LayerRule, model: Model, conversion: Way, findings: Findings, converts: bool) -> None:
+    """A rule on every layer; `converts` says that the conversion itself mends what it finds."""
     for name, spec in model.specs.items():
         problem = rule.check(spec, model)
         if problem is None:
             continue
-        help = _commands(problem.help, command)
+        help = _commands(problem.help, conversion)
         if not help and (converts or offered(rule, spec, model) is not None):
-            help = (f"{command}  # exact",)
+            help = (replace(conversion, exact=True),)
         findings.add(rule.code, name, problem.facts, help)
-
-
-@lru_cache
-def _commands(ways: tuple[str, ...], command: str) -> tuple[str, ...]:
-    """Ways out as commands to paste."""
-    found = []
-    for way in ways:
-        if way.startswith("--tp "):
-            found.append(f"serve it with {way.removeprefix('--').replace(' ', ' = ', 1)}")
-        else:
-            found.append(f"{command} {way}" if way.startswith("--") else way)
-    return tuple(found)

@@ -12,6 +12,7 @@ from qbridge.codecs.parts import decode
 from qbridge.findings.catalogue.code import ALLOW, CHOICES
 from qbridge.findings.finding import Findings, QBridgeError, error, io_as_finding
 from qbridge.findings.hints import did_you_mean
+from qbridge.findings.way import Way
 from qbridge.formats.detection import detect
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import find, load, registry, report_unusable, sniffed
@@ -137,4 +138,4 @@ def _suggest(source: Source, reader: Format, findings: Findings) -> None:
         except QBridgeError:
             continue
         if isinstance(match, Match):
-            findings.add("QB034", reader.NAME, (f"it looks like {name}: {match.because}",), (f"--from {name}",))
+            findings.add("QB034", reader.NAME, (f"it looks like {name}: {match.because}",), (Way("--from", name),))

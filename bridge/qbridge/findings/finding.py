@@ -10,6 +10,7 @@ from typing import Any
 
 from qbridge.findings.catalogue import entry_of
 from qbridge.findings.catalogue.code import Code
+from qbridge.findings.way import Advice, Way, ways_of
 
 
 class Severity(str, Enum):
@@ -27,13 +28,15 @@ class Severity(str, Enum):
 class Finding:
     """One diagnostic. `where` names every layer, tensor or file it is about, in the order found.
 
-    No word of `--allow` lets a `final` one pass, whatever its catalogue entry says of others of the code.
+    `advice` has the ways out as data, cheapest first, and plain text where there is nothing to type; `help` has the
+    same as lines to print. No word of `--allow` lets a `final` one pass, whatever its catalogue entry says of others
+    of the code.
     """
 
     code: str
     where: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
-    help: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
     severity: Severity = Severity.ERROR
     final: bool = False
 
@@ -47,6 +50,16 @@ class Finding:
         """One line, without a full stop."""
         return self.entry.title
 
+    @property
+    def help(self) -> tuple[str, ...]:
+        """The advice as lines to print."""
+        return tuple(map(str, self.advice))
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The ways out among the advice."""
+        return ways_of(self.advice)
+
     def as_dict(self) -> dict[str, Any]:
         """The finding as `--json` prints it."""
         return {
@@ -58,6 +71,7 @@ class Finding:
             "facts": list(self.facts),
             "why": self.entry.why,
             "help": [*self.help, self.entry.fix],
+            "ways": [way.as_dict() for way in self.ways],
             "allow": None if self.final else self.entry.allow,
         }
 
@@ -75,7 +89,7 @@ class Findings:
     """
 
     allow: frozenset[str] = frozenset()
-    _found: dict[tuple[str, tuple[str, ...], tuple[str, ...], Severity, bool], dict[str, int]] = field(
+    _found: dict[tuple[str, tuple[str, ...], tuple[Advice, ...], Severity, bool], dict[str, int]] = field(
         default_factory=dict
     )
 
@@ -84,7 +98,7 @@ class Findings:
         code: str,
         where: str | Iterable[str] = (),
         facts: Sequence[str] = (),
-        help: Sequence[str] = (),
+        help: Sequence[Advice] = (),
         values: int = 0,
         *,
         mild: bool = False,
@@ -100,7 +114,7 @@ class Findings:
             if entry.allow in self.allow:
                 severity = Severity.WARNING
             else:
-                help = (*help, f"--allow {entry.allow}")
+                help = (*help, Way("--allow", entry.allow))
         places = self._found.setdefault((code, tuple(facts), tuple(help), severity, final), {})
         for place in (where,) if isinstance(where, str) else where:
             places[place] = values
@@ -168,7 +182,7 @@ def io_as_finding(where: str) -> Iterator[None]:
 
 
 def error(
-    code: str, where: str | Iterable[str] = (), facts: Sequence[str] = (), help: Sequence[str] = ()
+    code: str, where: str | Iterable[str] = (), facts: Sequence[str] = (), help: Sequence[Advice] = ()
 ) -> QBridgeError:
     """A QBridgeError of one finding."""
     findings = Findings()

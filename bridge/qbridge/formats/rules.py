@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from qbridge.findings.way import Advice
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -20,11 +21,12 @@ from qbridge.passes import Pass
 class Problem:
     """A broken rule: facts and help without the place, so that equal problems of many layers become one.
 
-    A `mild` one is a warning, whatever the catalogue says of its code.
+    `help` has the ways out, as options of `qbridge convert`, and plain text where there is nothing to type. A `mild`
+    one is a warning, whatever the catalogue says of its code.
     """
 
     facts: tuple[str, ...] = ()
-    help: tuple[str, ...] = ()
+    help: tuple[Advice, ...] = ()
     where: tuple[str, ...] = ()
     mild: bool = False
 
@@ -33,13 +35,15 @@ class Problem:
 class LayerRule:
     """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none.
 
-    Both are given the spec as it has become, and the model as it was before the first rule.
+    Both are given the spec as it has become, and the model as it was before the first rule. What breaks a rule with
+    `elsewhere` is of a kind that the target takes in another of its formats.
     """
 
     code: str
     check: Callable[[Spec, Model], Problem | None]
     source: str
     fix: Callable[[Spec, Model], Pass | None] = lambda spec, model: None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import FUSED, fused_siblings
+from qbridge.findings.way import Way
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -55,9 +56,8 @@ def _blocks(sizes: tuple[int, ...], last_cut: bool, fused: Fused) -> Callable[[M
             for name, spec in own.items():
                 fact = _misfit(spec, model, tp, name in bordered and not (last_cut and tp == 1 and name in last))
                 if fact:
-                    yield Problem(
-                        (fact,), ("--tp 1",) if tp > 1 and not _misfit(spec, model, 1, False) else (), (name,)
-                    )
+                    fits_whole = tp > 1 and not _misfit(spec, model, 1, False)
+                    yield Problem((fact,), (Way("--tp", 1),) if fits_whole else (), (name,))
 
     return check
 

@@ -17,6 +17,7 @@ from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.growth import growth
 from qbridge.architecture.names import FUSED, fused_siblings, is_routed, without_expert
 from qbridge.architecture.parallel import Rank
+from qbridge.findings.way import Way
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -215,12 +216,12 @@ class Parallel:
 
     def ways_out(
         self, spec: Spec, model: Model, format_name: str, sizes: tuple[int, ...], once: Once
-    ) -> Iterator[str]:
+    ) -> Iterator[Way]:
         """Options that make a layer legal, cheapest first."""
         best = self._best(spec, model, format_name, sizes, once)
         misfits = once(model, "misfits", lambda: {name for name, *_ in self._misfits(model, sizes)})
         if best is not None and spec.name not in misfits:
-            yield f"--regroup {best}  # exact: scales repeated, no weight changes"
+            yield Way("--regroup", best, "scales repeated, no weight changes", exact=True)
         pads = once(model, "growth", lambda: growth(model, sizes, self.multiple))
         if spec.name in pads.passes:
             grown = pads.passes[spec.name]
@@ -228,11 +229,12 @@ class Parallel:
             if new == old:  # gate or up
                 old, new = spec.out_features, grown.out_features
             if new > old:
-                yield f"--pad  # exact: {old} -> {new}, {100 * (new - old) / old:+.2f} %, undone by qbridge restore"
+                note = f"{old} -> {new}, {100 * (new - old) / old:+.2f} %, undone by qbridge restore"
+                yield Way("--pad", note=note, exact=True)
         sizes_below = range(max(sizes) - 1, 0, -1)
         fits = once(model, "fits", lambda: next((tp for tp in sizes_below if self._legal(model, tp)), None))
         if fits:
-            yield f"--tp {fits}  # fewer GPUs"
+            yield Way("--tp", fits, "fewer GPUs")
 
     def _misfits(self, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         """(name, fact) of every linear that does not fit the tiles; experts have kernels of their own."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.findings.finding import QBridgeError, error
+from qbridge.findings.way import Way
 from qbridge.source.weight_files import INDEX
 
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
@@ -150,7 +151,7 @@ def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
             raise error("QB031", str(dst), (fact,), (f"remove {places.part} and {places.journal}",))
         return
     if not overwrite:
-        raise error("QB031", str(dst), ("it exists",), ("--overwrite",))
+        raise error("QB031", str(dst), ("it exists",), (Way("--overwrite"),))
     if dst.is_symlink():
         raise error("QB031", str(dst), ("it is a link; name the folder that it leads to",))
     if not dst.is_dir() or not (dst / _CONFIG).is_file():

@@ -12,6 +12,7 @@ from math import gcd
 
 from qbridge.architecture.config import Reader
 from qbridge.architecture.names import fused_siblings, is_routed
+from qbridge.findings.way import Way
 from qbridge.formats.common_rules import float8_kv_scales
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
@@ -122,7 +123,8 @@ def _humming(model: Model) -> Iterator[Problem]:
     }
     for weight in sorted(set(map(str, found.values()))):
         where = tuple(name for name, own in found.items() if str(own) == weight)
-        ways = ("--bits 4", "--bits 8") if min(own.bits for own in found.values()) < 4 else ("--bits 8",)
+        widths = (4, 8) if min(own.bits for own in found.values()) < 4 else (8,)
+        ways = tuple(Way("--bits", width) for width in widths)
         yield Problem((f"weights {weight}",), ways, where)
 
 

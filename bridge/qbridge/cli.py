@@ -30,12 +30,11 @@ from qbridge.findings.finding import Finding, Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean
 from qbridge.formats.registry import load, report_unusable
 from qbridge.plan.distribution import namesake, qbridge_version
-from qbridge.plan.options import Wishes
+from qbridge.plan.options import LEAST_MEMORY, Options
 from qbridge.progress import KINDS, compiling_shown
 from qbridge.progress import progress as progress_of
 from qbridge.targets.registry import codes
 from qbridge.targets.registry import report_unusable as report_unusable_targets
-from qbridge.write.budget import LEAST_MEMORY
 from qbridge.write.writer import Advance
 
 app = typer.Typer(
@@ -157,7 +156,7 @@ def convert(
     limit = None if max_shard_size is None else _bytes(max_shard_size, "--max-shard-size")
     sizes = _sizes(tp)
     try:
-        Wishes(sizes, pad, regroup, bits, not no_passes, dtype)
+        Options(sizes, pad, regroup, bits, not no_passes, dtype)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
     if dtype and to != "dense":

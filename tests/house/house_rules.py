@@ -36,7 +36,7 @@ FACES = {"findings", "ir", "formats", "targets", "testing"}  # their __init__ sa
 NAMES_ALLOWED = {
     # the public options --dtype and dtype= go with one target, which is the format dense
     ("bridge/qbridge/cli.py", "dense"),
-    ("bridge/qbridge/commands/conversion.py", "dense"),
+    ("bridge/qbridge/plan/options.py", "dense"),
     # mlp_layer_types of transformers: a layer is "dense" or "sparse"; leaf names of Falcon's and Phi's attention
     ("bridge/qbridge/architecture/classes.py", "dense"),
     ("bridge/qbridge/architecture/families.py", "dense"),

@@ -19,8 +19,9 @@ from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.findings.way import Advice, Way
 from qbridge.formats.registry import named
-from qbridge.formats.rules import LayerRule, ModelRule, Rule, ValueRule
+from qbridge.formats.rules import Broken, LayerRule, ValueRule, broken
 from qbridge.ir.model import Model
+from qbridge.plan.options import Options
 from qbridge.plan.repair import offered
 from qbridge.source.reader import TOKENIZER
 from qbridge.source.weight_files import INDEX, SINGLE, weight_files, weight_map
@@ -75,10 +76,11 @@ def check(
     """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
 
     `gpu` is a compute capability such as sm90. A folder with nothing but config.json is judged by the dims that it
-    names. Raises QBridgeError where the folder cannot be read at all.
+    names. Raises QBridgeError where the folder cannot be read at all; ValueError for a `tp` that is not positive.
     """
     start = time.monotonic()
     wanted = find_target(target)
+    options = Options.of(wanted, tp)
     findings = Findings(frozenset(allow))
     model, stored = _model(Path(src), source, findings)
     needs: list[str] = []
@@ -92,7 +94,7 @@ def check(
         _index_followed(wanted, str(src), findings)
     _spelling(model, wanted, str(src), findings)
     if model.specs:
-        needs = _walk(model, wanted, judged, tp, str(src), findings)
+        needs = _walk(model, wanted, judged, options, str(src), findings)
     kernels = wanted.serving(model, tp, capability_of(gpu))
     _unserved(kernels, gpu, _conversion(str(src), wanted, tp), findings)
     return Check(
@@ -151,35 +153,36 @@ def _index_followed(wanted: Target, src: str, findings: Findings) -> None:
         findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (_conversion(src, wanted),))
 
 
-def _walk(model: Model, target: Target, choice: Choice, tp: int, src: str, findings: Findings) -> list[str]:
+def _walk(model: Model, target: Target, choice: Choice, options: Options, src: str, findings: Findings) -> list[str]:
     """Every rule of the engine on the model as it is; the codes of those that would need values."""
-    conversion = _conversion(src, target, tp)
-    needs = []
-    for rule in target.limits(choice, (tp,)):
-        if isinstance(rule, ValueRule):
-            needs.append(rule.code)
-        elif isinstance(rule, ModelRule):
-            for problem in rule.check(model):
-                findings.add(rule.code, problem.where, problem.facts, _commands(problem.help, conversion))
-        else:
-            _walk_layers(rule, model, conversion, findings, rule.elsewhere and _holds(model, target, choice))
-    return sorted(set(needs))
+    rules, conversion = target.limits(choice, options.tp), _conversion(src, target, max(options.tp))
+    elsewhere = any(rule.elsewhere for rule in rules if isinstance(rule, LayerRule)) and _holds(model, target, choice)
+    for fault in broken(rules, model):
+        help = _commands(fault.problem.help, conversion)
+        if not help and (_is_mended(fault, model) or (elsewhere and _is_elsewhere(fault))):
+            help = (replace(conversion, exact=True),)
+        replace(fault, problem=replace(fault.problem, help=help)).note(findings)
+    return sorted({rule.code for rule in rules if isinstance(rule, ValueRule)})
+
+
+def _is_mended(fault: Broken, model: Model) -> bool:
+    """Whether converting a layer mends it."""
+    rule = fault.rule
+    return isinstance(rule, LayerRule) and offered(rule, model.specs[fault.where[0]], model) is not None
+
+
+def _is_elsewhere(fault: Broken) -> bool:
+    return isinstance(fault.rule, LayerRule) and fault.rule.elsewhere
 
 
 def _holds(model: Model, target: Target, judged: Choice) -> bool:
     """Whether another format of the target can hold the model, as far as shapes tell."""
 
-    def takes(rule: Rule) -> bool:
-        if entry_of(rule.code).severity != "error" or isinstance(rule, ValueRule):
-            return True
-        if isinstance(rule, ModelRule):
-            return not list(rule.check(model))
-        return all(
-            rule.check(spec, model) is None or offered(rule, spec, model) is not None for spec in model.specs.values()
-        )
+    def holds(choice: Choice) -> bool:
+        rules = [rule for rule in rules_of(target, choice) if entry_of(rule.code).severity == "error"]
+        return all(_is_mended(fault, model) for fault in broken(rules, model))
 
-    others = (choice for choice in target.choices if choice is not judged)
-    return any(all(map(takes, rules_of(target, choice))) for choice in others)
+    return any(holds(choice) for choice in target.choices if choice is not judged)
 
 
 def _conversion(src: str, target: Target, tp: int = 1) -> Way:
@@ -208,15 +211,3 @@ def _unserved(kernels: Sequence[Served], gpu: str, conversion: Way, findings: Fi
             why = (kind.note,) if kind.note else kind.reasons
             help = (f"serve it with {kind.instead}",) if kind.instead else (conversion,)
             findings.add("QB227", kind.names, (what, *why), help)
-
-
-def _walk_layers(rule: LayerRule, model: Model, conversion: Way, findings: Findings, converts: bool) -> None:
-    """A rule on every layer; `converts` says that the conversion itself mends what it finds."""
-    for name, spec in model.specs.items():
-        problem = rule.check(spec, model)
-        if problem is None:
-            continue
-        help = _commands(problem.help, conversion)
-        if not help and (converts or offered(rule, spec, model) is not None):
-            help = (replace(conversion, exact=True),)
-        findings.add(rule.code, name, problem.facts, help)

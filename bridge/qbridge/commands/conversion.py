@@ -16,20 +16,18 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Report
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import side_files
-from qbridge.ir.layer import Spec
-from qbridge.passes import Pass
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
-from qbridge.plan.options import NONE, Wishes
+from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
-from qbridge.plan.planner import best_plan
+from qbridge.plan.planner import Recorded, best_plan
 from qbridge.plan.survey import survey
 from qbridge.source.folder import MANIFEST
 from qbridge.source.reader import TOKENIZER, Source
 from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
-from qbridge.write.budget import MEMORY, Effort
+from qbridge.write.budget import Effort
 from qbridge.write.staging import check_destination, recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
@@ -69,55 +67,50 @@ def convert(
     """
     start = time.monotonic()
     wanted = find_target(target)
-    wishes = wishes_for(wanted, tp, pad, regroup, bits, passes, dtype)
-    effort = Effort(jobs, memory, proof)
+    options = Options.of(
+        wanted,
+        tp,
+        pad=pad,
+        regroup=regroup,
+        bits=bits,
+        passes=passes,
+        dtype=dtype,
+        jobs=jobs,
+        memory=memory,
+        proof=proof,
+    )
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
         if not dry_run:
             recover(out, there)
         check_destination(out, there, overwrite)
-        plan = prepare(opened, wanted, wishes)
+        plan = prepare(opened, wanted, options)
         shards = plan_shards(plan.outputs, max_shard_size)
         if not dry_run:
             block = plan.config.get("quantization_config", {})
             documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
-            write(opened, plan, shards, documents, out, overwrite, effort, progress)
-    return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(wishes.tp))
+            write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
+    return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
 
 
-def wishes_for(
-    target: Target,
-    tp: int | Sequence[int],
-    pad: bool,
-    regroup: int | None,
-    bits: int | None,
-    passes: bool,
-    dtype: str,
-) -> Wishes:
-    """What a person asks of a conversion for a target; ValueError for what means nothing."""
-    if dtype and target.formats != ("dense",):
-        raise ValueError("dtype goes with the target dense")
-    return Wishes((tp,) if isinstance(tp, int) else tuple(tp), pad, regroup, bits, passes, dtype)
-
-
-def prepare(opened: Checkpoint, target: Target, wishes: Wishes = NONE) -> Plan:
+def prepare(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
     """The plan of a conversion, once every value that it depends on was read; QBridgeError with what stops it."""
     judge(opened.model, opened.source.tensors, opened.findings)
     with opened.source.remembering():
-        return _planned(opened, target, wishes)
+        return _planned(opened, target, options)
 
 
-def _planned(opened: Checkpoint, target: Target, wishes: Wishes) -> Plan:
+def _planned(opened: Checkpoint, target: Target, options: Options) -> Plan:
     survey(opened.source, opened.model, opened.findings)
     opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
 
     @cache
-    def recorded(format_name: str) -> Mapping[str, tuple[Spec, tuple[Pass, ...]]]:
+    def recorded(format_name: str) -> Recorded:
         return manifest.way_back(opened.source, opened.model, format_name)
 
-    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, wishes)
+    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options)
     opened.findings.stop_on_errors()
     return replace(plan, rewritten=_rewritten(opened, target))
 

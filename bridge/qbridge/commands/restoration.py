@@ -15,13 +15,14 @@ from qbridge.commands.report import Report
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
 from qbridge.plan import manifest
+from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_files import plan_shards
 from qbridge.plan.output_tensors import outputs_of
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
 from qbridge.source.folder import MANIFEST
 from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
-from qbridge.write.budget import MEMORY, Effort
+from qbridge.write.budget import Effort
 from qbridge.write.staging import check_destination, recover
 from qbridge.write.writer import Document, Progress
 
@@ -44,7 +45,7 @@ def restore(
     manifest, QB037 where it cannot be followed.
     """
     start = time.monotonic()
-    effort = Effort(jobs, memory, proof)
+    effort = Effort.of(Options(jobs=jobs, memory=memory, proof=proof))
     there, out = Path(src), Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
         if not dry_run:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.commands.conversion import prepare, wishes_for
+from qbridge.commands.conversion import prepare
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.ir.dtypes import nbytes
+from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_files import plan_shards
 from qbridge.plan.plan import Plan
 from qbridge.targets.registry import find_target
+from qbridge.write.budget import Effort
 from qbridge.write.jobs import encoded
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Stream:
     findings: Findings
     _opened: Checkpoint
     _plan: Plan
+    _block: int
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the target, converted when it is asked for."""
@@ -39,7 +42,7 @@ class Stream:
 
         for shard in plan_shards(self._plan.outputs):
             for tensor in shard.tensors:
-                stored = encoded(self._opened.source, self._plan, tensor)
+                stored = encoded(self._opened.source, self._plan, tensor, self._block)
                 yield tensor.name, to_torch(stored, tensor.dtype, tensor.shape)
 
     def __enter__(self) -> Stream:
@@ -66,20 +69,24 @@ def stream(
     bits: int | None = None,
     passes: bool = True,
     dtype: str = "",
+    memory: int = MEMORY,
 ) -> Stream:
     """Plan a conversion and hand out its tensors instead of writing them; needs torch.
 
-    Options are those of `convert`, and the tensors are the same. Raises QBridgeError; ValueError for what means
-    nothing.
+    Options are those of `convert`, and the tensors are the same. A tensor is made in `memory` bytes besides its own.
+    Raises QBridgeError; ValueError for what means nothing.
     """
     wanted = find_target(target)
-    wishes = wishes_for(wanted, tp, pad, regroup, bits, passes, dtype)
+    options = Options.of(
+        wanted, tp, pad=pad, regroup=regroup, bits=bits, passes=passes, dtype=dtype, jobs=1, memory=memory
+    )
     opened = open_checkpoint(src, source, allow, plans=True)
     try:
         with io_as_finding(str(src)):
-            plan = prepare(opened, wanted, wishes)
+            plan = prepare(opened, wanted, options)
     except BaseException:
         opened.source.close()
         raise
+    block = opened.source.keep = Effort.of(options).block
     shapes = {t.name: (str(t.dtype), t.shape) for t in plan.outputs}
-    return Stream(plan.config, plan.format.NAME, shapes, opened.findings, opened, plan)
+    return Stream(plan.config, plan.format.NAME, shapes, opened.findings, opened, plan, block)

@@ -28,9 +28,10 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.values import group_index, row_index
 from qbridge.passes.pad import Pad
 from qbridge.plan.manifest import padded
+from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.survey import survey
 from qbridge.plan.windows import read_layer, windows
-from qbridge.write.budget import MEMORY, Effort
+from qbridge.write.budget import Effort
 from qbridge.write.workspace import Workspace, same_bytes
 
 BLOCK = 1 << 20  # bytes that are compared at a time
@@ -45,7 +46,7 @@ def verify(
     `jobs` threads (0: one for each core) work in `memory` bytes.
     """
     start = time.monotonic()
-    allow, effort = tuple(allow), Effort(jobs, memory)
+    allow, effort = tuple(allow), Effort.of(Options(jobs=jobs, memory=memory))
     findings = Findings(frozenset(allow))
     with (
         io_as_finding(f"{a}, {b}"),

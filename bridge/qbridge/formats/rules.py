@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from qbridge.findings.finding import Findings
 from qbridge.findings.way import Advice
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Spec
@@ -87,6 +88,37 @@ class ValueRule:
 
 
 Rule = LayerRule | ModelRule | ValueRule
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A rule that a model breaks, with its problem; `where` are the layers, tensors, files or keys it is about.
+
+    `values` is how many values of each place are wrong, 0 where nothing is counted.
+    """
+
+    rule: Rule
+    problem: Problem
+    where: tuple[str, ...]
+    values: int = 0
+
+    def note(self, findings: Findings, *, mild: bool = False) -> None:
+        """Make it a finding: a warning if it is `mild` or its problem is, else of its code's severity."""
+        problem = self.problem
+        findings.add(self.rule.code, self.where, problem.facts, problem.help, self.values, mild=mild or problem.mild)
+
+
+def broken(rules: Iterable[Rule], model: Model, values: Values | None = None) -> Iterator[Broken]:
+    """Every rule that a model breaks, as it is, in the order of the rules; value rules where there are `values`."""
+    for rule in rules:
+        if isinstance(rule, LayerRule):
+            for name, spec in model.specs.items():
+                if (problem := rule.check(spec, model)) is not None:
+                    yield Broken(rule, problem, (name,))
+        elif isinstance(rule, ModelRule):
+            yield from (Broken(rule, problem, problem.where) for problem in rule.check(model))
+        elif values is not None:
+            yield from (Broken(rule, problem, problem.where) for problem in rule.check(model, values))
 
 
 def without_fix(rule: Rule) -> Rule:

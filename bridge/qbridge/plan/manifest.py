@@ -30,7 +30,7 @@ from qbridge.passes.undo import Undo
 from qbridge.passes.widen import Widen
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.plan import Plan
-from qbridge.plan.repair import Trial
+from qbridge.plan.repair import Rewritten, why_not
 from qbridge.source.folder import MANIFEST
 from qbridge.source.json_text import MAX_HEADER, load_json
 from qbridge.source.reader import Source
@@ -153,14 +153,14 @@ def padded(source: Source) -> dict[str, Pad]:
     return found
 
 
-def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[Spec, tuple[Pass, ...]]]:
+def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewritten]:
     """By layer, the spec that the manifest records and the passes that lead back to it without loss.
 
     Empty unless the checkpoint was once converted from `format_name`. A layer whose spec or values are no longer
     what the conversion wrote is left out.
     """
     manifest = load(source)
-    found: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
+    found: dict[str, Rewritten] = {}
     try:
         if manifest is None or manifest["source"]["format"] != format_name:
             return {}
@@ -179,7 +179,7 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, tuple[
 
 def _undo(
     source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str]
-) -> tuple[Spec, tuple[Pass, ...]] | None:
+) -> Rewritten | None:
     if any(_is_final(fields) for fields in entry["passes"]):
         return None
     spec = model.specs[name]
@@ -195,8 +195,8 @@ def _undo(
         walked = step.plan(walked)
     if replace(walked, dialect=()) != replace(after, dialect=()):
         return None  # the manifest contradicts itself
-    edited = Trial(source, model, name)(tuple(back)) if back else None
-    return None if edited else (before, tuple(back))
+    edited = why_not(source, model, name, tuple(back)) if back else None
+    return None if edited else Rewritten(before, tuple(back))
 
 
 def _is_final(fields: Mapping[str, Any]) -> bool:

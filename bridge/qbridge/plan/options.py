@@ -1,25 +1,41 @@
-"""What a person asks of a conversion beyond its target: tensor parallelism, and passes that are not taken unasked."""
+"""What a person asks of a command beyond its source and target: one set of options for every command."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import DENSE, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
+from qbridge.targets.target import Target
+
+MEMORY = 512 * 10**6  # bytes beyond those of the idle program
+LEAST_MEMORY = 64 * 10**6  # of them: compiled kernels, and one thread
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """`tp` are the tensor-parallel sizes at which the output shall be legal.
+class Options:
+    """The options of every command; each takes those that mean something to it. ValueError for what means nothing.
 
-    `pad` allows more features in MLPs, `regroup` is the group size wanted, `bits` the width, `dtype` that of dense
-    weights (float16, bfloat16 or float32; empty: config.json's); without `passes` nothing but a change of layout is
-    done. ValueError for what means nothing.
+    Decided before anything is written (convert, stream, a dry run; check asks for `tp` alone):
+
+    - `tp`: tensor-parallel sizes at which the output is legal.
+    - `pad`: MLPs may grow for that.
+    - `regroup`: the group size to have, in weights of a row, 8 or more.
+    - `bits`: the width to widen narrower codes to, 4 or 8.
+    - `passes`: False allows nothing but a change of layout.
+    - `dtype`: of dense weights: float16, bfloat16 or float32; empty: config.json's.
+
+    Kept to while it works (convert, stream, restore, verify):
+
+    - `jobs`: threads; 0: one for each core.
+    - `memory`: bytes to work in beyond the idle program's, `LEAST_MEMORY` or more.
+    - `proof`: what is written is read back and compared.
     """
 
     tp: tuple[int, ...] = (1,)
@@ -28,6 +44,9 @@ class Wishes:
     bits: int | None = None
     passes: bool = True
     dtype: str = ""
+    jobs: int = 0
+    memory: int = MEMORY
+    proof: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -41,6 +60,14 @@ class Wishes:
             raise ValueError(f"dense weights are {', '.join(DENSE)}")
         if not self.passes and (self.pad or self.regroup or self.bits):
             raise ValueError("no passes are allowed, and some are asked for")
+        check_effort(self.jobs, self.memory)
+
+    @classmethod
+    def of(cls, target: Target, tp: int | Sequence[int] = 1, **fields: Any) -> Options:
+        """The options of a command that has a target; ValueError also for what means nothing to the target."""
+        if fields.get("dtype") and target.formats != ("dense",):
+            raise ValueError("dtype goes with the target dense")
+        return cls((tp,) if isinstance(tp, int) else tuple(tp), **fields)
 
     def steps(self, spec: Spec) -> Iterator[Pass]:
         """The passes on one layer that were asked for, padding aside."""
@@ -54,4 +81,12 @@ class Wishes:
                 yield Regroup(size)
 
 
-NONE = Wishes()
+def check_effort(jobs: int, memory: int) -> None:
+    """ValueError for numbers that mean nothing, and for less memory than one thread and its kernels take."""
+    if jobs < 0:
+        raise ValueError("jobs are 0, for one on each core, or more")
+    if memory < LEAST_MEMORY:
+        raise ValueError(f"memory is {LEAST_MEMORY // 10**6} MB at least")
+
+
+DEFAULTS = Options()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.codecs.code_moves import Block, CodeMove
+from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import encode_part, needed
 from qbridge.formats.protocol import Format
 from qbridge.ir.dtypes import Array, DType
@@ -73,13 +73,7 @@ class LayerPlan:
 
     def encoded(self, source: Source, part: str) -> Array:
         """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""
-        slot = self.write[part]
-        move = self.code_move() if part == "code" else None
-        if move:
-            out = np.empty(slot.shape, slot.dtype.numpy)
-            Block(move, 0, 0, move.outer[0]).run(source.read(move.read.tensor), out)
-            return out
-        return encode_part(self.run(source, frozenset({part})), part, slot)
+        return encode_part(self.run(source, frozenset({part})), part, self.write[part])
 
     def code_move(self) -> CodeMove | None:
         """How the codes get to their new words in blocks, or None if they must be decoded as a whole."""

@@ -7,123 +7,198 @@ the manifest records lose nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
 from qbridge.architecture.growth import follow, growth
-from qbridge.findings.finding import Findings
-from qbridge.formats.rules import ModelRule, Rule, ValueRule, Values, without_fix
+from qbridge.findings.finding import Finding, Findings
+from qbridge.formats.rules import Broken, ModelRule, Rule, ValueRule, broken, without_fix
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import DENSE
 from qbridge.passes import Pass
-from qbridge.plan.options import NONE, Wishes
+from qbridge.plan.options import DEFAULTS, Options
 from qbridge.plan.output_tensors import outputs_of
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
-from qbridge.plan.repair import Trial, repair
+from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
 from qbridge.targets.registry import rules_of
 from qbridge.targets.target import Target
 
-Recorded = Mapping[str, tuple[Spec, tuple[Pass, ...]]]
+_OWN = "the source's own format"
+Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records and the passes that lead back to it
 
 
-def make_plan(
-    source: Source,
-    model: Model,
-    target: Target,
-    choice: Choice,
-    findings: Findings,
-    recorded: Recorded | None = None,
-    wishes: Wishes = NONE,
-    thorough: bool = True,
-    copied: bool = False,
-) -> Plan:
-    """Plan a conversion into one format of a target; every problem becomes a finding.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A format of a target that a model may be written in, with all that its plan depends on."""
 
-    The plan is only good if none of them is an error. `recorded` gives, by layer, the spec that a manifest records
-    and the passes that lead back to it. Unless `thorough`, values are not looked at once something else is refused.
-    No cast of the engine's is an error for what is `copied` into the source's own format.
+    source: Source
+    model: Model
+    target: Target
+    choice: Choice
+    recorded: Recorded
+    options: Options
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The limits on the format, without their passes where none are allowed."""
+        rules = rules_of(self.target, self.choice, self.options.tp)
+        return rules if self.options.passes else tuple(map(without_fix, rules))
+
+    def trial(self, name: str, back: tuple[Pass, ...] = ()) -> Trial:
+        """What tells why a layer does not take some passes after those of `back`."""
+        return lambda passes: why_not(self.source, self.model, name, (*back, *passes))
+
+
+@dataclass(slots=True)
+class Draft:
+    """What headers say of a candidate: the passes of every layer, the model they lead to, and what breaks a rule.
+
+    It is made once for a candidate; what only values show is added when the plan is asked for, and found out once.
     """
-    destination, rules = choice.format, rules_of(target, choice, wishes.tp)
-    if wishes.dtype:
-        model = replace(model, config=as_dtype(model.config, wishes.dtype))
-    if not wishes.passes:
-        rules, recorded = tuple(without_fix(rule) for rule in rules), None
-    back_to_a_format = not target.version  # an engine is given today's layout, whatever the original was
-    starts: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
-    for name, spec in model.specs.items():
-        start, back = (recorded or {}).get(name, (spec, ()))
-        kept = dict(start.dialect) if back_to_a_format and name in (recorded or {}) else {}
-        start = replace(start, dialect=tuple(sorted({**kept, **dict(choice.dialect)}.items())))
-        starts[name] = _asked_for(start, back, wishes, Trial(source, model, name), findings)
-    if wishes.pad:
-        _grow(starts, model, target, wishes, source, findings)
-    started = replace(model, specs={name: start for name, (start, _) in starts.items()})
-    after: dict[str, tuple[Spec, tuple[Pass, ...]]] = {}
-    for name, (start, back) in starts.items():
-        ended, passes = repair(start, started, rules, findings, Trial(source, model, name, back))
-        after[name] = ended, (*back, *passes)
-    result = replace(model, specs={n: spec for n, (spec, _) in after.items()}, format=destination.NAME)
-    result = _check_model(result, rules, findings)
-    if thorough or not findings.errors:
-        steps = {name: passes for name, (_, passes) in after.items()}
-        _check_values(result, SourceValues(source, model, steps), rules, copied, findings)
-    if findings.errors:
-        return Plan(model, target, destination, {}, (), {})
-    result = destination.settle(result)
-    layers = {
-        name: LayerPlan(
-            model.specs[name], result.specs[name], passes, model.slots[name], destination.layout(result.specs[name])
-        )
-        for name, (_, passes) in after.items()
-    }
-    outputs = outputs_of(source, result, layers)
-    _check_names(outputs, findings)
-    config = spell(as_dtype(follow(result.config, result.specs), choice.dtype), target.reader)
-    block = destination.config(result)
-    if block:
-        config["quantization_config"] = block
-    return Plan(model, target, destination, layers, outputs, config)
+
+    candidate: Candidate
+    layers: Mapping[str, Rewritten]
+    result: Model
+    findings: Findings
+    _broken: tuple[Broken, ...] | None = None
+
+    def plan(self, findings: Findings, *, thorough: bool = False, copied: bool = False) -> Plan:
+        """The plan; only good if no finding, old or new, is an error.
+
+        Unless `thorough`, values are not looked at where headers refuse already. No cast of the engine's is an error
+        for what is `copied` into the source's own format.
+        """
+        findings.merge(self.findings)
+        if thorough or not findings.errors:
+            for fault in self._broken_by_values():
+                fault.note(findings, mild=copied and isinstance(fault.rule, ValueRule) and fault.rule.casts)
+        if findings.errors:
+            return Plan(self.candidate.model, self.candidate.target, self.candidate.choice.format, {}, (), {})
+        return _lay_out(self, findings)
+
+    def _broken_by_values(self) -> tuple[Broken, ...]:
+        if self._broken is None:
+            passes = {name: layer.passes for name, layer in self.layers.items()}
+            values = SourceValues(self.candidate.source, self.candidate.model, passes)
+            rules = [rule for rule in self.candidate.rules if isinstance(rule, ValueRule)]
+            self._broken = tuple(broken(rules, self.result, values))
+        return self._broken
 
 
-def _asked_for(
-    spec: Spec, back: tuple[Pass, ...], wishes: Wishes, trial: Trial, findings: Findings
-) -> tuple[Spec, tuple[Pass, ...]]:
+def draft(candidate: Candidate, findings: Findings) -> Draft:
+    """Decide from headers how a model gets into one format; every problem becomes a finding.
+
+    Every layer begins where its manifest leads back to, after the passes that a person asked for. MLPs grow where
+    that was asked for. Each layer is repaired until it breaks no rule that a pass can mend. The whole is checked.
+    """
+    starts = _begin(candidate, findings)
+    starts = _grow(candidate, starts, findings)
+    layers = _repair(candidate, starts, findings)
+    result = _check(candidate, layers, findings)
+    return Draft(candidate, layers, result, findings)
+
+
+def _begin(candidate: Candidate, findings: Findings) -> dict[str, Rewritten]:
+    """Every layer as the manifest records it, or as it is stored, after the passes that were asked for.
+
+    An engine is given today's layout, whatever the original was; a format gets the recorded dialect back.
+    """
+    starts: dict[str, Rewritten] = {}
+    recorded = candidate.recorded if candidate.options.passes else {}
+    for name, stored in candidate.model.specs.items():
+        spec, back = recorded.get(name, Rewritten(stored))
+        dialect = dict(spec.dialect) if candidate.target.is_format and name in recorded else {}
+        dialect |= dict(candidate.choice.dialect)
+        start = Rewritten(replace(spec, dialect=tuple(sorted(dialect.items()))), back)
+        starts[name] = _asked_for(start, candidate.options, candidate.trial(name), findings)
+    return starts
+
+
+def _asked_for(start: Rewritten, options: Options, trial: Trial, findings: Findings) -> Rewritten:
     """A layer after the passes that a person asked for; one that its values do not allow becomes a finding."""
-    passes = back
-    for step in wishes.steps(spec):
+    spec, passes = start
+    for step in options.steps(spec):
         fault = trial((*passes, step)) if step.needs_values(spec) else None
         if fault:
             findings.add("QB310", spec.name, (f"{step.name}: {fault}",))
             continue
         spec, passes = step.plan(spec), (*passes, step)
-    return spec, passes
+    return Rewritten(spec, passes)
 
 
-def _grow(
-    starts: dict[str, tuple[Spec, tuple[Pass, ...]]],
-    model: Model,
-    target: Target,
-    wishes: Wishes,
-    source: Source,
-    findings: Findings,
-) -> None:
+def _grow(candidate: Candidate, starts: Mapping[str, Rewritten], findings: Findings) -> dict[str, Rewritten]:
     """Pad the MLPs that are not legal at the sizes asked for; those that cannot be become findings."""
-    started = replace(model, specs={name: start for name, (start, _) in starts.items()})
-    found = growth(started, wishes.tp, target.parallel.multiple)
-    for block, reason in found.refused.items():
+    grown = dict(starts)
+    if not candidate.options.pad:
+        return grown
+    needed = growth(_after(candidate.model, starts), candidate.options.tp, candidate.target.parallel.multiple)
+    for block, reason in needed.refused.items():
         findings.add("QB254", block, (reason,))
-    for name, step in found.passes.items():
+    for name, step in needed.passes.items():
         spec, passes = starts[name]
-        fault = Trial(source, model, name)((*passes, step)) if step.needs_values(spec) else None
+        fault = candidate.trial(name)((*passes, step)) if step.needs_values(spec) else None
         if fault:
             findings.add("QB254", name, (str(fault),))
         else:
-            starts[name] = step.plan(spec), (*passes, step)
+            grown[name] = Rewritten(step.plan(spec), (*passes, step))
+    return grown
+
+
+def _repair(candidate: Candidate, starts: Mapping[str, Rewritten], findings: Findings) -> dict[str, Rewritten]:
+    """Every layer after the passes that its rules call for; rules that no pass mends become findings."""
+    started, rules = _after(candidate.model, starts), candidate.rules
+    layers: dict[str, Rewritten] = {}
+    for name, (start, back) in starts.items():
+        spec, passes = repair(start, started, rules, findings, candidate.trial(name, back))
+        layers[name] = Rewritten(spec, (*back, *passes))
+    return layers
+
+
+def _check(candidate: Candidate, layers: Mapping[str, Rewritten], findings: Findings) -> Model:
+    """The model that the layers make, without what the user allowed to be dropped; broken rules become findings."""
+    model = replace(_after(candidate.model, layers), format=candidate.choice.format.NAME)
+    for rule in candidate.rules:
+        if not isinstance(rule, ModelRule):
+            continue
+        faults = tuple(broken((rule,), model))
+        for fault in faults:
+            fault.note(findings)
+        if faults and rule.drop and findings.allows(rule.code):
+            model = rule.drop(model)
+    return model
+
+
+def _after(model: Model, layers: Mapping[str, Rewritten]) -> Model:
+    """The model with its layers as they have become."""
+    return replace(model, specs={name: layer.spec for name, layer in layers.items()})
+
+
+def _lay_out(draft: Draft, findings: Findings) -> Plan:
+    """Slots of every layer, output tensors and config; two tensors of one name become a finding."""
+    candidate, destination = draft.candidate, draft.candidate.choice.format
+    model, result = candidate.model, destination.settle(draft.result)
+    layers = {
+        name: LayerPlan(
+            model.specs[name],
+            result.specs[name],
+            layer.passes,
+            model.slots[name],
+            destination.layout(result.specs[name]),
+        )
+        for name, layer in draft.layers.items()
+    }
+    outputs = outputs_of(candidate.source, result, layers)
+    _check_names(outputs, findings)
+    config = follow(result.config, result.specs)
+    config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
+    block = destination.config(result)
+    if block:
+        config["quantization_config"] = block
+    return Plan(model, candidate.target, destination, layers, outputs, config)
 
 
 def best_plan(
@@ -132,54 +207,54 @@ def best_plan(
     target: Target,
     findings: Findings,
     recorded: Callable[[str], Recorded],
-    wishes: Wishes = NONE,
+    options: Options = DEFAULTS,
 ) -> Plan:
     """The plan for the first of the target's formats that can hold the model, or for the one with fewest problems.
 
-    `recorded` gives, for a format, what `make_plan` is given. The plan's `because` says why it is this format.
+    `recorded` gives, for a format, where its layers lead back to. The plan's `because` says why it is this format.
+    Each format is drafted once, however often it is looked at.
     """
-    because = ""
-    choices = target.in_order(model.format)
+    if options.dtype:
+        model = replace(model, config=as_dtype(model.config, options.dtype))
+    rejected: list[tuple[str, Finding]] = []  # (format, why not)
+    drafts: list[Draft] = []
     second_best: tuple[Plan, Findings] | None = None
-    for choice in choices:
+    for choice in target.in_order(model.format):
+        candidate = Candidate(source, model, target, choice, recorded(choice.format.NAME), options)
+        drafts.append(draft(candidate, Findings(findings.allow)))
         tried = Findings(findings.allow)
-        plan = make_plan(source, model, target, choice, tried, recorded(choice.format.NAME), wishes, thorough=False)
-        own = target.keeps and model.format == choice.format.NAME
-        plan = replace(plan, because="the source's own format" if own else because)
+        plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
         avoided = [finding for finding in tried if finding.code in choice.avoided]
         if not tried.errors and not avoided:
             findings.merge(tried)
             return plan
         if not tried.errors:
             second_best = second_best or (plan, tried)
-        because = f"not {choice.format.NAME}: {(tried.errors or avoided)[0]}"
+        rejected.append((choice.format.NAME, (tried.errors or avoided)[0]))
     if second_best:
         findings.merge(second_best[1])
         return second_best[0]
-    for choice in choices:
-        if _is_copy(choice, model):  # the engine does the same to the source, and no other format spares it that
+    for drafted in drafts:
+        if _is_copy(drafted.candidate.choice, model):  # the engine does the same to the source, whatever the format
             tried = Findings(findings.allow)
-            plan = make_plan(
-                source,
-                model,
-                target,
-                choice,
-                tried,
-                recorded(choice.format.NAME),
-                wishes,
-                thorough=False,
-                copied=True,
-            )
+            plan = drafted.plan(tried, copied=True)
             if not tried.errors:
                 findings.merge(tried)
-                return replace(plan, because="the source's own format")
+                return replace(plan, because=_OWN)
     refused: list[tuple[Plan, Findings]] = []
-    for choice in choices:
+    for drafted in drafts:
         tried = Findings(findings.allow)
-        refused.append((make_plan(source, model, target, choice, tried, recorded(choice.format.NAME), wishes), tried))
+        refused.append((drafted.plan(tried, thorough=True), tried))
     plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
     findings.merge(nearest)
     return plan
+
+
+def _because(candidate: Candidate, rejected: Sequence[tuple[str, Finding]]) -> str:
+    """Why it is this format: it is the source's own, or those that come first cannot hold the model."""
+    if candidate.target.keeps and candidate.model.format == candidate.choice.format.NAME:
+        return _OWN
+    return "; ".join(f"not {name}: {finding}" for name, finding in rejected)
 
 
 def _is_copy(choice: Choice, model: Model) -> bool:
@@ -195,27 +270,6 @@ def _distance(findings: Findings) -> tuple[int, int]:
     """
     without_place = sum(len(finding.where) for finding in findings.errors if finding.code in ("QB110", "QB219"))
     return without_place, len({finding.code for finding in findings if finding.entry.severity == "error"})
-
-
-def _check_model(model: Model, rules: Sequence[Rule], findings: Findings) -> Model:
-    """The model after what the user allowed to be dropped; every broken rule becomes a finding."""
-    for rule in rules:
-        if not isinstance(rule, ModelRule):
-            continue
-        problems = list(rule.check(model))
-        for problem in problems:
-            findings.add(rule.code, problem.where, problem.facts, problem.help)
-        if problems and rule.drop and findings.allows(rule.code):
-            model = rule.drop(model)
-    return model
-
-
-def _check_values(model: Model, values: Values, rules: Sequence[Rule], copied: bool, findings: Findings) -> None:
-    for rule in rules:
-        if isinstance(rule, ValueRule):
-            for problem in rule.check(model, values):
-                mild = problem.mild or (copied and rule.casts)
-                findings.add(rule.code, problem.where, problem.facts, problem.help, mild=mild)
 
 
 def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:

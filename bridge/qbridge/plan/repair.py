@@ -6,10 +6,11 @@ Only small tensors are read: scales, zero-points, g_idx, and whatever else a rul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 from qbridge.findings.finding import Findings
-from qbridge.formats.rules import LayerRule, Problem, Rule
+from qbridge.formats.rules import Broken, LayerRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.passes import Pass
@@ -19,34 +20,35 @@ from qbridge.plan.survey import CHUNK_BYTES
 from qbridge.plan.windows import EVERYTHING
 from qbridge.source.reader import Source
 
+Trial = Callable[[tuple[Pass, ...]], ValueError | None]  # why passes cannot be applied, None if they can
+
 _MOST_PASSES = 8  # more means that a rule and its fix disagree
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Applies passes to a layer's small parts, to learn whether its values let them."""
+class Rewritten(NamedTuple):
+    """What passes make of a layer: its spec after them, and the passes, first to last."""
 
-    source: Source
-    model: Model
-    name: str
-    back: tuple[Pass, ...] = ()
+    spec: Spec
+    passes: tuple[Pass, ...] = ()
 
-    def __call__(self, passes: tuple[Pass, ...]) -> ValueError | None:
-        """Why the passes cannot be applied after `back`, or None if they can."""
-        steps = (*self.back, *passes)
-        slots = self.model.slots[self.name]
-        spec = self.model.specs[self.name]
-        plan = LayerPlan(spec, spec, steps, slots, slots)
-        decisive: set[str] = set()  # codes are large, and most passes that touch them cannot fail
-        for step in steps:
-            decisive |= step.parts if step.needs_values(spec) else step.parts - {"code"}
-            spec = step.plan(spec)
-        try:
-            for window in plan.windows(CHUNK_BYTES) if "code" in decisive else (EVERYTHING,):
-                plan.run(self.source, frozenset(decisive), window)
-        except ValueError as fault:
-            return fault
-        return None
+
+def why_not(source: Source, model: Model, name: str, passes: tuple[Pass, ...]) -> ValueError | None:
+    """Why passes cannot be applied to a layer as it is stored, or None if they can.
+
+    Only parts that can make a pass refuse are read: codes are large, and most passes that touch them cannot fail.
+    """
+    spec, slots = model.specs[name], model.slots[name]
+    plan = LayerPlan(spec, spec, passes, slots, slots)
+    decisive: set[str] = set()
+    for step in passes:
+        decisive |= step.parts if step.needs_values(spec) else step.parts - {"code"}
+        spec = step.plan(spec)
+    try:
+        for window in plan.windows(CHUNK_BYTES) if "code" in decisive else (EVERYTHING,):
+            plan.run(source, frozenset(decisive), window)
+    except ValueError as fault:
+        return fault
+    return None
 
 
 def repair(
@@ -54,8 +56,8 @@ def repair(
     model: Model,
     rules: Sequence[Rule],
     findings: Findings,
-    trial: Callable[[tuple[Pass, ...]], ValueError | None],
-) -> tuple[Spec, tuple[Pass, ...]]:
+    trial: Trial,
+) -> Rewritten:
     """The spec after the passes that its rules call for; a rule without a pass becomes a finding.
 
     `trial` tells why passes that depend on values cannot be applied.
@@ -68,17 +70,17 @@ def repair(
             step = offered(rule, spec, model)
             fault = trial((*passes, step)) if step and step.needs_values(spec) else None
             if step and fault and findings.allows(rule.code) and (lossy := step.lossy()):
-                _note(findings, rule.code, spec, problem, fault)
+                _note(findings, rule, spec, problem, fault)
                 step, fault = lossy, trial((*passes, lossy))
                 if fault:
-                    _note(findings, "QB303", spec, problem, fault)
+                    _note(findings, replace(rule, code="QB303"), spec, problem, fault)
                     break
             if step is None or fault or len(passes) == _MOST_PASSES:
-                _note(findings, rule.code, spec, problem, fault)
+                _note(findings, rule, spec, problem, fault)
                 break
             passes.append(step)
             spec = step.plan(spec)
-    return spec, tuple(passes)
+    return Rewritten(spec, tuple(passes))
 
 
 def offered(rule: LayerRule, spec: Spec, model: Model) -> Pass | None:
@@ -92,8 +94,8 @@ def offered(rule: LayerRule, spec: Spec, model: Model) -> Pass | None:
     return step
 
 
-def _note(findings: Findings, code: str, spec: Spec, problem: Problem, fault: ValueError | None) -> None:
+def _note(findings: Findings, rule: LayerRule, spec: Spec, problem: Problem, fault: ValueError | None) -> None:
     """A layer's broken rule, with why its pass cannot help."""
     count = fault.count if isinstance(fault, Moved) else 0
     facts = problem.facts if count or not fault else (*problem.facts, str(fault))
-    findings.add(code, spec.name, facts, problem.help, count)
+    Broken(rule, replace(problem, facts=facts), (spec.name,), count).note(findings)

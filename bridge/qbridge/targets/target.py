@@ -52,6 +52,11 @@ class Target:
         return self.name.partition("@")[2]
 
     @property
+    def is_format(self) -> bool:
+        """Whether it is a format by its own name, and no engine."""
+        return not self.version
+
+    @property
     def fused(self) -> Mapping[str, tuple[str, ...]]:
         """The last names of the linears that it builds as one, by the name of what it builds."""
         return self.parallel.fused

@@ -6,10 +6,9 @@ import os
 import resource
 from dataclasses import dataclass
 
+from qbridge.plan.options import MEMORY, Options, check_effort
 from qbridge.source.reader import OPEN_FILES
 
-MEMORY = 512 * 10**6  # bytes beyond those of the idle program
-LEAST_MEMORY = 64 * 10**6  # of them: compiled kernels, and one thread
 _THREAD = 24 << 20  # bytes of a thread that dequantizes: codes, float64 values, words, and what is read back
 _BLOCK = 32 << 20  # most bytes of a tensor that a thread takes at once
 _OTHER_FILES = 32  # open besides those of the source: outputs, libraries, the terminal
@@ -25,10 +24,12 @@ class Effort:
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing, and less memory than one thread and its kernels take (ValueError)."""
-        if self.jobs < 0:
-            raise ValueError("jobs are 0, for one on each core, or more")
-        if self.memory < LEAST_MEMORY:
-            raise ValueError(f"memory is {LEAST_MEMORY // 10**6} MB at least")
+        check_effort(self.jobs, self.memory)
+
+    @classmethod
+    def of(cls, options: Options) -> Effort:
+        """What the options of a command let it use."""
+        return cls(options.jobs, options.memory, options.proof)
 
     @property
     def threads(self) -> int:

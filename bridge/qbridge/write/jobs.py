@@ -276,14 +276,39 @@ def _pieces(run: Copied | None) -> Iterator[Copied]:
             yield Copied(run.file, run.begin + start, run.offset + start, min(_COPY, run.size - start))
 
 
-def encoded(source: Source, plan: Plan, tensor: OutputTensor) -> Array:
-    """The stored array of an output tensor; QBridgeError (QB304) for a value that its slot cannot hold."""
+def encoded(source: Source, plan: Plan, tensor: OutputTensor, limit: int) -> Array:
+    """The stored array of an output tensor; its codes are made in blocks of at most `limit` bytes.
+
+    QBridgeError (QB304) for a value that its slot cannot hold.
+    """
     if not tensor.slices:
-        return _encoded(source, plan.layer_of(tensor), tensor)
+        return _filled(source, plan.layer_of(tensor), tensor, limit)
     fused = np.empty(tensor.shape, tensor.dtype.numpy)
     for place, piece in zip(fused, tensor.slices, strict=True):
-        place[...] = _encoded(source, plan.layer_of(piece), piece).reshape(place.shape)
+        place[...] = _filled(source, plan.layer_of(piece), piece, limit).reshape(place.shape)
     return fused
+
+
+def _filled(source: Source, layer: LayerPlan | Woven | None, tensor: OutputTensor, limit: int) -> Array:
+    """A tensor, or a slice of one; codes block by block, as `jobs_of` has them."""
+    if layer is None or tensor.origin or tensor.part != "code":
+        return _encoded(source, layer, tensor)
+    slot, move = layer.write["code"], layer.code_move()
+    out = np.empty(slot.shape, slot.dtype.numpy)
+    if move is None:
+        job = Encoded(tensor, layer, 0)
+        for window in layer.windows(_CODES):
+            job._part(out, EVERYTHING, window)[...] = job._encoded(source, window)
+        return out
+    workspace = Workspace()
+    for block in move.blocks(limit):
+        stored = workspace.words("stored", move.read, block.source)
+        words = workspace.words("moved", move.write, block.written)
+        source.read_rectangle(move.read.tensor, block.source, stored)
+        block.run(stored, words)
+        place = block.written
+        out[place.top : place.top + place.rows, place.left : place.left + place.columns] = words
+    return out
 
 
 def _encoded(source: Source, layer: LayerPlan | Woven | None, tensor: OutputTensor) -> Array:

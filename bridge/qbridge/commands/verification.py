@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -150,15 +150,15 @@ class _Comparison:
 
     def _padded(self, name: str, pad: Pad) -> tuple[str, ...]:
         """Two layers, one of them padded from the dims of `pad`: what was added must be zero, the rest equal."""
-        small = pad.out_features, pad.in_features
-        sides = sorted((self.left, self.right), key=lambda side: side.model.specs[name].dims != small)
-        spec = sides[0].model.specs[name]
-        grown = Pad(*sides[1].model.specs[name].dims)
-        layers = [_small_parts(side, name) for side in sides]
-        moved = spec.dims == small and not grown.needs_values(spec) and _zero_beyond(layers[1], spec.scale_shape)
-        if not (moved and self._same_moved(name, *sides)):
-            layers = [side.layer(name) for side in sides]
-        return _compare_padded(layers[0], layers[1], small)
+        dims = pad.out_features, pad.in_features
+        is_left = self.left.model.specs[name].dims == dims
+        small, large = (self.left, self.right) if is_left else (self.right, self.left)
+        spec, grown = small.model.specs[name], Pad(*large.model.specs[name].dims)
+        layers = _small_parts(small, name), _small_parts(large, name)
+        moved = spec.dims == dims and not grown.needs_values(spec) and _zero_beyond(layers[1], spec.scale_shape)
+        if not (moved and self._same_moved(name, small, large)):
+            layers = small.layer(name), large.layer(name)
+        return _compare_padded(*layers, dims)
 
     def _same_codes(self, name: str) -> bool:
         """Byte by byte where both store codes alike, else in blocks, as words where those hold the same codes."""
@@ -227,10 +227,10 @@ def _zero_beyond(layer: Layer, shape: tuple[int, int]) -> bool:
 def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ...]:
     """What differs between two layers, one of them padded from the dims `small`; both with codes or both without."""
     try:
-        first, second = (x if x.spec.dims == small else Pad(*x.spec.dims).undo(x, _sized(x, small)) for x in (a, b))
+        first, second = (_cropped(layer, small) for layer in (a, b))
     except ValueError as fault:
         return (str(fault),)
-    if not all(np.isfinite(to_float64(x.arrays["scale"], x.spec.scale_dtype)).all() for x in (a, b)):
+    if not all(np.isfinite(to_float64(layer.arrays["scale"], layer.spec.scale_dtype)).all() for layer in (a, b)):
         return ("a scale is not finite",)
     differing = _unlike(first.spec, second.spec) or _differing_parts(first, second)
     if not differing and "code" in a.arrays and not np.array_equal(first.arrays["code"], second.arrays["code"]):
@@ -238,8 +238,11 @@ def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ..
     return differing
 
 
-def _sized(layer: Layer, dims: tuple[int, int]) -> Spec:
-    return replace(layer.spec, out_features=dims[0], in_features=dims[1])
+def _cropped(layer: Layer, dims: tuple[int, int]) -> Layer:
+    """A layer without its padding; ValueError if what is padded is not zero."""
+    if layer.spec.dims == dims:
+        return layer
+    return Pad(*layer.spec.dims).undo(layer, replace(layer.spec, out_features=dims[0], in_features=dims[1]))
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:
@@ -250,7 +253,7 @@ def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:
         ("activations", str(a.activation), str(b.activation)),
         ("bias", str(a.bias), str(b.bias)),
     )
-    return tuple(f"{what}: {x} and {y}" for what, x, y in pairs if x != y)
+    return tuple(f"{what}: {first} and {second}" for what, first, second in pairs if first != second)
 
 
 def _small_parts(opened: Checkpoint, name: str) -> Layer:
@@ -260,7 +263,8 @@ def _small_parts(opened: Checkpoint, name: str) -> Layer:
 
 
 def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
-    found = [name for name, values in (("scales", _scales), ("zero-points", _zeros)) if _differ(a, b, values)]
+    parts = (("scales", "scale"), ("zero-points", "zero"))
+    found = [name for name, part in parts if not (_same_bits(a, b, part) or _same_values(a, b, part))]
     found += [part for part in ("global_scale", "input_global_scale") if _outer(a, part) != _outer(b, part)]
     for part in ("bias", "input_zero"):
         if part in a.arrays and a.arrays[part].tobytes() != b.arrays[part].tobytes():
@@ -283,25 +287,31 @@ def _outer(layer: Layer, part: str) -> Fraction | None:
     return Fraction(value) if scheme.global_scale == "multiply" else 1 / Fraction(value)
 
 
-def _differ(a: Layer, b: Layer, values: Callable[[Layer, slice], Array]) -> bool:
-    """Whether scales or zero-points differ in value, some rows at a time, bits first."""
-    part = "scale" if values is _scales else "zero"
-    grouped = a.spec.weight == b.spec.weight and _order(a) == _order(b) and a.spec.scale_dtype is b.spec.scale_dtype
-    if grouped and all(part in layer.arrays for layer in (a, b)):
-        first, second = a.arrays[part], b.arrays[part]
-        if same_bytes(first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8)):
-            return False
-    columns = None if a.spec.scale_shape[1] == b.spec.scale_shape[1] and _order(a) == _order(b) else (a, b)
-    widest = a.spec.in_features if columns else a.spec.scale_shape[1]
-    step = max(1, _VALUES // widest)
+def _same_bits(a: Layer, b: Layer, part: str) -> bool:
+    """Whether both store scales or zero-points alike and with the same bits; if not, their values may be the same."""
+    alike = a.spec.weight == b.spec.weight and _order(a) == _order(b) and a.spec.scale_dtype is b.spec.scale_dtype
+    if not alike or any(part not in layer.arrays for layer in (a, b)):
+        return False
+    first, second = a.arrays[part], b.arrays[part]
+    return same_bytes(first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8))
+
+
+def _same_values(a: Layer, b: Layer, part: str) -> bool:
+    """Whether every weight has the same scale or zero-point, looked at some output features at a time."""
+    expand = a.spec.scale_shape[1] != b.spec.scale_shape[1] or _order(a) != _order(b)  # their groups differ
+    step = max(1, _VALUES // (a.spec.in_features if expand else a.spec.scale_shape[1]))
     for start in range(0, a.spec.out_features, step):
         rows = slice(start, min(start + step, a.spec.out_features))
-        found = [values(layer, rows) for layer in (a, b)]
-        if columns:  # one column per input feature where their groups differ
-            found = [x[:, group_index(y.spec, y.arrays.get("g_idx"))] for x, y in zip(found, columns, strict=True)]
-        if not np.array_equal(found[0], found[1]):
-            return True
-    return False
+        first, second = (_values_of(layer, part, rows, expand) for layer in (a, b))
+        if not np.array_equal(first, second):
+            return False
+    return True
+
+
+def _values_of(layer: Layer, part: str, rows: slice, expand: bool) -> Array:
+    """Scales or zero-points [out, groups] of some output features; [out, in] if they are to be expanded."""
+    values = _scales(layer, rows) if part == "scale" else _zeros(layer, rows)
+    return values[:, group_index(layer.spec, layer.arrays.get("g_idx"))] if expand else values
 
 
 def _order(layer: Layer) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,37 @@ from qbridge.passes.pad import Pad
 from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
 from qbridge.source.reader import Source
 from qbridge.targets.target import Target
+
+
+class Writer(Protocol):
+    """What gives output tensors their content: a layer after its passes, or several whose rows alternate in them."""
+
+    @property
+    def before(self) -> Spec:
+        """What it was."""
+
+    @property
+    def after(self) -> Spec:
+        """What it becomes."""
+
+    @property
+    def write(self) -> Mapping[str, Slot]:
+        """The slots of what is written, by part."""
+
+    def copied(self, part: str) -> bool:
+        """Whether the part's bytes do not change, so that the tensor is copied and not decoded."""
+
+    def run(self, source: Source, parts: frozenset[str], window: Window = ...) -> Layer:
+        """The layer after the passes, with at least `parts` of it; of a window, its output features alone."""
+
+    def windows(self, limit: int, within: Window = ...) -> Iterator[Window]:
+        """Windows of about `limit` codes each, of everything or of one of them."""
+
+    def encoded(self, source: Source, part: str) -> Array:
+        """The stored array of one part (or fixed tensor) after the passes; ValueError if a value does not fit."""
+
+    def code_move(self) -> CodeMove | None:
+        """How the codes get to their new words in blocks, or None if they must be decoded as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +211,7 @@ class Plan:
         specs = {name: layer.after for name, layer in self.layers.items()}
         return replace(self.model, specs=specs, format=self.format.NAME)
 
-    def layer_of(self, tensor: OutputTensor) -> LayerPlan | Woven | None:
+    def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""
         if tensor.beside:
             return Woven(tuple(self.layers[name] for name in (tensor.layer, *tensor.beside)))

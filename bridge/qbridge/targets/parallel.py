@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.growth import growth
@@ -34,6 +34,19 @@ class Once:
     def __call__(self, model: Model, key: Hashable, find: Callable[[], Found]) -> Found:
         """What `find` gives, asked once for a model and a key."""
         return model.once((self, key), find)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank holds of a layer at a tensor-parallel size: `features` of those that `axis` counts."""
+
+    tp: int
+    features: int
+    axis: Literal["in_features", "out_features"]
+
+    def whole(self, spec: Spec) -> int:
+        """The features along the axis that all ranks hold together."""
+        return spec.in_features if self.axis == "in_features" else spec.out_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +101,30 @@ class Parallel:
             found += self.blocks.rules(sizes, self.fused)
         return tuple(found)
 
-    def shares(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-        """(tp, in_features, multiple wanted) of every share that groups must divide; outputs where they count."""
+    def shares(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> Iterator[Share]:
+        """The shares that groups must divide.
+
+        There is one for each tensor-parallel size: how many input features a rank holds. Where the outputs of a
+        column-parallel layer are to be whole groups as well, there is another for these.
+        """
         leaf = spec.name.rpartition(".")[2]
         for tp in sizes:
             held = _held(spec, model, tp)
             if held is None or held.fault or (self.pads_mlps and leaf in _MLPS):
                 continue
-            yield tp, held.in_features, 0
+            yield Share(tp, held.in_features, "in_features")
             if self.whole_outputs and tp > 1 and held.axis == "column":
-                yield tp, held.out_features, 1
+                yield Share(tp, held.out_features, "out_features")
 
-    def straddles(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> list[tuple[int, int, int]]:
-        """The shares that are no whole groups, or blocks; the last block may be cut off where a rank has them all."""
+    def straddles(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> list[Share]:
+        """The shares that are no whole groups, or blocks of inputs; of all inputs, the last block may be cut off."""
         size = _columns(spec)
-        found = [] if size is None else [share for share in self.shares(spec, model, sizes) if share[1] % size]
-        return [s for s in found if not s[2] and s[1] < spec.in_features] if spec.weight.block else found
+        if size is None:
+            return []
+        uneven = [share for share in self.shares(spec, model, sizes) if share.features % size]
+        if spec.weight.block is None:
+            return uneven
+        return [share for share in uneven if share.axis == "in_features" and share.features < share.whole(spec)]
 
     def best_size(self, specs: list[Spec], model: Model, sizes: tuple[int, ...]) -> int | None:
         """The largest group size with a kernel that divides every share of some layers, and their own sizes.
@@ -115,8 +136,8 @@ class Parallel:
             return None
         for spec in specs:
             common = gcd(common, spec.weight.group_size or spec.in_features)
-            for _, features, _ in self.shares(spec, model, sizes):
-                common = gcd(common, features)
+            for share in self.shares(spec, model, sizes):
+                common = gcd(common, share.features)
         return next((size for size in self.sizes if common and common % size == 0), None)
 
     def _key(self, spec: Spec, format_name: str) -> str:
@@ -127,7 +148,11 @@ class Parallel:
         return f"{block}{experts}" if experts else spec.name
 
     def _scope(self, spec: Spec, model: Model, format_name: str, once: Once) -> list[Spec]:
-        """The layers that must have one group size with this one: itself, its experts, or all, of its size by now."""
+        """The layers that the engine wants in one group size with this one.
+
+        Only itself; the experts of its block; or every layer of the model that has codes of its kind, as the passes
+        so far have left this one.
+        """
         key = self._key(spec, format_name)
         if key == spec.name:
             return [spec]
@@ -174,11 +199,9 @@ class Parallel:
             best = self.best_size(scope, model, sizes)
             if best is not None and (size <= best or (".experts." in spec.name and format_name in self.halves)):
                 return None  # split already, or by the engine
-            tp, share, outputs = self.straddles(worst, model, sizes)[0]
-            whole = worst.out_features if outputs else worst.in_features
-            kind = "out_features" if outputs else "in_features"
-            width = _columns(worst) or 1
-            fact = f"{kind} {whole}, per rank {share} = {share / width:g} groups of {width} (tp {tp})"
+            share, width = self.straddles(worst, model, sizes)[0], _columns(worst) or 1
+            groups = f"{share.features} = {share.features / width:g} groups of {width}"
+            fact = f"{share.axis} {share.whole(worst)}, per rank {groups} (tp {share.tp})"
             happens = self.straddled.get(format_name, self.straddled.get("", ""))
             facts = (fact, happens) if happens else (fact,)
             return Problem(facts, tuple(self.ways_out(worst, model, format_name, sizes, once)))

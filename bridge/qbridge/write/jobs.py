@@ -20,7 +20,7 @@ from qbridge.findings.finding import error
 from qbridge.ir.dtypes import Array, nbytes
 from qbridge.ir.slots import Slot
 from qbridge.plan.output_files import Shard
-from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, Woven
+from qbridge.plan.plan import OutputTensor, Plan, Writer
 from qbridge.plan.windows import EVERYTHING, Window, part_of
 from qbridge.source.reader import Source, read_all
 from qbridge.source.regions import Rectangle
@@ -134,7 +134,7 @@ class Encoded:
     """A window of a part of a layer after its passes, or a whole tensor of the source that lies in no file."""
 
     tensor: OutputTensor
-    layer: LayerPlan | Woven | None
+    layer: Writer | None
     offset: int
     window: Window = EVERYTHING
 
@@ -289,7 +289,7 @@ def encoded(source: Source, plan: Plan, tensor: OutputTensor, limit: int) -> Arr
     return fused
 
 
-def _filled(source: Source, layer: LayerPlan | Woven | None, tensor: OutputTensor, limit: int) -> Array:
+def _filled(source: Source, layer: Writer | None, tensor: OutputTensor, limit: int) -> Array:
     """A tensor, or a slice of one; codes block by block, as `jobs_of` has them."""
     if layer is None or tensor.origin or tensor.part != "code":
         return _encoded(source, layer, tensor)
@@ -311,7 +311,7 @@ def _filled(source: Source, layer: LayerPlan | Woven | None, tensor: OutputTenso
     return out
 
 
-def _encoded(source: Source, layer: LayerPlan | Woven | None, tensor: OutputTensor) -> Array:
+def _encoded(source: Source, layer: Writer | None, tensor: OutputTensor) -> Array:
     if layer is None or tensor.origin:
         return source.read(tensor.origin)
     with _unfit(tensor):

@@ -47,7 +47,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class _Paths:
     """Every path that the making of one DST touches."""
 
     dst: Path
@@ -77,14 +77,14 @@ def _named(dst: Path) -> Path:
     return dst.resolve() if dst.name in ("", "..") else dst
 
 
-def _places(dst: Path) -> _Places:
+def _paths_for(dst: Path) -> _Paths:
     """Beside DST, or inside it where it is a folder with nothing of anybody else's in it."""
-    inside = _Places(dst, inside=True)
+    inside = _Paths(dst, inside=True)
     if dst.is_dir() and not dst.is_symlink():
         names = set(os.listdir(dst))
         if names <= inside.own or inside.journal.name in names:
             return inside
-    return _Places(dst, inside=False)
+    return _Paths(dst, inside=False)
 
 
 @contextlib.contextmanager
@@ -97,29 +97,29 @@ def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> I
     dst = _named(dst)
     check_destination(dst, src, overwrite)
     made = [folder for folder in dst.parents if not folder.exists()]
-    places, journal = _Places(dst, inside=False), None
+    paths, journal = _Paths(dst, inside=False), None
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
         recover(dst, src, identity)
-        places = _places(dst)
-        journal = _locked(places)
+        paths = _paths_for(dst)
+        journal = _open_journal_locked(paths)
         check_destination(dst, src, overwrite)  # what a killed run had left may be whole by now
         if _is_moving(_lines(journal)):
-            yield Stage(places.part, frozenset(), True, journal)
+            yield Stage(paths.part, frozenset(), True, journal)
         else:
-            finished = _resumed(places, journal, identity)
-            _check_space(places, size)
-            yield Stage(places.part, finished, False, journal)
-            for folder, _, _ in os.walk(places.part):
+            finished = _resumed(paths, journal, identity)
+            _check_space(paths, size)
+            yield Stage(paths.part, finished, False, journal)
+            for folder, _, _ in os.walk(paths.part):
                 _fsync_folder(folder)
             check_destination(dst, src, overwrite)  # hours may have passed
-        _put(places, journal)
+        _swap_in(paths, journal)
         for parent in made:
             _fsync_folder(parent.parent)
     except BaseException as fault:
         if journal is not None:
-            _clean(places, journal, fault)
-        if journal is None or not places.part.exists():
+            _clean_up(paths, journal, fault)
+        if journal is None or not paths.part.exists():
             with contextlib.suppress(OSError):  # innermost first, as far as they are empty
                 for parent in made:
                     parent.rmdir()
@@ -129,11 +129,12 @@ def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> I
             os.close(journal)
 
 
-def _clean(places: _Places, journal: int, fault: BaseException) -> None:
+def _clean_up(paths: _Paths, journal: int, fault: BaseException) -> None:
+    """Remove the stage, unless the next run can go on with it; without a stage there is no journal either."""
     if not _is_worth_keeping(fault, _lines(journal)):
-        shutil.rmtree(places.part, ignore_errors=True)
-    if not places.part.exists():
-        _forget(places)
+        shutil.rmtree(paths.part, ignore_errors=True)
+    if not paths.part.exists():
+        _remove_journal(paths)
 
 
 def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
@@ -144,11 +145,11 @@ def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
         raise error("QB031", str(dst), ("SRC and DST lie in each other",))
     if not (dst.exists() or dst.is_symlink()):
         return
-    if dst.is_dir() and not dst.is_symlink() and (places := _places(dst)).inside:
-        others = sorted(set(os.listdir(dst)) - places.own)
-        if others and not _is_moving(_read(places.journal)):
+    if dst.is_dir() and not dst.is_symlink() and (paths := _paths_for(dst)).inside:
+        others = sorted(set(os.listdir(dst)) - paths.own)
+        if others and not _is_moving(_read(paths.journal)):
             fact = f"it holds {others[0]} besides what an unfinished conversion left there"
-            raise error("QB031", str(dst), (fact,), (f"remove {places.part} and {places.journal}",))
+            raise error("QB031", str(dst), (fact,), (f"remove {paths.part} and {paths.journal}",))
         return
     if not overwrite:
         raise error("QB031", str(dst), ("it exists",), (Way("--overwrite"),))
@@ -167,62 +168,62 @@ def recover(dst: Path, src: Path, identity: str | None = None) -> None:
     and left to `staged` if it was the same, or as long as that is unknown.
     """
     dst = _named(dst)
-    for places in (_Places(dst, inside=False), _Places(dst, inside=True)):
-        left = [path for path in (places.journal, places.part, places.aside, places.trash) if path.exists()]
+    for paths in (_Paths(dst, inside=False), _Paths(dst, inside=True)):
+        left = [path for path in (paths.journal, paths.part, paths.aside, paths.trash) if path.exists()]
         if any(src.resolve().is_relative_to(path.resolve()) for path in left):
             raise error("QB031", str(src), (f"it is what an earlier conversion to {dst} left, and not yet settled",))
-        if left and left != [places.part]:
-            journal = _locked(places)
+        if left and left != [paths.part]:
+            journal = _open_journal_locked(paths)
             try:
-                if _settle(places, _lines(journal), identity) and not places.part.exists():
-                    _forget(places)
+                if _finish_interrupted_swap(paths, _lines(journal), identity) and not paths.part.exists():
+                    _remove_journal(paths)
             finally:
                 os.close(journal)
 
 
-def _settle(places: _Places, lines: list[dict[str, object]], identity: str | None) -> bool:
+def _finish_interrupted_swap(paths: _Paths, lines: list[dict[str, object]], identity: str | None) -> bool:
     """Under the lock; whether nothing is left for the same command to finish."""
-    if places.inside:
+    if paths.inside:
         if not _is_moving(lines):
             return True
         if identity is None or lines[0].get("identity") == identity:
             return False
-        _move_inside(places)
+        _move_inside(paths)
         return True
-    if places.aside.is_dir() and not places.aside.is_symlink():
-        _give_way(places.dst)
-        if not places.dst.exists():
-            _rename(places.aside, places.dst)
-        elif places.part.exists() or not (places.dst / _CONFIG).exists():  # what stands there is not the new one
-            fact = f"{places.aside} is what it was before --overwrite, and something else was put there since"
-            raise error("QB031", str(places.dst), (fact,), ("remove one of the two",))
+    if paths.aside.is_dir() and not paths.aside.is_symlink():
+        _remove_empty_dst(paths.dst)
+        if not paths.dst.exists():
+            _rename(paths.aside, paths.dst)
+        elif paths.part.exists() or not (paths.dst / _CONFIG).exists():  # what stands there is not the new one
+            fact = f"{paths.aside} is what it was before --overwrite, and something else was put there since"
+            raise error("QB031", str(paths.dst), (fact,), ("remove one of the two",))
         else:
-            _rename(places.aside, places.trash)
-    if places.trash.is_dir() and not places.trash.is_symlink():
-        shutil.rmtree(places.trash)
-    if _places(places.dst).inside:  # an empty folder was made there since, and is staged in
-        shutil.rmtree(places.part, ignore_errors=True)
+            _rename(paths.aside, paths.trash)
+    if paths.trash.is_dir() and not paths.trash.is_symlink():
+        shutil.rmtree(paths.trash)
+    if _paths_for(paths.dst).inside:  # an empty folder was made there since, and is staged in
+        shutil.rmtree(paths.part, ignore_errors=True)
     return True
 
 
-def _locked(places: _Places) -> int:
+def _open_journal_locked(paths: _Paths) -> int:
     """The journal, locked; a stage that is no stage of ours, or another process's, is refused."""
-    for path in (places.part, places.journal):
-        if path.is_symlink() or (path.exists() and path.is_dir() != (path == places.part)):
+    for path, wants_folder in ((paths.part, True), (paths.journal, False)):
+        if path.is_symlink() or (path.exists() and path.is_dir() is not wants_folder):
             raise error("QB031", str(path), ("it is no folder of qbridge",))
-    if places.part.exists() and not places.journal.exists() and any(places.part.iterdir()):
-        raise error("QB031", str(places.part), ("it holds files and no journal of qbridge lies beside it",))
+    if paths.part.exists() and not paths.journal.exists() and any(paths.part.iterdir()):
+        raise error("QB031", str(paths.part), ("it holds files and no journal of qbridge lies beside it",))
     while True:
-        journal = os.open(places.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        journal = os.open(paths.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as fault:
             if fault.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(journal)
-                raise error("QB031", str(places.part), ("another qbridge is writing it",)) from None
+                raise error("QB031", str(paths.part), ("another qbridge is writing it",)) from None
             # a file system without locks: there is nothing to hold
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(journal), os.stat(places.journal)):
+            if os.path.samestat(os.fstat(journal), os.stat(paths.journal)):
                 return journal
         os.close(journal)  # a process that has just finished removed what we opened
 
@@ -271,15 +272,15 @@ def _is_moving(lines: list[dict[str, object]]) -> bool:
     return any("moving" in line for line in lines)
 
 
-def _resumed(places: _Places, journal: int, identity: str) -> frozenset[str]:
+def _resumed(paths: _Paths, journal: int, identity: str) -> frozenset[str]:
     """The finished shards of the same conversion; of anything else the stage is emptied."""
     lines = _lines(journal)
     same = bool(lines) and lines[0].get("identity") == identity
     sizes = {line["shard"]: line.get("size") for line in lines if "shard" in line} if same else {}
-    places.part.mkdir(exist_ok=True)
-    _fsync_folder(places.home)  # a stage without its journal would be refused for ever
+    paths.part.mkdir(exist_ok=True)
+    _fsync_folder(paths.home)  # a stage without its journal would be refused for ever
     finished = set()
-    for entry in places.part.iterdir():
+    for entry in paths.part.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif not entry.is_symlink() and entry.stat().st_size == sizes.get(entry.name):
@@ -294,11 +295,11 @@ def _resumed(places: _Places, journal: int, identity: str) -> frozenset[str]:
     return frozenset(finished)
 
 
-def _check_space(places: _Places, size: int) -> None:
-    there = sum(file.stat().st_size for file in places.part.iterdir())
-    free = shutil.disk_usage(places.part).free
+def _check_space(paths: _Paths, size: int) -> None:
+    there = sum(file.stat().st_size for file in paths.part.iterdir())
+    free = shutil.disk_usage(paths.part).free
     if size - there > free:
-        raise error("QB402", str(places.dst), (f"{size - there} bytes are to be written, {free} are free",))
+        raise error("QB402", str(paths.dst), (f"{size - there} bytes are to be written, {free} are free",))
 
 
 def _is_worth_keeping(fault: BaseException, lines: list[dict[str, object]]) -> bool:
@@ -308,53 +309,53 @@ def _is_worth_keeping(fault: BaseException, lines: list[dict[str, object]]) -> b
     return _is_moving(lines) or (stopped and any("shard" in line for line in lines))
 
 
-def _put(places: _Places, journal: int) -> None:
+def _swap_in(paths: _Paths, journal: int) -> None:
     """The one moment at which DST appears; an old DST is moved aside first and removed last."""
-    if places.inside:
+    if paths.inside:
         if not _is_moving(_lines(journal)):
             _append(journal, {"moving": True})
-        _move_inside(places)
-        _forget(places)
+        _move_inside(paths)
+        _remove_journal(paths)
         return
-    _give_way(places.dst)
+    _remove_empty_dst(paths.dst)
     try:
-        if (places.dst / _CONFIG).exists():  # else a rename over anything but nothing fails
-            _rename(places.dst, places.aside)
-        _rename(places.part, places.dst)
+        if (paths.dst / _CONFIG).exists():  # else a rename over anything but nothing fails
+            _rename(paths.dst, paths.aside)
+        _rename(paths.part, paths.dst)
     except BaseException:
-        if places.aside.exists() and places.part.exists():
-            _rename(places.aside, places.dst)
+        if paths.aside.exists() and paths.part.exists():
+            _rename(paths.aside, paths.dst)
         raise
-    _fsync_folder(places.dst.parent)
-    if places.aside.exists():
-        _rename(places.aside, places.trash)  # half a checkpoint must never look like the old one
-        shutil.rmtree(places.trash)
-    _forget(places)
+    _fsync_folder(paths.dst.parent)
+    if paths.aside.exists():
+        _rename(paths.aside, paths.trash)  # half a checkpoint must never look like the old one
+        shutil.rmtree(paths.trash)
+    _remove_journal(paths)
 
 
-def _give_way(dst: Path) -> None:
+def _remove_empty_dst(dst: Path) -> None:
     """Remove an empty folder that stands where DST is to appear."""
     if dst.is_dir() and not dst.is_symlink():
         with contextlib.suppress(OSError):
             dst.rmdir()
 
 
-def _move_inside(places: _Places) -> None:
+def _move_inside(paths: _Paths) -> None:
     """Everything of the stage into the folder that it lies in; what makes it a checkpoint comes last."""
     last = (INDEX, _CONFIG)
-    if not places.part.is_dir():
+    if not paths.part.is_dir():
         return
-    names = sorted(os.listdir(places.part), key=lambda name: (last.index(name) + 1 if name in last else 0, name))
+    names = sorted(os.listdir(paths.part), key=lambda name: (last.index(name) + 1 if name in last else 0, name))
     for name in names:
-        if os.path.lexists(places.dst / name):
+        if os.path.lexists(paths.dst / name):
             fact = f"{name} was put there while it was written"
-            raise error("QB031", str(places.dst), (fact,), ("remove that file; the same command goes on",))
+            raise error("QB031", str(paths.dst), (fact,), ("remove that file; the same command goes on",))
     for name in names:
         if name == _CONFIG:
-            _fsync_folder(places.dst)
-        _rename(places.part / name, places.dst / name)
-    _fsync_folder(places.dst)
-    places.part.rmdir()
+            _fsync_folder(paths.dst)
+        _rename(paths.part / name, paths.dst / name)
+    _fsync_folder(paths.dst)
+    paths.part.rmdir()
 
 
 def _is_mount(folder: Path) -> bool:
@@ -380,9 +381,10 @@ def _rename(here: Path, there: Path) -> None:
             return
 
 
-def _forget(places: _Places) -> None:
+def _remove_journal(paths: _Paths) -> None:
+    """The last thing that is removed: it is the lock."""
     with contextlib.suppress(FileNotFoundError):
-        places.journal.unlink()
+        paths.journal.unlink()
 
 
 def _fsync_folder(folder: str | Path) -> None:

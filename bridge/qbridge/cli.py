@@ -46,6 +46,7 @@ app = typer.Typer(
 )
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
+Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
 From = Annotated[
     str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")
 ]
@@ -60,6 +61,8 @@ V1Zeros = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")]
 Jobs = Annotated[
     int, typer.Option("--jobs", metavar="N", min=0, help="Threads, as --memory allows; 0: one for each core.")
 ]
@@ -122,7 +125,7 @@ def _say(as_json: bool, value: Any, show: Callable[[Console, Any], None], found:
 @app.command(epilog="Example: qbridge convert model-W8A8 model-lmdeploy --from llm-compressor --to lmdeploy")
 def convert(
     src: Source,
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")],
+    dst: Dst,
     to: Annotated[str, typer.Option("--to", metavar="TARGET", help="Engine[@version] or format.")],
     source: From = None,
     tp: Annotated[str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel sizes to be legal at.")] = "1",
@@ -139,8 +142,8 @@ def convert(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="Of dense weights: bfloat16, float16 or float32.")
     ] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="For example 5GB; default: the source's shards.")
     ] = None,
@@ -189,10 +192,10 @@ def convert(
 @app.command()
 def restore(
     src: Source,
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")],
+    dst: Dst,
     allow: Allow = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,

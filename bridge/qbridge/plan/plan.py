@@ -18,7 +18,6 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
-from qbridge.passes.pad import Pad
 from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
 from qbridge.source.reader import Source
 from qbridge.targets.target import Target
@@ -84,7 +83,7 @@ class LayerPlan:
     def code_move(self) -> CodeMove | None:
         """How the codes get to their new words in blocks, or None if they must be decoded as a whole."""
         for step, spec in zip(self.passes, self.stages, strict=False):
-            if "code" in step.parts and (not isinstance(step, Pad) or step.needs_values(spec)):
+            if step.recodes(spec):
                 return None
         return CodeMove.between(self.read["code"], self.write["code"], self.before.dims, self.after.dims)
 

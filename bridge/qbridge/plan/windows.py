@@ -18,8 +18,6 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import Granularity
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
-from qbridge.passes.pad import Pad
-from qbridge.passes.undo import Undo
 from qbridge.source.reader import Source
 from qbridge.source.regions import Rectangle
 
@@ -49,10 +47,7 @@ class Window:
 
     def step(self, step: Pass, before: Spec) -> Pass:
         """The pass as it is for these output features, where a layer was `before` it."""
-        after = step.plan(before)
-        if isinstance(step, Undo):
-            return replace(step, step=self.step(step.step, after), before=self.of(step.before))
-        return replace(step, out_features=self.rows(after)) if isinstance(step, Pad) else step
+        return step.within(before, self.of)
 
 
 EVERYTHING = Window(0, None)

@@ -23,6 +23,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.plan.output_files import plan_shards
 from qbridge.targets.blocks import BlockLimits
+from qbridge.targets.fusion import Fusion
 from qbridge.targets.parallel import Parallel
 from qbridge.targets.registry import builtin, find_target, targets
 from qbridge.testing import check_target
@@ -311,8 +312,8 @@ def test_an_engine_says_which_linears_it_builds_as_one():
     assert fired(replace(tiles, fused={}), _small("q_proj", "k_proj")) == {"QB253"}
     assert fired(tiles, _small("q_proj", "o_proj")) == {"QB253"}
     assert fired(replace(tiles, fused={"both": ("q_proj", "o_proj")}), _small("q_proj", "o_proj")) == set()
-    assert find_target("vllm").fused["qkv_proj"] == ("q_proj", "k_proj", "v_proj")
-    assert replace(toy(), parallel=replace(tiles, fused={})).fused == {}
+    assert find_target("vllm").fused("LlamaForCausalLM")["qkv_proj"] == ("q_proj", "k_proj", "v_proj")
+    assert replace(toy(), parallel=replace(tiles, fused=Fusion({}))).fused("LlamaForCausalLM") == {}
 
 
 def test_limits_on_blocks_are_data_of_the_engine():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qbridge.architecture.config import ANY_READER, Reader
@@ -11,6 +11,7 @@ from qbridge.findings.catalogue.code import Code
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Choice
+from qbridge.targets.fusion import Groups
 from qbridge.targets.parallel import ANY, Parallel
 from qbridge.targets.serving import Served
 
@@ -51,10 +52,9 @@ class Target:
         """The version after `@`, or an empty string for a format."""
         return self.name.partition("@")[2]
 
-    @property
-    def fused(self) -> Mapping[str, tuple[str, ...]]:
-        """The last names of the linears that it builds as one, by the name of what it builds."""
-        return self.parallel.fused
+    def fused(self, architecture: str) -> Groups:
+        """The last names of the linears that it builds as one in a model class, by the name of what it builds."""
+        return self.parallel.fused.of(architecture)
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ TARGETS = (
     Target(
         "vllm@0.5.4",
         "vLLM of August 2024, which says: not divisible by min_thread_k",
-        (choices.OLD_COMPRESSED_TENSORS, choices.OLD_GPTQ, choices.AWQ),
+        (choices.OLD_COMPRESSED_TENSORS, choices.OLD_GPTQ, choices.OLD_AWQ),
         choices.OLD_READER,
         keeps=True,
         parallel=parallel.VLLM_054,

@@ -12,14 +12,16 @@ import pytest
 import house_rules
 import qbridge
 from qbridge.codecs import arrays, bits
-from qbridge.findings.catalogue import CATALOGUE
 from qbridge.formats.registry import BUILTIN, load
 from qbridge.ir import slots
 from qbridge.ir.slots import Codec
 from qbridge.passes.dequantize import Dequantize
 from qbridge.passes.recorded import REVERSIBLE
 from qbridge.passes.undo import Undo
+from qbridge.targets.registry import codes as every_code
 from support import ROOT
+
+CATALOGUE = every_code()
 
 
 def every_subclass(cls):

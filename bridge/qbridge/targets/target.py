@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qbridge.architecture.config import ANY_READER, Reader
 from qbridge.findings.catalogue.code import Code
@@ -26,8 +27,10 @@ class Target:
     The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
     the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds;
     `single_first` says that it reads model.safetensors before any index. `kernels` says which kernel serves each kind
-    of linear, None where nobody knows. `codes` are catalogue entries of the findings that its rules alone have.
-    Nothing asks yet for the `messages` that it prints when it fails, or for what proves that it loads a folder.
+    of linear, None where nobody knows. `codes` are the catalogue entries of the findings that its rules alone have.
+    `messages` are what it prints when it fails: a regular expression that finds it in a line, and the code that
+    explains it, or a text where no code does. `prover` is the path of a script that is run by the Python of the
+    engine's own environment, and proves that the engine loads a folder; None where there is none.
     """
 
     name: str
@@ -39,8 +42,8 @@ class Target:
     single_first: bool = False
     kernels: Kernels | None = None
     codes: tuple[Code, ...] = ()
-    messages: tuple[str, ...] = ()
-    prover: Callable[[str], object] | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    prover: Path | None = None
 
     @property
     def engine(self) -> str:

@@ -76,7 +76,7 @@ class LayerPlan:
         move = self.code_move() if part == "code" else None
         if move:
             out = np.empty(slot.shape, slot.dtype.numpy)
-            Block(move, 0, 0, move.outer[0]).run(source.read(move.read.tensor), out)
+            Block(move, 0, 0, move.target_dims[0]).run(source.read(move.read.tensor), out)
             return out
         return encode_part(self.run(source, frozenset({part})), part, slot)
 
@@ -90,7 +90,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Woven:
-    """Layers whose rows take turns in tensors that they share (`layout.Shared`), as one layer that has them all."""
+    """Layers whose rows alternate in tensors of theirs (`Interleaved`), as one layer that has all rows."""
 
     layers: tuple[LayerPlan, ...]
 
@@ -151,7 +151,7 @@ class Woven:
 class OutputTensor:
     """One tensor to write: a copy of the source tensor `origin`, the encoded `part` of `layer`, or `slices`.
 
-    With `beside`, rows of `layer` and of these layers take turns. `slices` are output tensors of their own, which
+    With `beside`, rows of `layer` and of these layers alternate. `slices` are output tensors of their own, which
     lie one after another. `shard` is the source file beside whose other tensors it is written.
     """
 

@@ -13,9 +13,9 @@ from qbridge.codecs.arrays import (
     Constant,
     Filled,
     GroupIndex,
+    Interleaved,
     Padded,
     ScaledZeros,
-    Shared,
     Shuffled,
 )
 from qbridge.codecs.bits import NIBBLES, BitPacked, Tiled
@@ -45,8 +45,8 @@ CASES = {
     "filled": (Filled(PLAIN, 0, (OUT, 3)), Slot("x", DType.I16, (OUT, 3)), CODES),
     "padded": (Padded(TRANSPOSED, (IN, OUT)), Slot("x", DType.I8, (IN + 8, OUT)), CODES),
     "shuffled": (Shuffled((1, 0, 3, 2)), Slot("x", DType.I8, (IN, OUT)), CODES),
-    "first of two": (Shared(PLAIN, 0, 2), Slot("x", DType.I8, (2 * OUT, IN)), CODES),
-    "second of two": (Shared(NIBBLES, 1, 2), Slot("x", DType.U8, (2 * OUT, IN // 2)), CODES & 15),
+    "first of two": (Interleaved(PLAIN, 0, 2), Slot("x", DType.I8, (2 * OUT, IN)), CODES),
+    "second of two": (Interleaved(NIBBLES, 1, 2), Slot("x", DType.U8, (2 * OUT, IN // 2)), CODES & 15),
     "gptq": (*packed(4, 1, 8, True), CODES),
     "awq": (*packed(4, 0, 8, order=(0, 2, 4, 6, 1, 3, 5, 7)), CODES),
     "3 bits": (*packed(3, 1, 4), CODES >> 1),

@@ -19,14 +19,16 @@ import shlex
 import pytest
 
 import qbridge
-from qbridge.findings.catalogue import CATALOGUE
 from qbridge.formats.rules import LayerRule, ModelRule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.targets.registry import codes as every_code
 from qbridge.targets.registry import find_target
 from support import ROOT, cli, copy_fixture, edit_json, rewrite_tensors
+
+CATALOGUE = every_code()
 
 GROUPS = ("32", "64", "128", "ch")
 SIZES = (1, 2, 4, 8, 16)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.findings.catalogue import CATALOGUE
+from qbridge.targets.registry import codes as every_code
 from support import (
     codes,
     copy_fixture,
@@ -21,6 +21,8 @@ from support import (
     places,
     refusal,
 )
+
+CATALOGUE = every_code()
 
 DOWN = "model.layers.0.mlp.down_proj"
 TARGETS = ("compressed-tensors", "gptq", "awq", "lmdeploy", "vllm")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.codecs.arrays import NARROWED, Shared
+from qbridge.codecs.arrays import NARROWED, Interleaved
 from qbridge.ir.dtypes import DType
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Spec, identical
@@ -300,7 +300,7 @@ def test_no_layer_but_an_expert_has_a_place():
     with pytest.raises(ValueError, match="no linear of an expert"):
         mxfp4.layout(spec)
     with pytest.raises(ValueError, match="not written from one"):
-        Shared(NARROWED, 0, 2).encode(np.zeros(2), Slot("a", DType.U8, (2,)))
+        Interleaved(NARROWED, 0, 2).encode(np.zeros(2), Slot("a", DType.U8, (2,)))
 
 
 def test_slices_that_make_up_no_tensor_are_never_written():

@@ -205,15 +205,15 @@ def bare_architectures(path: str, text: str) -> list[str]:
     return wrong
 
 
-def codec_tests(path: str, text: str, codecs: set[str]) -> list[str]:
-    """isinstance on a codec outside codecs/."""
-    if path.startswith("bridge/qbridge/codecs/"):
+def kind_tests(path: str, text: str, room: str, kinds: set[str]) -> list[str]:
+    """isinstance on a class of a room (a codec, a pass) outside it."""
+    if path.startswith(f"bridge/qbridge/{room}/"):
         return []
     wrong = []
     for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
             asked = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
-            wrong += [f"{path} asks isinstance of {name}" for name in sorted(asked & codecs)]
+            wrong += [f"{path} asks isinstance of {name}" for name in sorted(asked & kinds)]
     return wrong
 
 

@@ -12,11 +12,16 @@ import pytest
 import house_rules
 import qbridge
 from qbridge.codecs import arrays, bits
-from qbridge.findings.catalogue import CATALOGUE
 from qbridge.formats.registry import BUILTIN, load
 from qbridge.ir import slots
 from qbridge.ir.slots import Codec
+from qbridge.passes.dequantize import Dequantize
+from qbridge.passes.recorded import REVERSIBLE
+from qbridge.passes.undo import Undo
+from qbridge.targets.registry import codes as every_code
 from support import ROOT
+
+CATALOGUE = every_code()
 
 
 def every_subclass(cls):
@@ -36,6 +41,7 @@ NAMES = {*BUILTIN, *(target.engine for target in qbridge.list_targets() if targe
 CODECS = {name for name in vars(arrays) | vars(bits) | vars(slots) if name[:1].isupper()} & {
     cls.__name__ for cls in every_subclass(Codec)
 }
+PASSES = {kind.__name__ for kind in (*REVERSIBLE, Dequantize, Undo)}
 
 
 def test_format_ids_files_fixtures_tests_and_docs_agree():
@@ -121,7 +127,12 @@ def test_files_are_opened_where_bytes_are_read_and_written():
 
 
 def test_codecs_are_asked_and_not_told_apart():
-    assert all_of(house_rules.codec_tests, PATHS, CODECS) == []
+    assert all_of(house_rules.kind_tests, PATHS, "codecs", CODECS) == []
+
+
+def test_passes_are_asked_and_not_told_apart():
+    assert {"Pad", "Invert", "Undo", "Widen"} <= PASSES
+    assert all_of(house_rules.kind_tests, PATHS, "passes", PASSES) == []
 
 
 def test_what_a_model_is_like_is_asked_of_its_architecture():
@@ -152,7 +163,7 @@ def test_the_top_is_rooms_and_at_most_six_files():
 
 
 ORDER, NAME, CLASS = house_rules.against_the_order, house_rules.foreign_names, house_rules.foreign_classes
-INNER, FILE, ASKED = house_rules.formats_against_the_order, house_rules.opened_files, house_rules.codec_tests
+INNER, FILE, ASKED = house_rules.formats_against_the_order, house_rules.opened_files, house_rules.kind_tests
 BARE, HELP = house_rules.bare_architectures, house_rules.parsed_help
 PLAN, FORMAT = "bridge/qbridge/plan/x.py", "formats/qbridge_formats/x.py"
 PLANTED = {
@@ -179,7 +190,8 @@ PLANTED = {
     "a line of help": (HELP, "bridge/qbridge/cli.py", "[line.split() for line in finding.help]"),
     "a part of help": (HELP, FORMAT, "for line in p.help:\n word = line\n if word.endswith(' 2'): pass"),
     "advice by a pattern": (HELP, PLAN, "import re\nre.match(a, problem.advice[0])"),
-    "a codec": (ASKED, PLAN, "isinstance(a.codec, BitPacked | int)", {"BitPacked"}),
+    "a codec": (ASKED, PLAN, "isinstance(a.codec, BitPacked | int)", "codecs", {"BitPacked"}),
+    "a pass": (ASKED, PLAN, "isinstance(step, (Pad, Undo))", "passes", {"Pad", "Undo"}),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.findings.catalogue import CATALOGUE
+from qbridge.targets.registry import codes as every_code
 from support import (
     ROOT,
     SINGLE,
@@ -24,6 +24,8 @@ from support import (
     refusal,
 )
 from test_conversion import assert_same_tensors, config, tensors
+
+CATALOGUE = every_code()
 
 CT = ROOT / "fixtures/compressed_tensors"
 DOWN = "model.layers.0.mlp.down_proj"

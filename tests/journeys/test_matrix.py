@@ -14,9 +14,11 @@ import pytest
 
 import qbridge
 from goldens import ALLOW
-from qbridge.findings.catalogue import CATALOGUE
+from qbridge.targets.registry import codes as every_code
 from support import ROOT
 from test_conversion import assert_same_tensors
+
+CATALOGUE = every_code()
 
 CASES = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 FORMATS = sorted({case.parent.name for case in CASES})

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.plan.output_files import plan_shards
 from qbridge.targets.blocks import BlockLimits
+from qbridge.targets.fusion import Fusion
 from qbridge.targets.parallel import Parallel
 from qbridge.targets.registry import builtin, find_target, targets
 from qbridge.testing import check_target
@@ -233,6 +235,13 @@ BAD = {
     "no problem": (lambda: _choice(rules=(LayerRule("TOY-001", lambda s, m: "bad", "toy 1.5"),)), "gives no Problem"),
     "serves elsewhere": (lambda: _choice(serve=lambda model, path, tp: "toy-serve"), "does not hold the folder"),
     "no kernels": (lambda: replace(toy(), kernels=lambda *arguments: ["Marlin"]), "is no Served"),
+    "another's code": (
+        lambda: replace(toy(), codes=(*toy().codes, replace(find_target("vllm").codes[0], title="mine"))),
+        "is not a code of its own",
+    ),
+    "no pattern": (lambda: replace(toy(), messages=(("(", "TOY-001"),)), "is not a regular expression"),
+    "no meaning": (lambda: replace(toy(), messages=(("KeyError", "QB299"),)), "no entry explains 'QB299'"),
+    "no prover": (lambda: replace(toy(), prover=Path("no/such.py")), "there is no no/such.py"),
     "no choice": (lambda: replace(toy(), choices=(), codes=()), "loads no format"),
 }
 
@@ -242,6 +251,12 @@ def test_laws_are_broken_by_a_broken_engine(kind):
     make, why = BAD[kind]
     with pytest.raises((AssertionError, QBridgeError), match=why):
         check_target(make())
+
+
+def test_messages_and_provers_are_part_of_a_target():
+    told = (("min_thread_k", "QB253"), ("no kernel image", "The wheel is for another GPU."))
+    check_target(replace(toy(), messages=told, prover=Path(__file__)))
+    assert all(target.prover is None or target.prover.is_file() for target in builtin())
 
 
 def test_every_target_pickles_by_its_name():
@@ -311,8 +326,8 @@ def test_an_engine_says_which_linears_it_builds_as_one():
     assert fired(replace(tiles, fused={}), _small("q_proj", "k_proj")) == {"QB253"}
     assert fired(tiles, _small("q_proj", "o_proj")) == {"QB253"}
     assert fired(replace(tiles, fused={"both": ("q_proj", "o_proj")}), _small("q_proj", "o_proj")) == set()
-    assert find_target("vllm").fused["qkv_proj"] == ("q_proj", "k_proj", "v_proj")
-    assert replace(toy(), parallel=replace(tiles, fused={})).fused == {}
+    assert find_target("vllm").fused("LlamaForCausalLM")["qkv_proj"] == ("q_proj", "k_proj", "v_proj")
+    assert replace(toy(), parallel=replace(tiles, fused=Fusion({}))).fused("LlamaForCausalLM") == {}
 
 
 def test_limits_on_blocks_are_data_of_the_engine():

@@ -31,7 +31,7 @@ def model_of(case):
 def broken(model):
     """{code: names} of the layers and models that the rules of vLLM refuse or warn about."""
     found = {}
-    for rule in modelopt.VLLM:
+    for rule in modelopt.RULES:
         if isinstance(rule, LayerRule):
             problems = [(problem, (name,)) for name, s in model.specs.items() if (problem := rule.check(s, model))]
         else:

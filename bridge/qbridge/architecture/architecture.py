@@ -239,10 +239,6 @@ class Architecture:
         """The name that engines know a module by, whatever the tool wrote; full names."""
         return names.canonical_module(module)
 
-    def fused(self, modules: Iterable[str]) -> list[list[str]]:
-        """The modules that engines build as one linear, of those that are given; full names."""
-        return names.fused_siblings(modules)
-
     def mlps(self, modules: Iterable[str]) -> list[blocks.Block]:
         """The gated MLPs of decoder layers that are there whole, by full names; see `mlps.mlp_blocks`."""
         return blocks.mlp_blocks(modules)

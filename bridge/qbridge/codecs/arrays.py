@@ -142,14 +142,15 @@ class Padded(Codec):
 
 
 @dataclass(frozen=True, slots=True)
-class Shared(Codec):
-    """Rows of `count` layers that take turns in one array, stored through `codec`; the layer's own begin at `place`.
+class Interleaved(Codec):
+    """One array [count * out, ...] in which the rows of `count` layers alternate, stored through `codec`.
 
-    No layer alone has all of the tensor, so it is `plan.Woven` that writes it.
+    Rows index, index + count, index + 2 * count ... are this layer's: of gate and up, gate has every even row. No
+    layer alone has all of the tensor, so `plan.Woven` writes it.
     """
 
     codec: Codec
-    place: int
+    index: int
     count: int
 
     exclusive = False
@@ -162,12 +163,12 @@ class Shared(Codec):
     @property
     def turn(self) -> int:
         """The row of the tensor with which the layer's begin."""
-        return self.place
+        return self.index
 
     @property
     def turns(self) -> tuple[Codec, ...]:
         """This of every layer in turn."""
-        return tuple(replace(self, place=place) for place in range(self.count))
+        return tuple(replace(self, index=index) for index in range(self.count))
 
     def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
         """ValueError."""
@@ -176,7 +177,7 @@ class Shared(Codec):
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """The canonical array of the layer's rows alone."""
         rows = self.codec.decode(stored, dtype, (self.count * shape[0], *shape[1:]))
-        return np.ascontiguousarray(rows[self.place :: self.count])
+        return np.ascontiguousarray(rows[self.index :: self.count])
 
     def step(self, itemsize: int) -> int:
         """That of the whole tensor."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,32 +46,54 @@ def pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_threads(), thread_name_prefix="qbridge-codes")
 
 
+class Piece(NamedTuple):
+    """Bits of a lane in a word: (word >> word_shift & mask) << lane_shift."""
+
+    word: int
+    word_shift: int
+    lane_shift: int
+    mask: int
+
+
 @cache
 def lane_pieces(
     bits: int, width: int, padded: bool, order: tuple[int, ...], planes: tuple[int, ...]
-) -> tuple[int, int, tuple[tuple[int, int, int, int], ...]]:
-    """(lanes, words) of a period, and by level and lane (word, shift in the word, shift in the lane, mask).
+) -> tuple[int, int, tuple[Piece, ...]]:
+    """(lanes, words) of a period, and by level and lane the `Piece` of it.
 
-    A lane has as many pieces as there are levels, of which those with mask 0 say nothing.
+    A lane has as many pieces as there are levels, of which those with mask 0 say nothing. One period of 3 bits in
+    words of 32 is 32 lanes in 3 words, and two levels, because lanes 10 and 21 lie in two words each:
+
+        word 0   lanes 0 to 9, the 2 low bits of lane 10
+        word 1   the high bit of lane 10, lanes 11 to 20, the low bit of lane 21
+        word 2   the 2 high bits of lane 21, lanes 22 to 31
     """
     if planes:
-        found, base, up = [], 0, 0
+        pieces, first_word, lane_shift = [], 0, 0
         for plane in planes:
-            per = width // plane
-            found += [(base + i // per, i % per * plane, up, 2**plane - 1) for i in range(width)]
-            base, up = base + plane, up + plane
-        return width, bits, tuple(found)
-    whole = width // bits if padded or width % bits == 0 else 0
-    lanes, run = math.lcm(whole or width, len(order) or 1), len(order) or 1
+            per_word = width // plane
+            pieces += [
+                Piece(first_word + i // per_word, i % per_word * plane, lane_shift, 2**plane - 1)
+                for i in range(width)
+            ]
+            first_word, lane_shift = first_word + plane, lane_shift + plane
+        return width, bits, tuple(pieces)
+    lanes_per_word = width // bits if padded or width % bits == 0 else 0  # 0 where lanes straddle words
+    run = len(order) or 1
+    lanes = math.lcm(lanes_per_word or width, run)
     low, high = [], []
     for lane in range(lanes):
-        place = lane - lane % run + order.index(lane % run) if order else lane
-        word, shift = (place // whole, place % whole * bits) if whole else divmod(place * bits, width)
-        here = min(bits, width - shift)
-        low.append((word, shift, 0, 2**here - 1))
-        high.append((word + 1, 0, here, 2 ** (bits - here) - 1) if here < bits else (word, 0, 0, 0))
-    words = lanes // whole if whole else lanes * bits // width
-    return lanes, words, tuple(low) if whole else (*low, *high)
+        at = lane - lane % run + order.index(lane % run) if order else lane
+        if lanes_per_word:
+            word, word_shift = at // lanes_per_word, at % lanes_per_word * bits
+        else:
+            word, word_shift = divmod(at * bits, width)
+        in_word = min(bits, width - word_shift)  # the other bits of the lane lie in the next word
+        low.append(Piece(word, word_shift, 0, 2**in_word - 1))
+        beyond = Piece(word + 1, 0, in_word, 2 ** (bits - in_word) - 1)
+        high.append(beyond if in_word < bits else Piece(word, 0, 0, 0))
+    words = lanes // lanes_per_word if lanes_per_word else lanes * bits // width
+    return lanes, words, tuple(low) if lanes_per_word else (*low, *high)
 
 
 @cache

@@ -25,23 +25,19 @@ _BLOCK = 256  # output features that `repack` holds as codes at a time, per thre
 class BitPacked(Codec):
     """A canonical [rows, columns] part of signed integers, packed along one of its axes.
 
-    A stored lane is (value + offset) modulo 2**bits. `along` is the canonical axis whose neighbours share a word: 0
-    (out_features) or 1 (in_features, groups). `transposed` tensors have the canonical columns as their rows. Lanes
-    form a little-endian bit stream, in which each run of len(order) of them is permuted: order[i] comes at place i.
-    `padded` words hold whole lanes only and leave their high bits zero. `planes` are the widths of bit planes, low
-    bits first, each of which holds its bits of 32 lanes. `word_minus` is subtracted from each whole word when it is
-    stored, borrows between lanes included. With `wraps` the lowest value stands in for the one above the highest.
+    A lane is what one value takes: the lowest `bits` of value + offset. Lanes form a little-endian bit stream, the
+    first in the lowest bits of the first word.
     """
 
     bits: int
-    along: Literal[0, 1]
-    offset: int
-    transposed: bool = False
-    order: tuple[int, ...] = ()
-    padded: bool = False
-    word_minus: int = 0
-    wraps: bool = False
-    planes: tuple[int, ...] = ()
+    along: Literal[0, 1]  # the canonical axis whose neighbours share a word: 0 out_features, 1 in_features or groups
+    offset: int  # 8 where 4 bits store -8 to 7 as 0 to 15; modulo 2**bits
+    transposed: bool = False  # GPTQ: the canonical columns are the stored rows
+    order: tuple[int, ...] = ()  # AWQ: (0, 2, 4, 6, 1, 3, 5, 7), of each run of so many lanes order[i] comes at i
+    padded: bool = False  # compressed-tensors: 3 bits leave the 2 highest of 32 zero, so that no lane is in two words
+    word_minus: int = 0  # GPTQ version 1: 0x11111111, subtracted from each whole word, borrows between lanes included
+    wraps: bool = False  # the lowest value is stored for the one above the highest, which it cannot be told from
+    planes: tuple[int, ...] = ()  # (2, 1): 3 bits as the 2 low bits of 32 lanes, then their high bits
 
     def stored_shape(self, shape: tuple[int, int], word_bits: int = 32) -> tuple[int, int]:
         """Shape of the stored tensor of words for a canonical shape."""

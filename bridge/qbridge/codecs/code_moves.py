@@ -26,22 +26,25 @@ _CODES = 1 << 20  # codes that a comparison holds at a time
 class CodeMove:
     """The codes of a layer in the words of `read`, wanted in those of `write`.
 
-    `inner` is the canonical shape that is read. Where `outer` is larger, codes of 0 fill the rest.
+    `source_dims` is the canonical shape [out, in] that is read, `target_dims` the one that is written: where it is
+    larger, codes of 0 fill the rest.
     """
 
     read: Slot
     write: Slot
-    inner: tuple[int, int]
-    outer: tuple[int, int]
+    source_dims: tuple[int, int]
+    target_dims: tuple[int, int]
 
     @classmethod
-    def between(cls, read: Slot, write: Slot, inner: tuple[int, int], outer: tuple[int, int]) -> CodeMove | None:
+    def between(
+        cls, read: Slot, write: Slot, source_dims: tuple[int, int], target_dims: tuple[int, int]
+    ) -> CodeMove | None:
         """The move between two slots, or None if the codes must be decoded as a whole."""
         if not isinstance(read.codec, BitPacked) or not isinstance(write.codec, BitPacked):
             return None
-        found = cls(read, write, inner, outer)
-        if found.by_words or (inner == outer and can_repack(read.codec, write.codec)):
-            return found
+        way = cls(read, write, source_dims, target_dims)
+        if way.by_words or (source_dims == target_dims and can_repack(read.codec, write.codec)):
+            return way
         return None
 
     @property
@@ -50,7 +53,10 @@ class CodeMove:
         sizes = self.read.dtype.itemsize, self.write.dtype.itemsize
         layouts = self.layouts
         lanes = 32 // layouts[0].bits
-        return movable(*layouts, self.inner, sizes) and self.outer[0] % lanes == self.outer[1] % lanes == 0
+        return (
+            movable(*layouts, self.source_dims, sizes)
+            and self.target_dims[0] % lanes == self.target_dims[1] % lanes == 0
+        )
 
     @property
     def layouts(self) -> tuple[BitPacked, BitPacked]:
@@ -66,9 +72,9 @@ class CodeMove:
         count = -(-size // max(1, limit))
         axis = min((0, 1), key=self._segments) if count > 1 else _rows_along(self.layouts[1])
         step = self.step(axis)
-        share = max(step, self.outer[axis] // count // step * step) if count > 1 else self.outer[axis]
-        for start in range(0, self.outer[axis], share):
-            yield Block(self, axis, start, min(start + share, self.outer[axis]))
+        share = max(step, self.target_dims[axis] // count // step * step) if count > 1 else self.target_dims[axis]
+        for start in range(0, self.target_dims[axis], share):
+            yield Block(self, axis, start, min(start + share, self.target_dims[axis]))
 
     def _segments(self, axis: int) -> int:
         """Contiguous pieces that a block along the axis consists of."""
@@ -90,7 +96,7 @@ class CodeMove:
 class Block:
     """Output features (axis 0) or input features (axis 1) from `start` to `end` of a move."""
 
-    of: CodeMove
+    move: CodeMove
     axis: int
     start: int
     end: int
@@ -98,44 +104,44 @@ class Block:
     @property
     def source(self) -> Rectangle:
         """What is read for it; without rows or columns where all of it is filled."""
-        start, end = (min(edge, self.of.inner[self.axis]) for edge in (self.start, self.end))
-        return _rectangle(self.of.read, self.of.layouts[0], self.axis, start, end)
+        start, end = (min(edge, self.move.source_dims[self.axis]) for edge in (self.start, self.end))
+        return _rectangle(self.move.read, self.move.layouts[0], self.axis, start, end)
 
     @property
     def written(self) -> Rectangle:
         """What of the written tensor it is."""
-        return _rectangle(self.of.write, self.of.layouts[1], self.axis, self.start, self.end)
+        return _rectangle(self.move.write, self.move.layouts[1], self.axis, self.start, self.end)
 
     @property
-    def _inner(self) -> tuple[int, int]:
-        inner = list(self.of.inner)
-        inner[self.axis] = max(0, min(self.end, inner[self.axis]) - self.start)
-        return inner[0], inner[1]
+    def _source_dims(self) -> tuple[int, int]:
+        dims = list(self.move.source_dims)
+        dims[self.axis] = max(0, min(self.end, dims[self.axis]) - self.start)
+        return dims[0], dims[1]
 
     def pieces(self, size: int) -> Iterator[Block]:
         """The same block in pieces of about `size` written bytes, which stay in a core's cache.
 
         Where a piece would not lie in one stretch, the block is the only piece.
         """
-        if _rows_along(self.of.layouts[1]) != self.axis:
+        if _rows_along(self.move.layouts[1]) != self.axis:
             yield self
             return
-        total = self.written.words * self.of.write.dtype.itemsize
-        step = self.of.step(self.axis)
+        total = self.written.words * self.move.write.dtype.itemsize
+        step = self.move.step(self.axis)
         share = max(step, (self.end - self.start) * size // max(1, total) // step * step)
         for start in range(self.start, self.end, share):
-            yield Block(self.of, self.axis, start, min(start + share, self.end))
+            yield Block(self.move, self.axis, start, min(start + share, self.end))
 
     def run(self, stored: Array, out: Array, piece: Block | None = None) -> None:
         """Fill `out`, the words that are written for a piece (or all), from `stored`, the words of `source`."""
         piece = piece or self
-        read, write = self.of.layouts
-        for beyond in piece._beyond(out):
-            beyond[...] = write.filled_word(out.dtype)
-        if self.of.by_words:
-            move(stored, read, write, piece._inner, out, self._first(piece))
+        read, write = self.move.layouts
+        for padding in piece._padding_words(out):
+            padding[...] = write.filled_word(out.dtype)
+        if self.move.by_words:
+            move(stored, read, write, piece._source_dims, out, self._offset_in_block(piece))
         else:
-            repack(piece._of(stored, self), read, write, piece._inner, out)
+            repack(piece._words_of_piece(stored, self), read, write, piece._source_dims, out)
 
     def differs(self, stored: Array, out: Array, piece: Block | None = None) -> bool:
         """Whether `out`, words as written for a piece (or all), says anything else than `stored`.
@@ -143,13 +149,13 @@ class Block:
         It is the way back, compared and not kept.
         """
         piece = piece or self
-        read, write = self.of.layouts
-        if any((beyond != write.filled_word(out.dtype)).any() for beyond in piece._beyond(out)):
+        read, write = self.move.layouts
+        if any((padding != write.filled_word(out.dtype)).any() for padding in piece._padding_words(out)):
             return True
-        if self.of.by_words:
-            return differs(out, write, read, piece._inner, stored, self._first(piece))
-        stored = piece._of(stored, self)
-        rows, columns = piece._inner
+        if self.move.by_words:
+            return differs(out, write, read, piece._source_dims, stored, self._offset_in_block(piece))
+        stored = piece._words_of_piece(stored, self)
+        rows, columns = piece._source_dims
         step = math.lcm(*(layout.period(8 * words.itemsize) for layout, words in ((read, stored), (write, out))))
         step *= -(-_CODES // (step * columns))
         for top in range(0, rows, step):
@@ -161,22 +167,22 @@ class Block:
                 return True
         return False
 
-    def _first(self, piece: Block) -> tuple[int, int]:
+    def _offset_in_block(self, piece: Block) -> tuple[int, int]:
         """The output and input feature of this block with which a piece of it begins."""
-        ahead = min(piece.start, self.of.inner[self.axis]) - self.start
+        ahead = min(piece.start, self.move.source_dims[self.axis]) - self.start
         return (ahead, 0) if self.axis == 0 else (0, ahead)
 
-    def _of(self, stored: Array, block: Block) -> Array:
-        """This piece's words out of those of the block that it belongs to."""
-        whole, own = block.source, self.source
-        top, left = own.top - whole.top, own.left - whole.left
-        return stored[top : top + own.rows, left : left + own.columns]
+    def _words_of_piece(self, stored: Array, block: Block) -> Array:
+        """The words of this piece, cut out of those of its block."""
+        of_block, of_piece = block.source, self.source
+        top, left = of_piece.top - of_block.top, of_piece.left - of_block.left
+        return stored[top : top + of_piece.rows, left : left + of_piece.columns]
 
-    def _beyond(self, out: Array) -> tuple[Array, ...]:
-        """What of the written words lies beyond the codes that are read."""
-        if self.of.inner == self.of.outer:
+    def _padding_words(self, out: Array) -> tuple[Array, ...]:
+        """The written words that hold no code that is read."""
+        if self.move.source_dims == self.move.target_dims:
             return ()
-        rows, columns = self.of.layouts[1].stored_shape(self._inner, 8 * out.itemsize)
+        rows, columns = self.move.layouts[1].stored_shape(self._source_dims, 8 * out.itemsize)
         return out[rows:], out[:rows, columns:]
 
 

@@ -133,15 +133,23 @@ def _reorder(bits: int, read: tuple[int, ...], write: tuple[int, ...], compare: 
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """How a matrix of words lies in a tile: words of line k from minor[k % lanes] + k // lanes * major on.
+    """Where the lines of one matrix of words, each contiguous in it, lie in a tile (see `_turn`).
 
-    `per` lines belong to a word along in_features; 0 if each is an output feature. A whole line has `full` words.
+    With 4 bits, 8 x 8 codes are 8 words, which are rows of this square or, where a matrix lies across, its columns:
+
+        in_features  0 1 2 3 4 5 6 7
+        feature 0    a a a a a a a a    in_major, out_major: the 8 codes of one feature are a word
+        feature 1    b b b b b b b b    across: a, b, ... of one in_feature are a word
+        ...
+
+    Line k begins at lane_offsets[k % lanes] + k // lanes * run_step, and has `full_length` words in a whole tile.
+    `lines_per_word` lines belong to a word along in_features; 0 if each line is an output feature.
     """
 
-    per: int
-    full: int
-    minor: tuple[int, ...]
-    major: int
+    lines_per_word: int
+    full_length: int
+    lane_offsets: tuple[int, ...]
+    run_step: int
 
     @classmethod
     def of(cls, kind: Kind, other: Kind, feature: tuple[int, ...]) -> _Lines:
@@ -188,8 +196,10 @@ def _turn(  # noqa: C901, PLR0915 - numba compiles closures over constants, and 
     rotations = (_DEEP if "out_major" in (read, write) else lanes).bit_length() - 1
     splits = write == "across" or (read, write) == ("out_major", "in_major")
     here, there = _Lines.of(read, write, feature), _Lines.of(write, read, feature)
-    per, full, minor, major = here.per, here.full, here.minor, here.major
-    out_per, out_full, out_minor, out_major = there.per, there.full, there.minor, there.major
+    # constants of the kernel
+    per, full, minor, major = here.lines_per_word, here.full_length, here.lane_offsets, here.run_step
+    out_per, out_full = there.lines_per_word, there.full_length
+    out_minor, out_major = there.lane_offsets, there.run_step
     word_mask, word_bits = np.uint64(2**32 - 1), np.uint64(32)  # two words as one: faster than one of two
 
     def kernel(stored, out, rows, depth, row, word, out_row, out_word):  # type: ignore[no-untyped-def]  # noqa: C901

@@ -14,7 +14,7 @@ from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import assumed_model
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
-from qbridge.commands.report import SCHEMA
+from qbridge.commands.report import as_json
 from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.findings.way import Advice, Way
@@ -57,10 +57,7 @@ class Check:
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `check --json` prints."""
-        fields = {n: getattr(self, n) for n in self.__dataclass_fields__ if n not in ("findings", "kernels")}
-        kernels = [kernel.as_dict() for kernel in self.kernels]
-        found = [finding.as_dict() for finding in self.findings]
-        return {"schema": SCHEMA, "command": "check", **fields, "kernels": kernels, "findings": found}
+        return as_json(self, "check")
 
 
 @no_garbage()

@@ -9,7 +9,7 @@ from typing import Any
 
 from qbridge.architecture.names import dense_linears
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
-from qbridge.commands.report import SCHEMA, schemes
+from qbridge.commands.report import as_json, schemes
 from qbridge.findings.finding import Finding
 
 
@@ -32,13 +32,7 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `inspect --json` prints."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "findings"}
-        return {
-            "schema": SCHEMA,
-            "command": "inspect",
-            **fields,
-            "findings": [f.as_dict() for f in self.findings],
-        }
+        return as_json(self, "inspect")
 
 
 @no_garbage()

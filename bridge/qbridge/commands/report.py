@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from qbridge.plan.plan import Plan
 
 SCHEMA = 1
+_LISTS = ("kernels", "findings")  # of what has a JSON object of its own
+
+
+def as_json(result: Any, command: str) -> dict[str, Any]:
+    """The object that `--json` prints of a command's result, a dataclass: its fields, lists of objects last."""
+    names = [name for name in result.__dataclass_fields__ if name != "command"]
+    plain = {name: getattr(result, name) for name in names if name not in _LISTS}
+    lists = {name: [item.as_dict() for item in getattr(result, name)] for name in _LISTS if name in names}
+    return {"schema": SCHEMA, "command": command, **plain, **lists}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +112,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints."""
-        own = ("command", "findings")
-        return {
-            "schema": SCHEMA,
-            "command": self.command,
-            **{name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own},
-            "findings": [f.as_dict() for f in self.findings],
-        }
+        return as_json(self, self.command)
 
 
 def _sides(plan: Plan) -> list[tuple[str, list[Spec]]]:
@@ -149,13 +152,7 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `verify --json` prints."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "findings"}
-        return {
-            "schema": SCHEMA,
-            "command": "verify",
-            **fields,
-            "findings": [f.as_dict() for f in self.findings],
-        }
+        return as_json(self, "verify")
 
 
 def schemes(model: Model) -> dict[str, list[Spec]]:

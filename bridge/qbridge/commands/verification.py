@@ -187,8 +187,8 @@ class _Comparison:
             return False
         workspace = self._workspace()
         for block in move.blocks(self.effort.block):
-            stored = workspace.words("stored", block.of.read, block.source)
-            words = workspace.words("moved", block.of.write, block.written)
+            stored = workspace.words("stored", block.move.read, block.source)
+            words = workspace.words("moved", block.move.write, block.written)
             small.source.read_rectangle(move.read.tensor, block.source, stored)
             large.source.read_rectangle(move.write.tensor, block.written, words)
             if block.differs(stored, words):

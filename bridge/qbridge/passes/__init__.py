@@ -2,44 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Self
 
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 
 
-class Pass(Protocol):
-    """A frozen dataclass that predicts the next spec without data, rewrites a layer, and undoes it."""
+@dataclass(frozen=True, slots=True)
+class Pass(ABC):
+    """A frozen dataclass that predicts the next spec without data, rewrites a layer, and undoes it.
+
+    What a subclass leaves out: every value stays the same, no part is touched, nothing can be refused, and each part
+    of the result comes from itself alone. `qbridge.testing.check_pass` puts one to the laws.
+    """
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The pass's name in plans and manifests."""
 
     @property
     def exactness(self) -> Exactness:
-        """What the pass keeps."""
+        """What the pass keeps: the values, and undo must know the arguments and the spec before."""
+        return Exactness.EQUAL
 
     @property
     def parts(self) -> frozenset[str]:
         """The parts it reads and rewrites; `apply` may be given a layer with only these."""
+        return frozenset()
+
+    @property
+    def recorded_parts(self) -> frozenset[str]:
+        """The parts (float32 [1]) whose bits a manifest must record, because undo cannot compute them."""
+        return frozenset()
 
     def needs_values(self, spec: Spec) -> bool:
         """Whether `apply` may refuse a layer of this spec (ValueError), so that its parts must be read to know."""
+        return False
+
+    def recodes(self, spec: Spec) -> bool:
+        """Whether the codes of a layer of this spec change; zero weights around them are no change."""
+        return "code" in self.parts
 
     def inputs(self, parts: frozenset[str]) -> frozenset[str]:
         """The parts that `apply` and `undo` must be given to yield these; any others may be left out."""
+        return parts
 
+    @abstractmethod
     def plan(self, spec: Spec) -> Spec:
-        """The spec after the pass."""
+        """The spec after the pass; ValueError if the pass means nothing for it."""
 
+    @abstractmethod
     def apply(self, layer: Layer) -> Layer:
-        """The layer after the pass; its spec is plan(layer.spec)."""
+        """The layer after the pass, whose spec is plan(layer.spec); ValueError if its values do not allow it."""
 
+    @abstractmethod
     def undo(self, layer: Layer, before: Spec) -> Layer:
-        """The layer that `apply` was given, whose spec was `before`."""
+        """The layer that `apply` was given, whose spec was `before`; ValueError if it cannot have been one."""
 
     def lossy(self) -> Pass | None:
-        """The pass that rounds where this one refuses, for users who allow it (`--allow rounded`)."""
+        """The pass that rounds where this one refuses, for users who allow it (`--allow rounded`), or None."""
+        return None
+
+    def within(self, before: Spec, of: Callable[[Spec], Spec]) -> Pass:
+        """The pass for some output features alone of a layer of spec `before`; `of` gives the spec of these."""
+        return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Name and arguments, as the manifest keeps them."""
+        """Name and arguments as JSON, as a manifest records them: an argument that has its default is left out."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {f.name for f in fields(self) if f.default is MISSING or f.default != given[f.name]}
+        return {"pass": self.name, **{name: value for name, value in given.items() if name in changed}}
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any], bits: Mapping[str, str]) -> Self:
+        """The pass that `as_dict` described; `bits` are those of its `recorded_parts`, in hexadecimal.
+
+        KeyError, TypeError or ValueError if it described none.
+        """
+        wanted = [field.name for field in fields(cls) if field.default is MISSING or field.name in recorded]
+        return cls(**{name: recorded[name] for name in wanted})

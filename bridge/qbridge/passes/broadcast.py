@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import Granularity
+from qbridge.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
-class Broadcast:
+class Broadcast(Pass):
     """Granularity tensor to channel; every weight keeps its value."""
 
-    @property
-    def name(self) -> str:
-        """broadcast."""
-        return "broadcast"
-
-    @property
-    def exactness(self) -> Exactness:
-        """The values stay; undo needs to know that one scale stood for all."""
-        return Exactness.EQUAL
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """Scale and zero."""
-        return frozenset({"scale", "zero"})
-
-    def needs_values(self, spec: Spec) -> bool:
-        """Never."""
-        return False
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Each part comes from itself alone."""
-        return parts
+    name = "broadcast"
+    parts = frozenset({"scale", "zero"})
 
     def plan(self, spec: Spec) -> Spec:
         """The spec with granularity channel."""
@@ -61,10 +40,3 @@ class Broadcast:
                 raise ValueError(f"{before.name}: the rows of {name} differ")
             arrays[name] = first
         return Layer(before, arrays)
-
-    def lossy(self) -> None:
-        """It cannot fail."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Name."""
-        return {"pass": self.name}

@@ -16,6 +16,7 @@ from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
 from qbridge.ir.values import code_table, group_index, row_index
+from qbridge.passes import Pass
 
 _ENTRIES = 1 << 16  # of the table of values that is held at a time: with what makes it, it stays in a core's cache
 
@@ -23,32 +24,17 @@ NAMES = {dtype: name for name, dtype in DENSE.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Dequantize:
+class Dequantize(Pass):
     """Weights in `dtype` (F16, BF16 or F32), nearest even; activations are not quantized any more.
 
     ValueError when applied to a layer with a weight beyond the range of the dtype. It cannot be undone.
     """
 
+    name = "dequantize"
+    exactness = Exactness.DEQUANTIZED  # the codes are gone
+    parts = frozenset({"code", "scale", "zero", "g_idx", "global_scale"})
+
     dtype: DType
-
-    @property
-    def name(self) -> str:
-        """dequantize."""
-        return "dequantize"
-
-    @property
-    def exactness(self) -> Exactness:
-        """The codes are gone."""
-        return Exactness.DEQUANTIZED
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """All that a weight is made of."""
-        return frozenset({"code", "scale", "zero", "g_idx", "global_scale"})
-
-    def needs_values(self, spec: Spec) -> bool:
-        """Only a weight beyond the range is refused, which is seen where it is written."""
-        return False
 
     def inputs(self, parts: frozenset[str]) -> frozenset[str]:
         """A weight needs all its parts."""
@@ -90,9 +76,6 @@ class Dequantize:
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """ValueError: the codes are gone."""
         raise ValueError("weights that were dequantized have no codes any more")
-
-    def lossy(self) -> None:
-        """It rounds as it is."""
 
     def as_dict(self) -> dict[str, Any]:
         """Name and dtype."""

@@ -12,12 +12,13 @@ from qbridge.ir.dtypes import Array
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import GLOBAL_SCALE, GlobalScale
+from qbridge.passes import Pass
 
 Kept = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Invert:
+class Invert(Pass):
     """Global scales of weights and inputs (float32 [1]) that do what `to` says to the scales of groups.
 
     A number g becomes 1 / g. That is a float32 only where g is a power of two, so any other is a ValueError when
@@ -25,32 +26,26 @@ class Invert:
     (`bits_of`): undo gives these back, where they become what is there now.
     """
 
+    name = "invert"
+    parts = frozenset({"global_scale", "input_global_scale"})
+
     to: GlobalScale
     rounded: bool = False
     kept: Kept = ()
 
     @property
-    def name(self) -> str:
-        """invert."""
-        return "invert"
+    def recorded_parts(self) -> frozenset[str]:
+        """The global scales whose reciprocals are rounded."""
+        return self.parts if self.rounded else frozenset()
 
     @property
     def exactness(self) -> Exactness:
         """The values stay unless they are rounded."""
         return Exactness.ROUNDED if self.rounded else Exactness.EQUAL
 
-    @property
-    def parts(self) -> frozenset[str]:
-        """The two global scales."""
-        return frozenset({"global_scale", "input_global_scale"})
-
     def needs_values(self, spec: Spec) -> bool:
         """Always: even the nearest reciprocal may be infinite."""
         return True
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Each part comes from itself alone."""
-        return parts
 
     def plan(self, spec: Spec) -> Spec:
         """The spec whose global scales, if it has any, do what `to` says."""
@@ -89,6 +84,11 @@ class Invert:
     def as_dict(self) -> dict[str, Any]:
         """Name, direction, and whether it rounds; `kept` differs from layer to layer and stands elsewhere."""
         return {"pass": self.name, "to": self.to, **({"rounded": True} if self.rounded else {})}
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any], bits: Mapping[str, str]) -> Invert:
+        """One that gives back the bits."""
+        return cls(recorded["to"], bool(recorded.get("rounded")), tuple(bits.items()))
 
 
 def bits_of(arrays: Mapping[str, Array]) -> dict[str, str]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from qbridge.ir.dtypes import Array, one
-from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import Granularity
 from qbridge.ir.values import group_index, row_index
+from qbridge.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
-class Pad:
+class Pad(Pass):
     """A linear of (`out_features`, `in_features`), the new ones last; every weight of them is 0.
 
     New output features and whole new groups get zero-points of the middle code and scales of 1. New input features
@@ -24,23 +23,11 @@ class Pad:
     layer where that is no code. Undo crops, and is a ValueError where what it would crop is not zero.
     """
 
+    name = "pad"
+    parts = frozenset({"code", "scale", "zero", "g_idx", "bias"})  # what has a row or a column per feature
+
     out_features: int
     in_features: int
-
-    @property
-    def name(self) -> str:
-        """pad."""
-        return "pad"
-
-    @property
-    def exactness(self) -> Exactness:
-        """Every weight that there was keeps its value; undo needs to know the dims."""
-        return Exactness.EQUAL
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """All that has a row per output feature or a column per input feature."""
-        return frozenset({"code", "scale", "zero", "g_idx", "bias"})
 
     def inputs(self, parts: frozenset[str]) -> frozenset[str]:
         """Codes may have to be zero-points, and cropped zero-points are not looked at alone."""
@@ -54,6 +41,10 @@ class Pad:
         many_rows = spec.weight.granularity in (Granularity.TENSOR, Granularity.BLOCK)
         return wider or (many_rows and self.out_features > spec.out_features)
 
+    def recodes(self, spec: Spec) -> bool:
+        """Where new codes must be the zero-points of old groups."""
+        return self.needs_values(spec)
+
     def _joins(self, spec: Spec) -> bool:
         size = spec.weight.group_size
         return size is None or spec.in_features % size != 0
@@ -61,6 +52,10 @@ class Pad:
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new dims."""
         return replace(spec, out_features=self.out_features, in_features=self.in_features)
+
+    def within(self, before: Spec, of: Callable[[Spec], Spec]) -> Pad:
+        """As many output features as these are after the pass."""
+        return replace(self, out_features=of(self.plan(before)).out_features)
 
     def apply(self, layer: Layer) -> Layer:
         """The layer with zero weights around it."""
@@ -143,13 +138,6 @@ class Pad:
             wrong = int(np.count_nonzero(codes[rows, columns] != zeros))
             if wrong:
                 raise ValueError(f"{wrong} weights of the padded {kind} features are not zero")
-
-    def lossy(self) -> None:
-        """A zero weight is exact or it is not."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Name and dims."""
-        return {"pass": self.name, "out_features": self.out_features, "in_features": self.in_features}
 
 
 def _cropped(array: Array, shape: tuple[int, ...]) -> Array:

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
+from qbridge.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
-class PlainInputs:
+class PlainInputs(Pass):
     """The details of dynamic activations dropped; ValueError when applied unless that is `allowed`.
 
     No weight changes, and the details are in the spec, so that undo brings them back.
     """
 
+    name = "plain-inputs"
+
     allowed: bool = False
-
-    @property
-    def name(self) -> str:
-        """plain-inputs."""
-        return "plain-inputs"
-
-    @property
-    def exactness(self) -> Exactness:
-        """The weights stay; undo needs to know what was dropped."""
-        return Exactness.EQUAL
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """None: it is about what the engine does."""
-        return frozenset()
 
     def needs_values(self, spec: Spec) -> bool:
         """Unless it is allowed, it must be tried to be refused."""
         return not self.allowed
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Each part comes from itself alone."""
-        return parts
 
     def plan(self, spec: Spec) -> Spec:
         """The spec without the details."""
@@ -63,3 +47,8 @@ class PlainInputs:
     def as_dict(self) -> dict[str, Any]:
         """Name."""
         return {"pass": self.name}
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any], bits: Mapping[str, str]) -> PlainInputs:
+        """Allowed: it was applied."""
+        return cls(allowed=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,42 +11,32 @@ import numpy as np
 from qbridge.ir.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
+from qbridge.passes import Pass
 
 _BLOCK = 1 << 20  # values that are held as float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Recast:
+class Recast(Pass):
     """Weight scales to `dtype`; ValueError when applied to a scale that has no exact value there.
 
     With `rounded` such a scale becomes the nearest, and undo does not give it back.
     """
 
+    name = "recast"
+    parts = frozenset({"scale"})
+
     dtype: DType
     rounded: bool = False
-
-    @property
-    def name(self) -> str:
-        """recast."""
-        return "recast"
 
     @property
     def exactness(self) -> Exactness:
         """The values stay, and casting back gives the same bits, unless they are rounded."""
         return Exactness.ROUNDED if self.rounded else Exactness.REVERSIBLE
 
-    @property
-    def parts(self) -> frozenset[str]:
-        """Only the scale."""
-        return frozenset({"scale"})
-
     def needs_values(self, spec: Spec) -> bool:
         """Unless every value of the old dtype is one of the new, or may be rounded."""
         return not self.rounded and not survives(spec.scale_dtype, self.dtype)
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Each part comes from itself alone."""
-        return parts
 
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new scale dtype."""
@@ -72,6 +63,11 @@ class Recast:
     def as_dict(self) -> dict[str, Any]:
         """Name, dtype, and whether it rounds."""
         return {"pass": self.name, "dtype": str(self.dtype), **({"rounded": True} if self.rounded else {})}
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any], bits: Mapping[str, str]) -> Recast:
+        """One that does not round."""
+        return cls(DType(recorded["dtype"]))
 
 
 class Moved(ValueError):

@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from qbridge.ir.dtypes import Array
-from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import Granularity
 from qbridge.ir.values import group_index
+from qbridge.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
-class Regroup:
+class Regroup(Pass):
     """Groups of `group_size` inputs, or one scale per channel (None).
 
     A size that divides the old one repeats scales and zero-points. Any other joins neighbours, so it is a ValueError
     when applied where those differ in a bit.
     """
 
+    name = "regroup"
+    parts = frozenset({"scale", "zero", "g_idx"})
+
     group_size: int | None
-
-    @property
-    def name(self) -> str:
-        """regroup."""
-        return "regroup"
-
-    @property
-    def exactness(self) -> Exactness:
-        """The values stay; undo needs to know the size."""
-        return Exactness.EQUAL
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """Scale, zero and g_idx."""
-        return frozenset({"scale", "zero", "g_idx"})
 
     def needs_values(self, spec: Spec) -> bool:
         """Unless every new group lies within an old one."""
         old = _size(spec)
         return self.group_size is None or (old < spec.in_features and old % self.group_size != 0)
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Each part comes from itself alone."""
-        return parts
 
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new group size."""
@@ -93,13 +76,6 @@ class Regroup:
         if "g_idx" in arrays:
             arrays["g_idx"] = arrays["g_idx"] // ratio
         return Layer(before, arrays)
-
-    def lossy(self) -> None:
-        """Values would move by any amount."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Name and size."""
-        return {"pass": self.name, "group_size": self.group_size}
 
 
 def _size(spec: Spec) -> int:

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
+from qbridge.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
-class Symmetrize:
+class Symmetrize(Pass):
     """Drop all-zero zero-points; ValueError when applied to others."""
 
-    @property
-    def name(self) -> str:
-        """symmetrize."""
-        return "symmetrize"
-
-    @property
-    def exactness(self) -> Exactness:
-        """The values stay; undo needs to know that zero-points were stored."""
-        return Exactness.EQUAL
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """Only the zero."""
-        return frozenset({"zero"})
+    name = "symmetrize"
+    parts = frozenset({"zero"})
 
     def needs_values(self, spec: Spec) -> bool:
         """Only the zeros themselves tell."""
         return True
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Each part comes from itself alone."""
-        return parts
 
     def plan(self, spec: Spec) -> Spec:
         """The spec, symmetric."""
@@ -54,10 +37,3 @@ class Symmetrize:
         """The layer with zeros."""
         zero = np.zeros(before.scale_shape, np.int16)
         return Layer(before, {**layer.arrays, "zero": zero})
-
-    def lossy(self) -> None:
-        """Other zero-points are another model."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Name."""
-        return {"pass": self.name}

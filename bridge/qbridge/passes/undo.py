@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qbridge.ir.exactness import Exactness
@@ -11,8 +12,8 @@ from qbridge.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
-class Undo:
-    """`step` undone: leads to the spec `before` that it was once given."""
+class Undo(Pass):
+    """`step` undone: leads to the spec `before` that it was once given. What was edited since is not undone."""
 
     step: Pass
     before: Spec
@@ -52,8 +53,9 @@ class Undo:
         """The pass again."""
         return self.step.apply(layer)
 
-    def lossy(self) -> None:
-        """What was edited since is not undone."""
+    def within(self, before: Spec, of: Callable[[Spec], Spec]) -> Undo:
+        """The pass for these output features, undone."""
+        return replace(self, step=self.step.within(self.before, of), before=of(self.before))
 
     def as_dict(self) -> dict[str, Any]:
         """The pass's own, marked."""

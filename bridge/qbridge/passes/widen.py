@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
+from qbridge.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
-class Widen:
+class Widen(Pass):
     """Integer codes to `bits`; codes, zero-points and scales stay as they are, so every weight keeps its value."""
 
+    name = "widen"
+
     bits: int
-
-    @property
-    def name(self) -> str:
-        """widen."""
-        return "widen"
-
-    @property
-    def exactness(self) -> Exactness:
-        """The values stay; undo needs to know the width."""
-        return Exactness.EQUAL
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """None: canonical codes are int8 whatever their width, and only their layout on disk changes."""
-        return frozenset()
-
-    def needs_values(self, spec: Spec) -> bool:
-        """Never."""
-        return False
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Each part comes from itself alone."""
-        return parts
 
     def plan(self, spec: Spec) -> Spec:
         """The spec with the new width."""
@@ -55,10 +33,3 @@ class Widen:
         if outside:
             raise ValueError(f"{outside} codes do not fit {before.weight.bits} bits")
         return Layer(before, layer.arrays)
-
-    def lossy(self) -> None:
-        """It cannot fail."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Name and width."""
-        return {"pass": self.name, "bits": self.bits}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,10 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.passes import Pass
-from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.invert import Invert, bits_of
+from qbridge.passes.invert import bits_of
 from qbridge.passes.pad import Pad
-from qbridge.passes.plain import PlainInputs
-from qbridge.passes.recast import Recast
-from qbridge.passes.regroup import Regroup
-from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.recorded import from_dict, is_final
 from qbridge.passes.undo import Undo
-from qbridge.passes.widen import Widen
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.plan import Plan
 from qbridge.plan.repair import Rewritten, why_not
@@ -36,7 +31,6 @@ from qbridge.source.json_text import MAX_HEADER, load_json
 from qbridge.source.reader import Source
 
 SCHEMA = 1
-_KEEPING = frozenset({"invert"})  # passes that round, and can be given the bits that there were
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
@@ -76,8 +70,9 @@ def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
     """By layer and part, the bits of global scales whose reciprocals are rounded, so that undo gives them back."""
     found = {}
     for name, layer in plan.layers.items():
-        if any(isinstance(step, Invert) and step.rounded for step in layer.passes):
-            slots = {part: slot for part, slot in layer.read.items() if part in Invert("divide").parts}
+        recorded = frozenset[str]().union(*(step.recorded_parts for step in layer.passes))
+        if recorded:
+            slots = {part: slot for part, slot in layer.read.items() if part in recorded}
             stored = {slot.tensor: source.read(slot.tensor) for slot in slots.values()}
             found[name] = bits_of(decode(layer.before, slots, stored).arrays)
     return found
@@ -145,7 +140,7 @@ def padded(source: Source) -> dict[str, Pad]:
     recorded, found = load(source) or {}, dict[str, Pad]()
     try:
         for entry in recorded.get("steps", []):
-            if any(step.get("pass") == "pad" and not step.get("undo") for step in entry["passes"]):
+            if any(step.get("pass") == Pad.name and not step.get("undo") for step in entry["passes"]):
                 was, _ = entry["dims"]
                 found |= dict.fromkeys(entry["layers"], Pad(int(was[0]), int(was[1])))
     except MALFORMED:
@@ -180,7 +175,7 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewrit
 def _undo(
     source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str]
 ) -> Rewritten | None:
-    if any(_is_final(fields) for fields in entry["passes"]):
+    if any(is_final(fields) for fields in entry["passes"]):
         return None
     spec = model.specs[name]
     was, now = entry.get("dims", [spec.dims, spec.dims])
@@ -190,29 +185,10 @@ def _undo(
         return None
     walked, back = before, list[Pass]()
     for fields in entry["passes"]:
-        step = _step(fields, kept)
+        step = from_dict(fields, kept)
         back.insert(0, Undo(step, walked))
         walked = step.plan(walked)
     if replace(walked, dialect=()) != replace(after, dialect=()):
         return None  # the manifest contradicts itself
     edited = why_not(source, model, name, tuple(back)) if back else None
     return None if edited else Rewritten(before, tuple(back))
-
-
-def _is_final(fields: Mapping[str, Any]) -> bool:
-    """Whether a pass is not undone: a conversion back, or a rounding whose bits were not kept."""
-    return bool(fields.get("undo") or (fields.get("rounded") and fields["pass"] not in _KEEPING))
-
-
-def _step(fields: Mapping[str, Any], kept: Mapping[str, str]) -> Pass:
-    makers: dict[str, Callable[[], Pass]] = {
-        "invert": lambda: Invert(fields["to"], bool(fields.get("rounded")), tuple(kept.items())),
-        "pad": lambda: Pad(fields["out_features"], fields["in_features"]),
-        "recast": lambda: Recast(DType(fields["dtype"])),
-        "broadcast": Broadcast,
-        "plain-inputs": lambda: PlainInputs(allowed=True),
-        "regroup": lambda: Regroup(fields["group_size"]),
-        "symmetrize": Symmetrize,
-        "widen": lambda: Widen(fields["bits"]),
-    }
-    return makers[fields["pass"]]()

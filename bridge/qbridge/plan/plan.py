@@ -18,7 +18,6 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
-from qbridge.passes.pad import Pad
 from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
 from qbridge.source.reader import Source
 from qbridge.targets.target import Target
@@ -109,14 +108,14 @@ class LayerPlan:
     def code_move(self) -> CodeMove | None:
         """How the codes get to their new words in blocks, or None if they must be decoded as a whole."""
         for step, spec in zip(self.passes, self.stages, strict=False):
-            if "code" in step.parts and (not isinstance(step, Pad) or step.needs_values(spec)):
+            if step.recodes(spec):
                 return None
         return CodeMove.between(self.read["code"], self.write["code"], self.before.dims, self.after.dims)
 
 
 @dataclass(frozen=True, slots=True)
 class Woven:
-    """Layers whose rows take turns in tensors that they share (`layout.Shared`), as one layer that has them all."""
+    """Layers whose rows alternate in tensors of theirs (`Interleaved`), as one layer that has all rows."""
 
     layers: tuple[LayerPlan, ...]
 
@@ -177,7 +176,7 @@ class Woven:
 class OutputTensor:
     """One tensor to write: a copy of the source tensor `origin`, the encoded `part` of `layer`, or `slices`.
 
-    With `beside`, rows of `layer` and of these layers take turns. `slices` are output tensors of their own, which
+    With `beside`, rows of `layer` and of these layers alternate. `slices` are output tensors of their own, which
     lie one after another. `shard` is the source file beside whose other tensors it is written.
     """
 

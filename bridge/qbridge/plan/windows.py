@@ -18,8 +18,6 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import Granularity
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
-from qbridge.passes.pad import Pad
-from qbridge.passes.undo import Undo
 from qbridge.source.reader import Source
 from qbridge.source.regions import Rectangle
 
@@ -49,10 +47,7 @@ class Window:
 
     def step(self, step: Pass, before: Spec) -> Pass:
         """The pass as it is for these output features, where a layer was `before` it."""
-        after = step.plan(before)
-        if isinstance(step, Undo):
-            return replace(step, step=self.step(step.step, after), before=self.of(step.before))
-        return replace(step, out_features=self.rows(after)) if isinstance(step, Pad) else step
+        return step.within(before, self.of)
 
 
 EVERYTHING = Window(0, None)
@@ -79,22 +74,23 @@ def windows(
 
 
 def read_layer(source: Source, spec: Spec, slots: Mapping[str, Slot], window: Window) -> Layer:
-    """A window of the parts whose slots are given; ValueError as `formats.decode` raises it."""
-    own, narrow, whole = window.of(spec), dict[str, Slot](), dict[str, Slot]()
+    """A window of the parts whose slots are given; ValueError as `codecs.parts.decode` raises it."""
+    in_window = window.of(spec)
+    read_in_part, read_whole = dict[str, Slot](), dict[str, Slot]()
     stored: dict[str, Array] = {}
     for part, slot in slots.items():
-        place = part_of(slot, part, spec, window)
-        if place is None:
-            whole[part] = slot
+        region = part_of(slot, part, spec, window)
+        if region is None:
+            read_whole[part] = slot
             continue
-        narrow[part] = replace(slot, shape=(place.rows, place.columns))
-        stored[slot.tensor] = np.empty((place.rows, place.columns), slot.dtype.numpy)
-        source.read_rectangle(slot.tensor, place, stored[slot.tensor])
-    whole_layer = decode(spec, whole, {slot.tensor: source.read(slot.tensor) for slot in whole.values()})
-    shapes = own.parts()
-    arrays = {part: _rows(part, array, spec, window) for part, array in whole_layer.arrays.items()}
-    arrays |= decode(own, narrow, stored).arrays
-    return Layer(own, {part: array.reshape(shapes[part][1]) for part, array in arrays.items()})
+        read_in_part[part] = replace(slot, shape=(region.rows, region.columns))
+        stored[slot.tensor] = np.empty((region.rows, region.columns), slot.dtype.numpy)
+        source.read_rectangle(slot.tensor, region, stored[slot.tensor])
+    whole = decode(spec, read_whole, {slot.tensor: source.read(slot.tensor) for slot in read_whole.values()})
+    arrays = {part: _rows(part, array, spec, window) for part, array in whole.arrays.items()}
+    arrays |= decode(in_window, read_in_part, stored).arrays
+    shapes = {part: shape for part, (_, shape) in in_window.parts().items()}
+    return Layer(in_window, {part: array.reshape(shapes[part]) for part, array in arrays.items()})
 
 
 def part_of(slot: Slot, part: str, spec: Spec, window: Window) -> Rectangle | None:

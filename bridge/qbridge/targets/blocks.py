@@ -6,18 +6,16 @@ Sources: vllm 0.33.0, model_executor/layers/quantization/fp8.py and utils/fp8_ut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import FUSED, fused_siblings
 from qbridge.findings.way import Way
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
-
-Fused = Mapping[str, tuple[str, ...]]  # the last names of linears that become one, by its name
+from qbridge.targets.fusion import COMMON, Fusion
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +29,9 @@ class BlockLimits:
     source: str
     last_cut: bool = False
 
-    def rules(self, sizes: tuple[int, ...], fused: Fused = FUSED) -> tuple[Rule, ...]:
-        """The limit at some tensor-parallel sizes (QB273), where an engine builds the groups of `fused` as one."""
-        return (ModelRule("QB273", _blocks(sizes, self.last_cut, fused), self.source),)
+    def rules(self, sizes: tuple[int, ...], fusion: Fusion = COMMON) -> tuple[Rule, ...]:
+        """The limit at some tensor-parallel sizes (QB273), where `fusion` says which linears become one."""
+        return (ModelRule("QB273", _blocks(sizes, self.last_cut, fusion), self.source),)
 
 
 def is_static(spec: Spec) -> bool:
@@ -46,10 +44,10 @@ def per_tensor(spec: Spec) -> bool:
     return spec.weight.type != "int" and spec.weight.granularity is Granularity.TENSOR
 
 
-def _blocks(sizes: tuple[int, ...], last_cut: bool, fused: Fused) -> Callable[[Model], Iterator[Problem]]:
+def _blocks(sizes: tuple[int, ...], last_cut: bool, fusion: Fusion) -> Callable[[Model], Iterator[Problem]]:
     def check(model: Model) -> Iterator[Problem]:
         own = {name: spec for name, spec in model.specs.items() if spec.weight.block}
-        joined = fused_siblings(list(own), fused) if own else []
+        joined = fusion.siblings(model, own) if own else []
         bordered = {name for names in joined for name in names}
         last = {names[-1] for names in joined}
         for tp in sizes:

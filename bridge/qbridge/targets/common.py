@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qbridge.architecture.config import compute_dtype
-from qbridge.architecture.names import fused_siblings, is_kv_scale
+from qbridge.architecture.names import is_kv_scale
 from qbridge.formats.rules import Problem, ValueRule, Values
 from qbridge.ir.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.float32 import Table, held
+from qbridge.targets.fusion import Fusion
 
 START = "start the server with LMDeploy's option --backend {}"  # pytorch or turbomind
 
@@ -31,12 +32,12 @@ def model_dtype_name(model: Model) -> str:
 
 
 def unlike_parts(
-    *parts: str, of: Callable[[Spec], bool] = lambda spec: True
+    fusion: Fusion, *parts: str, of: Callable[[Spec], bool] = lambda spec: True
 ) -> Callable[[Model, Values], Iterator[Problem]]:
     """Small parts that differ among the linears that an engine builds as one, which has one slot for them."""
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
-        for names in fused_siblings(list(model.specs)):
+        for names in fusion.siblings(model, model.specs):
             for part in parts:
                 stored = [name for name in names if part in model.specs[name].parts() and of(model.specs[name])]
                 found = {np.asarray(values.part(name, part)).tobytes() for name in stored}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from math import gcd
 
 from qbridge.architecture.config import Reader
+from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
@@ -103,6 +104,18 @@ CHOICES = (
         ),
     ),
 )
+CODES = (
+    Code(
+        "QB232",
+        "GPTQModel has no kernel for these layers",
+        "It has 2 to 8 bits of weights alone, in groups of 16 to 1024 as GPTQ and 16 to 128 as AWQ, and asymmetric "
+        "GPTQ of version 1 only by itself.",
+        "It raises NotImplementedError (only supports group_size ...) or ValueError (Loading of a sym=False model).",
+        "groups of 8, quantized activations, asymmetric GPTQ by AutoGPTQ",
+        "Convert it (--to gptqmodel), which splits groups and writes version 2; activations must not be quantized.",
+        "gptqmodel 7.7.0, nn_modules/qlinear/torch.py, torch_awq.py, __init__.py (_validate) and models/loader.py",
+    ),
+)
 TARGETS = (
     Target(
         "gptqmodel@7.7.0",
@@ -110,5 +123,6 @@ TARGETS = (
         CHOICES,
         Reader((5,)),  # it requires 5.20.2 or newer
         keeps=True,
+        codes=CODES,
     ),
 )

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.growth import growth
-from qbridge.architecture.names import FUSED, fused_siblings, is_routed, without_expert
+from qbridge.architecture.names import is_routed, without_expert
 from qbridge.architecture.parallel import Rank
 from qbridge.findings.way import Way
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
@@ -24,6 +24,7 @@ from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.targets.blocks import BlockLimits
+from qbridge.targets.fusion import COMMON, Fusion
 
 Found = TypeVar("Found")
 
@@ -60,8 +61,7 @@ class Parallel:
     there are. `pads_mlps` engines pad MLPs when they load them; in formats of `halves` (with where that was read)
     they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens to a group that
     straddles two ranks, by format, where it depends on that. `blocks` are the limits on blocks of float8 weights.
-    `source` says where that was read. `fused` are the groups of linears that it builds as one, by the name of what it
-    builds.
+    `source` says where that was read. `fused` are the linears that it builds as one.
     """
 
     sizes: tuple[int, ...]
@@ -76,7 +76,7 @@ class Parallel:
     straddled: Mapping[str, str] = field(default_factory=dict)
     blocks: BlockLimits | None = None
     source: str = ""
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FUSED)
+    fused: Fusion = COMMON
 
     def multiple(self, spec: Spec, tp: int) -> int:
         """What the intermediate size of a down projection must be a multiple of."""
@@ -264,7 +264,7 @@ class Parallel:
         if self.inputs == self.outputs == 1:
             return
         own = [name for name in model.specs if ".experts." not in name]
-        fused = {name: names for names in fused_siblings(own, self.fused) for name in names}
+        fused = {name: names for names in self.fused.siblings(model, own) for name in names}
         for name in own:
             spec = model.specs[name]
             if spec.activation is not None:

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from qbridge.findings.catalogue import CATALOGUE, register
+from qbridge.findings.catalogue import known, register
 from qbridge.findings.catalogue.code import ALLOW, Code
 from qbridge.formats.plugins import blamed, installed
 from qbridge.formats.rules import LayerRule, ModelRule, Rule
@@ -42,11 +42,14 @@ def load(name: str, taken: frozenset[str]) -> tuple[Target, ...]:
 
 
 def faults(targets: Any, taken: Collection[str] = ()) -> list[str]:
-    """What is wrong with a module's `TARGETS`, as far as it shows without a model."""
+    """What is wrong with a module's `TARGETS`, as far as it shows without a model.
+
+    Codes that are registered already may be used, and brought by whoever registered them.
+    """
     if not isinstance(targets, tuple) or not targets or not all(isinstance(target, Target) for target in targets):
         return ["TARGETS is not a tuple of qbridge.targets.Target"]
     engines = {target.engine for target in targets}
-    codes = {entry.code for target in targets for entry in target.codes} | CATALOGUE.keys()
+    codes = {entry.code for target in targets for entry in target.codes} | known().keys()
     wrong = [
         f"{target.name!r} is not engine@version" for target in targets if not target.engine or not target.version
     ]
@@ -60,7 +63,8 @@ def faults(targets: Any, taken: Collection[str] = ()) -> list[str]:
 
 def _code_fault(entry: Code, engines: Collection[str]) -> str:
     """Why a code cannot be a target's own, or an empty string."""
-    if not any(re.fullmatch(rf"{re.escape(engine.upper())}-\d+", entry.code) for engine in engines):
+    ours = known().get(entry.code) is entry  # an engine of this package
+    if not ours and not any(re.fullmatch(rf"{re.escape(engine.upper())}-\d+", entry.code) for engine in engines):
         return f"{entry.code} is not a code of its own, such as {min(engines).upper()}-001"
     if entry.allow is not None and entry.allow not in ALLOW:
         return f"{entry.code}: no word of --allow is {entry.allow}"

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from qbridge.findings.catalogue import known
+from qbridge.findings.catalogue import complete_by, known
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean
@@ -44,6 +44,14 @@ def builtin() -> tuple[Target, ...]:
     return tuple(target for module in modules for target in module.TARGETS)
 
 
+def _codes_of_engines() -> Iterator[Code]:
+    for target in builtin():
+        yield from target.codes
+
+
+complete_by(_codes_of_engines)
+
+
 def _others(findings: Findings | None = None) -> list[Target]:
     """The engines of other packages that can be imported; a warning (QB035) for each that cannot."""
     engines: list[Target] = []
@@ -74,7 +82,7 @@ def targets() -> list[Target]:
 
 
 def codes() -> Mapping[str, Code]:
-    """Every code: those of the catalogue, then those that targets of other packages bring along."""
+    """Every code: those of the catalogue, then those that targets bring along, of this package and of others."""
     _others()
     return known()
 

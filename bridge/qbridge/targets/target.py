@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qbridge.architecture.config import ANY_READER, Reader
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Choice
+from qbridge.targets.fusion import Groups
 from qbridge.targets.parallel import ANY, Parallel
 from qbridge.targets.serving import Served
 
@@ -25,8 +27,10 @@ class Target:
     The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
     the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds;
     `single_first` says that it reads model.safetensors before any index. `kernels` says which kernel serves each kind
-    of linear, None where nobody knows. `codes` are catalogue entries of the findings that its rules alone have.
-    Nothing asks yet for the `messages` that it prints when it fails, or for what proves that it loads a folder.
+    of linear, None where nobody knows. `codes` are the catalogue entries of the findings that its rules alone have.
+    `messages` are what it prints when it fails: a regular expression that finds it in a line, and the code that
+    explains it, or a text where no code does. `prover` is the path of a script that is run by the Python of the
+    engine's own environment, and proves that the engine loads a folder; None where there is none.
     """
 
     name: str
@@ -38,8 +42,8 @@ class Target:
     single_first: bool = False
     kernels: Kernels | None = None
     codes: tuple[Code, ...] = ()
-    messages: tuple[str, ...] = ()
-    prover: Callable[[str], object] | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    prover: Path | None = None
 
     @property
     def engine(self) -> str:
@@ -56,10 +60,9 @@ class Target:
         """Whether it is a format by its own name, and no engine."""
         return not self.version
 
-    @property
-    def fused(self) -> Mapping[str, tuple[str, ...]]:
-        """The last names of the linears that it builds as one, by the name of what it builds."""
-        return self.parallel.fused
+    def fused(self, architecture: str) -> Groups:
+        """The last names of the linears that it builds as one in a model class, by the name of what it builds."""
+        return self.parallel.fused.of(architecture)
 
     @property
     def formats(self) -> tuple[str, ...]:

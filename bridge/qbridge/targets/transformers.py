@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qbridge.architecture.config import Reader
+from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
 from qbridge.formats.rules import ModelRule, Problem
 from qbridge.ir.dtypes import DType
@@ -50,6 +51,18 @@ CHOICES = (
     ),
     Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),)),
 )
+CODES = (
+    Code(
+        "QB231",
+        "transformers cannot load experts of this scheme",
+        "The checkpoint is a mixture of experts with int8 linears in them, or floats of 4 bits, of groups or blocks.",
+        "transformers 5 fuses experts while it loads, and its converter knows packed integers and float8 with scales "
+        "per tensor or channel: it fails, runs with uninitialised experts, or forgets the global scales of NVFP4.",
+        "model.layers.0.mlp.experts.0.gate_proj",
+        "Serve it with vLLM or LMDeploy.",
+        "transformers 5.17.0, conversion_mapping.py and quantizers/quantizer_compressed_tensors.py",
+    ),
+)
 TARGETS = (
     Target(
         "transformers@5.17.0",
@@ -58,5 +71,6 @@ TARGETS = (
         Reader((5,)),
         keeps=True,
         single_first=True,
+        codes=CODES,
     ),
 )

@@ -21,6 +21,7 @@ from qbridge.testing.laws import (
     through,
     write_model,
 )
+from qbridge.testing.passes import check_pass
 from qbridge.testing.strategies import grouped_layers, layers, random_layer, specs
 from qbridge.testing.targets import check_target
 
@@ -32,6 +33,7 @@ __all__ = [
     "check_layer",
     "check_pair",
     "check_pairs",
+    "check_pass",
     "check_target",
     "empty_model",
     "grouped_layers",

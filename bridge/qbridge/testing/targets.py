@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.catalogue import CATALOGUE, known
 from qbridge.formats.registry import find
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model, TensorInfo
+from qbridge.passes import Pass
 from qbridge.targets.plugins import faults
 from qbridge.targets.serving import Served
 from qbridge.targets.target import Target
@@ -41,7 +42,7 @@ _LINEARS = (
     *(f"model.layers.0.mlp.{leaf}" for leaf in ("gate_proj", "up_proj", "down_proj")),
 )
 _CITED = re.compile(r"\d+\.\d+")  # of a version; what holds for every reader cites a module of qbridge
-_PASS = ("name", "exactness", "parts", "needs_values", "inputs", "plan", "apply", "undo", "lossy", "as_dict")
+_CODE = re.compile(r"[A-Z]+-?\d+")
 _PATH = "'/models/a b'"
 
 
@@ -72,7 +73,8 @@ def check_target(target: Target) -> None:
 
     It is called engine@version; its formats exist; each rule has a source that names a version, and a code of the
     catalogue or of the target's own; no rule raises on a small Llama of any common scheme, split over ranks or not,
-    and what each gives is a problem, a pass or nothing; the command that serves a checkpoint holds its folder.
+    and what each gives is a problem, a pass or nothing; the command that serves a checkpoint holds its folder; what
+    it prints is found by regular expressions, and explained by a code that there is, or a text; its prover is a file.
     """
     wrong = faults((target,))
     _require(not wrong, f"{target.name}: {'; '.join(wrong)}")
@@ -82,6 +84,11 @@ def check_target(target: Target) -> None:
         said = (entry.title, entry.what, entry.why, entry.example, entry.fix, entry.source)
         _require(all(said), f"{target.name}: the entry of {entry.code} leaves something out")
         _require(entry.code not in CATALOGUE, f"{target.name}: {entry.code} is a code of qbridge")
+    for pattern, meaning in target.messages:
+        _require(_compiles(pattern), f"{target.name}: {pattern!r} is not a regular expression")
+        unknown = _CODE.fullmatch(meaning) and meaning not in known()
+        _require(bool(meaning) and not unknown, f"{target.name}: no entry explains {meaning!r}")
+    _require(target.prover is None or target.prover.is_file(), f"{target.name}: there is no {target.prover}")
     for choice in target.choices:
         name = choice.format.NAME
         _require(name == find(name).NAME, f"{target.name}: {name} is not the id of a format")
@@ -110,6 +117,13 @@ def _llama(format_name: str, spec: Spec) -> Model:
     return Model(format_name, _DIMS, specs, {}, tensors)
 
 
+def _compiles(pattern: str) -> bool:
+    try:
+        return bool(re.compile(pattern))
+    except re.error:
+        return False
+
+
 def _kind(model: Model) -> tuple[str, bool]:
     spec = next(iter(model.specs.values()))
     return spec.weight.type, spec.activation is None
@@ -122,7 +136,7 @@ def _check_rule(target: Target, rule: Rule, model: Model) -> None:
         if isinstance(rule, LayerRule):
             problems = [problem for spec in model.specs.values() if (problem := rule.check(spec, model)) is not None]
             fixes = [fix for spec in model.specs.values() if (fix := rule.fix(spec, model)) is not None]
-            whole = all(hasattr(fix, member) for fix in fixes for member in _PASS)
+            whole = all(isinstance(fix, Pass) for fix in fixes)
             _require(whole, f"{target.name}: a fix of {rule.code} is no pass")
         elif isinstance(rule, ModelRule):
             problems = list(rule.check(model))

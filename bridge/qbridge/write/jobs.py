@@ -96,11 +96,11 @@ class Moved:
     @property
     def size(self) -> int:
         """Bytes that it writes."""
-        return self.block.written.words * self.block.of.write.dtype.itemsize
+        return self.block.written.words * self.block.move.write.dtype.itemsize
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Read, move, write."""
-        move, place = self.block.of, self.block.source
+        move, place = self.block.move, self.block.source
         stored = workspace.words("stored", move.read, place)
         source.read_rectangle(move.read.tensor, place, stored)
         for piece in self.block.pieces(_PIECE):
@@ -111,7 +111,7 @@ class Moved:
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, moved back, is what was read."""
-        move = self.block.of
+        move = self.block.move
         stored = workspace.words("stored", move.read, self.block.source)
         for piece in self.block.pieces(_PIECE):
             words = workspace.words("moved", move.write, piece.written)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_routed, module_of
-from qbridge.codecs.arrays import Shared
+from qbridge.codecs.arrays import Interleaved
 from qbridge.formats.rules import Problem
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -45,7 +45,9 @@ class Place:
     ) -> Slot:
         """The slot of a part: a slice of `shape`, the rows of all turns in it; the tensor has it as `lies_as`."""
         own = Slice(f"{self.block}.{self.fused}{ending}", self.expert, lies_as or shape)
-        return Slot(own.name, dtype, shape, Shared(codec, self.turn, self.turns) if self.turns > 1 else codec, own)
+        return Slot(
+            own.name, dtype, shape, Interleaved(codec, self.turn, self.turns) if self.turns > 1 else codec, own
+        )
 
 
 def place_of(module: str) -> Place | None:

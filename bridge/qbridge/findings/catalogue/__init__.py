@@ -1,4 +1,6 @@
-"""Every QB code: what it means, why it matters, an example, the way out, and where the rule comes from.
+"""Codes: what each means, why it matters, an example, the way out, and where the rule comes from.
+
+Those of one engine alone come with the engine (`Target.codes`): `qbridge.targets.registry.codes` has them all.
 
 The hundreds say who speaks: 0 the source on disk, 1 a format that cannot be read or written here, 2 a target's
 engine, 3 exactness, 4 the operating system, 5 `verify`, 9 qbridge itself.
@@ -6,9 +8,9 @@ engine, 3 exactness, 4 the operating system, 5 `verify`, 9 qbridge itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from qbridge.findings.catalogue import checks, completeness, engine, float8, outcome, scheme, source, tensors
+from qbridge.findings.catalogue import checks, completeness, engine, outcome, scheme, source, tensors
 from qbridge.findings.catalogue.code import ALLOW, BUG, CHOICES, INTERRUPTED, IO, REFUSED, UNREADABLE, USAGE, Code
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "UNREADABLE",
     "USAGE",
     "Code",
+    "complete_by",
     "entry_of",
     "known",
     "register",
@@ -29,19 +32,27 @@ __all__ = [
 
 CATALOGUE: Mapping[str, Code] = {
     entry.code: entry
-    for group in (source, tensors, scheme, engine, float8, checks, outcome, completeness)
+    for group in (source, tensors, scheme, engine, checks, outcome, completeness)
     for entry in group.ENTRIES
 }
-_BROUGHT: dict[str, Code] = {}  # by targets of other packages
+_BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others
+_SOURCES: list[Callable[[], Iterable[Code]]] = []  # of entries that are not asked for yet
 
 
 def register(entries: Iterable[Code]) -> None:
-    """Add the entries of another package's codes; none of them is one of `CATALOGUE`, which stays as it is."""
+    """Add the entries of a target's codes; none of them is one of `CATALOGUE`, which stays as it is."""
     _BROUGHT.update({entry.code: entry for entry in entries})
+
+
+def complete_by(source: Callable[[], Iterable[Code]]) -> None:
+    """Ask a room further down for more entries, the first time that a code is in no list."""
+    _SOURCES.append(source)
 
 
 def known() -> Mapping[str, Code]:
     """Every entry by its code: those of the catalogue, and those that were registered."""
+    while _SOURCES:
+        register(_SOURCES.pop()())
     return {**CATALOGUE, **_BROUGHT}
 
 
@@ -50,7 +61,8 @@ def entry_of(code: str) -> Code:
 
     One of another package may be unknown where its package is not loaded, as in a process that is handed an error.
     """
-    if code in CATALOGUE or code.startswith("QB"):
-        return CATALOGUE[code]
+    entry = CATALOGUE.get(code) or _BROUGHT.get(code) or known().get(code)
+    if entry is None and code.startswith("QB"):
+        raise KeyError(code)
     unknown = "The package that brings this code is not loaded here."
-    return _BROUGHT.get(code) or Code(code, f"{code} of another package", unknown, unknown, "", unknown, "")
+    return entry or Code(code, f"{code} of another package", unknown, unknown, "", unknown, "")

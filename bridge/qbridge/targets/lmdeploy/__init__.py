@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qbridge.targets.lmdeploy import parallel, pytorch, turbomind
+from qbridge.targets.lmdeploy import codes, parallel, pytorch, turbomind
 from qbridge.targets.target import Target
 
 # The newest version first; `lmdeploy` alone means that one.
@@ -13,6 +13,7 @@ TARGETS = (
         (*pytorch.choices("0.18.0"), *turbomind.ALONE),
         pytorch.READER,
         parallel=parallel.LMDEPLOY,
+        codes=codes.ENTRIES,
     ),
     Target(
         "lmdeploy@0.6.2",
@@ -20,6 +21,7 @@ TARGETS = (
         pytorch.choices("0.6.2"),
         pytorch.OLD_READER,
         single_first=True,
+        codes=codes.ENTRIES,
     ),
     Target(
         "lmdeploy-turbomind@0.18.0",
@@ -27,5 +29,6 @@ TARGETS = (
         turbomind.CHOICES,
         pytorch.READER,
         parallel=parallel.TURBOMIND,
+        codes=codes.ENTRIES,
     ),
 )

@@ -10,6 +10,7 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.blocks import is_static
 from qbridge.targets.common import START, unlike_parts
+from qbridge.targets.lmdeploy.fusion import LMDEPLOY as LMDEPLOY_FUSION
 
 _LMDEPLOY_STATIC = "lmdeploy 0.18.0, pytorch/nn/linear/static_fp8.py"
 _LMDEPLOY_BUILD = "lmdeploy 0.18.0, pytorch/nn/linear/__init__.py (build_linear)"
@@ -40,5 +41,5 @@ LMDEPLOY: tuple[Rule, ...] = (
     LayerRule("QB270", _lmdeploy_scheme, _LMDEPLOY_BUILD),
     ModelRule("QB270", _static_experts, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py"),
     ModelRule("QB216", _pytorch_engine, "lmdeploy 0.18.0, turbomind/weight_format.py (TrivialFormat)"),
-    ValueRule("QB271", unlike_parts("input_scale"), _LMDEPLOY_STATIC),
+    ValueRule("QB271", unlike_parts(LMDEPLOY_FUSION, "input_scale"), _LMDEPLOY_STATIC),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qbridge.targets.blocks import BlockLimits
+from qbridge.targets.lmdeploy import fusion
 from qbridge.targets.parallel import Parallel
 
 BLOCKS = BlockLimits("lmdeploy 0.18.0, pytorch/nn/linear/blocked_fp8.py")
@@ -11,11 +12,13 @@ LMDEPLOY = Parallel(
     whole_outputs=True,
     straddled={"": "LMDeploy's PyTorch engine stops: Attempted to load weight into parameter of another size"},
     blocks=BLOCKS,
+    fused=fusion.LMDEPLOY,
     source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)",
 )
 TURBOMIND = Parallel(
     (128,),
     pads_mlps=True,
+    fused=fusion.TURBOMIND,
     straddled={"": "TurboMind, which pads MLPs only, refuses it: TP split: scales are not divisible by tp"},
     source="lmdeploy 0.18.0, turbomind/linear.py",
 )

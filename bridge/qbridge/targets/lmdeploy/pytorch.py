@@ -12,7 +12,6 @@ from math import gcd
 from qbridge.architecture.config import Reader, rope, unsaid_rope
 from qbridge.architecture.names import (
     dense_linears,
-    fused_siblings,
     is_decoder_linear,
     is_embedding,
     is_head,
@@ -30,6 +29,7 @@ from qbridge.targets import float32
 from qbridge.targets.choice import Choice, Serve
 from qbridge.targets.common import START, unquantized_tensors
 from qbridge.targets.lmdeploy import float8 as lmdeploy_float8
+from qbridge.targets.lmdeploy.fusion import LMDEPLOY as LMDEPLOY_FUSION
 
 
 def classes(names: str) -> frozenset[str]:
@@ -231,7 +231,7 @@ def _dense_decoder_linears(model: Model) -> Iterator[Problem]:
 def _partly_dense(model: Model) -> Iterator[Problem]:
     """q, k, v and gate, up are built as one linear, a layer's experts as one tensor: quantized as a whole or not."""
     dense = {m for m in dense_linears(model.tensors) if is_decoder_linear(m)}
-    for names in fused_siblings([*model.specs, *dense]):
+    for names in LMDEPLOY_FUSION.siblings(model, [*model.specs, *dense]):
         where = tuple(name for name in names if name in dense)
         if where and len(where) < len(names):
             yield Problem(("only a part of q, k, v or of gate, up is quantized, which are one linear",), where=where)

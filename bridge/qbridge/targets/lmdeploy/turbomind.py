@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qbridge.architecture.names import dense_linears, fused_siblings
+from qbridge.architecture.names import dense_linears
 from qbridge.formats.common_rules import drop_kv_scales
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
@@ -23,6 +23,7 @@ from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import START, unquantized_tensors
+from qbridge.targets.lmdeploy.fusion import TURBOMIND as TURBOMIND_FUSION
 from qbridge.targets.lmdeploy.parallel import BLOCKS, TURBOMIND
 from qbridge.targets.lmdeploy.pytorch import PARSING, TURBOMIND_ARCHITECTURES, kv_scales, quantized_head, served_by
 
@@ -82,7 +83,7 @@ def _one_group(model: Model) -> Iterator[Problem]:
 def _unlike_halves(model: Model) -> Iterator[Problem]:
     """gate and up share one format; q, k and v are all dequantized where one of them is not quantized."""
     dense = set(dense_linears(model.tensors))
-    for names in fused_siblings([*model.specs, *dense]):
+    for names in TURBOMIND_FUSION.siblings(model, [*model.specs, *dense]):
         where = tuple(name for name in names if name in dense)
         if where and len(where) < len(names) and len(names) == 2:
             yield Problem(("only one of gate and up is quantized",), where=where)

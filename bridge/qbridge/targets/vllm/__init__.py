@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, parallel, serving
+from qbridge.targets.vllm import choices, codes, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 TARGETS = (
@@ -15,6 +15,7 @@ TARGETS = (
         keeps=True,
         parallel=parallel.VLLM,
         kernels=serving.kernels,
+        codes=codes.ENTRIES,
     ),
     Target(
         "vllm@0.23.0",
@@ -24,15 +25,17 @@ TARGETS = (
         keeps=True,
         parallel=parallel.VLLM_023,
         kernels=serving.kernels,
+        codes=codes.ENTRIES,
     ),
     Target(
         "vllm@0.5.4",
         "vLLM of August 2024, which says: not divisible by min_thread_k",
-        (choices.OLD_COMPRESSED_TENSORS, choices.OLD_GPTQ, choices.AWQ),
+        (choices.OLD_COMPRESSED_TENSORS, choices.OLD_GPTQ, choices.OLD_AWQ),
         choices.OLD_READER,
         keeps=True,
         parallel=parallel.VLLM_054,
         kernels=serving.kernels,
+        codes=codes.ENTRIES,
     ),
     Target(
         "vllm-gptq@0.33.0",
@@ -41,6 +44,7 @@ TARGETS = (
         choices.READER,
         parallel=parallel.VLLM,
         kernels=serving.kernels,
+        codes=codes.ENTRIES,
     ),
     Target(
         "vllm-marlin@0.33.0",
@@ -49,5 +53,6 @@ TARGETS = (
         choices.READER,
         parallel=parallel.VLLM,
         kernels=serving.kernels,
+        codes=codes.ENTRIES,
     ),
 )

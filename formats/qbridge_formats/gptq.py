@@ -104,13 +104,13 @@ def settle(model: Model) -> Model:
 
 def config(model: Model) -> dict[str, Any]:
     """The commonest scheme for the model, `dynamic` for what differs, and what transformers needs to skip modules."""
-    schemes = Counter(_scheme_of(spec) for spec in model.specs.values())
+    schemes_of = {name: _scheme_of(spec) for name, spec in model.specs.items()}
+    schemes = Counter(schemes_of.values())
     base = schemes.most_common(1)[0][0]
     kept = [dict(spec.dialect) for spec in model.specs.values()]
     versions = {dialect.get("zeros", "v1") for dialect in kept} - {"absent"}
     borrowed = "v1-words" in versions or ("v1-wraps" in versions and base.bits not in ONES)
     named = "gptq_v2" if "v2" in versions else "gptq"
-    schemes_of = {name: _scheme_of(spec) for name, spec in model.specs.items()}
     overrides = dynamic(model, schemes_of, base)
     inside = in_blocks(model)
     return {

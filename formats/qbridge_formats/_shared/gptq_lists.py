@@ -20,6 +20,7 @@ from qbridge_formats._shared.gptq_linear import Scheme
 from qbridge_formats._shared.unquantized import Subtree, Unquantized, endings, whole_experts, with_fused
 
 _METHOD = "gptq"
+_IN_A_LAYER = re.compile(r"(.+?)\.\d+\.(.+)")
 _Dynamic = dict[str, dict[str, Any]]
 
 
@@ -102,8 +103,9 @@ def in_blocks(model: Model) -> list[list[str]]:
     A list of the source that says it stays. Otherwise the last name alone stands for a linear, as vLLM may have it
     elsewhere in the layer, unless one that is not quantized has the same.
     """
-    quantized = [(name, leaf) for name in model.specs for layer, leaf in [within_layer(name)] if layer]
-    layers = {within_layer(name)[0] for name, _ in quantized}
+    inside = [(name, *within_layer(name)) for name in model.specs]
+    quantized = [(name, leaf) for name, layer, leaf in inside if layer]
+    layers = {layer for _, layer, _ in inside if layer}
     dense = [name for name in Unquantized.of(model).linears if within_layer(name)[0] in layers]
     if not dense:
         return []
@@ -118,13 +120,13 @@ def in_blocks(model: Model) -> list[list[str]]:
         ):
             return own
     leaves = dict.fromkeys(leaf for _, leaf in quantized)
-    last = {leaf: leaf.rpartition(".")[2] for leaf in leaves}
-    short = dict.fromkeys(leaf if any(last[leaf] in name for name in dense) else last[leaf] for leaf in leaves)
+    last = {leaf.rpartition(".")[2] for leaf in leaves}
+    alone = {leaf for leaf in last if not any(leaf in name for name in dense)}
+    short = dict.fromkeys(end if (end := leaf.rpartition(".")[2]) in alone else leaf for leaf in leaves)
     return [[*short, *(["lm_head"] if "lm_head" in model.specs else [])]]
 
 
 def within_layer(name: str) -> tuple[str, str]:
     """(where its layers are, its name within one of them); empty strings for a module of none."""
-    parts = name.split(".")
-    number = next((place for place, part in enumerate(parts) if part.isdigit() and 0 < place < len(parts) - 1), None)
-    return (".".join(parts[:number]), ".".join(parts[number + 1 :])) if number else ("", "")
+    match = _IN_A_LAYER.fullmatch(name)
+    return (match[1], match[2]) if match else ("", "")

@@ -15,12 +15,16 @@ transformers 5.24.0 and 4.57.6, quantizers/quantizers_utils.py, integrations/fin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from fnmatch import translate
 
 from qbridge.formats.patterns import matches
 from qbridge.ir.model import Model
 from qbridge_formats._shared.unquantized import Subtree, Unquantized, with_fused
+
+PLAIN = re.compile(r"[\w.-]*")  # a name, which is no pattern; long lists are of those
 
 
 def source_entries(model: Model, origin: str, keys: Iterable[str]) -> list[str]:
@@ -28,7 +32,8 @@ def source_entries(model: Model, origin: str, keys: Iterable[str]) -> list[str]:
     if model.origin != origin:
         return []
     lists = [model.block.get(key) for key in keys]
-    return list(dict.fromkeys(entry for entries in lists if isinstance(entries, list) for entry in map(str, entries)))
+    entries = [entry for entries in lists if isinstance(entries, list) for entry in entries]
+    return list(dict.fromkeys(entry for entry in entries if isinstance(entry, str)))
 
 
 def exact_entries(model: Model, source: Iterable[str]) -> list[str]:
@@ -73,19 +78,31 @@ def kept_wildcards(model: Model, source: Iterable[str]) -> list[str]:
     quantized = with_fused(Unquantized.of(model).quantized)
     text = "\n".join(quantized)
     globs = {entry: translate(entry) for entry in source if entry not in text}
-    hits = matches(globs.values(), quantized, whole=True)
+    hits = matches((glob for entry, glob in globs.items() if not PLAIN.fullmatch(entry)), quantized, whole=True)
     return [entry for entry, glob in globs.items() if not hits.of(glob) and glob not in hits.faults]
 
 
 def _begins_or_ends(entries: Iterable[str], quantized: Iterable[str]) -> list[str]:
     """The entries that say of nothing quantized that it is not, to a reader who takes them for regexes or endings."""
-    quantized, entries = sorted(quantized), list(entries)
-    hits = matches(entries, quantized)
+    names, entries = sorted(quantized), list(entries)
+    if not entries:
+        return []
+    backwards = sorted(name[::-1] for name in names)
+    hits = matches((entry for entry in entries if not PLAIN.fullmatch(entry)), names)
     return [
         entry
         for entry in entries
-        if entry not in hits.faults and not hits.of(entry) and not any(name.endswith(entry) for name in quantized)
+        if not _is_start(entry[::-1], backwards)
+        and (
+            not _is_start(entry, names) if PLAIN.fullmatch(entry) else entry not in hits.faults and not hits.of(entry)
+        )
     ]
+
+
+def _is_start(text: str, names: Sequence[str]) -> bool:
+    """Whether one of sorted names starts with a text."""
+    place = bisect_left(names, text)
+    return place < len(names) and names[place].startswith(text)
 
 
 def _parts(tree: Subtree, quantized: str) -> list[str]:

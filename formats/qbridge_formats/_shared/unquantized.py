@@ -43,6 +43,10 @@ FUSED: Mapping[str, tuple[str, ...]] = {
     "in_proj_ba": ("in_proj_b", "in_proj_a"),
     "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
 }
+_FUSED_AFTER = {
+    last: [fused for fused, parts in FUSED.items() if parts[-1] == last]
+    for last in {parts[-1] for parts in FUSED.values()}
+}
 ROUTED = r"experts\.\d+\..*"  # any linear of any routed expert
 
 
@@ -117,7 +121,7 @@ class Unquantized:
 
 def _unquantized(model: Model) -> Unquantized:
     quantized = quantized_names(model)
-    inner = {name[:dot] for name in quantized for dot in _dots(name)} | quantized
+    inner = _with_parents(quantized)
     dense = _dense(model.tensors)
     parts, items = _Names(quantized), dict[str, list[str] | None]()
     for name in dense:
@@ -149,6 +153,16 @@ def quantized_names(model: Model) -> set[str]:
 def is_nested(model: Model) -> bool:
     """Whether the text model is a part of the model, so that engines may move it, and its head, to another prefix."""
     return any(key.endswith("_config") and isinstance(value, dict) for key, value in model.config.items())
+
+
+def _with_parents(names: Iterable[str]) -> set[str]:
+    """The names and those of all modules that they lie in."""
+    found: set[str] = set()
+    for name in names:
+        while name and name not in found:
+            found.add(name)
+            name = name.rpartition(".")[0]
+    return found
 
 
 def _dots(name: str) -> Iterator[int]:
@@ -247,15 +261,14 @@ def of_layer(block: str, others: Collection[str]) -> str | None:
 
 def with_fused(names: Iterable[str], usual: bool = True) -> list[str]:
     """The names, and after the parts of a linear that engines build as one, that linear's."""
-    groups = {fused: parts for fused, parts in FUSED.items() if usual or fused not in USUAL}
     known = dict.fromkeys(names)
     found: dict[str, None] = {}
     for name in known:
         found[name] = None
         block, dot, leaf = name.rpartition(".")
-        for fused, parts in groups.items():
-            apart = fused == "kv_proj" and not block.endswith("encoder_attn")
-            if leaf == parts[-1] and not apart and all(f"{block}{dot}{part}" in known for part in parts):
+        for fused in _FUSED_AFTER.get(leaf, ()):
+            apart = (fused == "kv_proj" and not block.endswith("encoder_attn")) or not (usual or fused not in USUAL)
+            if not apart and all(f"{block}{dot}{part}" in known for part in FUSED[fused]):
                 found[f"{block}{dot}{fused}"] = None
     return list(found)
 

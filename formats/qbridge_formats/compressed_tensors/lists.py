@@ -33,7 +33,7 @@ _CLASS = "Linear"
 def source_block(model: Model) -> Parsed | None:
     """The block that the source had, if it was one of this format that makes sense."""
     block = Block("", model.block)
-    return parse(block, Findings()) if model.block and is_ours(block) else None
+    return parse(block, Findings()) if model.origin == "compressed-tensors" and is_ours(block) else None
 
 
 def ignore(model: Model, source: Parsed | None) -> list[str]:
@@ -63,12 +63,10 @@ def ignore(model: Model, source: Parsed | None) -> list[str]:
 def _hits(entries: Iterable[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
     """By entry, the names that it matches; a regex from their start."""
     known, found = frozenset(names), matches((entry[3:] for entry in entries if entry.startswith("re:")), names)
+    embeddings = frozenset(filter(is_embedding, names))
+    classes = {"Linear": known - embeddings, "Embedding": embeddings}
     return {
-        entry: found.of(entry[3:])
-        if entry.startswith("re:")
-        else known
-        if entry == _CLASS
-        else known.intersection([entry])
+        entry: found.of(entry[3:]) if entry.startswith("re:") else classes.get(entry, known.intersection([entry]))
         for entry in entries
     }
 

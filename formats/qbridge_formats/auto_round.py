@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.names import dense_linears, module_of
+from qbridge.architecture.names import module_of
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -45,6 +45,9 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as _awq_layers
 from qbridge_formats._shared import gptq_linear as _gptq_layers
 from qbridge_formats._shared.gptq_linear import Scheme, Zeros, modules_of, zero_biases
+from qbridge_formats._shared.gptq_lists import within_layer
+from qbridge_formats._shared.skip_lists import PLAIN
+from qbridge_formats._shared.unquantized import Unquantized, whole_experts, with_fused
 
 NAME = "auto-round"
 SUMMARY = "AutoRound's own format: 2 to 8 bits in GPTQ's or AWQ's tensors"
@@ -185,22 +188,19 @@ def settle(model: Model) -> Model:
 
 def config(model: Model) -> dict[str, Any]:
     """The commonest scheme for the model, extra_config for what differs and for what is not quantized."""
-    schemes = Counter(_scheme_of(spec) for spec in model.specs.values())
+    schemes_of = {name: _scheme_of(spec) for name, spec in model.specs.items()}
+    schemes = Counter(schemes_of.values())
     base = schemes.most_common(1)[0][0]
-    extra: dict[str, dict[str, Any]] = {
-        module: {"bits": _UNQUANTIZED} for module in dense_linears(model.tensors) if module != "lm_head"
-    }
-    for name, spec in model.specs.items():
-        scheme = _scheme_of(spec)
-        if scheme != base or name == "lm_head":
-            extra[name] = {
-                "bits": scheme.bits,
-                "group_size": scheme.group_size,
-                "sym": scheme.sym,
-                "data_type": "int",
-            }
+    extra = _left_alone(model)
+    apart = {name: scheme for name, scheme in schemes_of.items() if scheme != base or name == "lm_head"}
+    for name, scheme in apart.items():
+        extra[name] = _words(scheme)
+    for scheme in set(apart.values()):  # engines build the experts of a block as one
+        others = [name for name, other in schemes_of.items() if other != scheme]
+        whole = whole_experts([name for name, other in apart.items() if other == scheme], others)
+        extra |= {block: _words(scheme) for block in whole}
     first = next(iter(model.specs.values()))
-    blocks = dict.fromkeys(name.partition(".layers.")[0] + ".layers" for name in model.specs if ".layers." in name)
+    blocks = dict.fromkeys(layers for layers, _ in map(within_layer, model.specs) if layers)
     return {
         "quant_method": NAME,
         "bits": base.bits,
@@ -211,6 +211,39 @@ def config(model: Model) -> dict[str, Any]:
         "block_name_to_quantize": ",".join(blocks) or None,
         **({"extra_config": extra} if extra else {}),
     }
+
+
+def _words(scheme: Scheme) -> dict[str, Any]:
+    return {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.sym, "data_type": "int"}
+
+
+def _left_alone(model: Model) -> dict[str, dict[str, Any]]:
+    """What is not quantized by full names, and what engines build under others within layers by regexes.
+
+    Outside of the layers that block_name_to_quantize has, nothing is quantized that is not listed.
+    """
+    rest = Unquantized.of(model)
+    own = model.block.get("extra_config") if model.origin == NAME else None
+    kept = {key: value for key, value in own.items() if _skips(value)} if isinstance(own, dict) else {}
+    text = "".join(f".{name}\n" for name in rest.quantized)
+    hits = matches((key for key in kept if not PLAIN.fullmatch(key)), rest.quantized, whole=True)
+    found = {
+        key: value
+        for key, value in kept.items()
+        if f".{key}\n" not in text and key not in hits.faults and not hits.of(key)
+    }
+    for name in with_fused(rest.linears, usual=rest.nested):
+        if name != "lm_head":
+            found.setdefault(name, {"bits": _UNQUANTIZED})
+    for tree in rest.subtrees:
+        if tree.numbered:
+            found.setdefault(tree.whole, {"bits": _UNQUANTIZED})
+    return found
+
+
+def _skips(value: Any) -> bool:
+    bits = value.get("bits") if isinstance(value, dict) else None
+    return isinstance(bits, int) and bits >= _UNQUANTIZED
 
 
 def _scheme_of(spec: Spec) -> Scheme:

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.names import dense_linears
 from qbridge.architecture.quantization_block import without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -54,6 +53,7 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as layers
 from qbridge_formats._shared.awq_linear import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
 from qbridge_formats._shared.config_block import merged_config
+from qbridge_formats._shared.skip_lists import source_entries, substring_entries
 
 NAME = "awq"
 SUMMARY = "AWQ: AutoAWQ's GEMM layout is written, its GEMV layouts, llm-awq's and GPTQModel's are read"
@@ -137,7 +137,8 @@ def settle(model: Model) -> Model:
 
 def config(model: Model) -> dict[str, Any]:
     """The block that AutoAWQ, LMDeploy, vLLM and transformers read; zero-points are stored in any case."""
-    skipped = [module for module in dense_linears(model.tensors) if module != "lm_head"]
+    entries = substring_entries(model, source_entries(model, NAME, ("modules_to_not_convert",)))
+    skipped = [entry for entry in entries if entry != "lm_head"]  # `lm_head` says it of the head
     first = next(iter(model.specs.values()))
     version = _version(first)
     return {

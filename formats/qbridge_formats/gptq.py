@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.names import dense_linears, fused_names
 from qbridge.architecture.quantization_block import without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -44,6 +43,7 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared import gptq_linear as layers
 from qbridge_formats._shared.gptq_config import find_config, parse
 from qbridge_formats._shared.gptq_linear import ONES, Scheme, Zeros, is_gptq_shaped, modules_of, zero_biases
+from qbridge_formats._shared.gptq_lists import dynamic, in_blocks
 
 NAME = "gptq"
 SUMMARY = "GPTQ of GPTQModel, AutoGPTQ, AutoRound: 2, 3, 4 and 8 bits, zero-points of version 1 and 2"
@@ -104,13 +104,15 @@ def settle(model: Model) -> Model:
 
 def config(model: Model) -> dict[str, Any]:
     """The commonest scheme for the model, `dynamic` for what differs, and what transformers needs to skip modules."""
-    schemes = Counter(_scheme_of(spec) for spec in model.specs.values())
+    schemes_of = {name: _scheme_of(spec) for name, spec in model.specs.items()}
+    schemes = Counter(schemes_of.values())
     base = schemes.most_common(1)[0][0]
     kept = [dict(spec.dialect) for spec in model.specs.values()]
     versions = {dialect.get("zeros", "v1") for dialect in kept} - {"absent"}
     borrowed = "v1-words" in versions or ("v1-wraps" in versions and base.bits not in ONES)
     named = "gptq_v2" if "v2" in versions else "gptq"
-    dynamic = _dynamic(model, base)
+    overrides = dynamic(model, schemes_of, base)
+    inside = in_blocks(model)
     return {
         "quant_method": "gptq",
         "bits": base.bits,
@@ -120,26 +122,10 @@ def config(model: Model) -> dict[str, Any]:
         "checkpoint_format": "gptq_p" if any(dialect.get("packing") == "planar" for dialect in kept) else named,
         "pack_dtype": _PACK_DTYPES[next((dialect["words"] for dialect in kept if "words" in dialect), "I32")],
         "lm_head": "lm_head" in model.specs,
-        **({"dynamic": dynamic} if dynamic else {}),
-        **({"modules_in_block_to_quantize": [_in_blocks(model)]} if dynamic else {}),
+        **({"dynamic": overrides} if overrides else {}),
+        **({"modules_in_block_to_quantize": inside} if inside else {}),
         **({"meta": {"quantizer": ["gptqmodel:7.7.0"]}} if borrowed else {}),
     }
-
-
-def _dynamic(model: Model, base: Scheme) -> dict[str, dict[str, Any]]:
-    """What is skipped or quantized in another way, by GPTQModel's names and, for fused linears, by vLLM's."""
-    apart: dict[str, Scheme | None] = {m: None for m in dense_linears(model.tensors) if m != "lm_head"}
-    for spec in model.specs.values():
-        if _scheme_of(spec) != base:
-            apart[spec.name] = _scheme_of(spec)
-    for fused, parts in fused_names([*model.specs, *apart]).items():
-        if all(part in apart and apart[part] == apart[parts[0]] for part in parts):
-            apart[fused] = apart[parts[0]]
-    skipped: dict[str, dict[str, Any]] = {f"-:{_exactly(name)}": {} for name, own in apart.items() if own is None}
-    for name, own in apart.items():
-        if own is not None:
-            skipped[f"+:{_exactly(name)}"] = {"bits": own.bits, "group_size": own.group_size, "sym": own.sym}
-    return skipped
 
 
 _PACK_DTYPES = {"I32": "int32", "I16": "int16", "I8": "int8"}
@@ -147,16 +133,6 @@ _PACK_DTYPES = {"I32": "int32", "I16": "int16", "I8": "int8"}
 
 def _scheme_of(spec: Spec) -> Scheme:
     return Scheme(spec.weight.bits, spec.weight.group_size or -1, spec.weight.symmetric)
-
-
-def _exactly(module: str) -> str:
-    return module.replace(".", r"\.") + "$"
-
-
-def _in_blocks(model: Model) -> list[str]:
-    """Names of quantized linears within a decoder layer, as transformers matches them."""
-    leaves = [spec.name.partition(".layers.")[2].partition(".")[2] for spec in model.specs.values()]
-    return list(dict.fromkeys(leaf for leaf in leaves if leaf))
 
 
 def _unwritable(spec: Spec, model: Model) -> Problem | None:

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import dense_linears
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
@@ -36,6 +35,7 @@ from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
 from qbridge_formats._shared.fused_experts import ARCHITECTURE, LINEARS, place_of, unfusable
+from qbridge_formats._shared.skip_lists import exact_entries, source_entries
 
 NAME = "mxfp4"
 SUMMARY = "gpt-oss: MXFP4 experts in fused tensors"
@@ -132,7 +132,8 @@ def settle(model: Model) -> Model:
 
 def config(model: Model) -> dict[str, Any]:
     """The block that transformers and vLLM read."""
-    return {"quant_method": NAME, "modules_to_not_convert": dense_linears(model.tensors)}
+    skipped = exact_entries(model, source_entries(model, NAME, ("modules_to_not_convert",)))
+    return {"quant_method": NAME, "modules_to_not_convert": skipped}
 
 
 def _experts_alone(spec: Spec, model: Model) -> Problem | None:

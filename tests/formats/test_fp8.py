@@ -200,7 +200,7 @@ def test_fbgemm_keeps_its_limit_and_other_formats_ask_before_it_is_dropped(tmp_p
     assert config(tmp_path / "same")["quantization_config"] == {
         "quant_method": "fbgemm_fp8",
         "activation_scale_ub": 1200.0,
-        "modules_to_not_convert": ["lm_head"],
+        "modules_to_not_convert": ["model.embed_tokens", "lm_head"],  # as the source lists them
     }
     refusal(src, 1, "QB116", "smooth-quant")
     allow = ["drop-activation-details"]

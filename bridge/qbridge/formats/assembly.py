@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from qbridge.architecture.names import canonical_tensor, module_of
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import Findings
 from qbridge.formats.registry import _account, config_files
 from qbridge.ir.layer import Spec
@@ -43,7 +44,10 @@ def assemble(
     specs = {name: spec for name, (spec, _) in layers.items()}
     slots_of = {name: slots for name, (_, slots) in layers.items()}
     stale = config_files().intersection(map(str, source.side_files))
-    return Model(format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {}, stale)
+    block = (find_block(source.config) or NO_BLOCK).raw
+    return Model(
+        format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {}, stale, block, format_name
+    )
 
 
 def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, Slot]]], findings: Findings) -> None:

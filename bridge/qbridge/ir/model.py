@@ -37,7 +37,8 @@ class Model:
     tensor that holds it on disk. `tensors` are the ones that are carried over as they are. `tokenizer` is
     tokenizer_config.json, empty if there is none. `kv_cache` is the scheme of stored kv-cache scales, whose tensors
     (`is_kv_scale`) are among `tensors`. `consumed` are side files that say how some
-    checkpoint is quantized, so that they are not carried over, whatever the format.
+    checkpoint is quantized, so that they are not carried over, whatever the format. `block` is the quantization block
+    that its source had, read in the format `origin`: what it lists can be listed again in the same words.
     """
 
     format: str
@@ -48,6 +49,8 @@ class Model:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     kv_cache: Mapping[str, Any] = field(default_factory=dict)
     consumed: frozenset[str] = frozenset()
+    block: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: Hashable, find: Callable[[], Found]) -> Found:

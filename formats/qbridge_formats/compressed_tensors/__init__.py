@@ -28,7 +28,7 @@ from dataclasses import replace
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.names import dense_linears, is_kv_scale
+from qbridge.architecture.names import is_kv_scale
 from qbridge.architecture.quantization_block import find_block, without_quantization
 from qbridge.codecs.arrays import NARROWED, ZEROS, Constant, Filled, GroupIndex
 from qbridge.codecs.bits import BitPacked
@@ -49,6 +49,7 @@ from qbridge.source.reader import Source
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Parsed, args_of, is_ours, parse
 from qbridge_formats.compressed_tensors.layers import ACT_ORDER, Found, inferred_layers, listed_layers
+from qbridge_formats.compressed_tensors.lists import ignore, source_block, targets
 
 NAME = "compressed-tensors"
 SUMMARY = "llm-compressor's format: integers of 1 to 8 bits, FP8, NVFP4, MXFP4, MXFP8 (W8A8, W4A16 ...)"
@@ -204,35 +205,33 @@ def settle(model: Model) -> Model:
 
 
 def config(model: Model) -> dict[str, Any]:
-    """A block that every release since 0.9 reads: one group per scheme, ignore by full names."""
+    """A block that every release since 0.9 reads: one group per scheme; `lists` says which modules are named."""
     by_scheme: dict[tuple[Any, ...], list[Spec]] = {}
     for spec in model.specs.values():
         exponents = spec.scale_dtype is DType.F8_E8M0
         by_scheme.setdefault((spec.weight, spec.activation, is_packed(spec), exponents), []).append(spec)
     groups, formats = {}, []
-    for number, specs in enumerate(by_scheme.values()):
-        spec, names = specs[0], [dict(spec.dialect).get("stored_as", spec.name) for spec in specs]
+    schemes = sorted(by_scheme.values(), key=len, reverse=True)  # the commonest first, which a class targets
+    stored = [[dict(spec.dialect).get("stored_as", spec.name) for spec in specs] for specs in schemes]
+    source = source_block(model)
+    for number, (specs, names) in enumerate(zip(schemes, targets(model, source, stored), strict=True)):
+        spec = specs[0]
         kind, scale_dtypes = _format_of(spec), _ct_floats.scale_dtypes(spec)
         formats.append(kind)
-        # vLLM quantizes lm_head only where a target names it
-        linear = ["Linear", *(name for name in names if name == "lm_head")]
         groups[f"group_{number}"] = {
-            "targets": linear if len(by_scheme) == 1 else names,
+            "targets": names,
             "weights": args_of(spec.weight, scale_dtypes[0]),
             "input_activations": None if spec.activation is None else args_of(spec.activation, scale_dtypes[1]),
             "output_activations": None,
             "format": kind,
         }
-    ignore = dense_linears(model.tensors)
-    if "lm_head" not in model.specs and "lm_head" not in ignore:
-        ignore.append("lm_head")  # tied: no tensor of its own, and the target Linear would claim it
     return {
         "quant_method": "compressed-tensors",
         "version": SCHEMA_VERSION,
         "format": formats[0] if len(set(formats)) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": ignore,
+        "ignore": ignore(model, source),
         "kv_cache_scheme": dict(model.kv_cache) or None,
         "global_compression_ratio": None,
     }

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qbridge.architecture.names import dense_linears, is_kv_scale
+from qbridge.architecture.names import is_kv_scale
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -40,7 +40,8 @@ from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
-from qbridge_formats.fp8.config import FBGEMM, METHOD, METHODS, float8_block, parse
+from qbridge_formats._shared.skip_lists import exact_entries, source_entries
+from qbridge_formats.fp8.config import FBGEMM, LISTS, METHOD, METHODS, float8_block, parse
 from qbridge_formats.fp8.layers import FLOAT8, read_layers
 
 NAME = "fp8"
@@ -112,14 +113,12 @@ def settle(model: Model) -> Model:
 def config(model: Model) -> dict[str, Any]:
     """The block in the keys that vLLM, LMDeploy 0.18.0 and transformers read alike.
 
-    `modules_to_not_convert` is what all three read (vLLM exact names, LMDeploy a part of an entry, transformers the
-    start of a name); `weight_block_size` null must be there, for transformers takes [128, 128] where it is not.
+    `modules_to_not_convert` is what all three read (`skip_lists` says how); `weight_block_size` null must be there,
+    for transformers takes [128, 128] where it is not.
     """
     first = next(iter(model.specs.values()))
     acts = first.activation
-    skipped = dense_linears(model.tensors)
-    if "lm_head" not in model.specs and "lm_head" not in skipped:
-        skipped.append("lm_head")  # tied: no tensor of its own, and transformers would quantize it
+    skipped = exact_entries(model, source_entries(model, NAME, LISTS))
     if acts is not None and acts.limit is not None:
         return {"quant_method": FBGEMM, "activation_scale_ub": acts.limit, "modules_to_not_convert": skipped}
     block = first.weight.block

@@ -31,7 +31,6 @@ from dataclasses import replace
 from typing import Any
 
 from qbridge.architecture.names import (
-    dense_linears,
     is_decoder_linear,
     is_embedding,
     is_kv_scale,
@@ -55,6 +54,8 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
 from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
+from qbridge_formats._shared.skip_lists import kept_wildcards, source_entries, wildcard_entries
+from qbridge_formats._shared.unquantized import Unquantized
 from qbridge_formats.modelopt.config import (
     KV_FP8,
     MIXED,
@@ -298,7 +299,11 @@ def config(model: Model) -> dict[str, Any]:
     }
     block: dict[str, Any] = {"config_groups": groups}
     if mixed:  # what is not listed is not quantized
-        block |= {"quantized_layers": _quantized_layers(by_algo), "ignore": [], "quant_algo": MIXED}
+        block |= {
+            "quantized_layers": _quantized_layers(by_algo),
+            "ignore": kept_wildcards(model, _excluded(model)),
+            "quant_algo": MIXED,
+        }
     else:
         block |= {"ignore": _unquantized(model), "quant_algo": spelled(next(iter(by_algo)))}
     if model.kv_cache:
@@ -316,11 +321,18 @@ def _quantized_layers(by_algo: Mapping[str, list[str]]) -> dict[str, dict[str, A
 
 
 def _unquantized(model: Model) -> list[str]:
-    """Linears, embeddings and a tied lm_head, which has no tensor of its own: engines would look for its scales."""
-    embeddings = {
-        module for module, leaf in map(module_of, model.tensors) if leaf == "weight" and is_embedding(module)
-    }
-    return sorted({*dense_linears(model.tensors), *embeddings, "lm_head"} - model.specs.keys())
+    """Linears, embeddings and a tied head, which has no tensor of its own: engines would look for its scales."""
+    modules = {module for module, leaf in map(module_of, model.tensors) if leaf == "weight" and is_embedding(module)}
+    whole = tuple(f"{tree.path}." for tree in Unquantized.of(model).subtrees)
+    embeddings = {module for module in modules if not module.startswith(whole)}
+    return sorted({*wildcard_entries(model, _excluded(model)), *embeddings} - model.specs.keys())
+
+
+def _excluded(model: Model) -> list[str]:
+    """The entries of the source's own list, which either key may hold."""
+    nested = model.block.get("quantization")
+    holder = replace(model, block=nested) if isinstance(nested, dict) else model
+    return source_entries(holder, NAME, ("ignore", "exclude_modules"))
 
 
 def side_files(block: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

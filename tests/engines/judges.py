@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,13 @@ PACKED = {"I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes
 
 
 def interpreter(engine: str, pythons: Mapping[str, str]) -> str:
-    """The Python that has an engine: as it is given, or of its environment; transformers runs beside pytest."""
-    if engine in pythons:
-        return pythons[engine]
+    """The Python that has an engine: as it is given, or in QBRIDGE_PYTHON_VLLM and its like, or of its environment.
+
+    transformers runs beside pytest.
+    """
+    given = pythons.get(engine) or os.environ.get(f"QBRIDGE_PYTHON_{engine.upper()}")
+    if given:
+        return given
     return str(environments.python(ENVIRONMENTS[engine])) if engine in ENVIRONMENTS else sys.executable
 
 
@@ -46,11 +51,15 @@ def judge(
 def short(report: Mapping[str, Any]) -> str:
     """The verdict of a report in a line."""
     if report["verdict"] == "refused":
-        return f"refused: {report['error']['type']}: {' '.join(report['error']['message'].split())[:160]}"
+        faults = f" [{_counts(report)}]" if _counts(report) else ""
+        return f"refused: {report['error']['type']}: {' '.join(report['error']['message'].split())[:160]}{faults}"
     if report["verdict"] == "unproved":
         return f"unproved: {' '.join(report['reason'].split())[:120]}"
-    counts = [f"{len(report[kind])} {kind} ({_first(report[kind])})" for kind in FAULTS if report[kind]]
-    return "; ".join(counts) or "clean"
+    return _counts(report) or "clean"
+
+
+def _counts(report: Mapping[str, Any]) -> str:
+    return "; ".join(f"{len(report[kind])} {kind} ({_first(report[kind])})" for kind in FAULTS if report[kind])
 
 
 def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

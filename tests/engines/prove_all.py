@@ -260,9 +260,7 @@ def judge_all(
         args.sources.mkdir(exist_ok=True)
         paths = {str(path.absolute()) for path, _, _ in wanted}
         lines = [json.dumps(results[case.name]["sources"][engine]) for case in cases]
-        lines += [
-            json.dumps(report) for path, report in known.items() if path not in map(str, (p for p, _, _ in wanted))
-        ]
+        lines += [json.dumps(report) for path, report in known.items() if path not in paths]
         stored.write_text("".join(f"{line}\n" for line in lines))
 
 

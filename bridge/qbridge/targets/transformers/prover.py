@@ -41,6 +41,7 @@ ELSEWHERE = (
     "Unrecognized configuration class",
 )
 SCALES = re.compile(r"(weight_scale|weight_scale_inv|_scales?|qzeros|weight_packed)$")
+NUMBERED = re.compile(r"(.*\.)(\d+)(\.\D*)$")  # the last number in a name: that of an expert, else of a layer
 # In repositories, and in no class of transformers: scales of the key-value cache, and draft layers.
 LEFT_OUT = re.compile(r"(^|\.)mtp\.|\.[kv]_scale$|rotary_emb\.inv_freq$")
 
@@ -96,22 +97,28 @@ class Transformers:
         vars(fp8)["torch"] = _Torch(torch)
         self.auto = auto
         self.renamed: dict[str, str] = {}
-        self._watch_names()
+        self.found: dict[str, Any] = {}
+        self._watch()
 
-    def _watch_names(self) -> None:
-        """Note under which name of the model each tensor of the checkpoint is loaded."""
+    def _watch(self) -> None:
+        """Note under which name of the model each tensor is loaded, and the report that is made before it raises."""
         try:
             from transformers import core_model_loading as loading
+            from transformers import modeling_utils
         except ImportError:  # transformers 4
             return
-        real = loading.rename_source_key
+        rename, log = loading.rename_source_key, modeling_utils.log_state_dict_report
 
-        def noting(source_key: str, *args: Any, **kwargs: Any) -> Any:
-            answer = real(source_key, *args, **kwargs)
+        def renaming(source_key: str, *args: Any, **kwargs: Any) -> Any:
+            answer = rename(source_key, *args, **kwargs)
             self.renamed[source_key] = answer[0]
             return answer
 
-        loading.rename_source_key = noting
+        def logging(*args: Any, loading_info: Any, **kwargs: Any) -> Any:
+            self.found = {name: getattr(loading_info, name) for name in loading_info.__dataclass_fields__}
+            return log(*args, loading_info=loading_info, **kwargs)
+
+        loading.rename_source_key, modeling_utils.log_state_dict_report = renaming, logging
 
     def model_class(self, raw: dict[str, Any], path: str) -> Any:
         """The class that config.json names, or the one that an auto class picks for its model_type."""
@@ -130,13 +137,15 @@ class Transformers:
     def prove(self, path: str, report: dict[str, Any]) -> None:
         """Load one checkpoint and complete its report."""
         raw = self.proving.config_of(path)
-        cls = self.model_class(raw, path)
         try:
+            cls = self.model_class(raw, path)
             model, info = cls.from_pretrained(path, output_loading_info=True, dtype="auto")
-        except (ImportError, ValueError) as error:
+        except Exception as error:
             if any(text in str(error) for text in ELSEWHERE):
                 raise self.proving.Unproved(f"{type(error).__name__}: {error}") from error
+            self._sort(self.found, raw, report)
             raise
+        self._sort(info, raw, report)
         quantizer = getattr(model, "hf_quantizer", None)
         method = getattr(quantizer.quantization_config, "quant_method", None) if quantizer else None
         report["config"] = {
@@ -147,30 +156,48 @@ class Transformers:
         }
         report["model"] = type(model).__name__
         report["modules"] = _methods(model)
-        report["missing"] = sorted(info["missing_keys"])
-        left_out = self._left_out(raw)
-        for key in sorted(info["unexpected_keys"]):
-            report["left_out" if left_out.search(key) else "unexpected"].append(key)
-        report["misshapen"] = [_misshapen(entry) for entry in sorted(map(str, info["mismatched_keys"]))]
-        for kind in ("error_msgs", "conversion_errors"):
-            report["misshapen"] += [_misshapen(entry) for entry in info.get(kind) or ()]
         origins: dict[str, list[str]] = {}
         names = self.renamed or {name: name for name in self.proving.stored_shapes(path)}
         for source, target in names.items():
             origins.setdefault(target, []).append(source)
+        report["unfilled"] = _uneven(origins)
         for target, tensors in origins.items():
             owner = self.proving.owner_of(target, report["modules"])
             if owner and report["modules"][owner]["method"] is None and any(map(SCALES.search, tensors)):
                 report["modules"][owner]["method"] = "dequantized while loading"
         report["quantized"] = self.proving.by_module(origins, report["modules"])
 
-    def _left_out(self, raw: dict[str, Any]) -> re.Pattern[str]:
+    def _sort(self, info: dict[str, Any], raw: dict[str, Any], report: dict[str, Any]) -> None:
+        """Put what from_pretrained has found into the report."""
         numbers = self.proving.draft_layers(raw.get("text_config") or raw)
-        return re.compile(rf"{LEFT_OUT.pattern}|(^|\.)layers\.({'|'.join(map(str, numbers)) or 'none'})\.")
+        left_out = re.compile(rf"{LEFT_OUT.pattern}|(^|\.)layers\.({'|'.join(map(str, numbers)) or 'none'})\.")
+        report["missing"] = sorted(info.get("missing_keys") or ())
+        for key in sorted(info.get("unexpected_keys") or ()):
+            report["left_out" if left_out.search(key) else "unexpected"].append(key)
+        for entry in sorted(info.get("mismatched_keys") or (), key=str):
+            name, *shapes = entry if isinstance(entry, tuple) else (entry,)
+            given, wanted = (list(map(int, shape)) for shape in shapes) if len(shapes) == 2 else (None, None)
+            report["misshapen"].append({"tensor": name, "parameter": name, "given": given, "wanted": wanted})
+        for name in (*(info.get("conversion_errors") or ()), *(info.get("error_msgs") or ())):
+            report["misshapen"].append({"tensor": str(name), "parameter": None, "given": None, "wanted": None})
 
 
-def _misshapen(entry: Any) -> dict[str, Any]:
-    return {"tensor": str(entry), "parameter": None, "given": None, "wanted": None}
+def _uneven(origins: dict[str, list[str]]) -> list[dict[str, str]]:
+    """Parameters fused from experts, of which some expert lacks a tensor that the others have.
+
+    transformers fuses, or decompresses, what it is given, and says nothing of what it is not.
+    """
+    uneven = []
+    for target, tensors in sorted(origins.items()):
+        numbers: dict[str, set[int]] = {}
+        for tensor in tensors:
+            if match := NUMBERED.match(tensor):
+                numbers.setdefault(f"{match[1]}*{match[3]}", set()).add(int(match[2]))
+        every = set().union(*numbers.values()) if numbers else set()
+        for kind, present in sorted(numbers.items()):
+            if lost := sorted(every - present):
+                uneven.append({"parameter": target, "empty": f"{kind} of {', '.join(map(str, lost))}"})
+    return uneven
 
 
 def _methods(model: Any) -> dict[str, Any]:

@@ -264,10 +264,11 @@ class Vllm:
 
     def _conclude(self, path: str, config: Any, trace: Any, report: dict[str, Any]) -> None:
         missing, unfilled = trace.finish()
-        report["missing"] = [name for name in missing if not OPTIONAL.search(name)]
+        dropped = _dropped_scales(trace.model)
+        report["missing"] = [name for name in missing if not OPTIONAL.search(name) and name not in dropped]
         report["unfilled"] = [entry for entry in unfilled if not OPTIONAL.search(entry["parameter"])]
         report["quantized"] = self.proving.by_module(trace.origins, report["modules"])
-        dropped = _dropped_names(getattr(trace.model, "hf_to_vllm_mapper", None))
+        unread = _dropped_names(getattr(trace.model, "hf_to_vllm_mapper", None))
         skipped = _skipped_layers(config.model_config.hf_text_config)
         tied = getattr(config.model_config.hf_config, "tie_word_embeddings", False)
         for name in sorted(self.proving.stored_shapes(path).keys() - trace.taken):
@@ -276,7 +277,7 @@ class Vllm:
                 or skipped.search(name)
                 or (name.endswith(".bias") and name in trace.zeros)
                 or (tied and "lm_head" in name)
-                or dropped.search(name)
+                or unread.search(name)
             )
             report["left_out" if by_design else "unexpected"].append(name)
 
@@ -287,6 +288,18 @@ def _skipped_layers(text: Any) -> re.Pattern[str]:
     drafts = getattr(text, "num_nextn_predict_layers", None) or 0
     numbers = "|".join(str(count + index) for index in range(drafts)) if isinstance(count, int) else ""
     return re.compile(rf"(^|\.)mtp\.|(^|\.)layers\.({numbers or 'none'})\.")
+
+
+def _dropped_scales(model: Any) -> set[str]:
+    """Scales of activations that a method for weights alone registers, and drops after loading."""
+    dropped = set()
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if type(getattr(method, "fmt", None)).__name__ == "_DropInputScale":
+            dropped.add(f"{name}.input_scale")
+        elif getattr(method, "use_a16", False) is True:
+            dropped |= {f"{name}.w13_input_scale", f"{name}.w2_input_scale"}
+    return dropped
 
 
 def _dropped_names(mapper: Any) -> re.Pattern[str]:
@@ -307,8 +320,13 @@ def _methods(model: Any) -> dict[str, Any]:
             continue
         if method is None and not any(True for _ in module.parameters(recurse=False)):
             continue
-        scheme = getattr(module, "scheme", None)
-        label = ":".join(type(part).__name__ for part in (method, scheme) if part is not None)
+        parts = (
+            method,
+            getattr(module, "scheme", None),
+            getattr(method, "wkey", None),
+            getattr(method, "akey", None),
+        )
+        label = ":".join(type(part).__name__ for part in parts if part is not None)
         quantized = method is not None and not type(method).__name__.startswith("Unquantized")
         found[name] = {"class": type(module).__name__, "method": label if quantized else None}
     return found

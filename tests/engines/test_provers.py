@@ -1,0 +1,225 @@
+"""Every prover takes a sound checkpoint for clean, and no damaged one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import judges
+import pytest
+import torch
+from engine import ROOT
+from safetensors.torch import load_file, save_file
+
+import qbridge
+
+pytestmark = pytest.mark.engine
+
+Tensors = dict[str, torch.Tensor]
+Damage = Callable[[Tensors, dict[str, Any]], None]
+LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def vision_model(folder: Path, layout: str) -> Path:
+    """A tiny Qwen2.5-VL whose language model is quantized, by random codes, and whose tower is not."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 512}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    text |= {"rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]}, "rope_theta": 1e6}
+    vision = {"depth": 2, "hidden_size": 128, "intermediate_size": 256, "num_heads": 2, "out_hidden_size": 256}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, dtype="bfloat16")
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config).to(torch.float16 if layout == "awq" else torch.bfloat16)
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if ".layers." in name and name.split(".")[-2] in LANGUAGE]:
+        if name.endswith(".weight"):
+            make = awq_parts if layout == "awq" else float8_parts
+            tensors |= make(name.removesuffix(".weight"), tensors.pop(name))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    written = json.loads((folder / "config.json").read_text())
+    written |= {"quantization_config": BLOCKS[layout], **{k: v for k, v in text.items() if layout == "awq"}}
+    (folder / "config.json").write_text(json.dumps(written))
+    return folder
+
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "float8": {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head", "re:.*visual.*"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
+                "input_activations": {
+                    "num_bits": 8,
+                    "type": "float",
+                    "strategy": "token",
+                    "dynamic": True,
+                    "symmetric": True,
+                },
+            }
+        },
+    },
+    "awq": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 128,
+        "version": "gemm",
+        "zero_point": True,
+        "modules_to_not_convert": ["visual"],
+    },
+}
+
+
+def float8_parts(name: str, weight: torch.Tensor) -> Tensors:
+    scale = weight.float().abs().amax(1, keepdim=True) / 448
+    return {f"{name}.weight": (weight / scale).to(torch.float8_e4m3fn), f"{name}.weight_scale": scale.bfloat16()}
+
+
+def awq_parts(name: str, weight: torch.Tensor) -> Tensors:
+    rows, columns = weight.shape
+    words = torch.iinfo(torch.int32)
+    return {
+        f"{name}.qweight": torch.randint(words.min, words.max, (columns, rows // 8), dtype=torch.int32),
+        f"{name}.qzeros": torch.randint(words.min, words.max, (columns // 128, rows // 8), dtype=torch.int32),
+        f"{name}.scales": torch.rand(columns // 128, rows).half() / 100,
+    }
+
+
+def fixture(folder: Path, name: str, target: str | None = None) -> Path:
+    source = ROOT / "fixtures" / name / "model"
+    if target:
+        qbridge.convert(source, folder, target)
+    else:
+        shutil.copytree(source, folder)
+    return folder
+
+
+# What a prover is given: {engine: {kind: how it is made}}; every engine has a tower, experts and a dense model.
+SOUND: dict[str, dict[str, Callable[[Path], Path]]] = {
+    "vllm": {
+        "tower": lambda folder: vision_model(folder, "float8"),
+        "experts": lambda folder: fixture(folder, "compressed_tensors/qwen3_moe_fp8_dynamic"),
+        "dense": lambda folder: fixture(folder, "compressed_tensors/llama_w4a16"),
+    },
+    "transformers": {
+        "tower": lambda folder: vision_model(folder, "float8"),
+        "experts": lambda folder: fixture(folder, "compressed_tensors/qwen3_moe_fp8_dynamic"),
+        "dense": lambda folder: fixture(folder, "compressed_tensors/llama_w4a16"),
+    },
+    "lmdeploy": {
+        "tower": lambda folder: vision_model(folder, "awq"),
+        "experts": lambda folder: fixture(folder, "compressed_tensors/mixtral_w8a8", "lmdeploy"),
+        "experts of TurboMind": lambda folder: fixture(folder, "gptq/qwen3_moe_v1_sym"),
+        "dense": lambda folder: fixture(folder, "fp8/llama_lmdeploy_block"),
+    },
+}
+
+
+def lists(config: dict[str, Any]) -> list[str]:
+    block = config["quantization_config"]
+    names: list[str] = block.get("ignore", block.get("modules_to_not_convert"))
+    return names
+
+
+def tower_dropped(tensors: Tensors, config: dict[str, Any]) -> None:
+    lists(config)[:] = [name for name in lists(config) if "visual" not in name]
+
+
+def tower_prefixed(tensors: Tensors, config: dict[str, Any]) -> None:
+    lists(config)[:] = [
+        name.replace("re:.*visual.*", "visual").replace("visual", "tower.visual") for name in lists(config)
+    ]
+
+
+def one(tensors: Tensors, *parts: str) -> str:
+    return next(name for name in sorted(tensors) if all(part in name for part in parts))
+
+
+def expert_lost(tensors: Tensors, config: dict[str, Any]) -> None:
+    name = next(n for n in sorted(tensors) if ".experts.1." in n and n.split(".")[-2] in ("up_proj", "w3"))
+    for lost in [n for n in tensors if n.startswith(name.rpartition(".")[0] + ".")]:
+        del tensors[lost]
+
+
+def scale_lost(tensors: Tensors, config: dict[str, Any]) -> None:
+    del tensors[next(name for name in sorted(tensors) if "scale" in name and ("down_proj" in name or ".w2." in name))]
+
+
+def shard_lost(tensors: Tensors, config: dict[str, Any]) -> None:
+    for lost in [name for name in tensors if ".layers.0.self_attn.k_proj." in name]:
+        del tensors[lost]
+
+
+def prefix_changed(tensors: Tensors, config: dict[str, Any]) -> None:
+    for name in [name for name in tensors if ".layers.0.self_attn.o_proj." in name]:
+        tensors[name.replace("self_attn", "attention")] = tensors.pop(name)
+
+
+def shape_changed(tensors: Tensors, config: dict[str, Any]) -> None:
+    name = next(n for n in sorted(tensors) if ".layers.0." in n and "scale" in n and tensors[n].numel() > 1)
+    tensors[name] = tensors[name][: tensors[name].shape[0] // 2].contiguous()
+
+
+def tensor_added(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[one(tensors, ".layers.0.", "o_proj").replace("o_proj", "p_proj")] = (
+        torch.zeros(4, 4, dtype=torch.float16) + 1
+    )
+
+
+DAMAGES: dict[str, tuple[str, Damage]] = {
+    "the tower's pattern dropped": ("tower", tower_dropped),
+    "the tower's prefix changed": ("tower", tower_prefixed),
+    "an expert lost": ("experts", expert_lost),
+    "an expert's scale lost": ("experts", scale_lost),
+    "a scale lost": ("dense", scale_lost),
+    "a shard lost": ("dense", shard_lost),
+    "a prefix changed": ("dense", prefix_changed),
+    "a shape changed": ("dense", shape_changed),
+    "a tensor too many": ("dense", tensor_added),
+}
+
+
+def damaged(source: Path, folder: Path, damage: Damage) -> Path:
+    shutil.copytree(source, folder)
+    (file,) = folder.glob("*.safetensors")
+    tensors, config = load_file(file), json.loads((folder / "config.json").read_text())
+    damage(tensors, config)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("engine", SOUND)
+def test_sound_checkpoints_are_clean_and_damaged_ones_are_not(engine, tmp_path):
+    sound = {kind: make(tmp_path / kind) for kind, make in SOUND[engine].items()}
+    mutants = {
+        f"{kind}: {name}": damaged(folder, tmp_path / f"{kind}-{name}", damage)
+        for kind, folder in sound.items()
+        for name, (needs, damage) in DAMAGES.items()
+        if kind.startswith(needs)
+    }
+    reports = judges.judge(engine, [*sound.values(), *mutants.values()])
+    verdicts = {name: judges.short(reports[str(folder)]) for name, folder in (sound | mutants).items()}
+    print("\n".join(f"{name:45} {verdict}" for name, verdict in verdicts.items()))
+    assert {verdicts[kind] for kind in sound} == {"clean"}
+    unseen = [
+        name for name, folder in mutants.items() if reports[str(folder)]["verdict"] not in ("refused", "faulty")
+    ]
+    assert unseen == []
+
+
+@pytest.mark.parametrize("engine", SOUND)
+def test_quantized_modules_are_those_whose_tensors_are_codes(engine, tmp_path):
+    sound = {kind: make(tmp_path / kind) for kind, make in SOUND[engine].items()}
+    for path, report in judges.judge(engine, list(sound.values())).items():
+        stored = judges.packed_modules(Path(path))
+        assert judges.otherwise(stored, report["quantized"]) == {}
+        assert sum(report["quantized"].values()) == sum(stored.values()) > 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,19 +15,19 @@ import environments
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "bridge/qbridge/targets"
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
-ENVIRONMENTS = {"vllm": "vllm", "lmdeploy": "lmdeploy-0.18.0"}
+ENVIRONMENTS = {"vllm": "vllm", "lmdeploy": "lmdeploy-0.18.0", "transformers": "llm-compressor"}
 PACKED = {"I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
 
 
 def interpreter(engine: str, pythons: Mapping[str, str]) -> str:
     """The Python that has an engine: as it is given, or in QBRIDGE_PYTHON_VLLM and its like, or of its environment.
 
-    transformers runs beside pytest.
+    The transformers of llm-compressor's environment is the version that the target is for.
     """
     given = pythons.get(engine) or os.environ.get(f"QBRIDGE_PYTHON_{engine.upper()}")
     if given:
         return given
-    return str(environments.python(ENVIRONMENTS[engine])) if engine in ENVIRONMENTS else sys.executable
+    return str(environments.python(ENVIRONMENTS[engine]))
 
 
 def judge(
@@ -63,9 +62,13 @@ def _counts(report: Mapping[str, Any]) -> str:
 
 
 def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether an engine refuses two checkpoints with the same words, their paths left out."""
-    texts = [(r["error"]["type"], r["error"]["message"].replace(r["checkpoint"], "")) for r in (one, other)]
-    return texts[0] == texts[1]
+    """Whether an engine refuses two checkpoints with the same words, or misses the same parameters of both."""
+    if one["verdict"] != other["verdict"]:
+        return False
+    if one["verdict"] == "refused":
+        texts = [(r["error"]["type"], r["error"]["message"].replace(r["checkpoint"], "")) for r in (one, other)]
+        return texts[0] == texts[1]
+    return one["verdict"] == "faulty" and one["missing"] == other["missing"] and one["unfilled"] == other["unfilled"]
 
 
 def _first(entries: Sequence[Any]) -> str:

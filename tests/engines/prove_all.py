@@ -13,7 +13,7 @@ there (the float32 value of every quantized weight by module), the dense output 
     ok (WORD)           the same, with --allow WORD
     refused CODE        convert refuses; "though it loads as it is" if the engine loads the source
     WRONG: reason       anything else
-    ALIKE: reason       the engine refuses the output with the words with which it refuses the source
+    ALIKE: reason       the engine refuses the source with the same words, or misses the same parameters of it
     ?                   the engine cannot be asked here; the reason is in OUT_JSON
 
 A line below a row says where `check` and the engine disagree about the source, and what else is wrong.
@@ -180,8 +180,8 @@ def faults(case: Path, target: str, entry: dict[str, Any], source: dict[str, Any
 
 
 def changes(case: Path, output: dict[str, Any], source: dict[str, Any] | None) -> list[str]:
-    """What an engine makes otherwise of an output that it loads: than of the source, or than the tensors say."""
-    if not source or source["verdict"] not in LOADED:
+    """What an engine makes otherwise of an output that it loads: than of the source, or than its tensors say."""
+    if not source or source["verdict"] != "clean":
         unlike = judges.otherwise(judges.packed_modules(case / "model"), output["quantized"])
         return [f"{len(unlike)} modules unlike the tensors ({next(iter(unlike.items()))})"] if unlike else []
     wrong = []
@@ -212,7 +212,7 @@ def cell(case: Path, target: str, entry: dict[str, Any], source: dict[str, Any] 
         loads = source and source["verdict"] == "clean" and target != "dense"
         return f"refused {codes(done)}" + (" though it loads as it is" if loads else "")
     judged = entry.get("judged")
-    if judged and source and judged["verdict"] == source["verdict"] == "refused" and judges.alike(judged, source):
+    if judged and source and judges.alike(judged, source):
         return f"ALIKE: source and output {judges.short(judged)}"
     if wrong := faults(case, target, entry, source):
         return "WRONG: " + " | ".join(wrong)

@@ -10,6 +10,7 @@ and the exit status stays 0. Any other status means that the driver itself is br
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -30,6 +31,15 @@ def use_offline_cpu() -> None:
         TRANSFORMERS_VERBOSITY="error",
         TORCHDYNAMO_DISABLE="1",  # compiling takes longer than running models this small
     )
+
+
+def module_of_target(path: str) -> Any:
+    """A module of bridge/qbridge/targets, by its path: what a prover and a driver share."""
+    file = Path(__file__).resolve().parents[3] / "bridge/qbridge/targets" / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -105,7 +105,8 @@ class Transformers:
         try:
             from transformers import core_model_loading as loading
             from transformers import modeling_utils
-        except ImportError:  # transformers 4
+        except ImportError:
+            self._watch_of_4()
             return
         rename, log = loading.rename_source_key, modeling_utils.log_state_dict_report
 
@@ -119,6 +120,18 @@ class Transformers:
             return log(*args, loading_info=loading_info, **kwargs)
 
         loading.rename_source_key, modeling_utils.log_state_dict_report = renaming, logging
+
+    def _watch_of_4(self) -> None:
+        """The same for transformers 4, which renames all tensors in one step."""
+        base = self.transformers.PreTrainedModel
+        rename = base._get_key_renaming_mapping
+
+        def renaming(model: Any, *args: Any, **kwargs: Any) -> Any:
+            names = rename(model, *args, **kwargs)
+            self.renamed.update(names)
+            return names
+
+        base._get_key_renaming_mapping = renaming
 
     def model_class(self, raw: dict[str, Any], path: str) -> Any:
         """The class that config.json names, or the one that an auto class picks for its model_type."""

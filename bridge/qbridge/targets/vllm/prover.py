@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ OPTIONAL = re.compile(
 LEFT_OUT = re.compile(
     r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.[kv]_scale$|\.(k|v)_proj\.output_scale$|\.g_idx$|\.weight_shape$"
 )
+TOWER_LAYER = re.compile(r"(.*(?:vision|visual|audio|vpm).*?layers\.)(\d+)\.")
 # This vLLM, or the transformers beside it, has no class for the config and no remote code may run; or the config is
 # of a later transformers.
 ELSEWHERE = (
@@ -270,6 +271,7 @@ class Vllm:
         report["quantized"] = self.proving.by_module(trace.origins, report["modules"])
         unread = _dropped_names(getattr(trace.model, "hf_to_vllm_mapper", None))
         skipped = _skipped_layers(config.model_config.hf_text_config)
+        towers = _unbuilt_tower_layers(self.proving.stored_shapes(path).keys(), trace.taken)
         tied = getattr(config.model_config.hf_config, "tie_word_embeddings", False)
         for name in sorted(self.proving.stored_shapes(path).keys() - trace.taken):
             by_design = (
@@ -278,6 +280,7 @@ class Vllm:
                 or (name.endswith(".bias") and name in trace.zeros)
                 or (tied and "lm_head" in name)
                 or unread.search(name)
+                or name in towers
             )
             report["left_out" if by_design else "unexpected"].append(name)
 
@@ -288,6 +291,25 @@ def _skipped_layers(text: Any) -> re.Pattern[str]:
     drafts = getattr(text, "num_nextn_predict_layers", None) or 0
     numbers = "|".join(str(count + index) for index in range(drafts)) if isinstance(count, int) else ""
     return re.compile(rf"(^|\.)mtp\.|(^|\.)layers\.({numbers or 'none'})\.")
+
+
+def _unbuilt_tower_layers(names: Iterable[str], taken: set[str]) -> set[str]:
+    """Tensors of the last layers of a tower, and of the norm behind them: a model may use an earlier layer's output.
+
+    A tower is such where some of its layers were read, and of the later ones none.
+    """
+    layers: dict[str, dict[int, set[str]]] = {}
+    for name in names:
+        if match := TOWER_LAYER.match(name):
+            layers.setdefault(match[1], {}).setdefault(int(match[2]), set()).add(name)
+    unbuilt: set[str] = set()
+    for tower, numbered in layers.items():
+        last = max((number for number, tensors in numbered.items() if tensors & taken), default=None)
+        if last is not None and last < max(numbered):
+            unbuilt |= set().union(*(tensors for number, tensors in numbered.items() if number > last))
+            behind = tower.removesuffix("encoder.layers.") + "post_layernorm."
+            unbuilt |= {name for name in names if name.startswith(behind)}
+    return unbuilt
 
 
 def _dropped_scales(model: Any) -> set[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qbridge.targets.lmdeploy import codes, parallel, pytorch, turbomind
 from qbridge.targets.target import Target
 
 # The newest version first; `lmdeploy` alone means that one.
+PROVER = Path(__file__).with_name("prover.py")
+
 TARGETS = (
     Target(
         "lmdeploy@0.18.0",
@@ -14,6 +18,7 @@ TARGETS = (
         pytorch.READER,
         parallel=parallel.LMDEPLOY,
         codes=codes.ENTRIES,
+        prover=PROVER,
     ),
     Target(
         "lmdeploy@0.6.2",
@@ -30,5 +35,6 @@ TARGETS = (
         pytorch.READER,
         parallel=parallel.TURBOMIND,
         codes=codes.ENTRIES,
+        prover=PROVER,
     ),
 )

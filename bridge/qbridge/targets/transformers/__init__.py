@@ -7,6 +7,7 @@ conversion_mapping.py; tried there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from qbridge.architecture.config import Reader
 from qbridge.findings.catalogue.code import Code
@@ -72,5 +73,6 @@ TARGETS = (
         keeps=True,
         single_first=True,
         codes=CODES,
+        prover=Path(__file__).with_name("prover.py"),
     ),
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qbridge.targets.target import Target
 from qbridge.targets.vllm import choices, codes, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
+PROVER = Path(__file__).with_name("prover.py")
+
 TARGETS = (
     Target(
         "vllm@0.33.0",
@@ -16,6 +20,7 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        prover=PROVER,
     ),
     Target(
         "vllm@0.23.0",
@@ -45,6 +50,7 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        prover=PROVER,
     ),
     Target(
         "vllm-marlin@0.33.0",
@@ -54,5 +60,6 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        prover=PROVER,
     ),
 )

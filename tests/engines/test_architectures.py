@@ -1,0 +1,48 @@
+"""Checkpoints of many model classes, converted, and taken by the engines' own loaders for what they were.
+
+The checkpoints are a sample of what tests/architectures/make.py makes, or all folders NAME/model below
+QBRIDGE_CHECKPOINTS. What is held, and what a cell of the printed table says, is in prove_all.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import prove_all
+import pytest
+from engine import ROOT
+
+pytestmark = pytest.mark.engine
+
+MAKER = ROOT / "tests/architectures/make.py"
+SAMPLE = ("llama-gptq", "qwen3-fp8", "mixtral-awq", "qwen25vl-awq", "deepseekv3-fp8")
+TARGETS = ("vllm", "lmdeploy", "transformers", "dense")
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders that hold `model`, and `ref.safetensors` where the exact values are known."""
+    if given := os.environ.get("QBRIDGE_CHECKPOINTS"):
+        return sorted(path.parent for path in Path(given).glob("*/model"))
+    if not MAKER.exists():
+        pytest.skip("there is no generator, and no QBRIDGE_CHECKPOINTS")
+    folder = tmp_path_factory.mktemp("made")
+    names = subprocess.run([sys.executable, MAKER, "--list"], capture_output=True, text=True, check=True).stdout
+    wanted = [name for name in SAMPLE if name in names.split()]
+    subprocess.run([sys.executable, MAKER, folder, *wanted], check=True)
+    return sorted(path.parent for path in folder.glob("*/model"))
+
+
+def test_every_output_loads_as_its_source(cases, tmp_path):
+    options = argparse.Namespace(python=[], sources=None)
+    results = {case.name: prove_all.convert_case(case, TARGETS, tmp_path, quick=False) for case in cases}
+    for engine in sorted({*prove_all.JUDGES.values()}):
+        prove_all.judge_all(engine, cases, TARGETS, results, options)
+    print(prove_all.table(cases, results, TARGETS))
+    entries = {f"{name}, {target}": entry for name, r in results.items() for target, entry in r["targets"].items()}
+    assert {name: entry["cell"] for name, entry in entries.items() if entry["cell"].startswith("WRONG")} == {}
+    assert {name: entry["disagreement"] for name, entry in entries.items() if entry["disagreement"]} == {}

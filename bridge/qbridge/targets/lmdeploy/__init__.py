@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qbridge.targets.lmdeploy import codes, parallel, pytorch, turbomind
+from qbridge.targets.lmdeploy import codes, matching, parallel, pytorch, turbomind
 from qbridge.targets.target import Target
 
 # The newest version first; `lmdeploy` alone means that one.
@@ -14,6 +14,7 @@ TARGETS = (
         pytorch.READER,
         parallel=parallel.LMDEPLOY,
         codes=codes.ENTRIES,
+        derivation=matching.PYTORCH,
     ),
     Target(
         "lmdeploy@0.6.2",
@@ -30,5 +31,6 @@ TARGETS = (
         pytorch.READER,
         parallel=parallel.TURBOMIND,
         codes=codes.ENTRIES,
+        derivation=matching.TURBOMIND,
     ),
 )

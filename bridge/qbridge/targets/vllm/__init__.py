@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, codes, parallel, serving
+from qbridge.targets.vllm import choices, codes, matching, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 TARGETS = (
     Target(
         "vllm@0.33.0",
         "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt and gpt-oss where it serves them as they are",
-        (choices.COMPRESSED_TENSORS, choices.GPTQ, choices.AWQ, choices.FP8, choices.MODELOPT, choices.MXFP4),
+        choices.NEWEST,
         choices.READER,
         keeps=True,
+        as_is=(choices.AUTO_ROUND,),
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        derivation=matching.DERIVATION,
     ),
     Target(
         "vllm@0.23.0",
@@ -40,19 +42,21 @@ TARGETS = (
     Target(
         "vllm-gptq@0.33.0",
         "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve",
-        (choices.GPTQ,),
+        (choices.NEWEST_GPTQ,),
         choices.READER,
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        derivation=matching.DERIVATION,
     ),
     Target(
         "vllm-marlin@0.33.0",
         "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
-        (choices.GPTQ,),
+        (choices.NEWEST_GPTQ,),
         choices.READER,
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        derivation=matching.DERIVATION,
     ),
 )

@@ -40,7 +40,7 @@ def test_a_class_that_it_removed_stops_it_with_its_own_words(name, tmp_path):
 
 def test_what_was_removed_is_served_by_the_version_that_had_it(tmp_path):
     src = of_class(copy_fixture(tmp_path, "compressed_tensors/llama_w8a8"), "BaichuanForCausalLM")
-    qbridge.convert(src, tmp_path / "dst", "lmdeploy@0.6.2")
+    qbridge.convert(src, tmp_path / "dst", "lmdeploy@0.6.2", allow=["incomplete"])
     assert not refusals(tmp_path / "dst", "lmdeploy@0.6.2")
 
 

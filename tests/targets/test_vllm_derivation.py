@@ -266,7 +266,7 @@ def test_a_block_without_a_method_is_none(tmp_path):
     assert derived(src) == {"QB284": {"quantization_config.quant_method"}}
 
 
-@pytest.mark.parametrize("name", ["MPTForCausalLM", "BaichuanForCausalLM"])
+@pytest.mark.parametrize("name", ["MotifForCausalLM", "GritLM"])
 def test_classes_that_vllm_removed(name, tmp_path):
     src = copy_fixture(tmp_path, "awq/llama_gemm")
     of_class(src, name)

@@ -139,8 +139,11 @@ def check(console: Console, done: Check) -> None:
         rows.append(("kernel", f"{served}: {what} ({kind.layers}){f'; {kind.note}' if kind.note else ''}"))
     if done.needs_values:
         rows.append(("needs values", ", ".join(done.needs_values)))
+    if done.needs_tensors:
+        rows.append(("needs tensors", ", ".join(done.needs_tensors)))
     errors = sum(finding.severity == "error" for finding in done.findings)
-    rows.append(("verdict", "it would be served" if done.ok else f"{_count(errors, 'problem')}"))
+    good = "config.json shows no problem, the rest needs the tensors" if done.assumed else "it would be served"
+    rows.append(("verdict", good if done.ok else f"{_count(errors, 'problem')}"))
     rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])
 

@@ -17,7 +17,7 @@ expert has three layers, <X>.E.gate_proj, up_proj and down_proj. Sources: transf
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
@@ -25,6 +25,7 @@ from qbridge.architecture.quantization_block import NO_BLOCK, find_block, withou
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import no_kv_scales
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
@@ -80,6 +81,14 @@ def read(source: Source, findings: Findings) -> Model:
     slots = [slot for _, own in found.values() for slot in own.values()]
     source.split({slot.slice.tensor: slot.shape for slot in slots if slot.slice})
     return assemble(NAME, source, without_quantization(source.config), found, findings, refused=refused)
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: the experts, which are all that is quantized."""
+    block = find_block(config)
+    if block is None or block.method != NAME:
+        return None
+    return {name: Assumed(WEIGHT, None, DType.F8_E8M0) for name in names if place_of(name) is not None}
 
 
 def _layers(source: Source, base: str) -> Iterator[Spec]:

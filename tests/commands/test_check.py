@@ -247,7 +247,7 @@ def test_advice_that_does_not_help_is_answered():
 
 STRADDLING = "gptq/llama_640"  # 640 intermediate features, groups of 128
 KEYS = {"schema", "command", "source", "target", "tp", "gpu", "format", "architecture", "layers", "assumed", "ok"}
-KEYS |= {"needs_values", "seconds", "serve", "kernels", "findings"}
+KEYS |= {"needs_values", "needs_tensors", "seconds", "serve", "kernels", "findings"}
 
 
 def answer(*arguments, rc):

@@ -448,9 +448,3 @@ def test_nothing_of_the_source_is_lost_where_a_conversion_is_refused(src):
     before = load_file(src / SINGLE)
     refusal(src, 1, "QB202")
     assert {n: a.tobytes() for n, a in load_file(src / SINGLE).items()} == {n: a.tobytes() for n, a in before.items()}
-
-
-def test_architecture_unknown_to_lmdeploy_is_a_warning(src):
-    edit_json(src / "config.json", lambda config: config.update(architectures=["MambaForCausalLM"]))
-    done = qbridge.convert(src, src.parent / "dst", "lmdeploy")
-    assert places(f for f in done.findings if f.code == "QB204") == {"MambaForCausalLM"}

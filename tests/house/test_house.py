@@ -77,6 +77,7 @@ def codes_of(text):
 @pytest.mark.parametrize("name", engines())
 def test_target_pages_name_exactly_the_codes_of_their_rules(name):
     rules = {rule.code for target in engines()[name] for rule in target.rules}
+    rules |= {code for target in engines()[name] if target.derivation for code in target.derivation.codes}
     if name == "lmdeploy":
         formats = {format_ for target in engines()[name] for format_ in target.formats}
         rules |= {rule.code for format_ in formats for rule in load(format_).RULES}

@@ -229,6 +229,14 @@ class Architecture:
         every = self.row.mixers
         return next((one for one in every if any(name.startswith(f"{one.name}.") for name in modules)), None)
 
+    def is_router(self, module: str) -> bool:
+        """Whether a module, by its full name, chooses experts."""
+        return names.is_router(module)
+
+    def is_decoder(self, module: str) -> bool:
+        """Whether a module, by its full name, is in one of the decoder's layers: in no tower and no draft layer."""
+        return is_decoder_module(module, self.text)
+
     def indexer(self, layer: int) -> frozenset[str]:
         """What a layer chooses keys by; layers of GLM share one, as config.json says."""
         if not self.split.whole >= INDEXERS:

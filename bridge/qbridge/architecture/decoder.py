@@ -6,20 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Parts of a name that say the module is of no decoder: towers and blocks for speculative decoding.
+# Parts of a name that say the module is of no decoder: towers, what joins them to the decoder, and blocks for
+# speculative decoding. Names of transformers 5.24.0 (models/*/modeling_*.py) and of remote code (MiniCPM-V and -o:
+# vpm, apm, tts, resampler; InternVL: mlp1; Kimi: mm_projector; Qwen's Omni: talker, token2wav, code2wav).
 LEFT_ALONE = frozenset(
-    {"visual", "vision_tower", "vision_model", "vision_encoder", "audio_tower", "mtp"}
-) | frozenset(
-    {
-        "mtp_layers",
-        "vpm",
-        "apm",
-        "tts",
-        "talker",
-        "token2wav",
-        "code2wav",
-    }  # of MiniCPM-V and -o, and of Qwen's Omni models
-)
+    {"visual", "vision_tower", "vision_model", "vision_encoder", "audio_tower", "mtp", "mtp_layers"}
+) | {
+    *("vpm", "apm", "tts", "resampler", "multi_modal_projector", "mm_projector", "mlp1", "connector", "aligner"),
+    *("embed_vision", "embed_audio", "audio_model", "audio_encoder", "talker", "token2wav", "code2wav", "vit"),
+}
 
 LAYERS = r"layers|h|transformer\.blocks"  # what decoders call the list of their layers
 LAYER_NUMBER = re.compile(rf"(?:^|\.)(?:{LAYERS})\.(\d+)\.")

@@ -6,13 +6,13 @@ against the module trees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.decoder import INDEXERS, MOST
-from qbridge.architecture.quantization_block import NO_BLOCK, find_block
+from qbridge.architecture.quantization_block import NO_BLOCK, QUANTIZATION_KEYS, find_block
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -23,26 +23,41 @@ from qbridge.source.json_text import load_json
 _SIZES = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_replace")
 
 
-def assumed_model(path: Path) -> Model:
-    """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little."""
+def config_alone(path: Path, side_files: Iterable[str] = ()) -> Mapping[str, Any]:
+    """config.json of a folder that has no weights; its block is the first of some side files where it has none."""
     config = load_json(path / "config.json")
-    if not isinstance(config, dict) or not Architecture.of(config).known:
-        raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
-    block = (find_block(config) or NO_BLOCK).raw
-    weight = _scheme(block)
-    if weight is None:
-        raise error("QB262", str(path), ("it does not say bits and group size",))
+    config = config if isinstance(config, dict) else {}
+    for name in side_files if find_block(config) is None else ():
+        if (path / name).is_file():
+            return {**config, QUANTIZATION_KEYS[0]: load_json(path / name)}
+    return config
+
+
+def assumed_linears(path: Path) -> tuple[Mapping[str, Any], dict[str, tuple[int, int]]]:
+    """(config.json, (out_features, in_features) by linear) of a folder without weights; QBridgeError (QB262)."""
+    config = config_alone(path)
     architecture = Architecture.of(config)
+    if not architecture.known:
+        raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
     if not (architecture.row.assumed and architecture.row.judged):
         raise error("QB262", str(path), ("the sizes of its linears are not in config.json",))
     try:
         _check_sizes(architecture.text)
-        dims = dict(linears(architecture))
-        specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+        return config, dict(linears(architecture))
     except (KeyError, TypeError, ZeroDivisionError) as fault:
         raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
     except ValueError as fault:
         raise error("QB262", str(path), (str(fault),)) from fault
+
+
+def assumed_model(path: Path) -> Model:
+    """The model of a folder without weights, by bits and group size of its config.json; QBridgeError (QB262)."""
+    block = (find_block(config_alone(path)) or NO_BLOCK).raw
+    config, dims = assumed_linears(path)
+    weight = _scheme(block)
+    if weight is None:
+        raise error("QB262", str(path), ("it does not say bits and group size",))
+    specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
     return Model(_format(block), config, specs, {}, {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,14 +12,15 @@ from typing import Any
 
 from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
-from qbridge.architecture.from_config import assumed_model
+from qbridge.architecture.from_config import config_alone
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.commands.report import as_json
 from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.findings.way import Advice, Way
+from qbridge.formats.assumed import assumed_model
 from qbridge.formats.registry import named
-from qbridge.formats.rules import Broken, LayerRule, ValueRule, broken
+from qbridge.formats.rules import Broken, LayerRule, Problem, ValueRule, broken
 from qbridge.ir.model import Model
 from qbridge.plan.options import Options
 from qbridge.plan.repair import offered
@@ -36,8 +37,9 @@ class Check:
     """The answer for one target at one tensor-parallel size.
 
     `kernels` are the kinds of layers and what would serve each; `needs_values` the codes of rules that only a
-    conversion can walk, because they look at values. `assumed` says that the dims come from config.json alone;
-    `serve` is the command that serves the checkpoint as it is, empty unless `ok`.
+    conversion can walk, because they look at values, `needs_tensors` of those that ask for tensors, where there are
+    none. `assumed` says that the dims come from config.json alone, so that `ok` says no more than that it shows no
+    problem; `serve` is the command that serves the checkpoint as it is, empty unless `ok`.
     """
 
     source: str
@@ -53,6 +55,7 @@ class Check:
     needs_values: Sequence[str]
     seconds: float
     serve: str = ""
+    needs_tensors: Sequence[str] = ()
     findings: Sequence[Finding] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def check(
     wanted = find_target(target)
     options = Options.of(wanted, tp)
     findings = Findings(frozenset(allow))
-    model, stored = _model(Path(src), source, findings)
+    model, config, stored = _model(Path(src), source, findings)
     needs: list[str] = []
     choice = wanted.choice_of(model.format)
     if choice is None:
@@ -92,6 +95,8 @@ def check(
     _spelling(model, wanted, str(src), findings)
     if model.specs:
         needs = _walk(model, wanted, judged, options, str(src), findings)
+    if wanted.derivation is not None and choice is not None:
+        _derived(wanted.derivation.check(config, model), _conversion(str(src), wanted, tp), findings)
     kernels = wanted.serving(model, tp, capability_of(gpu))
     _unserved(kernels, gpu, _conversion(str(src), wanted, tp), findings)
     return Check(
@@ -107,9 +112,16 @@ def check(
         kernels=kernels,
         needs_values=needs,
         seconds=round(time.monotonic() - start, 3),
+        needs_tensors=[] if model.slots or not model.specs else _unknown(wanted),
         serve="" if findings.errors else wanted.command(model, model.format, str(src), tp),
         findings=tuple(findings),
     )
+
+
+def _unknown(wanted: Target) -> list[str]:
+    """What config.json alone cannot answer: whether all tensors are there, and are what the engine builds."""
+    derived = wanted.derivation.codes if wanted.derivation else ()
+    return sorted({"QB263", *(code for code in derived if code in ("QB280", "QB281", "QB282"))})
 
 
 def _spelling(model: Model, wanted: Target, src: str, findings: Findings) -> None:
@@ -125,15 +137,17 @@ def _named(target: Target) -> str:
     return ", ".join(dict.fromkeys(target.formats))
 
 
-def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, frozenset[str] | None]:
-    """The model from headers, with what is wrong as findings, and the names of all its tensors.
+def _model(
+    path: Path, source: str | None, findings: Findings
+) -> tuple[Model, Mapping[str, Any], frozenset[str] | None]:
+    """The model from headers, with what is wrong as findings, its config.json, and the names of all its tensors.
 
     From config.json alone where there is no weight file at all, with the names that an index gives, or None.
     """
     try:
         with io_as_finding(str(path)), open_checkpoint(path, source, findings.allow, strict=False) as opened:
             findings.merge(opened.findings)
-            return opened.model, frozenset(opened.source.tensors)
+            return opened.model, opened.source.config, frozenset(opened.source.tensors)
     except QBridgeError as fault:
         bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
         if not bare or weight_files(path):
@@ -141,7 +155,7 @@ def _model(path: Path, source: str | None, findings: Findings) -> tuple[Model, f
     model = assumed_model(path)
     findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
     index = weight_map(path, findings) if (path / INDEX).is_file() else None
-    return model, None if index is None else frozenset(index)
+    return model, config_alone(path), None if index is None else frozenset(index)
 
 
 def _index_followed(wanted: Target, src: str, findings: Findings) -> None:
@@ -170,6 +184,14 @@ def _is_mended(fault: Broken, model: Model) -> bool:
 
 def _is_elsewhere(fault: Broken) -> bool:
     return isinstance(fault.rule, LayerRule) and fault.rule.elsewhere
+
+
+def _derived(deviations: Iterable[tuple[str, Problem]], conversion: Way, findings: Findings) -> None:
+    """What the engine would build otherwise, where no rule has said so already of the same layers."""
+    blamed = {name for finding in findings.errors for name in finding.where}
+    for code, problem in deviations:
+        if blamed.isdisjoint(problem.where):
+            findings.add(code, problem.where, problem.facts, _commands(problem.help, conversion) or (conversion,))
 
 
 def _holds(model: Model, target: Target, judged: Choice) -> bool:

@@ -12,6 +12,7 @@ from qbridge.findings.catalogue.code import Code
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Choice
+from qbridge.targets.derivation import Derivation
 from qbridge.targets.fusion import Groups
 from qbridge.targets.parallel import ANY, Parallel
 from qbridge.targets.serving import Served
@@ -26,8 +27,10 @@ class Target:
 
     The first that can hold the model is written, unless `keeps` and the source's own can; if none can, the one with
     the fewest problems says why. `reader` is what parses config.json, `parallel` the limits on what a rank holds;
-    `single_first` says that it reads model.safetensors before any index. `kernels` says which kernel serves each kind
-    of linear, None where nobody knows. `codes` are the catalogue entries of the findings that its rules alone have.
+    `single_first` says that it reads model.safetensors before any index; `as_is` are formats that it loads too, and
+    that are never written for it. `kernels` says which kernel serves each kind of linear, None where nobody knows.
+    `derivation` says what it builds from a config.json, None where nobody has read that.
+    `codes` are the catalogue entries of the findings that its rules alone have.
     `messages` are what it prints when it fails: a regular expression that finds it in a line, and the code that
     explains it, or a text where no code does. `prover` is the path of a script that is run by the Python of the
     engine's own environment, and proves that the engine loads a folder; None where there is none.
@@ -40,8 +43,10 @@ class Target:
     keeps: bool = False
     parallel: Parallel = ANY
     single_first: bool = False
+    as_is: tuple[Choice, ...] = ()
     kernels: Kernels | None = None
     codes: tuple[Code, ...] = ()
+    derivation: Derivation | None = None
     messages: tuple[tuple[str, str], ...] = ()
     prover: Path | None = None
 
@@ -72,7 +77,7 @@ class Target:
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The engine's limits on any of its formats, as wholes and split over ranks."""
-        return tuple(rule for choice in self.choices for rule in self.limits(choice, (1, 2)))
+        return tuple(rule for choice in (*self.choices, *self.as_is) for rule in self.limits(choice, (1, 2)))
 
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
@@ -85,12 +90,15 @@ class Target:
 
     def choice_of(self, format_name: str) -> Choice | None:
         """Its first choice of a format, None if it does not load the format."""
-        return next((choice for choice in self.choices if format_name == choice.format.NAME), None)
+        both = (*self.choices, *self.as_is)
+        return next((choice for choice in both if format_name == choice.format.NAME), None)
 
     def in_order(self, source_format: str) -> list[Choice]:
         """Its choices, best first for a source of some format."""
-        own = [choice for choice in self.choices if self.keeps and source_format == choice.format.NAME]
-        return [*own, *(choice for choice in self.choices if choice not in own)]
+        spare = [choice for choice in self.choices if choice.spare]
+        usual = [choice for choice in self.choices if not choice.spare]
+        own = [choice for choice in usual if self.keeps and source_format == choice.format.NAME]
+        return [*own, *(choice for choice in usual if choice not in own), *spare]
 
     def serving(self, model: Model, tp: int, capability: int) -> Sequence[Served]:
         """What serves each kind of linear on a GPU; nothing where its kernels are in no table."""

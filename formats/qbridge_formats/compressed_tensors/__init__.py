@@ -23,7 +23,7 @@ quantization/lifecycle/initialize.py; dialects of older releases from the wheels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -34,6 +34,7 @@ from qbridge.codecs.arrays import NARROWED, ZEROS, Constant, Filled, GroupIndex
 from qbridge.codecs.bits import BitPacked
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import global_scales, kv_scales_are_stored, zeros_fit
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
@@ -47,7 +48,7 @@ from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.source.reader import Source
 from qbridge_formats.compressed_tensors import floats as _ct_floats
-from qbridge_formats.compressed_tensors.config import Parsed, args_of, is_ours, parse
+from qbridge_formats.compressed_tensors.config import Matcher, Parsed, args_of, is_ours, parse
 from qbridge_formats.compressed_tensors.layers import ACT_ORDER, Found, inferred_layers, listed_layers
 from qbridge_formats.compressed_tensors.lists import ignore, source_block, targets
 
@@ -91,6 +92,21 @@ def read(source: Source, findings: Findings) -> Model:
         return assemble(NAME, source, config, {}, Findings())
     kv_cache = _kv_cache(source, block, findings)
     return assemble(NAME, source, config, _with_slots(listed), findings, kv_cache, listed.refused)
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: the groups whose targets match the names."""
+    block = find_block(config)
+    parsed = parse(block, Findings()) if block is not None and is_ours(block) else None
+    if parsed is None:
+        return None
+    matcher, found = Matcher(parsed, names), {}
+    for name in names:
+        group = matcher.group(name)
+        if group is not None and group.weight is not None and not matcher.ignored(name):
+            usual = DType.F16 if group.weight.type == "int" else DType.F32
+            found[name] = Assumed(group.weight, group.activation, _ct_floats.scale_dtype(group, None) or usual)
+    return found
 
 
 def _with_slots(found: Found) -> dict[str, tuple[Spec, Mapping[str, Slot]]]:

@@ -21,20 +21,21 @@ pytorch/nn/linear/blocked_fp8.py and static_fp8.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qbridge.architecture.names import is_kv_scale
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import FLOAT8_CACHE, float8_kv_scales, kv_scales_are_stored
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.ir.scheme import ActivationScheme, Granularity
+from qbridge.ir.scheme import ActivationScheme, CodeType, Granularity, WeightScheme
 from qbridge.ir.slots import Slot, by_kind
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
@@ -42,7 +43,7 @@ from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
 from qbridge_formats._shared.skip_lists import exact_entries, source_entries
 from qbridge_formats.fp8.config import FBGEMM, LISTS, METHOD, METHODS, float8_block, parse
-from qbridge_formats.fp8.layers import FLOAT8, read_layers
+from qbridge_formats.fp8.layers import FLOAT8, activation_of, read_layers
 
 NAME = "fp8"
 SUMMARY = "float8 weights with scales per block (DeepSeek, Qwen), tensor or channel (AutoFP8, FBGEMM)"
@@ -75,6 +76,19 @@ def read(source: Source, findings: Findings) -> Model:
     layers = {spec.name: (spec, layout(spec)) for spec in specs}
     config = without_quantization(source.config)
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: scales per block where it gives their size, per channel of FBGEMM, else per tensor."""
+    block = float8_block(config)
+    said = None if block is None else parse(block, Findings())
+    if said is None:
+        return None
+    kind: CodeType = "e5m2" if block is not None and "e5m2" in str(block.raw.get("fmt")) else "e4m3fn"
+    where = Granularity.CHANNEL if said.limit is not None else Granularity.TENSOR
+    weight = WeightScheme(8, Granularity.BLOCK if said.block else where, type=kind, block=said.block)
+    entry = Assumed(weight, activation_of(weight, said), DType.F8_E8M0 if said.power_of_two else DType.F32)
+    return {name: entry for name in names if not said.lists(name) and not name.endswith(".indexer.weights_proj")}
 
 
 def _slots(spec: Spec) -> dict[str, Slot]:

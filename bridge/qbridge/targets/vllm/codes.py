@@ -1,4 +1,4 @@
-"""QB220 to QB226 and QB272 to QB276: what vLLM refuses, or would silently compute wrongly."""
+"""QB220 to QB226, QB272 to QB276 and QB286: what vLLM refuses, or would silently compute wrongly."""
 
 from __future__ import annotations
 
@@ -113,5 +113,14 @@ ENTRIES = (
         "Convert it (--to vllm): compressed-tensors says that inputs are not quantized.",
         _MODELOPT,
         severity="warning",
+    ),
+    Code(
+        "QB286",
+        "vLLM has removed this model class",
+        "An older vLLM had the class that config.json names; this one stops before it reads a weight.",
+        "ValueError: Model architecture ... was supported in vLLM until ..., and is not supported anymore.",
+        "MPTForCausalLM",
+        "Serve it with a vLLM that has the class.",
+        "vllm 0.33.0, model_executor/models/registry.py (_PREVIOUSLY_SUPPORTED_MODELS)",
     ),
 )

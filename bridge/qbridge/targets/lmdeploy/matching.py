@@ -1,0 +1,89 @@
+"""What LMDeploy builds from the quantization block: where it looks for it, and how it matches its list.
+
+Sources: lmdeploy 0.18.0, pytorch/config.py (QuantizationConfig), pytorch/models/utils/model.py (update_quant_config),
+pytorch/models/qwen3.py and qwen3_moe.py (prefixes); turbomind/converter.py (search_nested_config).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.quantization_block import Block, find_block
+from qbridge.formats.rules import Problem
+from qbridge.ir.model import Model
+from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, strings, unseen
+from qbridge.targets.lmdeploy.pytorch import TURBOMIND_ARCHITECTURES
+
+_PYTORCH = "LMDeploy 0.18.0's PyTorch engine"
+_PLACES = ("quantization_config", "llm_config.quantization_config", "text_config.quantization_config")
+_FMTS = ("e4m3", "e5m2")
+# Classes that hand their linears the names that lists are matched with, as they are on disk.
+_PREFIXED = frozenset({"Qwen3ForCausalLM", "Qwen3MoeForCausalLM"})
+_MERGED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"} | dict.fromkeys(
+    ["gate_proj", "up_proj"], "gate_up_proj"
+)
+_SERVED = ("awq", "smooth_quant", "fp8")
+
+
+def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
+    """Where LMDeploy, by the engine that loads the model, would build something else than what the tensors are."""
+    block = seen(config, _PLACES)
+    if block is None:
+        yield from _elsewhere(config, model)
+        return
+    if block.method == "fp8" and block.raw.get("fmt", "e4m3") not in _FMTS:
+        fact = f"{block.raw['fmt']!r}: {_PYTORCH} stops: Unsupported fp8 fmt"
+        yield "QB284", Problem((fact,), where=(f"{block.key}.fmt",))
+    if model.slots and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
+        yield from _lists(block, model)
+
+
+def derive_turbomind(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
+    """Where TurboMind, which finds `quantization_config` at any depth, would see no block at all."""
+    block = find_block(config)
+    if block is not None and not block.key.endswith("quantization_config"):
+        yield from unseen(config, _PLACES, "LMDeploy 0.18.0's TurboMind engine")
+
+
+def _elsewhere(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
+    """A block that the PyTorch engine does not see; TurboMind may."""
+    block = find_block(config)
+    turbomind = block is not None and block.key.endswith("quantization_config")
+    if not turbomind or model.architecture not in TURBOMIND_ARCHITECTURES:
+        yield from unseen(config, _PLACES, _PYTORCH)
+
+
+def _lists(block: Block, model: Model) -> Iterator[tuple[str, Problem]]:
+    """An entry leaves out what is built, where that is a part of the entry: whole names and longer ones alone do."""
+    entries = strings(block.raw.get("ignored_layers")) or strings(block.raw.get("modules_to_not_convert"))
+    for entry in tuple(entries):
+        if ".experts" in entry and (".gate_proj" in entry or ".down_proj" in entry):
+            entries.append(f"{entry.split('.experts', 1)[0]}.experts")
+        else:
+            entries += [entry.replace(".q_proj", ".qkv_proj"), entry.replace(".gate_proj", ".gate_up_proj")]
+    architecture = Architecture.of_model(model)
+    units: dict[str, tuple[list[str], list[str]]] = {}
+    for side, names in enumerate(stored_linears(model)):
+        for name in names:
+            if architecture.is_decoder(name) and not architecture.is_router(name):
+                units.setdefault(_unit(name), ([], []))[side].append(name)
+
+    def answer(built: Built) -> Answer:
+        return not any(built.name in entry for entry in entries)
+
+    built = (Built(name, quantized=tuple(q), plain=tuple(p)) for name, (q, p) in units.items())
+    yield from deviations(built, answer, _PYTORCH, "it leaves out what an entry of its list contains the name of")
+
+
+def _unit(name: str) -> str:
+    """What it builds of a linear: q, k, v and gate, up are one, and so are all experts of a layer."""
+    if ".experts." in name:
+        return f"{name.split('.experts.', 1)[0]}.experts"
+    parent, _, leaf = name.rpartition(".")
+    return f"{parent}.{_MERGED.get(leaf, leaf)}"
+
+
+PYTORCH = Derivation(derive, ("QB280", "QB281", "QB283", "QB284"))
+TURBOMIND = Derivation(derive_turbomind, ("QB283",))

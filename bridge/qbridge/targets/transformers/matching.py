@@ -1,0 +1,150 @@
+"""Which linears transformers builds quantized: its lists, matched with the names that modules have in memory.
+
+Sources: transformers 5.24.0, conversion_mapping.py (names on disk and in memory), quantizers/auto.py (where the block
+lies), quantizers/quantizers_utils.py (should_convert_module) and quantizer_finegrained_fp8.py; compressed-tensors
+0.20.0, utils/match.py (is_match).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.names import is_head, is_routed
+from qbridge.architecture.quantization_block import Block
+from qbridge.formats.patterns import matches
+from qbridge.formats.rules import Problem
+from qbridge.ir.model import Model
+from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, strings, unseen
+
+ENGINE = "transformers 5.24.0"
+_PLACES = ("quantization_config", "text_config.quantization_config")
+_Renames = tuple[tuple[str, str], ...]
+_LLAVA: _Renames = (
+    (r"^language_model\.lm_head", "lm_head"),
+    (r"^language_model(?:\.model)?", "model.language_model"),
+    (r"^(vision_tower|multi_modal_projector|audio_tower)", r"model.\1"),
+)
+_QWEN2_VL: _Renames = (
+    (r"^visual", "model.visual"),
+    (r"^model(?!\.(?:language_model|visual))", "model.language_model"),
+)
+# Of multimodal classes; those of text alone are called on disk as in memory, their experts and routers left out.
+_RENAMES: Mapping[str, _Renames] = {
+    **dict.fromkeys(
+        [
+            *("Gemma3ForConditionalGeneration", "InternVLForConditionalGeneration", "LlavaForConditionalGeneration"),
+            *("LlavaNextForConditionalGeneration", "Mistral3ForConditionalGeneration"),
+            "VoxtralForConditionalGeneration",
+        ],
+        _LLAVA,
+    ),
+    **dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _QWEN2_VL),
+    **dict.fromkeys(
+        [
+            *("Glm4vForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3_5ForConditionalGeneration"),
+            *("Qwen3VLMoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+        ],
+        (),
+    ),
+}
+_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+
+
+def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
+    """Where transformers would build something else of a config.json than what the tensors are."""
+    yield from unseen(config, _PLACES, ENGINE)
+    block = seen(config, _PLACES)
+    method = None if block is None else _METHODS.get(block.method.replace("_", "-"))
+    if block is None or method is None or not model.slots:
+        return
+    renames = _RENAMES.get(model.architecture, ())
+    built = list(_built(model, renames))
+    how, answer = method(block, built, lambda name: _renamed(name, renames))
+    known = model.architecture in _RENAMES
+    architecture = Architecture.of_model(model)
+
+    def asked(unit: Built) -> Answer:
+        decoder = unit.kind == "head" or all(map(architecture.is_decoder, (*unit.quantized, *unit.plain)))
+        said = answer(unit)
+        return said if known or (decoder and architecture.known) or said is False else None
+
+    yield from deviations(built, asked, ENGINE, how)
+
+
+def _renamed(name: str, renames: _Renames) -> str:
+    """The name in memory; towers of CLIP and SigLIP have no `vision_model` there."""
+    for pattern, new in renames:
+        name = re.sub(pattern, new, name)
+    return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
+
+
+def _built(model: Model, renames: _Renames) -> Iterator[Built]:
+    """Every linear by its name in memory; routers and experts are no Linear there, drafts are left aside."""
+    architecture, head = Architecture.of_model(model), False
+    quantized, plain = stored_linears(model)
+    for side, names in enumerate((quantized, plain)):
+        for stored in names:
+            if is_routed(stored) or architecture.is_router(stored) or _left_aside(stored, architecture):
+                continue
+            if stored.endswith(".indexer.weights_proj"):  # it is kept in float32 (_keep_in_fp32_modules)
+                continue
+            kind: Any = "head" if is_head(stored) else "linear"
+            head = head or kind == "head"
+            parts = ((stored,), ()) if side == 0 else ((), (stored,))
+            yield Built(_renamed(stored, renames), kind, *parts)
+    if not head and architecture.known and architecture.tied:
+        yield Built("lm_head", "head", plain=("lm_head",))
+
+
+def _left_aside(stored: str, architecture: Architecture) -> bool:
+    parts = stored.split(".")
+    if "mtp" in parts or stored.endswith(("input_linear", "output_linear", "router.layer")) or "experts" in parts:
+        return True
+    number = next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part == "layers"), "")
+    tower = any("vision" in part or "visual" in part or "audio" in part for part in parts)
+    return bool(number.isdecimal() and not tower and architecture.layers and int(number) >= architecture.layers)
+
+
+Method = Callable[[Block, list[Built], Callable[[str], str]], tuple[str, Callable[[Built], Answer]]]
+
+
+def _fp8(block: Block, built: list[Built], rename: Callable[[str], str]) -> tuple[str, Callable[[Built], Answer]]:
+    given = block.raw.get("modules_to_not_convert")
+    keys = [rename(f"{key}.").removesuffix(".") for key in strings(given)]
+    patterns = {key: f"(?:{key}){_BOUNDARY}" for key in keys}
+    found = matches(patterns.values(), [unit.name for unit in built])
+
+    def answer(unit: Built) -> Answer:
+        if not isinstance(given, list) and unit.kind == "head":
+            return False
+        return not any(unit.name in found.of(pattern) or unit.name.endswith(key) for key, pattern in patterns.items())
+
+    return "it matches modules_to_not_convert as beginnings and ends of names in memory", answer
+
+
+def _compressed_tensors(
+    block: Block, built: list[Built], rename: Callable[[str], str]
+) -> tuple[str, Callable[[Built], Answer]]:
+    groups = block.raw.get("config_groups")
+    lists = [group.get("targets") for group in groups.values()] if isinstance(groups, dict) else []
+    targets = [target for names in lists for target in strings(names)]
+    ignore = strings(block.raw.get("ignore"))
+    expressions = [entry[3:] for entry in (*targets, *ignore) if entry.startswith("re:")]
+    found = matches(expressions, [unit.name for unit in built])
+
+    def hit(entries: Iterable[str], name: str) -> bool:
+        return any(
+            name in found.of(entry[3:]) if entry.startswith("re:") else entry in (name, "Linear") for entry in entries
+        )
+
+    def answer(unit: Built) -> Answer:
+        return hit(targets, unit.name) and not hit(ignore, unit.name)
+
+    return "it matches ignore and targets by the names of modules in memory, and classes", answer
+
+
+_METHODS: Mapping[str, Method] = {"fp8": _fp8, "compressed-tensors": _compressed_tensors}
+DERIVATION = Derivation(derive, ("QB280", "QB281", "QB283", "QB285"))

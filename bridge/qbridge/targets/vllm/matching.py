@@ -1,0 +1,142 @@
+"""Which linears vLLM builds quantized: its lists, matched as each of its methods matches them, with its names.
+
+Where the block may lie: vllm 0.33.0, transformers_utils/model_arch_config_convertor.py (get_quantization_config).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.names import is_head
+from qbridge.architecture.quantization_block import Block
+from qbridge.formats.rules import Problem
+from qbridge.ir.model import Model
+from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, unseen
+from qbridge.targets.vllm.methods import METHODS, Question
+from qbridge.targets.vllm.names import CLASSES, TEXT, Names
+
+ENGINE = "vLLM 0.33.0"
+PLACES = (
+    "quantization_config",
+    "compression_config",
+    "text_config.quantization_config",
+    "text_config.compression_config",
+)
+_FILES = {"gptq": "auto_gptq.py", "awq": "auto_awq.py", "compressed-tensors": "compressed_tensors.py"}
+
+
+def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
+    """Where vLLM would build something else of a config.json than what the tensors are."""
+    yield from unseen(config, PLACES, ENGINE)
+    block = seen(config, PLACES)
+    if block is not None:
+        yield from _values(block)
+    method = METHODS.get("" if block is None else block.method.replace("_", "-"))
+    architecture = Architecture.of_model(model)
+    if block is None or method is None or not model.slots:
+        return
+    names = CLASSES.get(architecture.name)
+    question = _question(block.raw, names or TEXT, model, architecture)
+    known = _known(names, architecture)
+    how, answer = method(question)
+
+    def asked(unit: Built) -> Answer:
+        if (names or TEXT).is_plain(unit.name, block.method) or _is_small(unit.name, block.method, config):
+            return False
+        said = answer(unit)
+        return said if known(unit) or said is False else None
+
+    yield from deviations(question.built, asked, ENGINE, f"{how} (vllm 0.33.0, {_FILES.get(block.method, 'fp8.py')})")
+
+
+def _values(block: Block) -> Iterator[tuple[str, Problem]]:
+    """Values of the block that vLLM takes for something else, or refuses."""
+    where = f"{block.key}.quant_method"
+    old = block.raw.get("quantization")
+    if not block.method and not (isinstance(old, dict) and block.raw.get("producer")):
+        yield "QB284", Problem((f"there is none: {ENGINE} takes the model for an unquantized one",), where=(where,))
+    if block.method == "intel/auto-round":
+        yield "QB284", Problem((f"{block.method!r}: {ENGINE} knows 'auto-round'",), where=(where,))
+    backend = block.raw.get("backend", block.raw.get("vllm_backend", "auto"))
+    if block.method == "auto-round" and backend not in _BACKENDS:
+        fact = f"{backend!r}: {ENGINE} stops: Unsupported backend"
+        yield "QB284", Problem((fact,), where=(f"{block.key}.backend",))
+    packing = block.raw.get("packing_format")
+    if block.method == "auto-round" and packing is not None and packing not in _PACKINGS:
+        fact = f"{packing!r}: {ENGINE} stops: Unsupported packing_format"
+        yield "QB284", Problem((fact,), where=(f"{block.key}.packing_format",))
+
+
+_BACKENDS = ("auto", "gptq", "gptq:marlin", "awq", "awq:marlin", "marlin")  # inc/inc.py
+_PACKINGS = tuple(f"auto_round:{name}" for name in ("auto_gptq", "auto_awq", "fp8", "llm_compressor"))
+
+
+def _known(names: Names | None, architecture: Architecture) -> Callable[[Built], bool]:
+    """Whether what vLLM builds of a unit is known: of classes in the table, and of towers where they were read."""
+
+    def known(unit: Built) -> bool:
+        decoder = all(architecture.is_decoder(part) for part in (*unit.quantized, *unit.plain))
+        return names is not None and (names.towers or decoder or unit.kind == "head")
+
+    return known
+
+
+def _is_small(name: str, method: str, config: Mapping[str, Any]) -> bool:
+    """SigLIP's MLPs of no whole multiples of 64 are quantized by no method but compressed-tensors (siglip.py)."""
+    vision = config.get("vision_config")
+    if (
+        method == "compressed-tensors"
+        or not isinstance(vision, dict)
+        or name.rpartition(".")[2] not in ("fc1", "fc2")
+    ):
+        return False
+    sizes = (vision.get("hidden_size"), vision.get("intermediate_size"))
+    return "siglip" in str(vision.get("model_type")) and any(type(size) is int and size % 64 for size in sizes)
+
+
+def _question(block: Mapping[str, Any], names: Names, model: Model, architecture: Architecture) -> Question:
+    quantized, plain = stored_linears(model)
+    units: dict[str, Built] = {}
+    present = {names.renamed(name) for name in (*quantized, *plain)}
+    for stored, side in (*((name, True) for name in quantized), *((name, False) for name in plain)):
+        if _is_draft(stored, architecture):
+            continue
+        name = names.renamed(stored)
+        if names.either and re.search(names.either, name):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        unit, kind = name, "head" if is_head(name) else "linear"
+        if experts := names.experts_of(name):
+            unit, kind = experts, "experts"
+        elif (merged := names.merges(parent, leaf)) and sum(f"{parent}.{n}" in present for n in merged[1]) > 1:
+            unit = f"{parent}.{merged[0]}"
+        known = units.get(unit, Built(unit, kind))  # type: ignore[arg-type]
+        units[unit] = (
+            replace(known, quantized=(*known.quantized, stored))
+            if side
+            else replace(known, plain=(*known.plain, stored))
+        )
+    modules = dict.fromkeys(info.stored.rpartition(".")[0] for info in model.tensors.values())
+    return Question(block, names, tuple(quantized), tuple(modules), tuple(units.values()))
+
+
+def _is_draft(stored: str, architecture: Architecture) -> bool:
+    """Layers for multi-token prediction, which are loaded as another model, and only if they are asked for."""
+    parts = stored.split(".")
+    if "mtp" in parts or "talker" in parts or "token2wav" in parts:
+        return True
+    number = next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part == "layers"), "")
+    count = architecture.layers
+    inside = architecture.is_decoder(stored) or not number.isdecimal() or count is None
+    return not inside and int(number) >= (count or 0) and _is_text(parts)
+
+
+def _is_text(parts: list[str]) -> bool:
+    return not any("vision" in part or "visual" in part or "audio" in part or part == "vpm" for part in parts)
+
+
+DERIVATION = Derivation(derive, ("QB280", "QB281", "QB282", "QB283", "QB284", "QB285"))

@@ -1,0 +1,78 @@
+"""check from config.json alone, in every format: what it assumes, and that it claims no more than it can know."""
+
+from __future__ import annotations
+
+import pytest
+
+import qbridge
+from qbridge.formats.assumed import assumed_model
+from support import ROOT, cli, copy_fixture, edit_json
+
+CASES = [
+    "auto_round/llama_gptq_sym",
+    "awq/llama_gemm",
+    "compressed_tensors/llama_fp8_block",
+    "compressed_tensors/llama_fp8_dynamic",
+    "compressed_tensors/llama_nvfp4",
+    "compressed_tensors/llama_mxfp4",
+    "compressed_tensors/llama_w8a8",
+    "compressed_tensors/llama_float_mixed",
+    "fp8/llama_blocks",
+    "fp8/llama_blocks_ue8m0",
+    "fp8/llama_fbgemm",
+    "fp8/llama_static",
+    "gptq/llama_v1_sym",
+    "modelopt/llama_fp8",
+    "modelopt/llama_fp8_block",
+    "modelopt/llama_mixed",
+    "modelopt/llama_mxfp8",
+    "modelopt/llama_nvfp4",
+    "modelopt/llama_w4a16_nvfp4",
+    "mxfp4/gpt_oss",
+]
+
+
+def bare(tmp_path, case, keep=("config.json",)):
+    src = copy_fixture(tmp_path, case)
+    for file in src.iterdir():
+        if file.name not in keep:
+            file.unlink()
+    return src
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_schemes_are_those_of_the_checkpoint_activations_included(case, tmp_path):
+    with qbridge.open(ROOT / "fixtures" / case / "model") as whole:
+        said = {name: (str(spec.weight), str(spec.activation)) for name, spec in whole.specs.items()}
+    alone = assumed_model(bare(tmp_path, case))
+    assert {name: (str(spec.weight), str(spec.activation)) for name, spec in alone.specs.items()} == said
+
+
+@pytest.mark.parametrize("target", ["vllm", "lmdeploy", "transformers"])
+@pytest.mark.parametrize("case", ["fp8/llama_blocks", "fp8/llama_static", "modelopt/llama_nvfp4"])
+def test_it_is_no_more_generous_than_the_checkpoint(case, target, tmp_path):
+    whole = qbridge.check(ROOT / "fixtures" / case / "model", target)
+    alone = qbridge.check(bare(tmp_path, case), target)
+    refused = {f.code for f in whole.findings if f.severity == "error"}
+    known = {f.code for f in alone.findings if f.severity == "error"}
+    assert refused - known <= {*alone.needs_tensors, *alone.needs_values, "QB287"}
+    assert alone.assumed and "QB263" in alone.needs_tensors and not whole.needs_tensors
+
+
+def test_what_it_cannot_know_is_said_and_is_no_yes(tmp_path):
+    done = cli("check", bare(tmp_path, "fp8/llama_blocks"), "--for", "vllm")
+    assert "needs tensors" in done.stdout and "QB280" in done.stdout and "it would be served" not in done.stdout
+
+
+def test_a_side_file_says_what_config_json_leaves_out(tmp_path):
+    src = bare(tmp_path, "modelopt/llama_nvfp4", ("config.json", "hf_quant_config.json"))
+    edit_json(src / "config.json", lambda config: config.pop("quantization_config", None) and None)
+    assert {spec.weight.type for spec in assumed_model(src).specs.values()} == {"e2m1"}
+
+
+def test_where_the_block_lies_is_judged(tmp_path):
+    src = bare(tmp_path, "fp8/llama_blocks")
+    edit_json(
+        src / "config.json", lambda c: c.update(llm_config={**c, "quantization_config": c.pop("quantization_config")})
+    )
+    assert "QB283" in {f.code for f in qbridge.check(src, "vllm").findings}

@@ -1,0 +1,163 @@
+"""LMDeploy: which model classes it has, and what it builds from the quantization block."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import qbridge
+from qbridge.targets.lmdeploy.pytorch import ARCHITECTURES, REMOVED, TURBOMIND_ARCHITECTURES
+from support import copy_fixture, edit_json, edit_quantization, facts, places, refusal, rewrite_tensors
+
+W8A8 = "compressed_tensors/llama_w8a8_rope"
+W4A16 = "compressed_tensors/llama_w4a16"
+
+
+def of_class(folder, *names, **keys):
+    edit_json(folder / "config.json", lambda config: config.update(architectures=list(names), **keys))
+    return folder
+
+
+def refusals(folder, target):
+    return [f for f in qbridge.check(folder, target).findings if f.code == "QB204"]
+
+
+@pytest.mark.parametrize("case", [W8A8, "awq/llama_gemm"])
+@pytest.mark.parametrize("name", ["MambaForCausalLM", "GraniteForCausalLM"])
+def test_a_class_that_it_never_had_stops_it(name, case, tmp_path):
+    src = of_class(copy_fixture(tmp_path, case), name)
+    assert "QB204" in refusal(src, 1, "QB204")
+    found = refusals(src, "lmdeploy")
+    assert {f.severity for f in found} == {"error"} and places(found) == {name} and "class" in facts(found)
+
+
+@pytest.mark.parametrize("name", ["BaichuanForCausalLM", "MllamaForConditionalGeneration"])
+def test_a_class_that_it_removed_stops_it_with_its_own_words(name, tmp_path):
+    src = of_class(copy_fixture(tmp_path, "awq/llama_gemm"), name)
+    found = refusals(src, "lmdeploy")
+    assert {f.severity for f in found} == {"error"} and "has been removed" in facts(found)
+
+
+def test_what_was_removed_is_served_by_the_version_that_had_it(tmp_path):
+    src = of_class(copy_fixture(tmp_path, "compressed_tensors/llama_w8a8"), "BaichuanForCausalLM")
+    qbridge.convert(src, tmp_path / "dst", "lmdeploy@0.6.2", allow=["incomplete"])
+    assert not refusals(tmp_path / "dst", "lmdeploy@0.6.2")
+
+
+def test_the_class_of_remote_code_comes_first(tmp_path):
+    src = of_class(
+        copy_fixture(tmp_path, "awq/llama_gemm"), "LlamaForCausalLM", auto_map={"AutoModelForCausalLM": "x.Y"}
+    )
+    assert places(refusals(src, "lmdeploy")) == {"Y"}
+    of_class(src, "Unheard", auto_map={"AutoModelForCausalLM": "remote.LlamaForCausalLM"})
+    assert not refusals(src, "lmdeploy")
+
+
+def test_any_of_its_classes_will_do(tmp_path):
+    src = of_class(copy_fixture(tmp_path, "awq/llama_gemm"), "Unheard", "LlamaForCausalLM")
+    assert not refusals(src, "lmdeploy")
+
+
+def test_the_tables_share_no_class_with_what_was_removed():
+    assert REMOVED.isdisjoint(ARCHITECTURES["0.18.0"]) and ARCHITECTURES["0.18.0"] >= TURBOMIND_ARCHITECTURES
+
+
+@pytest.mark.parametrize("target", ["lmdeploy", "lmdeploy-turbomind"])
+def test_where_turbomind_alone_loads_its_classes_decide(target, tmp_path):
+    src = of_class(copy_fixture(tmp_path, W4A16), "Phi3ForCausalLM")
+    found = [f for f in qbridge.check(src, target).findings if f.code == "QB204"]
+    assert {f.severity for f in found} == {"error"} and "TurboMind" in facts(found)
+
+
+# Which linears it builds quantized
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "model.layers.2.self_attn.q_proj",
+        "model.mtp.layers.0.mlp.down_proj",
+        "model.layers.0.self_attn.indexer.weights_proj",
+        "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj",
+        "vpm.encoder.layers.0.self_attn.q_proj",
+        "multi_modal_projector.layers.0.up_proj",
+    ],
+)
+def test_drafts_and_towers_are_none_of_its_quantized_linears(module, tmp_path):
+    src = copy_fixture(tmp_path, W8A8)
+    rewrite_tensors(src, lambda tensors: tensors.update({f"{module}.weight": np.ones((64, 64), np.float16)}))
+    edit_json(src / "config.json", lambda config: config["quantization_config"]["ignore"].append(module))
+    qbridge.convert(src, tmp_path / "dst", "lmdeploy")
+
+
+@pytest.mark.parametrize("module", ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"])
+def test_a_dense_linear_of_the_decoder_is_one(module, tmp_path):
+    src = copy_fixture(tmp_path, W8A8)
+
+    def undone(tensors):
+        shape = tensors.pop(f"{module}.weight").shape
+        tensors.pop(f"{module}.weight_scale")
+        tensors[f"{module}.weight"] = np.ones(shape, np.float16)
+
+    rewrite_tensors(src, undone)
+    edit_json(src / "config.json", lambda config: config["quantization_config"]["ignore"].append(module))
+    assert places(refusal(src, 1, "QB201")["QB201"]) == {module}
+
+
+# Its list, and where it looks for the block
+
+
+def derived(folder, target="lmdeploy"):
+    found = {}
+    for finding in qbridge.check(folder, target).findings:
+        if finding.code in ("QB280", "QB281", "QB283", "QB284"):
+            found.setdefault(finding.code, set()).update(finding.where)
+    return found
+
+
+def edit_list(folder, fn):
+    edit_quantization(folder, lambda block: block.update(modules_to_not_convert=fn(block["modules_to_not_convert"])))
+
+
+def test_what_convert_lists_is_what_it_matches(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/qwen3_partial")
+    dst = tmp_path / "dst"
+    qbridge.convert(src, dst, "lmdeploy")
+    assert qbridge.check(dst, "lmdeploy").ok
+    dense = sorted(qbridge.inspect(dst).unquantized_linears)
+    edit_list(dst, lambda entries: [])
+    missed = derived(dst)["QB280"]
+    assert missed and missed <= set(dense)
+    edit_list(dst, lambda entries: [".".join(name.split(".")[-2:]) for name in missed])  # shorter than its names
+    assert derived(dst)["QB280"] == missed
+
+
+def test_an_entry_that_holds_the_name_of_what_is_quantized(tmp_path):
+    src, dst = copy_fixture(tmp_path, "compressed_tensors/qwen3_w8a8"), tmp_path / "dst"
+    qbridge.convert(src, dst, "lmdeploy")
+    assert not derived(dst)
+    edit_quantization(dst, lambda block: block.update(modules_to_not_convert=["x.model.layers.0.mlp.down_proj.y"]))
+    assert derived(dst) == {"QB281": {"model.layers.0.mlp.down_proj"}}
+
+
+@pytest.mark.parametrize(("fmt", "known"), [("e4m3", True), ("float8_e4m3fn", False)])
+def test_words_for_float8_that_it_knows(fmt, known, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_lmdeploy_block")
+    edit_quantization(src, lambda block: block.update(fmt=fmt))
+    assert derived(src) == ({} if known else {"QB284": {"quantization_config.fmt"}})
+
+
+@pytest.mark.parametrize(("place", "seen"), [("text_config", True), ("llm_config", True), ("language_config", False)])
+def test_a_block_within_another_config(place, seen, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_lmdeploy_block")
+    edit_json(
+        src / "config.json", lambda c: c.update({place: {**c, "quantization_config": c.pop("quantization_config")}})
+    )
+    of_class(src, "MistralForCausalLM")
+    assert ("QB283" in derived(src)) is not seen
+
+
+def test_an_older_key_is_seen_by_neither_engine(tmp_path):
+    src = copy_fixture(tmp_path, W4A16)
+    edit_json(src / "config.json", lambda c: c.update(compression_config=c.pop("quantization_config")))
+    assert derived(src).keys() == derived(src, "lmdeploy-turbomind").keys() == {"QB283"}

@@ -1,0 +1,122 @@
+"""transformers: which float8 it reads natively, what it needs a package for, and how it matches lists."""
+
+from __future__ import annotations
+
+import pytest
+
+import qbridge
+from qbridge.ir.dtypes import DType
+from qbridge.ir.model import Model, TensorInfo
+from qbridge.targets.transformers.matching import DERIVATION
+from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
+
+
+def found(folder, *codes):
+    return [f for f in qbridge.check(folder, "transformers").findings if f.code in codes]
+
+
+def test_blocks_are_read_natively(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    assert qbridge.check(src, "transformers").ok and qbridge.check(src, "transformers").format == "fp8"
+
+
+@pytest.mark.parametrize("case", ["fp8/llama_static", "fp8/llama_fbgemm"])
+def test_scales_under_names_that_it_does_not_read(case, tmp_path):
+    src = copy_fixture(tmp_path, case)
+    assert {f.severity for f in found(src, "QB287")} == {qbridge.Severity.ERROR}
+    qbridge.convert(src, tmp_path / "dst", "transformers", allow=["drop-activation-details"])
+    done = qbridge.check(tmp_path / "dst", "transformers")
+    assert done.ok and done.format == "compressed-tensors"
+
+
+def test_scales_under_names_that_it_reads(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_static")
+    new = {"weight_scale": "weight_scale_inv", "input_scale": "activation_scale"}
+
+    def renamed(header):
+        parts = {name: name.rpartition(".") for name in header}
+        return {f"{a}{dot}{new.get(leaf, leaf)}": header[name] for name, (a, dot, leaf) in parts.items()}
+
+    edit_header(src / SINGLE, renamed)
+    assert not found(src, "QB287")
+
+
+@pytest.mark.parametrize(
+    ("case", "package"),
+    [
+        ("gptq/llama_v1_sym", "gptqmodel"),
+        ("awq/llama_gemm", "gptqmodel"),
+        ("auto_round/llama_gptq_sym", "auto-round"),
+    ],
+)
+def test_formats_that_need_a_package_are_loaded_and_never_written(case, package, tmp_path):
+    src = copy_fixture(tmp_path, case)
+    assert package in facts(found(src, "QB288")) and not found(src, "QB260")
+    report = qbridge.convert(src, tmp_path / "dst", "transformers", dry_run=True, allow=["rounded"])
+    assert report.format == "compressed-tensors"
+
+
+def test_asymmetric_experts_do_not_load():
+    from qbridge.ir.layer import Spec
+    from qbridge.ir.scheme import Granularity, WeightScheme
+    from qbridge.targets.registry import find_target
+
+    target = find_target("transformers")
+    (rule,) = [r for r in target.choice_of("compressed-tensors").rules if r.code == "QB231"]
+
+    def refused(symmetric):
+        name = "model.layers.0.mlp.experts.0.down_proj"
+        spec = Spec(name, 64, 64, WeightScheme(4, Granularity.GROUP, symmetric, group_size=32), DType.F16)
+        return list(rule.check(Model("compressed-tensors", {}, {name: spec}, {}, {})))
+
+    assert refused(False) and not refused(True)
+
+
+# Lists, by names in memory
+
+TOWER = "vision_tower.transformer.layers.0.attention.q_proj"
+VISUAL = "visual.blocks.0.attn.proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "method", "entries", "missed"),
+    [
+        ("Mistral3ForConditionalGeneration", TOWER, "compressed-tensors", ["re:vision_tower.*"], True),
+        ("Mistral3ForConditionalGeneration", TOWER, "compressed-tensors", ["re:.*vision_tower.*"], False),
+        ("Mistral3ForConditionalGeneration", TOWER, "compressed-tensors", [TOWER], True),
+        ("Mistral3ForConditionalGeneration", TOWER, "compressed-tensors", [f"model.{TOWER}"], False),
+        ("Qwen2_5_VLForConditionalGeneration", VISUAL, "compressed-tensors", ["re:visual.*"], True),
+        ("Qwen2_5_VLForConditionalGeneration", VISUAL, "compressed-tensors", ["re:(.*[.])?visual.*"], False),
+        ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["vision_tower"], False),
+        ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["model.vision_tower"], False),
+        ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["vision"], True),
+        ("LlamaForCausalLM", "model.layers.0.mlp.down_proj", "fp8", ["down_proj"], False),
+        ("LlamaForCausalLM", "model.layers.0.mlp.down_proj", "fp8", ["mlp.down"], True),
+        ("LlamaForCausalLM", "model.layers.0.mlp.down_proj", "compressed-tensors", ["down_proj"], True),
+    ],
+)
+def test_dense_linears_that_a_list_misses(name, stored, method, entries, missed):
+    key = "modules_to_not_convert" if method == "fp8" else "ignore"
+    block = {"quant_method": method, key: [*entries, "lm_head"]}
+    block |= {"config_groups": {"group_0": {"targets": ["Linear"]}}} if method != "fp8" else {}
+    config = {"architectures": [name], "num_hidden_layers": 1}
+    tensors = {n: TensorInfo(DType.BF16, (64, 64), n) for n in (f"{stored}.weight", "lm_head.weight")}
+    model = Model(method, config, {}, {"": {}}, tensors)
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB280": {stored}} if missed else {})
+
+
+def test_a_tied_head_that_is_not_listed_is_built_quantized(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/qwen2_w4a16_tied")
+    assert not found(src, "QB280")
+    edit_quantization(src, lambda block: block.update(ignore=[]))
+    assert places(found(src, "QB280")) == {"lm_head"}
+
+
+@pytest.mark.parametrize(("place", "seen"), [("text_config", True), ("llm_config", False)])
+def test_a_block_within_another_config(place, seen, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    edit_json(
+        src / "config.json", lambda c: c.update({place: {**c, "quantization_config": c.pop("quantization_config")}})
+    )
+    assert bool(found(src, "QB283")) is not seen

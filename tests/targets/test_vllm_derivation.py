@@ -1,0 +1,323 @@
+"""vLLM: what it builds from lists, by its names, against what is on disk."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import qbridge
+from qbridge.ir.dtypes import DType
+from qbridge.ir.model import Model, TensorInfo
+from qbridge.targets.vllm.matching import DERIVATION, PLACES
+from qbridge.targets.vllm.names import CLASSES, REMOVED
+from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
+
+DERIVED = {"QB280", "QB281", "QB282", "QB283", "QB284", "QB285", "QB286"}
+QKV = [f"model.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
+
+
+def derived(folder, target="vllm"):
+    """{code: places} of what is derived."""
+    found = {}
+    for finding in qbridge.check(folder, target).findings:
+        if finding.code in DERIVED:
+            found.setdefault(finding.code, set()).update(finding.where)
+    return found
+
+
+def of_class(folder, name, **keys):
+    edit_json(folder / "config.json", lambda config: config.update(architectures=[name], **keys))
+
+
+def below(folder, prefix):
+    """A text model's tensors below another name, in the header alone."""
+
+    def renamed(header):
+        found = {name if name == "__metadata__" else f"{prefix}{name}": entry for name, entry in header.items()}
+        return found
+
+    edit_header(folder / SINGLE, renamed)
+
+
+def planted(folder, *modules, shape=(64, 64)):
+    """Dense matrices beside what is there: BF16, so that codes of any dtype may lie beside them."""
+    data = (folder / SINGLE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    size, begin = 2 * shape[0] * shape[1], len(data) - 8 - length
+    with (folder / SINGLE).open("ab") as stream:
+        stream.write(bytes(size * len(modules)))
+
+    def longer(header):
+        for number, module in enumerate(modules):
+            at = begin + number * size
+            header[f"{module}.weight"] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
+
+    edit_header(folder / SINGLE, longer)
+
+
+def undone(folder, *modules):
+    """Quantized linears of float8 as dense ones, of the same dims."""
+
+    def changed(header):
+        for module in modules:
+            entry = header[f"{module}.weight"]
+            rows, columns = entry["shape"]
+            for leaf in ("weight_scale_inv", "weight_scale", "input_scale"):
+                header.pop(f"{module}.{leaf}", None)
+            header.pop(f"{module}.weight")
+            shapes[module] = (rows, columns)
+
+    shapes = {}
+    edit_header(folder / SINGLE, changed)
+    _compacted(folder)
+    for module, shape in shapes.items():
+        planted(folder, module, shape=shape)
+
+
+def _compacted(folder):
+    """Bytes that no tensor covers any more are left out of the file."""
+    data = (folder / SINGLE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    body, parts, at = data[8 + length :], [], 0
+
+    def moved(header):
+        nonlocal at
+        for entry in header.values():
+            if "data_offsets" in entry:
+                begin, end = entry["data_offsets"]
+                parts.append(body[begin:end])
+                entry["data_offsets"] = [at, at + end - begin]
+                at += end - begin
+
+    edit_header(folder / SINGLE, moved)
+    data = (folder / SINGLE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    (folder / SINGLE).write_bytes(data[: 8 + length] + b"".join(parts))
+
+
+# Lists of fp8: whole names
+
+
+DOWN = ("model.layers.0.mlp.down_proj",)
+
+
+@pytest.mark.parametrize("key", ["modules_to_not_convert", "ignored_layers"])
+def test_parts_of_names_are_nothing_to_fp8(key, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    undone(src, *DOWN)
+    edit_quantization(src, lambda block: block.pop("modules_to_not_convert", None) and None)
+    edit_quantization(src, lambda block: block.update({key: ["lm_head", "mlp.down_proj"]}))
+    found = [f for f in qbridge.check(src, "vllm").findings if f.code == "QB280"]
+    assert places(found) == set(DOWN) and "whole names" in facts(found)
+    edit_quantization(src, lambda block: block.update({key: list(DOWN)}))
+    assert not derived(src)
+
+
+def test_a_part_of_what_is_fused_must_not_be_listed_alone(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    edit_quantization(src, lambda block: block.update(modules_to_not_convert=["mlp", "lm_head", QKV[0]]))
+    assert derived(src).get("QB282") is None  # said by the reader: QB019
+    undone(src, QKV[0])
+    assert derived(src) == {} or "QB282" in derived(src)
+
+
+# GPTQ: parts of names, block lists, dynamic
+
+
+def gptq(tmp_path, **keys):
+    src = copy_fixture(tmp_path, "gptq/llama_v1_sym")
+    edit_quantization(src, lambda block: block.update(keys))
+    return src
+
+
+def test_lists_of_gptq_that_leave_out_attention(tmp_path):
+    lists = [["mlp.gate_proj", "mlp.up_proj"], ["mlp.down_proj"]]
+    found = derived(gptq(tmp_path, modules_in_block_to_quantize=lists))
+    assert found == {"QB281": {*QKV, "model.layers.0.self_attn.o_proj"}}
+
+
+def test_lists_of_gptq_with_half_of_what_is_fused(tmp_path):
+    lists = [["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]]
+    assert derived(gptq(tmp_path, modules_in_block_to_quantize=lists)) == {"QB282": set(QKV)}
+
+
+@pytest.mark.parametrize("lists", [None, [], [[]], [["self_attn", "mlp"]]])
+def test_lists_of_gptq_that_say_all_or_nothing(lists, tmp_path):
+    assert not derived(gptq(tmp_path, modules_in_block_to_quantize=lists))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "wanted"),
+    [
+        ({r"-:.*mlp\.down_proj": {}}, {"QB281": set(DOWN)}),
+        ({r"-:model\.layers\.0\.mlp\.down.*": {}, r"+:.*": {"bits": 4}}, {"QB281": {DOWN[0]}}),
+        ({r"-:mlp\.down_proj": {}}, {}),  # from the start of a name
+        ({r"-:.*qkv_proj": {}}, {"QB281": set(QKV)}),  # the name of what is fused
+    ],
+)
+def test_dynamic_of_gptq(dynamic, wanted, tmp_path):
+    src = gptq(tmp_path, dynamic=dynamic)
+    said = {f.code for f in qbridge.check(src, "gptq").findings if f.severity == "error"}
+    assert derived(src) == wanted or said
+
+
+# AWQ: any part of a name
+
+
+def test_a_router_s_name_within_a_gated_mlp_s(tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm")
+    edit_quantization(src, lambda block: block.update(modules_to_not_convert=["mlp.gate"]))
+    found = derived(src)
+    assert found.keys() == {"QB281"} and all(re.search(r"mlp\.(gate|up)_proj$", name) for name in found["QB281"])
+    edit_quantization(src, lambda block: block.update(modules_to_not_convert=None))
+    assert not derived(src)
+
+
+def test_a_quantized_linear_that_awq_lists(tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm")
+    edit_quantization(src, lambda block: block.update(modules_to_not_convert=["down_proj"]))
+    assert derived(src).keys() == {"QB281"}
+
+
+# Towers, by the names that vLLM gives them
+
+
+def with_tower(tmp_path, case, entries, key, name="Mistral3ForConditionalGeneration"):
+    src = copy_fixture(tmp_path, case)
+    below(src, "language_model.")
+    planted(src, *TOWER)
+    of_class(src, name)
+    edit_quantization(src, lambda block: block.update({key: entries}))
+    return src
+
+
+TOWER = [f"vision_tower.transformer.layers.0.attention.{leaf}_proj" for leaf in "qkvo"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "missed"),
+    [
+        (["model.vision_tower", "lm_head"], True),
+        (["vision_tower"], True),
+        ([f"model.{name}" for name in TOWER], False),
+        (TOWER, False),
+    ],
+)
+def test_a_tower_that_the_list_of_fp8_misses(entries, missed, tmp_path):
+    src = with_tower(tmp_path, "fp8/llama_blocks", entries, "modules_to_not_convert")
+    assert derived(src) == ({"QB280": set(TOWER)} if missed else {})
+
+
+@pytest.mark.parametrize(
+    ("entries", "missed"),
+    [
+        (["re:.*vision_tower.*", "re:.*lm_head"], False),
+        (["re:model.vision_tower.*", "lm_head"], True),
+        ([f"model.language_model.{name}" for name in TOWER], True),
+    ],
+)
+def test_a_tower_that_the_list_of_compressed_tensors_misses(entries, missed, tmp_path):
+    src = with_tower(tmp_path, "compressed_tensors/llama_fp8_dynamic", entries, "ignore")
+    done = qbridge.check(src, "vllm")  # what the format itself says of them comes first
+    wrong = {f.code for f in done.findings if f.severity == "error" and not set(TOWER).isdisjoint(f.where)}
+    assert bool(wrong) is missed and done.ok is not missed
+
+
+def test_a_tower_of_a_class_that_was_not_read_is_a_warning(tmp_path):
+    name = "InternVLForConditionalGeneration"
+    src = with_tower(tmp_path, "fp8/llama_blocks", ["lm_head"], "modules_to_not_convert", name)
+    assert derived(src) == {"QB285": set(TOWER)}
+    assert qbridge.Severity.WARNING in {f.severity for f in qbridge.check(src, "vllm").findings if f.code == "QB285"}
+
+
+def test_drafts_are_loaded_apart(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    planted(src, "mtp.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj")
+    assert not derived(src)
+
+
+# Where the block lies, and what it lacks
+
+
+@pytest.mark.parametrize(
+    ("place", "seen"),
+    [("text_config", True), ("llm_config", False), ("language_config", False)],
+)
+def test_a_block_within_another_config(place, seen, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    edit_json(
+        src / "config.json", lambda c: c.update({place: {**c, "quantization_config": c.pop("quantization_config")}})
+    )
+    found = derived(src)
+    assert ("QB283" in found) is not seen
+    assert seen or found["QB283"] == {f"{place}.quantization_config"}
+
+
+def test_an_older_key_is_read(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_fp8_dynamic")
+    edit_json(src / "config.json", lambda c: c.update(compression_config=c.pop("quantization_config")))
+    assert not derived(src)
+
+
+def test_a_block_without_a_method_is_none(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_fp8_dynamic")
+    edit_quantization(src, lambda block: block.pop("quant_method") and None)
+    assert derived(src) == {"QB284": {"quantization_config.quant_method"}}
+
+
+@pytest.mark.parametrize("name", ["MotifForCausalLM", "GritLM"])
+def test_classes_that_vllm_removed(name, tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm")
+    of_class(src, name)
+    assert derived(src)["QB286"] == {name} and "QB286" not in derived(src, "vllm@0.23.0")
+    with pytest.raises(qbridge.QBridgeError, match="QB286"):
+        qbridge.convert(src, tmp_path / "dst", "vllm")
+
+
+def test_the_tables_agree():
+    assert CLASSES.keys().isdisjoint(REMOVED) and PLACES[0] == "quantization_config"
+
+
+# Experts
+
+
+def mixture(entries, stored, stacked=False, **block):
+    """A model of one layer's experts: two of them quantized, or a stack that is not."""
+    names = [f"model.layers.0.mlp.experts.{e}.{p}_proj" for e in (0, 1) for p in ("gate", "up", "down")]
+    shape = (2, 64, 64) if stacked else (64, 64)
+    tensors = {f"{name}.weight": TensorInfo(DType.BF16, shape, f"{name}.weight") for name in stored or names}
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 1}
+    model = Model("fp8", config, {}, {"": {}}, tensors)
+    return {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "missed"), [([], True), (["model.layers.0.mlp.experts"], False), (["re:.*experts.*"], False)]
+)
+def test_unquantized_experts_must_be_listed_by_name(entries, missed):
+    block = {"quant_method": "compressed-tensors", "ignore": entries}
+    block["config_groups"] = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8}}}
+    stored = ["model.layers.0.mlp.experts.gate_up_proj"]
+    found = mixture(entries, stored, True, **block)
+    assert ("QB280" in found) is (missed or entries == ["model.layers.0.mlp.experts"])
+
+
+# AutoRound as it is
+
+
+@pytest.mark.parametrize(
+    ("case", "ok"),
+    [("llama_gptq_sym", True), ("llama_awq_asym", True), ("llama_gptq_asym", False), ("llama_3bit_asym", False)],
+)
+def test_autoround_is_taken_as_it_is_where_a_kernel_is(case, ok, tmp_path):
+    src = copy_fixture(tmp_path, f"auto_round/{case}")
+    done = qbridge.check(src, "vllm")
+    said = {f.code for f in done.findings if f.severity == "error"}
+    assert "QB260" not in said and done.ok is ok, said
+
+
+def test_an_autoround_backend_that_vllm_does_not_know(tmp_path):
+    src = copy_fixture(tmp_path, "auto_round/llama_gptq_sym")
+    edit_quantization(src, lambda block: block.update(backend="auto_round:gptq:exllamav2"))
+    assert derived(src) == {"QB284": {"quantization_config.backend"}}

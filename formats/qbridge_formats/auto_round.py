@@ -34,7 +34,7 @@ from qbridge.formats.common_rules import (
     widths,
     zeros_fit,
 )
-from qbridge.formats.patterns import Matches, matches
+from qbridge.formats.patterns import Matches
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType
@@ -46,6 +46,7 @@ from qbridge_formats._shared import awq_linear as _awq_layers
 from qbridge_formats._shared import gptq_linear as _gptq_layers
 from qbridge_formats._shared.gptq_linear import Scheme, Zeros, modules_of, zero_biases
 from qbridge_formats._shared.gptq_lists import within_layer
+from qbridge_formats._shared.scope import Scope
 from qbridge_formats._shared.skip_lists import PLAIN
 from qbridge_formats._shared.unquantized import Unquantized, whole_experts, with_fused
 
@@ -90,10 +91,13 @@ def read(source: Source, findings: Findings) -> Model:
     refused: set[str] = set()
     modules = modules_of(source)
     empty = zero_biases(source, modules)
-    matched = _matched(source, block, modules)
+    scope = Scope.of(key_path, modules)
+    matched = _matched(source, block, modules, scope)
     for module in modules:
         try:
-            scheme = _scheme(block, module, matched)
+            scheme, skipped = _scheme(block, scope.names(module), matched)
+            if skipped:
+                findings.add("QB019", module, ("extra_config leaves it unquantized, and it has a qweight",))
             spec = _spec(source, module, scheme, packing, module in empty, findings)
             found[module] = (spec, layout(spec))
         except ValueError as fault:
@@ -133,26 +137,32 @@ def _extra(block: Mapping[str, Any]) -> Mapping[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
-def _matched(source: Source, block: Mapping[str, Any], modules: list[str]) -> Matches:
+def _matched(source: Source, block: Mapping[str, Any], modules: list[str], scope: Scope) -> Matches:
     """What the keys of extra_config match that are no names themselves; AutoRound lists every module that differs."""
-    known = {*modules, *(module_of(name)[0] for name in source.tensors)}
-    return matches((key for key in _extra(block) if key not in known), modules, whole=True)
+    stored = {*modules, *(module_of(name)[0] for name in source.tensors)}
+    known = {name for module in stored for name in scope.names(module)}
+    return scope.matches((key for key in _extra(block) if key not in known), modules, whole=True)
 
 
-def _scheme(block: Mapping[str, Any], module: str, matched: Matches) -> Scheme:
-    """The model's scheme with what extra_config says of the module: by its name, a regex, or the name's end."""
-    extra = _extra(block)
-    if module not in extra and matched.faults:
+def _scheme(block: Mapping[str, Any], names: tuple[str, ...], matched: Matches) -> tuple[Scheme, bool]:
+    """(the scheme of a module with a qweight, whether extra_config leaves it unquantized all the same).
+
+    The model's scheme with what extra_config says: by one of the module's names, a regex, or the name's end.
+    """
+    extra, module = _extra(block), names[0]
+    key = next((name for name in names if name in extra), None)
+    if key is None and matched.faults:
         raise ValueError(f"extra_config: {next(iter(matched.faults.values()))}")
-    key = module if module in extra else next((key for key in extra if module in matched.of(key)), None)
+    key = key or next((key for key in extra if module in matched.of(key)), None)
     key = key or next((key for key in extra if module.endswith(f".{key}")), None)
     own = extra.get(key) if key else {}
     keys = {**block, **(own if isinstance(own, dict) else {})}
-    if keys["bits"] == _UNQUANTIZED:
-        raise ValueError("the config leaves it unquantized (extra_config), and it has a qweight")
+    skipped = keys["bits"] == _UNQUANTIZED
+    if skipped:
+        keys, own = {**block}, {}
     if (type(keys["bits"]), type(keys["group_size"]), type(keys["sym"])) != (int, int, bool):
         raise ValueError(f"extra_config says {own!r}")
-    return Scheme(keys["bits"], keys["group_size"], keys["sym"])
+    return Scheme(keys["bits"], keys["group_size"], keys["sym"]), skipped
 
 
 def layout(spec: Spec) -> dict[str, Slot]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from qbridge.source.reader import Source, stamp_of
 from qbridge.source.safetensors import HeaderError, read_header
 from qbridge.source.stored import StoredTensor
 from qbridge.source.weight_files import (
+    HEAD,
     INDEX,
     SINGLE,
     WEIGHTS,
     check_pickles,
+    drafts_outside,
+    index_name,
     is_stale,
     json_object,
     pickle_names,
@@ -30,10 +33,10 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     """Open a folder; raises QBridgeError with everything that is wrong with config, index and headers."""
     root = Path(path)
     if not (root / "config.json").is_file():
-        fact = "there is no config.json" if root.is_dir() else "there is no such folder"
-        raise error("QB001", str(root), (fact,))
+        raise error("QB001", str(root), _no_config(root))
     config = json_object(root, "config.json", findings)
-    index = weight_map(root, findings) if (root / INDEX).is_file() else None
+    named = index_name(root)
+    index = weight_map(root, findings, named) if named else None
     findings.stop_on_errors()
     stale = index if index and is_stale(root, index) else None
     index = None if stale else index
@@ -45,14 +48,31 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     shards = {name: root / name for name in found}
     stamps = {file: stamp_of(file) for file in shards.values()}
     tensors = _headers(root, shards, findings)
+    unstored: tuple[str, ...] = ()
     if index is not None and tensors is not None and (found == names or findings.allows("QB003")):
         held = {name: file for name, file in index.items() if str(Path(file)) in shards}
-        _check_index(shards, held, tensors, findings)
+        unstored = tuple(sorted(name for name in held.keys() - tensors.keys() if name.endswith(HEAD)))
+        _check_index(shards, {n: file for n, file in held.items() if n not in unstored}, tensors, findings)
     if stale and tensors:
-        findings.add("QB040", INDEX, _stale(stale, tensors))
-    sides = _side_files(root, names, findings)
+        findings.add("QB040", named, _stale(stale, tensors))
+    for file, more in drafts_outside(root, names, config or {}, tensors or {}).items():
+        findings.add("QB044", file.name, (f"{len(more)} tensors, such as {next(iter(more))}",))
+        shards[file.name], stamps[file] = file, stamp_of(file)
+        tensors = {**(tensors or {}), **more}
+    sides = _side_files(root, {*names, *shards, named}, findings)
     findings.stop_on_errors()
-    return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps)
+    return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps, unstored=unstored)
+
+
+def _no_config(root: Path) -> tuple[str, ...]:
+    """Why a folder is none of a checkpoint."""
+    if not root.is_dir():
+        return ("there is no such folder",)
+    if (root / "params.json").is_file():
+        return (
+            "there is no config.json, but a params.json: config and names of Mistral's own format, which is not read",
+        )
+    return ("there is no config.json",)
 
 
 def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
@@ -137,9 +157,9 @@ def _check_index(
             findings.add("QB005", names, (fact,))
 
 
-def _side_files(root: Path, shards: Sequence[str], findings: Findings) -> list[Path]:
-    """Every other file to carry over, folders included; hidden ones belong to git and to caches."""
-    ours = {"config.json", INDEX, MANIFEST, *shards}
+def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[Path]:
+    """Every file to carry over that is not `read`, folders included; hidden ones belong to git and to caches."""
+    ours = {"config.json", INDEX, MANIFEST, *read}
     found, behind = [], []
     for folder, folders, files in os.walk(root, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -48,13 +48,19 @@ from qbridge.passes.regroup import Regroup
 from qbridge.source.reader import Source
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Parsed, args_of, is_ours, parse
-from qbridge_formats.compressed_tensors.layers import ACT_ORDER, Found, inferred_layers, listed_layers
+from qbridge_formats.compressed_tensors.layers import Found, inferred_layers, listed_layers
 from qbridge_formats.compressed_tensors.lists import ignore, source_block, targets
+from qbridge_formats.compressed_tensors.reader import ACT_ORDER
 
 NAME = "compressed-tensors"
 SUMMARY = "llm-compressor's format: integers of 1 to 8 bits, FP8, NVFP4, MXFP4, MXFP8 (W8A8, W4A16 ...)"
 ALIASES = ("llm-compressor",)
 
+_SPARSE: Mapping[str, str] = {
+    "marlin-24": "half of the codes stored, with an index of their places (meta), in Marlin's order",
+    "sparse-24-bitmask": "the others stored, with a mask of their places",
+    "sparse-bitmask": "the others stored, with a mask of their places",
+}
 SCHEMA_VERSION = "0.20.0"  # the newest schema that what we write was validated with
 
 
@@ -85,12 +91,19 @@ def read(source: Source, findings: Findings) -> Model:
         block = parse(found, findings)
     if block is None:
         return assemble(NAME, source, config, {}, Findings())
+    if sparse := [str(kind) for kind in (block.raw.get("format"), *_formats(block)) if kind in _SPARSE]:
+        findings.add("QB101", f"{block.key}.format", (f"{sparse[0]}: weights of 2:4 sparsity, {_SPARSE[sparse[0]]}",))
+        return assemble(NAME, source, config, {}, Findings())
     _refuse_more_mathematics(block, findings)
     listed = listed_layers(source, block, findings)
     if listed is None:
         return assemble(NAME, source, config, {}, Findings())
     kv_cache = _kv_cache(source, block, findings)
     return assemble(NAME, source, config, _with_slots(listed), findings, kv_cache, listed.refused)
+
+
+def _formats(block: Parsed) -> list[str | None]:
+    return [group.format for group in block.groups]
 
 
 def _with_slots(found: Found) -> dict[str, tuple[Spec, Mapping[str, Slot]]]:

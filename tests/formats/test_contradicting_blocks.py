@@ -307,6 +307,6 @@ def test_quantized_experts_in_one_tensor_are_named(src):
         tensors[f"{experts}.gate_up_proj_scale"] = np.ones((4, 1, 16), np.float16)
 
     rewrite_tensors(src, fuse)
-    found = refusal(src, 1, "QB101")["QB101"]
-    assert places(found) == {experts} and "experts fused into one tensor" in facts(found)
-    refusal(src, 1, "QB101", allow=["unknown-tensors"])
+    found = refusal(src, 3, "QB018", allow=["unknown-tensors"])["QB018"]
+    assert places(found) == {f"{experts}.gate_up_proj", f"{experts}.gate_up_proj_scale"}
+    assert "experts fused into one tensor" in facts(found) and "I8[4, 8, 16]" in facts(found)

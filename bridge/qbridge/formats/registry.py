@@ -172,10 +172,12 @@ def _account(
     for info in (rest[name] for name in sorted_out.parts):
         if len(info.shape) > 2 and not info.dtype.is_float and is_fused_experts(info.stored):
             fused.setdefault(module_of(info.stored)[0], f"{info.stored} is {info.dtype}{list(info.shape)}")
-    for module, fact in fused.items():
-        findings.add("QB101", module, (f"{fact}: quantized experts fused into one tensor",))
     for name in sorted_out.parts:
-        if module_of(rest[name].stored)[0] not in (*refused, *fused):
+        module = module_of(rest[name].stored)[0]
+        if module in fused:
+            fact = f"quantized experts fused into one tensor, which is not read here: {fused[module]}"
+            findings.add("QB018", rest[name].stored, (fact,), final=True)
+        elif module not in refused:
             fact = "codes or scales, by dtype or name, of a layer that is not read here: never carried over"
             findings.add("QB018", rest[name].stored, (fact,), final=True)
     for name in sorted_out.strange:

@@ -54,7 +54,7 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
 from qbridge_formats._shared.skip_lists import kept_wildcards, source_entries, wildcard_entries
 from qbridge_formats._shared.unquantized import Unquantized
-from qbridge_formats.modelopt.claims import Claims
+from qbridge_formats.modelopt.claims import Claims, algo_for, is_quantized, judge_plain
 from qbridge_formats.modelopt.config import (
     KV_CACHES,
     KV_SCHEMES,
@@ -95,8 +95,6 @@ ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
     ),
     "W4A16_NVFP4": (_NV4, None),
 }
-_SCALES = frozenset({"weight_scale", "weight_scale_inv", "weight_scale_2"})
-_SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 
 
 def sniff(source: Source) -> Match | str:
@@ -120,12 +118,12 @@ def read(source: Source, findings: Findings) -> Model:
             findings.add("QB013", "config.json", (f"neither it nor {SIDE_FILE} is ModelOpt's",))
         return assemble(NAME, source, config, {}, Findings())
     modules = _matrices(source)
-    coded = [module for module, own in modules.items() if _is_quantized(own)]
+    coded = [module for module, own in modules.items() if is_quantized(own)]
     claims = Claims(said, modules, coded, source.config)
     layers: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
     for module in coded:
-        algo = _algo_for(module, modules[module], claims, findings)
+        algo = algo_for(module, modules[module], claims, findings)
         try:
             spec = _spec(module, modules[module], algo) if algo else None
         except ValueError as fault:
@@ -135,7 +133,7 @@ def read(source: Source, findings: Findings) -> Model:
             refused.add(module)
         else:
             layers[module] = (spec, layout(spec))
-    _judge_plain(modules, claims, findings)
+    judge_plain(modules, claims, findings)
     kv_cache = KV_CACHES[said.kv_cache] if said.kv_cache else {}
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
 
@@ -159,71 +157,6 @@ def _matrices(source: Source) -> dict[str, ModuleTensors]:
     """Modules that own a weight matrix, with all their tensors."""
     modules = tensors_of_modules(source)
     return {m: own for m, own in modules.items() if "weight" in own and len(own["weight"].shape) == 2}
-
-
-def _is_quantized(own: ModuleTensors) -> bool:
-    return not _SCALES.isdisjoint(own) or not own["weight"].dtype.is_float
-
-
-def _algo_for(module: str, own: ModuleTensors, claims: Claims, findings: Findings) -> str | None:
-    """The algorithm of a module whose weight is codes; None with a finding."""
-    algo = claims.algo(module)
-    if algo is None:
-        algo = _shown(own)
-        if algo is None:
-            findings.add("QB013", module, ("its weight is quantized and quantized_layers does not name it",))
-            return None
-        findings.add("QB019", module, (f"quantized_layers does not name it: its tensors are those of {algo}",))
-    elif module in claims.excluded:
-        findings.add("QB019", module, ("the list of what is not quantized has it",))
-    if own["weight"].dtype.is_float:
-        findings.add("QB016", module, (f"weight is {own['weight'].dtype} beside a scale: it is not quantized",))
-        return None
-    found = [leaf for leaf in _SIDE_TENSORS if leaf in own]
-    if found:
-        findings.add("QB102", module, (f"{found[0]}: more mathematics than a weight and its scales",))
-        return None
-    return algo
-
-
-def _shown(own: ModuleTensors) -> str | None:
-    """The algorithm that tensors alone show; None where they do not fit one, or several."""
-    weight, scale = own["weight"], own.get("weight_scale")
-    if weight.dtype is DType.U8 and "weight_scale_2" in own and scale and scale.dtype is DType.F8_E4M3:
-        return "NVFP4" if "input_scale" in own else "W4A16_NVFP4"
-    if weight.dtype is not DType.F8_E4M3:
-        return None
-    if "weight_scale_inv" in own:
-        return "FP8_PB_WO"
-    if scale is None or (scale.dtype is DType.U8) == scale.dtype.is_float:
-        return None
-    rows = weight.shape[0]
-    kinds = {
-        "MXFP8": scale.dtype is DType.U8 and "input_scale" not in own,
-        "FP8": scale.shape in ((), (1,)) and "input_scale" in own,
-        "FP8_PER_CHANNEL_PER_TOKEN": rows > 1 and scale.shape in ((rows,), (rows, 1)) and "input_scale" not in own,
-        "FP8_PB_WO": len(scale.shape) == 4,
-    }
-    return next((algo for algo, is_it in kinds.items() if is_it), None)
-
-
-def _judge_plain(modules: Mapping[str, ModuleTensors], claims: Claims, findings: Findings) -> None:
-    """Float weights that the config takes for quantized: they lost their codes (QB015), or never had any (QB042)."""
-    doubted, plain = {}, []
-    for module, own in modules.items():
-        if _is_quantized(own) or not claims.takes_in(module):
-            continue
-        fact = claims.doubt(module)
-        if fact:
-            doubted[module] = f"weight is {own['weight'].dtype} and no weight_scale lies beside it: {fact}"
-        else:
-            plain.append(module)
-    elsewhere = claims.excluded_elsewhere(doubted)
-    for module, fact in doubted.items():
-        if module not in elsewhere:
-            findings.add("QB015", module, (fact,))
-    if noted := [*plain, *elsewhere]:
-        findings.add("QB042", noted)
 
 
 def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:

@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import torch as torch_file
 
 import qbridge
-from support import copy_fixture, edit_json, edit_quantization, facts, places, refusal, rewrite_tensors
+from support import SINGLE, copy_fixture, edit_json, edit_quantization, facts, places, refusal, rewrite_tensors
 
 DOWN, UP = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"
 PLAIN = (
@@ -95,6 +96,30 @@ def test_a_plain_layer_of_the_only_block_is_lost_if_what_is_beside_it_is_quantiz
 
     rewrite_tensors(src, cut)
     assert places(refusal(src, 3, "QB015")["QB015"]) == {DOWN}
+
+
+def test_a_block_of_which_nothing_is_quantized_was_left_so(src, tmp_path):
+    mlp = [f"model.layers.0.mlp.{leaf}_proj" for leaf in ("gate", "up", "down")]
+    rewrite_tensors(src, lambda tensors: make_plain(tensors, *mlp))
+    assert set(note_of(src).where) == set(mlp)
+    qbridge.convert(src, tmp_path / "out", "compressed-tensors")
+    assert set(mlp) <= set(block_of(tmp_path / "out")["ignore"])
+    assert qbridge.verify(src, tmp_path / "out").same
+
+
+@pytest.mark.parametrize("lost", [("gate_proj", "up_proj", "down_proj"), ("down_proj",)])
+def test_an_expert_may_be_left_plain_as_a_whole(lost, tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/qwen3_moe_w8a8")
+    expert = "model.layers.1.mlp.experts.1"
+    modules = [f"{expert}.{leaf}" for leaf in lost]
+    tensors = torch_file.load_file(src / SINGLE)
+    for module in modules:
+        tensors[f"{module}.weight"] = tensors[f"{module}.weight"].bfloat16() * tensors.pop(f"{module}.weight_scale")
+    torch_file.save_file(tensors, src / SINGLE, metadata={"format": "pt"})
+    if len(lost) == 3:
+        assert set(note_of(src).where) == set(modules)
+    else:
+        assert places(refusal(src, 3, "QB015", "vllm")["QB015"]) == set(modules)
 
 
 def test_layers_that_are_plain_everywhere_were_never_quantized(src):

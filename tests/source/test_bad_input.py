@@ -193,6 +193,21 @@ def test_links_beside_the_blobs_of_a_hugging_face_cache_are_refused(src):
     assert SINGLE in linked and places(refusal(snapshot, 3, "QB006")["QB006"]) == linked
 
 
+@pytest.mark.parametrize("place", ["models--x/blobs", "models--x/other", "datasets--x/blobs", "blobs"])
+def test_links_into_a_cache_elsewhere_are_followed_to_blobs_alone(place, src, tmp_path):
+    blob = tmp_path / "cache" / place / f"{7:064x}"
+    blob.parent.mkdir(parents=True)
+    (src / SINGLE).rename(blob)
+    (src / SINGLE).symlink_to(blob)
+    if place == "models--x/blobs":
+        assert qbridge.convert(src, tmp_path / "dst", "lmdeploy").layers == 14
+        blob.rename(blob.with_name("secret"))
+        (src / SINGLE).unlink()
+        (src / SINGLE).symlink_to(blob.with_name("secret"))
+        shutil.rmtree(tmp_path / "dst")
+    assert places(refusal(src, 3, "QB006")["QB006"]) == {SINGLE}
+
+
 def test_side_file_that_links_out_of_the_folder_is_not_copied(src):
     (src.parent / "secret").write_text("of this machine")
     (src / "notes.txt").symlink_to(src.parent / "secret")

@@ -118,10 +118,19 @@ def _is_inside(root: Path, name: str, findings: Findings) -> bool:
 
 
 def _stays(root: Path, file: Path) -> bool:
-    """Whether a file, its links followed, lies in the folder or in the blobs of its Hugging Face cache."""
-    home = root.resolve()
+    """Whether a file, its links followed, lies in the folder or in the blobs of a Hugging Face cache.
+
+    A folder of the cache has its own blobs; `--local-dir` of huggingface_hub before 0.23 left links into the cache.
+    """
+    home, there = root.resolve(), file.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    return any(file.resolve().is_relative_to(place) for place in homes)
+    return any(there.is_relative_to(place) for place in homes) or _is_blob(there)
+
+
+def _is_blob(file: Path) -> bool:
+    """Whether a file is one of a Hugging Face cache by its whole path: models--owner--name/blobs/<digest>."""
+    digest = len(file.name) in (40, 64) and not set(file.name) - set("0123456789abcdef")
+    return digest and file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
 
 
 def _headers(root: Path, shards: Mapping[str, Path], findings: Findings) -> dict[str, StoredTensor] | None:

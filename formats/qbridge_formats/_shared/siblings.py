@@ -24,13 +24,16 @@ class Siblings:
     """The quantized modules by their families.
 
     A layer after the last that config.json counts is one for multi-token prediction: it has siblings among its like
-    alone. Where a module is the only one of its family, what is beside it in its block stands for siblings.
+    alone. A module that lost its codes lost them alone: a block of which nothing is quantized (an expert that no
+    calibration reached, an MLP of the first layer) was left so. Where a module is the only one of its family, what is
+    beside it in its block stands for siblings.
     """
 
     def __init__(self, modules: Iterable[str], quantized: Iterable[str], config: Mapping[str, Any]) -> None:
         """Sort the `modules` that own a matrix, and those of them that are quantized; `config` counts the layers."""
         self._layers = Architecture.of(config).layers
         self._sizes = Counter(self._family(module) for module in modules)
+        self._blocks = Counter(module.rpartition(".")[0] for module in modules)
         self._of_family: dict[tuple[str, bool], str] = {}
         self._of_block: dict[str, str] = {}
         for module in quantized:
@@ -39,10 +42,11 @@ class Siblings:
 
     def of(self, module: str) -> str | None:
         """A quantized module that shows how this one should be; None if there is none."""
-        of_family = self._family(module)
-        if of_family in self._of_family or self._sizes[of_family] > 1 or not _NUMBER.search(module):
-            return self._of_family.get(of_family)
-        return self._of_block.get(module.rpartition(".")[0])
+        of_family, block = self._family(module), module.rpartition(".")[0]
+        sibling, beside = self._of_family.get(of_family), self._of_block.get(block)
+        if sibling is None:
+            return beside if self._sizes[of_family] == 1 and _NUMBER.search(module) else None
+        return sibling if beside or self._blocks[block] == 1 else None
 
     def _family(self, module: str) -> tuple[str, bool]:
         first = _NUMBER.search(module)

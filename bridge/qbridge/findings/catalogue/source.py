@@ -52,8 +52,8 @@ ENTRIES = (
         "QB006",
         "a shard name leaves the checkpoint folder",
         "The index names a file by an absolute path, through `..`, or a link that points out of the folder.",
-        "A checkpoint must not make qbridge read other files of the machine. Links into the blobs folder of a "
-        "Hugging Face cache are fine.",
+        "A checkpoint must not make qbridge read other files of the machine. Links to the blobs of a Hugging Face "
+        "cache are fine.",
         '"lm_head.weight": "../../secrets.safetensors"',
         "Put the shard into the folder and name it plainly.",
         "huggingface_hub 1.33.0, file_download.py (the cache's layout)",

@@ -285,6 +285,16 @@ def test_blocks_that_do_not_fit_are_refused(fault, tmp_path):
     refusal(src, exit_code, code)
 
 
+@pytest.mark.parametrize("case", ["llama_blocks", "llama_static"])
+def test_a_block_without_a_method_is_known_by_its_keys(case, tmp_path):
+    src = copy_fixture(tmp_path, f"fp8/{case}")
+    with qbridge.open(src) as opened:
+        wanted = dict(opened.specs)
+    edit_quantization(src, lambda block: block.pop("quant_method") and None)
+    with qbridge.open(src) as opened:
+        assert opened.format == "fp8" and opened.specs == wanted
+
+
 @pytest.mark.parametrize(
     "keys",
     [

@@ -70,6 +70,21 @@ def test_an_index_of_which_a_shard_is_absent_does_not_give_way(src):
     refusal(src, 3, "QB003")
 
 
+@pytest.mark.parametrize("name", ["gptq_model-4bit-32g.safetensors", "quantized.safetensors"])
+def test_an_index_of_other_files_gives_way_to_the_only_file_if_that_is_whole(name, src, tmp_path):
+    modules = {tensor.rpartition(".")[0] for tensor in load_file(src / SINGLE)}
+    (src / SINGLE).rename(src / name)
+    stale = {f"{module}.weight": "model-00001-of-00002.safetensors" for module in modules}
+    (src / INDEX).write_text(json.dumps({"weight_map": stale}))
+    (warning,) = qbridge.inspect(src).findings
+    assert warning.code == "QB040" and f"{name} is read" in facts([warning])
+    report = qbridge.convert(src, tmp_path / "out", "vllm")
+    assert report.layers == 14
+    stale["model.gone.weight"] = "model-00001-of-00002.safetensors"
+    (src / INDEX).write_text(json.dumps({"weight_map": stale}))
+    refusal(src, 3, "QB003")
+
+
 def test_a_single_file_comes_before_an_index_of_another_name(src):
     (src / "consolidated.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "consolidated.00.pth"}}))
     assert list(qbridge.inspect(src).shards) == [SINGLE]

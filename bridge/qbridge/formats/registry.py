@@ -174,10 +174,12 @@ def _account(
             fused.setdefault(module_of(info.stored)[0], f"{info.stored} is {info.dtype}{list(info.shape)}")
     for name in sorted_out.parts:
         module = module_of(rest[name].stored)[0]
+        if module in refused:
+            continue
         if module in fused:
             fact = f"quantized experts fused into one tensor, which is not read here: {fused[module]}"
             findings.add("QB018", rest[name].stored, (fact,), final=True)
-        elif module not in refused:
+        else:
             fact = "codes or scales, by dtype or name, of a layer that is not read here: never carried over"
             findings.add("QB018", rest[name].stored, (fact,), final=True)
     for name in sorted_out.strange:

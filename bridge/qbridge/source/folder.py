@@ -14,7 +14,6 @@ from qbridge.source.stored import StoredTensor
 from qbridge.source.weight_files import (
     HEAD,
     INDEX,
-    SINGLE,
     WEIGHTS,
     check_pickles,
     drafts_outside,
@@ -54,7 +53,7 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
         unstored = tuple(sorted(name for name in held.keys() - tensors.keys() if name.endswith(HEAD)))
         _check_index(shards, {n: file for n, file in held.items() if n not in unstored}, tensors, findings)
     if stale and tensors:
-        findings.add("QB040", named, _stale(stale, tensors))
+        findings.add("QB040", named, _stale(stale, tensors, names[0]))
     for file, more in drafts_outside(root, names, config or {}, tensors or {}).items():
         findings.add("QB044", file.name, (f"{len(more)} tensors, such as {next(iter(more))}",))
         shards[file.name], stamps[file] = file, stamp_of(file)
@@ -75,14 +74,14 @@ def _no_config(root: Path) -> tuple[str, ...]:
     return ("there is no config.json",)
 
 
-def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
-    """What an index of other files says that the single file has or lacks, by modules: quantizing renames tensors."""
+def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor], single: str) -> tuple[str, ...]:
+    """What an index of other files says that a single file has or lacks, by modules: quantizing renames tensors."""
     held = {name.rpartition(".")[0] for name in tensors}
     lost = sorted({name.rpartition(".")[0] for name in index} - held)
     absent = f"none of the {len(set(index.values()))} files that it names is there"
     if lost:
-        return (absent, f"{SINGLE} is read; it lacks {len(lost)} modules that the index names, such as {lost[0]}")
-    return (absent, f"{SINGLE} is read; it is complete by itself: it has every module that the index names")
+        return (absent, f"{single} is read; it lacks {len(lost)} modules that the index names, such as {lost[0]}")
+    return (absent, f"{single} is read; it is complete by itself: it has every module that the index names")
 
 
 def _open_pickled(root: Path, config: dict[str, Any], findings: Findings) -> Source:

@@ -157,14 +157,31 @@ def _is_draft(tensor: str, config: Mapping[str, Any]) -> bool:
 
 
 def is_stale(root: Path, index: Mapping[str, str]) -> bool:
-    """Whether an index names files that are all absent, plainly named, beside a model.safetensors."""
+    """Whether an index names files that are all absent, plainly named, beside a file that is the whole model.
+
+    That is model.safetensors, or the only file of another name if it has every module that the index names.
+    """
     names = {Path(name) for name in set(index.values())}
-    if not (root / SINGLE).is_file() or any(name.is_absolute() or ".." in name.parts for name in names):
+    if any(name.is_absolute() or ".." in name.parts for name in names):
         return False
     try:
-        return not any((root / name).exists() or (root / name).is_symlink() for name in names)
+        if any((root / name).exists() or (root / name).is_symlink() for name in names):
+            return False
     except (OSError, ValueError):  # a name that no file can have
         return False
+    return (root / SINGLE).is_file() or _is_whole(root, index)
+
+
+def _is_whole(root: Path, index: Mapping[str, str]) -> bool:
+    """Whether the only safetensors file has every module that an index names, but for a head."""
+    files = [file for file in root.glob("*.safetensors") if not file.name.startswith(_ADAPTER)]
+    if len(files) != 1 or not files[0].is_file():
+        return False
+    try:
+        held = {name.rpartition(".")[0] for name in read_header(files[0])}
+    except (HeaderError, OSError):
+        return False
+    return held >= {name.rpartition(".")[0] for name in index if not name.endswith(HEAD)}
 
 
 def pickle_names(root: Path) -> list[str]:

@@ -63,8 +63,8 @@ def test_float_matrices_that_only_a_class_takes_in_are_not_quantized(src, tmp_pa
     (note,) = [finding for finding in report.findings if finding.code == "QB042"]
     assert set(note.where) == set(PLAIN) and note.severity is qbridge.Severity.NOTE
     with qbridge.open(tmp_path / "out") as opened:
+        # nor does the list that was written leave a word to say
         assert opened.specs == specs and not [f for f in opened.findings if f.code != "QB039"]
-    assert set(PLAIN) <= set(block_of(tmp_path / "out")["ignore"])
     assert qbridge.verify(src, tmp_path / "out").same
 
 

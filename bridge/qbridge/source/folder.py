@@ -17,12 +17,11 @@ from qbridge.source.weight_files import (
     WEIGHTS,
     check_pickles,
     drafts_outside,
-    index_name,
+    followed_index,
     is_stale,
     json_object,
     pickle_names,
     shard_names,
-    weight_map,
 )
 
 MANIFEST = "qbridge.json"
@@ -34,8 +33,7 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     if not (root / "config.json").is_file():
         raise error("QB001", str(root), _no_config(root))
     config = json_object(root, "config.json", findings)
-    named = index_name(root)
-    index = weight_map(root, findings, named) if named else None
+    named, index = followed_index(root, findings)
     findings.stop_on_errors()
     stale = index if index and is_stale(root, index) else None
     index = None if stale else index

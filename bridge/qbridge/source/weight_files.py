@@ -93,37 +93,44 @@ def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings)
     return []
 
 
-def index_name(root: Path) -> str:
-    """The index that is followed: model.safetensors.index.json, else the one of another base name; "" if none is.
+def followed_index(root: Path, findings: Findings) -> tuple[str, dict[str, str] | None]:
+    """(name, weight map) of the index that is followed: model.safetensors.index.json, or one of another base name.
 
     AutoGPTQ calls it after its shards (gptq_model-4bit-32g.safetensors.index.json), others after a variant. It counts
     only where no model.safetensors lies beside it, which every engine prefers, and where none of the files is there
-    that model.safetensors.index.json names. Of several, the first whose files are all there.
+    that model.safetensors.index.json names. Of several, the first whose files are all there. An empty name and None
+    where there is none; QB002 for one that is no index.
     """
-    first = INDEX if (root / INDEX).is_file() else ""
-    if (root / SINGLE).exists() or (first and not _none_is_there(root, first)):
-        return first
-    ending = INDEX.removeprefix("model")
-    others = sorted(file.name for file in root.glob(f"*{ending}") if file.name != INDEX)
+    first = weight_map(root, findings) if (root / INDEX).is_file() else None
+    if (root / INDEX).is_file() and (first is None or not _are_absent(root, first)):
+        return INDEX, first
+    if (root / SINGLE).exists():
+        return (INDEX, first) if first is not None else ("", None)
+    others = sorted(file.name for file in root.glob(f"*{INDEX.removeprefix('model')}") if file.name != INDEX)
     others.sort(key=lambda name: name.startswith((_ORIGINAL, _ADAPTER)))
-    whole = [name for name in others if _are_there(root, name)]
-    return next(iter(whole if first else (*whole, *others)), first)
+    maps = {name: weight_map(root, Findings(), name) or {} for name in others}
+    whole = [name for name in others if _are_there(root, maps[name])]
+    if first is not None:
+        return (whole[0], maps[whole[0]]) if whole else (INDEX, first)
+    name = next(iter((*whole, *others)), "")
+    return name, weight_map(root, findings, name) if name else None
 
 
-def _are_there(root: Path, name: str) -> bool:
-    """Whether every file that an index names lies in the folder; False too for what is no index."""
-    named = set((weight_map(root, Findings(), name) or {}).values())
+def _are_there(root: Path, index: Mapping[str, str]) -> bool:
+    """Whether every file that an index names lies in the folder; False too for an empty one."""
     try:
-        return bool(named) and all((root / file).is_file() for file in named)
+        return bool(index) and all((root / file).is_file() for file in set(index.values()))
     except (OSError, ValueError):  # a name that no file can have
         return False
 
 
-def _none_is_there(root: Path, name: str) -> bool:
-    """Whether none of the files that an index names is in the folder; False too for what is no index."""
-    named = set((weight_map(root, Findings(), name) or {}).values())
+def _are_absent(root: Path, index: Mapping[str, str]) -> bool:
+    """Whether none of the files that an index names is in the folder, all plainly named; False for an empty one."""
+    names = {Path(name) for name in set(index.values())}
+    if not names or any(name.is_absolute() or ".." in name.parts for name in names):
+        return False
     try:
-        return bool(named) and not any((root / file).exists() or (root / file).is_symlink() for file in named)
+        return not any((root / name).exists() or (root / name).is_symlink() for name in names)
     except (OSError, ValueError):  # a name that no file can have
         return False
 
@@ -161,15 +168,7 @@ def is_stale(root: Path, index: Mapping[str, str]) -> bool:
 
     That is model.safetensors, or the only file of another name if it has every module that the index names.
     """
-    names = {Path(name) for name in set(index.values())}
-    if any(name.is_absolute() or ".." in name.parts for name in names):
-        return False
-    try:
-        if any((root / name).exists() or (root / name).is_symlink() for name in names):
-            return False
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-    return (root / SINGLE).is_file() or _is_whole(root, index)
+    return _are_absent(root, index) and ((root / SINGLE).is_file() or _is_whole(root, index))
 
 
 def _is_whole(root: Path, index: Mapping[str, str]) -> bool:

@@ -107,15 +107,11 @@ class _Quantized:
     """The modules whose tensors are codes, each with the group that it is of, whatever the lists say."""
 
     def __init__(self, block: Parsed, matcher: Matcher, modules: Mapping[str, ModuleTensors], reader: Reader) -> None:
-        """Find what the groups target; those of the others are found by it."""
+        """No module is matched before it is asked for."""
         self.modules = modules
         self._matcher, self._reader = matcher, reader
         self._groups = [group for group in block.groups if group.weight is not None]
         self._of_family: dict[str, dict[str, Group]] = {}
-        for module in modules:
-            group = matcher.group(module)
-            if group is not None and group.weight is not None:
-                self._of_family.setdefault(family(module), {})[group.name] = group
 
     def group(self, module: str, findings: Findings) -> Group | None:
         """The group of a module; None with a finding where several are possible, or none is."""
@@ -138,6 +134,11 @@ class _Quantized:
     def _fitting(self, module: str) -> Group | None:
         """The one group that a module can be of which no target names: its siblings' first, then any."""
         own = self.modules[module]
+        if not self._of_family:
+            for other in self.modules:
+                group = self._matcher.group(other)
+                if group is not None and group.weight is not None:
+                    self._of_family.setdefault(family(other), {})[group.name] = group
         for groups in ([*self._of_family.get(family(module), {}).values()], self._groups):
             fitting = [group for group in groups if self._fits(module, own, group)]
             if fitting:
@@ -164,18 +165,13 @@ def _lost(
 
     Any other that a target takes for quantized is not (QB042).
     """
-    siblings, doubted, others = Siblings((*plain, *coded), coded, source.config), dict[str, str](), []
-    for module in plain:
-        group = matcher.group(module)
-        if group is None or group.weight is None or matcher.ignored(module):
-            continue
-        named = matcher.named(module) is not None
-        # transformers 5 has routers and embeddings as classes of their own, which the target Linear does not mean
-        if not named and (is_router(module) or is_embedding(module)):
-            continue
+    doubted, others = dict[str, str](), []
+    claimed = [module for module in plain if _takes_in(module, matcher)]
+    siblings = Siblings((*plain, *coded) if claimed else (), coded if claimed else (), source.config)
+    for module in claimed:
         sibling = siblings.of(module)
         if matcher.names(module):
-            doubted[module] = f"group {group.name} targets it by its name"
+            doubted[module] = "a target is its name"
         elif sibling is not None:
             doubted[module] = f"{sibling} is quantized"
         else:
@@ -189,6 +185,15 @@ def _lost(
     if others:
         findings.add("QB042", others)
     return list(lost)
+
+
+def _takes_in(module: str, matcher: Matcher) -> bool:
+    """Whether a target takes a module for quantized, and no entry of ignore has it."""
+    group = matcher.group(module)
+    if group is None or group.weight is None or matcher.ignored(module):
+        return False
+    # transformers 5 has routers and embeddings as classes of their own, which the target Linear does not mean
+    return matcher.named(module) is not None or not (is_router(module) or is_embedding(module))
 
 
 def _ignored_elsewhere(block: Parsed, modules: Collection[str]) -> set[str]:

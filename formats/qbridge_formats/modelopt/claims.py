@@ -26,7 +26,8 @@ class Claims:
         """Match the lists against the modules."""
         self._said = said
         self._scope = Scope.of(said.key, coded)
-        self._siblings = Siblings(modules, coded, config)
+        self._siblings: Siblings | None = None
+        self._modules, self._coded, self._config = modules, coded, config
         self.excluded = Excluded(said.exclude or (), modules, self._scope)
 
     def algo(self, module: str) -> str | None:
@@ -55,6 +56,8 @@ class Claims:
         """Why a float matrix that is taken for quantized must have lost its codes; None if it never had any."""
         if self._said.algo == MIXED and any(name in self._layers for name in self._scope.names(module)):
             return "quantized_layers has it"
+        if self._siblings is None:
+            self._siblings = Siblings(self._modules, self._coded, self._config)
         sibling = self._siblings.of(module)
         return f"{sibling} is quantized" if sibling else None
 

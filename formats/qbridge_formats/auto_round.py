@@ -6,6 +6,7 @@ auto_round:gptqmodel      GPTQ                             version 2 (as they ar
 auto_round                GPTQ, without g_idx              version 2                    anything else
 auto_round:auto_awq       AWQ in its GEMM layout           as they are                  4 bits, some asymmetric
 
+Linears that were float8 with a scale per block before may stay so (`float8_blocks`); such a mixture is read alone.
 Codes of 3, 5, 6 and 7 bits are a stream across words, for AWQ with every eight in its order. Which modules are
 quantized is decided by the tensors: AutoRound lists some in extra_config that it has left alone. Sources: auto-round
 0.16.1, export/export_to_autoround, export/export_to_awq/utils.py and inference/convert_model.py; vllm 0.32.0,
@@ -40,9 +41,11 @@ from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme
 from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as _awq_layers
+from qbridge_formats._shared import float8_blocks as _float8
 from qbridge_formats._shared import gptq_linear as _gptq_layers
 from qbridge_formats._shared.gptq_linear import Scheme, Zeros, modules_of, zero_biases
 from qbridge_formats._shared.gptq_lists import within_layer
@@ -103,8 +106,28 @@ def read(source: Source, findings: Findings) -> Model:
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
+    for module, own in _float8.float8_modules(source).items():
+        try:
+            spec = _float8.read_spec(module, own, _inputs(block, scope.names(module), module, findings))
+            found[module] = (spec, layout(spec))
+        except ValueError as fault:
+            findings.add("QB016", module, (str(fault),))
+            refused.add(module)
     config = without_quantization(source.config)
     return assemble(NAME, source, config, found, findings, refused=refused)
+
+
+def _inputs(
+    block: Mapping[str, Any], names: tuple[str, ...], module: str, findings: Findings
+) -> ActivationScheme | None:
+    """How the inputs of a float8 linear are quantized, as extra_config says; assumed (QB021) where it does not."""
+    own = next((entry for name in names if isinstance(entry := _extra(block).get(name), dict)), {})
+    if own.get("act_bits") == _UNQUANTIZED:
+        return None
+    if own.get("act_bits") != 8 or own.get("act_dynamic", True) is not True:
+        fact = f"extra_config does not say it of a float8 linear; {_float8.DYNAMIC} would be assumed"
+        findings.add("QB021", module, (fact,))
+    return _float8.DYNAMIC
 
 
 def _packing_format(block: Mapping[str, Any]) -> str:
@@ -167,6 +190,8 @@ def _scheme(block: Mapping[str, Any], names: tuple[str, ...], matched: Matches) 
 
 def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the packing format that is settled, else of the one for such a layer alone."""
+    if spec.weight.type == "e4m3fn":
+        return _float8.layout(spec)
     packing = dict(spec.dialect).get("packing_format") or _packing([spec])
     return _awq_layers.layout(spec) if packing == AWQ else _gptq_layers.layout(spec)
 
@@ -181,7 +206,7 @@ def _packing(specs: list[Spec]) -> str:
 
 def settle(model: Model) -> Model:
     """One packing format and one version of zero-points for the model."""
-    specs = list(model.specs.values())
+    specs = [spec for spec in model.specs.values() if spec.weight.type == "int"]
     kept = {dict(spec.dialect).get("packing_format") for spec in specs}
     packing = str(kept.pop()) if len(kept) == 1 and None not in kept else _packing(specs)
     added = {"packing_format": packing}
@@ -191,6 +216,8 @@ def settle(model: Model) -> Model:
         model,
         specs={
             name: replace(spec, dialect=tuple(sorted({**added, **dict(spec.dialect)}.items())))
+            if spec.weight.type == "int"
+            else spec
             for name, spec in model.specs.items()
         },
     )

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors import torch as torch_file
 
 import qbridge
@@ -293,6 +294,43 @@ def test_a_layer_that_extra_config_leaves_out_and_that_is_quantized_is_quantized
     with qbridge.open(src) as opened:
         assert opened.specs == specs
     assert note_of(src, "QB019").where == (DOWN,)
+
+
+@pytest.fixture
+def hybrid(tmp_path):
+    """AutoRound's integers, and attention that stayed float8 in blocks as the original has it."""
+    src = copy_fixture(tmp_path, "auto_round/llama_gptq_sym")
+    tensors = torch_file.load_file(src / SINGLE)
+    names = [name.removesuffix(".qweight") for name in tensors if name.endswith("o_proj.qweight")]
+    for name in names:
+        shape = tensors[f"{name}.scales"].shape[1], tensors[f"{name}.qweight"].shape[0] * 8
+        for part in [part for part in tensors if part.startswith(f"{name}.")]:
+            del tensors[part]
+        tensors[f"{name}.weight"] = torch.randn(shape).to(torch.float8_e4m3fn)
+        tensors[f"{name}.weight_scale_inv"] = torch.rand(-(-shape[0] // 128), -(-shape[1] // 128)) + 0.5
+    torch_file.save_file(tensors, src / SINGLE, metadata={"format": "pt"})
+    return src, names
+
+
+def test_float8_blocks_beside_autorounds_integers_are_read(hybrid, tmp_path):
+    src, names = hybrid
+    assert places(refusal(src, 1, "QB021")["QB021"]) == set(names)
+    report = qbridge.convert(src, tmp_path / "out", "compressed-tensors", allow=["assumed-activations", "rounded"])
+    assert len(block_of(tmp_path / "out")["config_groups"]) == 2 and report.layers > len(names)
+    assert qbridge.verify(src, tmp_path / "out", allow=["assumed-activations"]).same
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert torch_file.load_file(tmp_path / "back" / SINGLE).keys() == torch_file.load_file(src / SINGLE).keys()
+
+
+@pytest.mark.parametrize(("bits", "dynamic"), [(8, True), (16, None)])
+def test_what_extra_config_says_of_their_inputs_is_read(bits, dynamic, hybrid):
+    src, names = hybrid
+    edit_quantization(
+        src, lambda block: block.setdefault("extra_config", {}).update({n: {"act_bits": bits} for n in names})
+    )
+    with qbridge.open(src) as opened:
+        found = [opened.specs[name].activation for name in names]
+    assert [scheme and scheme.dynamic for scheme in found] == [dynamic] * len(names)
 
 
 @pytest.mark.parametrize(("bias", "kept"), [(True, True), (False, False)])

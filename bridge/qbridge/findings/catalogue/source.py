@@ -196,7 +196,7 @@ ENTRIES = (
     Code(
         "QB021",
         "nothing says how the activations are quantized",
-        "config.json has no quantization block, and the tensors show the weights' scheme only.",
+        "config.json does not say it, and the tensors show the weights' scheme only.",
         "Weights alone, or with activations quantized as they come: the results differ.",
         "an llm-compressor checkpoint whose config.json was replaced by the base model's",
         "Restore the quantization block, or accept the assumption that the facts name.",

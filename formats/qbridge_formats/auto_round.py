@@ -6,6 +6,7 @@ auto_round:gptqmodel      GPTQ                             version 2 (as they ar
 auto_round                GPTQ, without g_idx              version 2                    anything else
 auto_round:auto_awq       AWQ in its GEMM layout           as they are                  4 bits, some asymmetric
 
+Linears that were float8 with a scale per block before may stay so (`float8_blocks`); such a mixture is read alone.
 Codes of 3, 5, 6 and 7 bits are a stream across words, for AWQ with every eight in its order. Which modules are
 quantized is decided by the tensors: AutoRound lists some in extra_config that it has left alone. Sources: auto-round
 0.16.1, export/export_to_autoround, export/export_to_awq/utils.py and inference/convert_model.py; vllm 0.32.0,
@@ -40,12 +41,15 @@ from qbridge.formats.rules import LayerRule, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme
 from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as _awq_layers
+from qbridge_formats._shared import float8_blocks as _float8
 from qbridge_formats._shared import gptq_linear as _gptq_layers
 from qbridge_formats._shared.gptq_linear import Scheme, Zeros, modules_of, zero_biases
 from qbridge_formats._shared.gptq_lists import within_layer
+from qbridge_formats._shared.scope import Scope
 from qbridge_formats._shared.skip_lists import PLAIN
 from qbridge_formats._shared.unquantized import Unquantized, whole_experts, with_fused
 
@@ -90,17 +94,40 @@ def read(source: Source, findings: Findings) -> Model:
     refused: set[str] = set()
     modules = modules_of(source)
     empty = zero_biases(source, modules)
-    matched = _matched(source, block, modules)
+    scope = Scope.of(key_path, modules)
+    matched = _matched(source, block, modules, scope)
     for module in modules:
         try:
-            scheme = _scheme(block, module, matched)
+            scheme, skipped = _scheme(block, scope.names(module), matched)
+            if skipped:
+                findings.add("QB019", module, ("extra_config leaves it unquantized, and it has a qweight",))
             spec = _spec(source, module, scheme, packing, module in empty, findings)
+            found[module] = (spec, layout(spec))
+        except ValueError as fault:
+            findings.add("QB016", module, (str(fault),))
+            refused.add(module)
+    for module, own in _float8.float8_modules(source).items():
+        try:
+            spec = _float8.read_spec(module, own, _inputs(block, scope.names(module), module, findings))
             found[module] = (spec, layout(spec))
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
     config = without_quantization(source.config)
     return assemble(NAME, source, config, found, findings, refused=refused)
+
+
+def _inputs(
+    block: Mapping[str, Any], names: tuple[str, ...], module: str, findings: Findings
+) -> ActivationScheme | None:
+    """How the inputs of a float8 linear are quantized, as extra_config says; assumed (QB021) where it does not."""
+    own = next((entry for name in names if isinstance(entry := _extra(block).get(name), dict)), {})
+    if own.get("act_bits") == _UNQUANTIZED:
+        return None
+    if own.get("act_bits") != 8 or own.get("act_dynamic", True) is not True:
+        fact = f"extra_config does not say it of a float8 linear; {_float8.DYNAMIC} would be assumed"
+        findings.add("QB021", module, (fact,))
+    return _float8.DYNAMIC
 
 
 def _packing_format(block: Mapping[str, Any]) -> str:
@@ -133,30 +160,38 @@ def _extra(block: Mapping[str, Any]) -> Mapping[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
-def _matched(source: Source, block: Mapping[str, Any], modules: list[str]) -> Matches:
+def _matched(source: Source, block: Mapping[str, Any], modules: list[str], scope: Scope) -> Matches:
     """What the keys of extra_config match that are no names themselves; AutoRound lists every module that differs."""
-    known = {*modules, *(module_of(name)[0] for name in source.tensors)}
-    return matches((key for key in _extra(block) if key not in known), modules, whole=True)
+    stored = {*modules, *(module_of(name)[0] for name in source.tensors)}
+    known = {name for module in stored for name in scope.names(module)}
+    return scope.matches((key for key in _extra(block) if key not in known), modules, whole=True)
 
 
-def _scheme(block: Mapping[str, Any], module: str, matched: Matches) -> Scheme:
-    """The model's scheme with what extra_config says of the module: by its name, a regex, or the name's end."""
-    extra = _extra(block)
-    if module not in extra and matched.faults:
+def _scheme(block: Mapping[str, Any], names: tuple[str, ...], matched: Matches) -> tuple[Scheme, bool]:
+    """(the scheme of a module with a qweight, whether extra_config leaves it unquantized all the same).
+
+    The model's scheme with what extra_config says: by one of the module's names, a regex, or the name's end.
+    """
+    extra, module = _extra(block), names[0]
+    key = next((name for name in names if name in extra), None)
+    if key is None and matched.faults:
         raise ValueError(f"extra_config: {next(iter(matched.faults.values()))}")
-    key = module if module in extra else next((key for key in extra if module in matched.of(key)), None)
+    key = key or next((key for key in extra if module in matched.of(key)), None)
     key = key or next((key for key in extra if module.endswith(f".{key}")), None)
     own = extra.get(key) if key else {}
     keys = {**block, **(own if isinstance(own, dict) else {})}
-    if keys["bits"] == _UNQUANTIZED:
-        raise ValueError("the config leaves it unquantized (extra_config), and it has a qweight")
+    skipped = keys["bits"] == _UNQUANTIZED
+    if skipped:
+        keys, own = {**block}, {}
     if (type(keys["bits"]), type(keys["group_size"]), type(keys["sym"])) != (int, int, bool):
         raise ValueError(f"extra_config says {own!r}")
-    return Scheme(keys["bits"], keys["group_size"], keys["sym"])
+    return Scheme(keys["bits"], keys["group_size"], keys["sym"]), skipped
 
 
 def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the packing format that is settled, else of the one for such a layer alone."""
+    if spec.weight.type == "e4m3fn":
+        return _float8.layout(spec)
     packing = dict(spec.dialect).get("packing_format") or _packing([spec])
     return _awq_layers.layout(spec) if packing == AWQ else _gptq_layers.layout(spec)
 
@@ -171,7 +206,7 @@ def _packing(specs: list[Spec]) -> str:
 
 def settle(model: Model) -> Model:
     """One packing format and one version of zero-points for the model."""
-    specs = list(model.specs.values())
+    specs = [spec for spec in model.specs.values() if spec.weight.type == "int"]
     kept = {dict(spec.dialect).get("packing_format") for spec in specs}
     packing = str(kept.pop()) if len(kept) == 1 and None not in kept else _packing(specs)
     added = {"packing_format": packing}
@@ -181,6 +216,8 @@ def settle(model: Model) -> Model:
         model,
         specs={
             name: replace(spec, dialect=tuple(sorted({**added, **dict(spec.dialect)}.items())))
+            if spec.weight.type == "int"
+            else spec
             for name, spec in model.specs.items()
         },
     )

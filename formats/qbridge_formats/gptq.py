@@ -82,11 +82,10 @@ def read(source: Source, findings: Findings) -> Model:
     empty = zero_biases(source, modules)
     for module in modules:
         try:
-            scheme = parsed.scheme_of(module)
-            if scheme is None:
-                raise ValueError("the config leaves it unquantized (dynamic), and it has a qweight")
-            spec = layers.read_spec(source, module, scheme, zeros, module in empty, findings)
+            spec = layers.read_spec(source, module, parsed.scheme_of(module), zeros, module in empty, findings)
             found[module] = (spec, layout(spec))
+            if parsed.skips(module):
+                findings.add("QB019", module, ("dynamic leaves it unquantized, and it has a qweight",))
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)

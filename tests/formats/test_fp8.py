@@ -265,8 +265,6 @@ def test_tensors_that_do_not_fit_are_refused(fault, tmp_path):
 
 
 BLOCK_FAULTS = {
-    "listed": ({"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.down_proj"]}, "QB019", 3),
-    "listed by its end": ({"ignored_layers": ["down_proj"]}, "QB019", 3),
     "e4m3fnuz": ({"fmt": "e4m3fnuz"}, "QB101", 1),
     "an unknown scale format": ({"scale_fmt": "e5m3"}, "QB101", 1),
     "static blocks": ({"activation_scheme": "static"}, "QB101", 1),
@@ -285,6 +283,35 @@ def test_blocks_that_do_not_fit_are_refused(fault, tmp_path):
     keys, code, exit_code = BLOCK_FAULTS[fault]
     edit_quantization(src, lambda block: block.update(keys))
     refusal(src, exit_code, code)
+
+
+@pytest.mark.parametrize("case", ["llama_blocks", "llama_static"])
+def test_a_block_without_a_method_is_known_by_its_keys(case, tmp_path):
+    src = copy_fixture(tmp_path, f"fp8/{case}")
+    with qbridge.open(src) as opened:
+        wanted = dict(opened.specs)
+    edit_quantization(src, lambda block: block.pop("quant_method") and None)
+    with qbridge.open(src) as opened:
+        assert opened.format == "fp8" and opened.specs == wanted
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.down_proj"]},
+        {"ignored_layers": ["down_proj"]},
+        {"ignored_layers": ["model.layers.0.mlp"]},
+    ],
+)
+def test_a_listed_layer_that_is_quantized_is_quantized(keys, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    edit_quantization(src, lambda block: block.update(keys))
+    report = qbridge.convert(src, tmp_path / "out", "fp8")
+    (warning,) = [finding for finding in report.findings if finding.code == "QB019"]
+    assert DOWN in warning.where and warning.severity is qbridge.Severity.WARNING
+    assert DOWN not in config(tmp_path / "out")["quantization_config"]["modules_to_not_convert"]
+    edit(src, drop("down_proj.weight_scale_inv"))
+    refusal(src, 3, "QB015")
 
 
 def test_a_dtype_that_is_no_e4m3fn_is_refused(tmp_path):

@@ -277,16 +277,64 @@ def test_other_algorithms_are_named(algo, tmp_path):
     assert codes(refused) == {"QB101"} and algo in str(refused.value)
 
 
-def test_configs_that_contradict_each_other_are_refused(tmp_path):
-    for key, value in (
-        ("quant_algo", "W4A16_NVFP4"),
-        ("exclude_modules", ["nothing"]),
-        ("kv_cache_quant_algo", "FP8"),
-        ("group_size", 32),
-    ):
-        src = copy_fixture(tmp_path / key, "modelopt/llama_nvfp4")
-        edit_json(src / "hf_quant_config.json", lambda v, k=key, x=value: v["quantization"].update({k: x}))
-        assert codes(read(src)) == {"QB013"}, key
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("quant_algo", "W4A16_NVFP4", "algo: W4A16_NVFP4"),
+        ("exclude_modules", ["nothing"], "exclude: ['nothing']"),
+        ("kv_cache_quant_algo", "FP8", "kv_cache: FP8"),
+        ("group_size", 32, "group_size: 32"),
+        ("group_size", "many", "group_size is 'many'"),
+    ],
+)
+def test_config_json_is_read_where_the_side_file_says_another_thing(key, value, told, tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_nvfp4")
+    edit_json(src / "hf_quant_config.json", lambda v: v["quantization"].update({key: value}))
+    with qbridge.open(src) as found, qbridge.open(fixture("llama_nvfp4")) as wanted:
+        assert found.specs == wanted.specs and found.model.kv_cache == wanted.model.kv_cache
+        (finding,) = found.findings
+    assert finding.code == "QB043" and finding.severity is qbridge.Severity.WARNING
+    assert told in " ".join(finding.facts)
+
+
+@pytest.mark.parametrize("said", ["FP8", {"num_bits": 8, "type": "float", "dynamic": False}, None])
+def test_a_kv_cache_of_which_one_file_speaks_is_read(said, tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8_kv")
+    edit_quantization(src, lambda block: block.update(kv_cache_scheme=said))
+    with qbridge.open(src) as checkpoint, qbridge.open(fixture("llama_fp8_kv")) as wanted:
+        assert checkpoint.model.kv_cache == wanted.model.kv_cache and not list(checkpoint.findings)
+
+
+def test_an_nvfp4_kv_cache_is_read_and_written_back_and_refused_elsewhere(tmp_path):
+    src, nv = copy_fixture(tmp_path, "modelopt/llama_fp8_kv"), {"num_bits": 4, "type": "float", "group_size": 16}
+    edit_quantization(src, lambda block: block.update(kv_cache_scheme={**nv, "dynamic": False}))
+    edit_json(src / "hf_quant_config.json", lambda v: v["quantization"].update(kv_cache_quant_algo="NVFP4"))
+    qbridge.convert(src, tmp_path / "out", "modelopt")
+    assert config(tmp_path / "out")["quantization_config"]["kv_cache_scheme"] == {**nv, "dynamic": False}
+    side = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())
+    assert side["quantization"]["kv_cache_quant_algo"] == "NVFP4"
+    assert qbridge.verify(src, tmp_path / "out").same
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, tmp_path / "other", "vllm")
+    assert codes(refused) <= {"QB113", "QB223"} and codes(refused)
+    qbridge.convert(src, tmp_path / "other", "vllm", allow=["drop-kv-scales"])
+
+
+@pytest.mark.parametrize("key", ["ignore", "exclude_modules"])
+def test_both_names_of_the_list_are_read(key, tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    (src / "hf_quant_config.json").unlink()
+    edited(src, lambda stored: plain(stored, DOWN))
+    edit_quantization(src, lambda block: block.update({key: [*block.pop("ignore"), DOWN]}))
+    report = qbridge.inspect(src)
+    assert DOWN in report.unquantized_linears and not report.findings
+
+
+def test_a_block_without_a_method_is_modelopts_if_it_has_an_algorithm(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    edit_quantization(src, lambda block: block.pop("quant_method") and None)
+    with qbridge.open(src) as found, qbridge.open(fixture("llama_fp8")) as wanted:
+        assert found.format == "modelopt" and found.specs == wanted.specs
 
 
 @pytest.mark.parametrize(
@@ -296,7 +344,8 @@ def test_configs_that_contradict_each_other_are_refused(tmp_path):
         ("quant_algo", 3),
         ("ignore", "lm_head"),
         ("ignore", [3]),
-        ("kv_cache_scheme", "NVFP4"),
+        ("kv_cache_scheme", "INT8"),
+        ("exclude_modules", "lm_head"),
         ("kv_cache_scheme", {"num_bits": 4}),
         ("config_groups", [1]),
         ("config_groups", {"a": []}),
@@ -352,7 +401,8 @@ def test_a_layer_that_is_neither_quantized_nor_excluded_is_refused(tmp_path):
             del stored[f"{DOWN}.{leaf}"]
 
     edited(src, dense)
-    assert codes(read(src)) == {"QB015"}
+    refused = read(src)
+    assert codes(refused) == {"QB015"} and "gate_proj is quantized" in str(refused.value)
     for entry in (DOWN, "model.layers.0.mlp.d*", "*down*", "down_proj"):
         src_ = copy_fixture(tmp_path / entry.replace("*", "_"), "modelopt/llama_fp8")
         edited(src_, dense)
@@ -363,11 +413,62 @@ def test_a_layer_that_is_neither_quantized_nor_excluded_is_refused(tmp_path):
         assert DOWN in config(src_.parent / "out")["quantization_config"]["ignore"]
 
 
-def test_a_layer_that_is_excluded_and_quantized_is_refused(tmp_path):
+def test_a_layer_that_is_excluded_and_quantized_is_quantized(tmp_path):
     src = copy_fixture(tmp_path, "modelopt/llama_fp8")
     (src / "hf_quant_config.json").unlink()
     edit_quantization(src, lambda block: block["ignore"].append("*.down_proj"))
-    assert codes(read(src)) == {"QB019"}
+    report = qbridge.convert(src, tmp_path / "out", "modelopt")
+    assert {(f.code, f.where) for f in report.findings} == {("QB019", (DOWN,))}
+    assert DOWN not in config(tmp_path / "out")["quantization_config"]["ignore"]
+    assert_same_tensors(src, tmp_path / "out")
+
+
+def test_an_excluded_layer_that_lost_a_scale_is_refused(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    (src / "hf_quant_config.json").unlink()
+    edit_quantization(src, lambda block: block["ignore"].append("*.down_proj"))
+    edited(src, lambda stored: stored.pop(f"{DOWN}.weight_scale"))
+    assert codes(read(src)) == {"QB015"}
+
+
+def plain(stored, *modules):
+    """Make some layers those of the unquantized model."""
+    for module in modules:
+        weight = stored[f"{module}.weight"]
+        for name in [name for name in stored if name.startswith(f"{module}.")]:
+            del stored[name]
+        columns = weight.shape[1] * (2 if weight.dtype is torch.uint8 else 1)
+        stored[f"{module}.weight"] = torch.ones(weight.shape[0], columns, dtype=torch.bfloat16)
+
+
+def test_layers_for_multi_token_prediction_may_be_left_plain_without_a_word(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_fp8")
+    draft = "mtp.layers.0.mlp.down_proj"
+    edited(src, lambda stored: stored.update({f"{draft}.weight": torch.ones(64, 64, dtype=torch.bfloat16)}))
+    (note,) = qbridge.inspect(src).findings
+    assert (note.code, note.where, note.severity) == ("QB042", (draft,), qbridge.Severity.NOTE)
+
+
+@pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv"])
+def test_blocks_may_be_stored_under_both_names_and_without_dims_of_1(name, tmp_path):
+    source = fixture("llama_mixed")
+    src = copy_fixture(tmp_path, "modelopt/llama_mixed")
+    weight = torch.ones(256, 384).to(torch.float8_e4m3fn)
+    scales = torch.rand(2, 3) + 0.5
+    other = "mtp.layers.0.mlp.up_proj"
+    edited(src, lambda stored: stored.update({f"{other}.weight": weight, f"{other}.{name}": scales}))
+    for file, key in (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization")):
+        edit_json(
+            src / file, lambda v, k=key: v[k]["quantized_layers"].update({other: {"quant_algo": "FP8_BLOCK_SCALES"}})
+        )
+    with qbridge.open(src) as found, qbridge.open(source) as wanted:
+        assert {n: s for n, s in found.specs.items() if n != other} == wanted.specs
+        assert found.specs[other].weight == modelopt.ALGOS["FP8_PB_WO"][0]
+        assert np.array_equal(found.layer(other).arrays["scale"], scales.numpy())
+    qbridge.convert(src, tmp_path / "out", "dense", allow=["drop-kv-scales"])
+    qbridge.convert(src, tmp_path / "again", "modelopt")
+    qbridge.restore(tmp_path / "again", tmp_path / "back")
+    assert_same_tensors(src, tmp_path / "back")
 
 
 def test_wildcards_that_are_made_to_hang_are_stopped_or_answered(tmp_path):
@@ -391,13 +492,32 @@ def test_unknown_keys_are_named_and_other_mathematics_refused(tmp_path):
     assert codes(read(other)) == {"QB102"}
 
 
-def test_a_mixed_layer_that_is_not_listed_is_refused(tmp_path):
+def test_a_mixed_layer_that_is_not_listed_is_read_by_its_tensors(tmp_path):
     src = copy_fixture(tmp_path, "modelopt/llama_mixed")
     (src / "hf_quant_config.json").unlink()
-    edit_quantization(src, lambda block: block["quantized_layers"].pop(DOWN) and None)
+    listed = config(src)["quantization_config"]["quantized_layers"]
+    with qbridge.open(src) as checkpoint:
+        wanted = dict(checkpoint.specs)
+    for layer in listed:
+        edit_quantization(src, lambda block, out=layer: block.update(quantized_layers=without(listed, out)))
+        with qbridge.open(src) as checkpoint:
+            assert checkpoint.specs == wanted
+            assert {(f.code, f.where) for f in checkpoint.findings} == {("QB019", (layer,))}
+    edited(src, lambda stored: stored.update({f"{layer}.weight": stored[f"{layer}.weight"].to(torch.float16)}))
     assert codes(read(src)) == {"QB013"}
     edit_quantization(src, lambda block: block["quantized_layers"].clear())
     assert codes(read(src)) == {"QB013"}
+
+
+def without(listed, layer):
+    return {name: entry for name, entry in listed.items() if name != layer}
+
+
+def test_a_listed_layer_that_is_plain_is_refused(tmp_path):
+    src = copy_fixture(tmp_path, "modelopt/llama_mixed")
+    edited(src, lambda stored: plain(stored, DOWN))
+    refused = read(src)
+    assert codes(refused) == {"QB015"} and "quantized_layers has it" in str(refused.value)
 
 
 def test_kv_scales_are_kept_in_itself_and_refused_where_they_have_no_place(tmp_path):

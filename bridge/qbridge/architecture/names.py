@@ -111,6 +111,16 @@ def is_routed(module: str) -> bool:
     return ".experts." in module
 
 
+def is_fused_experts(tensor: str) -> bool:
+    """Whether a tensor is one that the experts of a block own together, by the last name of its module."""
+    return module_of(tensor)[0].rpartition(".")[2] in ("experts", "moe")
+
+
+def is_norm(module: str) -> bool:
+    """Whether the module is a norm, by its last name: norms of each head have a weight of two dims (Cohere)."""
+    return module.rpartition(".")[2].endswith("norm")
+
+
 def without_expert(module: str) -> str:
     """What all experts of a block have in common: the name without their number, which splits none otherwise."""
     return _EXPERT.sub(".experts", module)
@@ -123,11 +133,13 @@ def is_decoder_linear(module: str) -> bool:
 
 
 def dense_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Modules whose weight is an unquantized matrix that is no embedding, in the tensors' order."""
+    """Modules whose weight is an unquantized matrix that is no embedding or norm, in the tensors' order."""
     found = []
     for name, info in tensors.items():
         module, leaf = module_of(name)
-        if leaf == "weight" and len(info.shape) == 2 and info.dtype.is_float and not is_embedding(module):
+        if leaf != "weight" or len(info.shape) != 2 or not info.dtype.is_float:
+            continue
+        if not is_embedding(module) and not is_norm(module):
             found.append(module)
     return found
 

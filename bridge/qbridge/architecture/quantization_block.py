@@ -45,6 +45,11 @@ def find_block(config: Mapping[str, Any]) -> Block | None:
     return None
 
 
+def is_nested_key(key: str) -> bool:
+    """Whether the key path of a block leads into the text model's own config."""
+    return key.partition(".")[0] in NESTED
+
+
 def text_holders(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(what its keys are called, config) of a config and of the text model's own in it, one level deep."""
     yield "", config

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.parts import decode
 from qbridge.findings.catalogue.code import ALLOW, CHOICES
 from qbridge.findings.finding import Findings, QBridgeError, error, io_as_finding
@@ -98,6 +99,7 @@ def open_checkpoint(
         with io_as_finding(str(path)), source.remembering(forget=not plans):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
+        _judge_heads(source, model, findings)
         _suggest(source, reader, findings)
         if strict:
             findings.stop_on_errors()
@@ -124,6 +126,14 @@ def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Forma
         if isinstance(match, Match):
             return load(candidate), match
     return find(first), Match(2, f"--from {name}")
+
+
+def _judge_heads(source: Source, model: Model, findings: Findings) -> None:
+    """A head that the index names and no shard holds is the embedding, or it is lost."""
+    if source.unstored:
+        tied = Architecture.of_model(model).tied
+        also = ("config.json says that it is the embedding (tie_word_embeddings)",) if tied else ()
+        findings.add("QB005", source.unstored, ("the index names it, no shard holds it", *also), mild=tied)
 
 
 def _suggest(source: Source, reader: Format, findings: Findings) -> None:

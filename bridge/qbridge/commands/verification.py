@@ -61,6 +61,9 @@ def verify(
             findings.stop_on_errors()  # what cannot be decoded cannot be compared
         for side, which in ((left, "the first"), (right, "the second")):
             judge(side.model, side.source.tensors, findings, which)
+            for finding in side.findings:
+                if finding.code == "QB043":  # whoever reads the other file has another model
+                    findings.add(finding.code, finding.where, (which, *finding.facts))
         pads = {**padded(left.source), **padded(right.source)}
         _compare_configs(left, right, bool(pads), findings)
         common = _compare_names(left, right, findings)

@@ -9,6 +9,7 @@ from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import aliases, leave_out, load, registry, sniffed
+from qbridge.ir.dtypes import DType
 from qbridge.source.reader import Source
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
@@ -63,6 +64,15 @@ def quant_method(config: Mapping[str, Any]) -> str | None:
     return named if isinstance(named, str) else None
 
 
+def _mlx_layers(source: Source) -> list[str]:
+    """The modules that are stored as MLX stores them: words of 32 bits, and scales beside them.
+
+    Source: mlx 0.29.3, python/mlx/nn/layers/quantized.py.
+    """
+    words = [t.name.removesuffix(".weight") for t in source.tensors.values() if t.dtype is DType.U32]
+    return [module for module in words if f"{module}.scales" in source.tensors]
+
+
 def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
     method = quant_method(source.config)
     if method is not None:
@@ -71,6 +81,9 @@ def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
         if method.lower() in aliases():
             named = "whose tensors are not in the checkpoint"
         return error("QB011", str(source.path), (f"quant_method {method!r}: {named}", *reasons))
+    if mlx := _mlx_layers(source):
+        fact = f"MLX, which qbridge does not read yet: {len(mlx)} modules with words of codes, scales and biases"
+        return error("QB011", str(source.path), (fact, *reasons))
     codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
     if codes:
         fact = f"no quant_method, but {len(codes)} integer matrices such as {codes[0]}"

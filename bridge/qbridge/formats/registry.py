@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, cast
 
-from qbridge.architecture.names import module_of, unclaimed
+from qbridge.architecture.names import is_fused_experts, module_of, unclaimed
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean
 from qbridge.formats.plugins import blamed, installed
@@ -168,8 +168,18 @@ def _account(
 ) -> None:
     """Say what the tensors are that are no weight or bias: parameters, or what somebody must know more about."""
     sorted_out = unclaimed(rest, coded, kv_cache)
+    fused: dict[str, str] = {}
+    for info in (rest[name] for name in sorted_out.parts):
+        if len(info.shape) > 2 and not info.dtype.is_float and is_fused_experts(info.stored):
+            fused.setdefault(module_of(info.stored)[0], f"{info.stored} is {info.dtype}{list(info.shape)}")
     for name in sorted_out.parts:
-        if module_of(rest[name].stored)[0] not in refused:
+        module = module_of(rest[name].stored)[0]
+        if module in refused:
+            continue
+        if module in fused:
+            fact = f"quantized experts fused into one tensor, which is not read here: {fused[module]}"
+            findings.add("QB018", rest[name].stored, (fact,), final=True)
+        else:
             fact = "codes or scales, by dtype or name, of a layer that is not read here: never carried over"
             findings.add("QB018", rest[name].stored, (fact,), final=True)
     for name in sorted_out.strange:

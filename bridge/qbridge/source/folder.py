@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ from qbridge.source.reader import Source, stamp_of
 from qbridge.source.safetensors import HeaderError, read_header
 from qbridge.source.stored import StoredTensor
 from qbridge.source.weight_files import (
+    HEAD,
     INDEX,
-    SINGLE,
     WEIGHTS,
     check_pickles,
+    drafts_outside,
+    followed_index,
     is_stale,
     json_object,
     pickle_names,
     shard_names,
-    weight_map,
 )
 
 MANIFEST = "qbridge.json"
@@ -30,10 +31,9 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     """Open a folder; raises QBridgeError with everything that is wrong with config, index and headers."""
     root = Path(path)
     if not (root / "config.json").is_file():
-        fact = "there is no config.json" if root.is_dir() else "there is no such folder"
-        raise error("QB001", str(root), (fact,))
+        raise error("QB001", str(root), _no_config(root))
     config = json_object(root, "config.json", findings)
-    index = weight_map(root, findings) if (root / INDEX).is_file() else None
+    named, index = followed_index(root, findings)
     findings.stop_on_errors()
     stale = index if index and is_stale(root, index) else None
     index = None if stale else index
@@ -45,24 +45,41 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     shards = {name: root / name for name in found}
     stamps = {file: stamp_of(file) for file in shards.values()}
     tensors = _headers(root, shards, findings)
+    unstored: tuple[str, ...] = ()
     if index is not None and tensors is not None and (found == names or findings.allows("QB003")):
         held = {name: file for name, file in index.items() if str(Path(file)) in shards}
-        _check_index(shards, held, tensors, findings)
+        unstored = tuple(sorted(name for name in held.keys() - tensors.keys() if name.endswith(HEAD)))
+        _check_index(shards, {n: file for n, file in held.items() if n not in unstored}, tensors, findings)
     if stale and tensors:
-        findings.add("QB040", INDEX, _stale(stale, tensors))
-    sides = _side_files(root, names, findings)
+        findings.add("QB040", named, _stale(stale, tensors, names[0]))
+    for file, more in drafts_outside(root, names, config or {}, tensors or {}).items():
+        findings.add("QB044", file.name, (f"{len(more)} tensors, such as {next(iter(more))}",))
+        shards[file.name], stamps[file] = file, stamp_of(file)
+        tensors = {**(tensors or {}), **more}
+    sides = _side_files(root, {*names, *shards, named}, findings)
     findings.stop_on_errors()
-    return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps)
+    return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps, unstored=unstored)
 
 
-def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
-    """What an index of other files says that the single file has or lacks, by modules: quantizing renames tensors."""
+def _no_config(root: Path) -> tuple[str, ...]:
+    """Why a folder is none of a checkpoint."""
+    if not root.is_dir():
+        return ("there is no such folder",)
+    if (root / "params.json").is_file():
+        return (
+            "there is no config.json, but a params.json: config and names of Mistral's own format, which is not read",
+        )
+    return ("there is no config.json",)
+
+
+def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor], single: str) -> tuple[str, ...]:
+    """What an index of other files says that a single file has or lacks, by modules: quantizing renames tensors."""
     held = {name.rpartition(".")[0] for name in tensors}
     lost = sorted({name.rpartition(".")[0] for name in index} - held)
     absent = f"none of the {len(set(index.values()))} files that it names is there"
     if lost:
-        return (absent, f"{SINGLE} is read; it lacks {len(lost)} modules that the index names, such as {lost[0]}")
-    return (absent, f"{SINGLE} is read; it is complete by itself: it has every module that the index names")
+        return (absent, f"{single} is read; it lacks {len(lost)} modules that the index names, such as {lost[0]}")
+    return (absent, f"{single} is read; it is complete by itself: it has every module that the index names")
 
 
 def _open_pickled(root: Path, config: dict[str, Any], findings: Findings) -> Source:
@@ -98,10 +115,19 @@ def _is_inside(root: Path, name: str, findings: Findings) -> bool:
 
 
 def _stays(root: Path, file: Path) -> bool:
-    """Whether a file, its links followed, lies in the folder or in the blobs of its Hugging Face cache."""
-    home = root.resolve()
+    """Whether a file, its links followed, lies in the folder or in the blobs of a Hugging Face cache.
+
+    A folder of the cache has its own blobs; `--local-dir` of huggingface_hub before 0.23 left links into the cache.
+    """
+    home, there = root.resolve(), file.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    return any(file.resolve().is_relative_to(place) for place in homes)
+    return any(there.is_relative_to(place) for place in homes) or _is_blob(there)
+
+
+def _is_blob(file: Path) -> bool:
+    """Whether a file is one of a Hugging Face cache by its whole path: models--owner--name/blobs/<digest>."""
+    digest = len(file.name) in (40, 64) and not set(file.name) - set("0123456789abcdef")
+    return digest and file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
 
 
 def _headers(root: Path, shards: Mapping[str, Path], findings: Findings) -> dict[str, StoredTensor] | None:
@@ -137,9 +163,9 @@ def _check_index(
             findings.add("QB005", names, (fact,))
 
 
-def _side_files(root: Path, shards: Sequence[str], findings: Findings) -> list[Path]:
-    """Every other file to carry over, folders included; hidden ones belong to git and to caches."""
-    ours = {"config.json", INDEX, MANIFEST, *shards}
+def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[Path]:
+    """Every file to carry over that is not `read`, folders included; hidden ones belong to git and to caches."""
+    ours = {"config.json", INDEX, MANIFEST, *read}
     found, behind = [], []
     for folder, folders, files in os.walk(root, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

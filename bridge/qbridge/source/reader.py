@@ -34,6 +34,7 @@ class Source:
     `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
     order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
     of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard;
+    `unstored` heads that the index names and no shard holds, as tied ones are;
     `open_files` how many shards a thread keeps open, `keep` how many bytes of a tensor it may.
     """
 
@@ -44,6 +45,7 @@ class Source:
     side_files: Sequence[Path]
     memory: Mapping[str, Array] = field(default_factory=dict)
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    unstored: tuple[str, ...] = ()
     open_files: int = OPEN_FILES
     keep: int = 0
     _handles: list[OrderedDict[Path, int]] = field(default_factory=list)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from qbridge.findings.finding import Findings
 from qbridge.source.json_text import load_json
+from qbridge.source.safetensors import HeaderError, read_header
+from qbridge.source.stored import StoredTensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+HEAD = "lm_head.weight"
+_ADAPTER = "adapter_model"  # PEFT's files, which are no part of the model
+_ORIGINAL = "consolidated"  # Mistral's and Meta's own files beside those of transformers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", *PICKLES)
 NAMED = 100  # absent shards that are named one by one
 
 # DeepSeek writes 00001-of-000163, Kimi 1-of-61, and some count from 0.
+_RANK = re.compile(r".*-rank-\d+-part-\d+\.safetensors")  # vllm 0.33.0, model_loader/sharded_state_loader.py
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})-of-(\d{1,9})(\.\w+)")
 
 
@@ -61,9 +67,17 @@ def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings)
         names = sorted({str(Path(name)) for name in set(index.values())})
         check_numbers(names, findings)
         return names
-    names = sorted(file.name for file in root.glob("*.safetensors"))
-    if SINGLE in names:
+    there = sorted(file.name for file in root.glob("*.safetensors"))
+    if SINGLE in there:
         return [SINGLE]
+    names = [name for name in there if not name.startswith(_ADAPTER)]
+    if any(_RANK.fullmatch(name) for name in names):
+        fact = "the shares of tensor-parallel ranks, of linears that an engine has fused already (sharded state)"
+        findings.add("QB101", names, (fact,), ("convert the checkpoint that the engine was given",))
+        return []
+    if there and not names:
+        findings.add("QB008", there, ("an adapter, without the model that it is for",))
+        return []
     check_numbers(names, findings)
     if len(names) > 1:
         findings.add("QB005", names, (f"{len(names)} safetensors files and no {INDEX}",))
@@ -79,15 +93,94 @@ def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings)
     return []
 
 
-def is_stale(root: Path, index: Mapping[str, str]) -> bool:
-    """Whether an index names files that are all absent, plainly named, beside a model.safetensors."""
+def followed_index(root: Path, findings: Findings) -> tuple[str, dict[str, str] | None]:
+    """(name, weight map) of the index that is followed: model.safetensors.index.json, or one of another base name.
+
+    AutoGPTQ calls it after its shards (gptq_model-4bit-32g.safetensors.index.json), others after a variant. It counts
+    only where no model.safetensors lies beside it, which every engine prefers, and where none of the files is there
+    that model.safetensors.index.json names. Of several, the first whose files are all there. An empty name and None
+    where there is none; QB002 for one that is no index.
+    """
+    first = weight_map(root, findings) if (root / INDEX).is_file() else None
+    if (root / INDEX).is_file() and (first is None or not _are_absent(root, first)):
+        return INDEX, first
+    if (root / SINGLE).exists():
+        return (INDEX, first) if first is not None else ("", None)
+    others = sorted(file.name for file in root.glob(f"*{INDEX.removeprefix('model')}") if file.name != INDEX)
+    others.sort(key=lambda name: name.startswith((_ORIGINAL, _ADAPTER)))
+    maps = {name: weight_map(root, Findings(), name) or {} for name in others}
+    whole = [name for name in others if _are_there(root, maps[name])]
+    if first is not None:
+        return (whole[0], maps[whole[0]]) if whole else (INDEX, first)
+    name = next(iter((*whole, *others)), "")
+    return name, weight_map(root, findings, name) if name else None
+
+
+def _are_there(root: Path, index: Mapping[str, str]) -> bool:
+    """Whether every file that an index names lies in the folder; False too for an empty one."""
+    try:
+        return bool(index) and all((root / file).is_file() for file in set(index.values()))
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _are_absent(root: Path, index: Mapping[str, str]) -> bool:
+    """Whether none of the files that an index names is in the folder, all plainly named; False for an empty one."""
     names = {Path(name) for name in set(index.values())}
-    if not (root / SINGLE).is_file() or any(name.is_absolute() or ".." in name.parts for name in names):
+    if not names or any(name.is_absolute() or ".." in name.parts for name in names):
         return False
     try:
         return not any((root / name).exists() or (root / name).is_symlink() for name in names)
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def drafts_outside(
+    root: Path, names: Collection[str], config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> dict[Path, dict[str, StoredTensor]]:
+    """Files beside the shards that hold layers for multi-token prediction alone, none of them in a shard."""
+    found = {}
+    for file in sorted(root.glob("*.safetensors")):
+        if file.name in names or file.is_symlink() or file.name.startswith((_ADAPTER, _ORIGINAL)):
+            continue
+        try:
+            header = read_header(file)
+        except (HeaderError, OSError):
+            continue  # what it holds cannot be named
+        if header and tensors and tensors.keys().isdisjoint(header) and all(_is_draft(n, config) for n in header):
+            found[file] = header
+    return found
+
+
+def _is_draft(tensor: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is of a layer for multi-token prediction: called mtp, or numbered after the last layer."""
+    parts = tensor.split(".")
+    if any(part == "mtp" or part.startswith("mtp_") for part in parts):
+        return True
+    texts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    counts = [text["num_hidden_layers"] for text in texts if type(text.get("num_hidden_layers")) is int]
+    after = [parts[place + 1] for place, part in enumerate(parts[:-1]) if part == "layers"]
+    return bool(counts and after) and after[0].isdecimal() and len(after[0]) < 10 and int(after[0]) >= max(counts)
+
+
+def is_stale(root: Path, index: Mapping[str, str]) -> bool:
+    """Whether an index names files that are all absent, plainly named, beside a file that is the whole model.
+
+    That is model.safetensors, or the only file of another name if it has every module that the index names.
+    """
+    return _are_absent(root, index) and ((root / SINGLE).is_file() or _is_whole(root, index))
+
+
+def _is_whole(root: Path, index: Mapping[str, str]) -> bool:
+    """Whether the only safetensors file has every module that an index names, but for a head."""
+    files = [file for file in root.glob("*.safetensors") if not file.name.startswith(_ADAPTER)]
+    if len(files) != 1 or not files[0].is_file():
+        return False
+    try:
+        held = {name.rpartition(".")[0] for name in read_header(files[0])}
+    except (HeaderError, OSError):
+        return False
+    return held >= {name.rpartition(".")[0] for name in index if not name.endswith(HEAD)}
 
 
 def pickle_names(root: Path) -> list[str]:

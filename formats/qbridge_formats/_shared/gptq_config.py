@@ -6,16 +6,16 @@ utils/quantization_config.py (GPTQConfig).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qbridge.architecture.quantization_block import Block
 from qbridge.findings.finding import Findings
-from qbridge.formats.patterns import matches
 from qbridge.source.reader import Source
 from qbridge_formats._shared.config_block import merged_config
 from qbridge_formats._shared.gptq_linear import Scheme
+from qbridge_formats._shared.scope import Scope
 
 CONFIG_FILES = ("quantize_config.json", "quant_config.json")
 ALIASES = {
@@ -39,21 +39,19 @@ class GptqConfig:
     dynamic: tuple[tuple[bool, frozenset[str], Mapping[str, Any]], ...]
     raw: Mapping[str, Any]
 
-    def scheme_of(self, module: str) -> Scheme | None:
-        """The scheme of a module: the first override that matches wins, `-:` leaves it unquantized (None)."""
+    def skips(self, module: str) -> bool:
+        """Whether an override (`-:`) leaves the module unquantized."""
+        return any(skipped and module in modules for skipped, modules, _ in self.dynamic)
+
+    def scheme_of(self, module: str) -> Scheme:
+        """The scheme of a module that is quantized: the first override that matches and skips none wins."""
+        base = self.scheme
         for skipped, modules, keys in self.dynamic:
-            if module in modules:
-                base = self.scheme
-                return (
-                    None
-                    if skipped
-                    else Scheme(
-                        keys.get("bits", base.bits),
-                        keys.get("group_size", base.group_size),
-                        keys.get("sym", base.sym),
-                    )
+            if module in modules and not skipped:
+                return Scheme(
+                    keys.get("bits", base.bits), keys.get("group_size", base.group_size), keys.get("sym", base.sym)
                 )
-        return self.scheme
+        return base
 
 
 def find_config(source: Source) -> Block:
@@ -61,7 +59,7 @@ def find_config(source: Source) -> Block:
     return merged_config(source, CONFIG_FILES, ALIASES)
 
 
-def parse(block: Block, modules: Iterable[str], findings: Findings) -> GptqConfig | None:
+def parse(block: Block, modules: Collection[str], findings: Findings) -> GptqConfig | None:
     """The config as checked data; None with findings (QB013, QB101, QB102) where it cannot be used."""
     raw = block.raw
     for key in CHANGING:
@@ -96,12 +94,12 @@ def parse(block: Block, modules: Iterable[str], findings: Findings) -> GptqConfi
 
 
 def _dynamic(
-    block: Block, modules: Iterable[str], findings: Findings
+    block: Block, modules: Collection[str], findings: Findings
 ) -> list[tuple[bool, frozenset[str], Mapping[str, Any]]] | None:
     """Overrides in the order in which GPTQModel tries them: those that skip a module first."""
     raw = block.raw.get("dynamic") or {}
     patterns = {key: key[2:] if key[:2] in ("-:", "+:") else key for key in raw}
-    matched = matches(patterns.values(), modules)
+    matched = Scope.of(block.key, modules).matches(patterns.values(), modules)
     for key, pattern in patterns.items():
         if pattern in matched.faults:
             findings.add("QB013", f"{block.key}.dynamic: {key!r}", (matched.faults[pattern],))

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.arrays import TRANSPOSED, ZEROS, Filled, GroupIndex
 from qbridge.codecs.bits import BitPacked
 from qbridge.findings.finding import Findings
@@ -187,11 +188,16 @@ def _all_ones(spec: Spec, findings: Findings) -> str:
 
 
 def zero_biases(source: Source, modules: Iterable[str]) -> set[str]:
-    """Modules whose bias is all zero in every layer: those that AutoGPTQ added to linears without one."""
+    """Modules whose bias is all zero in every layer: those that AutoGPTQ added to linears without one.
+
+    A linear that has a bias by its architecture is none of them, whatever its values.
+    """
     by_leaf: dict[str, list[str]] = {}
+    biased = Architecture.of(source.config).biased
     for module in modules:
-        if f"{module}.bias" in source.tensors:
-            by_leaf.setdefault(module.rpartition(".")[2], []).append(module)
+        leaf = module.rpartition(".")[2]
+        if f"{module}.bias" in source.tensors and leaf not in biased:
+            by_leaf.setdefault(leaf, []).append(module)
     return {
         module
         for names in by_leaf.values()

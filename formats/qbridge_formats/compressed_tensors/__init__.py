@@ -47,15 +47,22 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.source.reader import Source
+from qbridge_formats._shared.scope import Scope
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Matcher, Parsed, args_of, is_ours, parse
-from qbridge_formats.compressed_tensors.layers import ACT_ORDER, Found, inferred_layers, listed_layers
+from qbridge_formats.compressed_tensors.layers import Found, inferred_layers, listed_layers
 from qbridge_formats.compressed_tensors.lists import ignore, source_block, targets
+from qbridge_formats.compressed_tensors.reader import ACT_ORDER
 
 NAME = "compressed-tensors"
 SUMMARY = "llm-compressor's format: integers of 1 to 8 bits, FP8, NVFP4, MXFP4, MXFP8 (W8A8, W4A16 ...)"
 ALIASES = ("llm-compressor",)
 
+_SPARSE: Mapping[str, str] = {
+    "marlin-24": "half of the codes stored, with an index of their places (meta), in Marlin's order",
+    "sparse-24-bitmask": "the others stored, with a mask of their places",
+    "sparse-bitmask": "the others stored, with a mask of their places",
+}
 SCHEMA_VERSION = "0.20.0"  # the newest schema that what we write was validated with
 
 
@@ -86,6 +93,9 @@ def read(source: Source, findings: Findings) -> Model:
         block = parse(found, findings)
     if block is None:
         return assemble(NAME, source, config, {}, Findings())
+    if sparse := [str(kind) for kind in (block.raw.get("format"), *_formats(block)) if kind in _SPARSE]:
+        findings.add("QB101", f"{block.key}.format", (f"{sparse[0]}: weights of 2:4 sparsity, {_SPARSE[sparse[0]]}",))
+        return assemble(NAME, source, config, {}, Findings())
     _refuse_more_mathematics(block, findings)
     listed = listed_layers(source, block, findings)
     if listed is None:
@@ -98,15 +108,19 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     """From config.json alone: the groups whose targets match the names."""
     block = find_block(config)
     parsed = parse(block, Findings()) if block is not None and is_ours(block) else None
-    if parsed is None:
+    if block is None or parsed is None:
         return None
-    matcher, found = Matcher(parsed, names), {}
+    matcher, found = Matcher(parsed, names, Scope.of(block.key, names)), {}
     for name in names:
         group = matcher.group(name)
         if group is not None and group.weight is not None and not matcher.ignored(name):
             usual = DType.F16 if group.weight.type == "int" else DType.F32
             found[name] = Assumed(group.weight, group.activation, _ct_floats.scale_dtype(group, None) or usual)
     return found
+
+
+def _formats(block: Parsed) -> list[str | None]:
+    return [group.format for group in block.groups]
 
 
 def _with_slots(found: Found) -> dict[str, tuple[Spec, Mapping[str, Slot]]]:

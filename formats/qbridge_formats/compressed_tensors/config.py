@@ -6,15 +6,15 @@ config/base.py; older keys from the wheels 0.3.2 to 0.13.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qbridge.architecture.names import is_embedding
 from qbridge.architecture.quantization_block import Block
 from qbridge.findings.finding import Findings
-from qbridge.formats.patterns import matches
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge_formats._shared.scope import WHOLE_MODEL, Scope
 
 TOP_KEYS = frozenset(
     {
@@ -99,7 +99,7 @@ class Parsed:
 def is_ours(block: Block) -> bool:
     """Whether a block speaks compressed-tensors: by its method, or by config_groups where none is named."""
     if block.raw.get("quant_method") is None:
-        return "config_groups" in block.raw
+        return "config_groups" in block.raw and "quant_algo" not in block.raw  # which ModelOpt's blocks have
     return block.method.replace("_", "-") == "compressed-tensors"
 
 
@@ -283,11 +283,12 @@ class Matcher:
     a target matches and no ignore entry does; exact beats regex beats class, ties go by the target's text.
     """
 
-    def __init__(self, block: Parsed, modules: Iterable[str]) -> None:
+    def __init__(self, block: Parsed, modules: Collection[str], scope: Scope = WHOLE_MODEL) -> None:
         """Match every regex against the modules at once, so that asking about one costs lookups."""
+        self._scope = scope
         targets = {target: group for group in block.groups for target in group.targets}
         patterns = [t for t in sorted(targets) if t.startswith("re:")]
-        found = matches((t[3:] for t in (*patterns, *block.ignore) if t.startswith("re:")), modules)
+        found = scope.matches((t[3:] for t in (*patterns, *block.ignore) if t.startswith("re:")), modules)
         self.faults = {f"re:{pattern}": fault for pattern, fault in found.faults.items()}
         self._groups = {t: g for t, g in targets.items() if not t.startswith("re:")}
         self._patterns = [(found.of(t[3:]), targets[t]) for t in patterns]
@@ -296,9 +297,16 @@ class Matcher:
 
     def named(self, module: str) -> Group | None:
         """The group that targets the module by name or regex."""
-        if module in self._groups:
-            return self._groups[module]
-        return next((group for names, group in self._patterns if module in names), None)
+        exact = self._exact(module)
+        return exact or next((group for names, group in self._patterns if module in names), None)
+
+    def _exact(self, module: str) -> Group | None:
+        """The group that targets the module by one of its names."""
+        return next((self._groups[name] for name in self._scope.names(module) if name in self._groups), None)
+
+    def names(self, module: str) -> bool:
+        """Whether a target is the module's own name."""
+        return self._exact(module) is not None
 
     def group(self, module: str) -> Group | None:
         """The group whose target wins, whatever the ignore list says."""
@@ -306,13 +314,14 @@ class Matcher:
 
     def rivals(self, module: str) -> list[Group]:
         """Every group whose target is of the kind that wins; readers differ in which of several they take."""
-        if module in self._groups:
-            return [self._groups[module]]
+        exact = self._exact(module)
+        if exact:
+            return [exact]
         return [group for names, group in self._patterns if module in names]
 
     def ignored(self, module: str) -> bool:
         """Whether an ignore entry matches."""
-        return module in self._ignored or _class_of(module) in self._ignored
+        return not self._ignored.isdisjoint((*self._scope.names(module), _class_of(module)))
 
 
 def _class_of(module: str) -> str:

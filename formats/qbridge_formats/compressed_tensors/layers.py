@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from math import prod
 
-import numpy as np
-
-from qbridge.architecture.names import canonical_module, is_embedding, is_router
+from qbridge.architecture.names import is_embedding, is_router
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
-from qbridge.ir.scheme import GLOBAL_SCALE, ActivationScheme, Dialect, Granularity, WeightScheme
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
-from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers, tensors_of_modules
+from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
+from qbridge_formats._shared.scope import Scope
+from qbridge_formats._shared.siblings import Siblings, family, names_elsewhere
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Group, Matcher, Parsed
+from qbridge_formats.compressed_tensors.reader import Reader
 
 INFERRED = "inferred"
-ACT_ORDER = "act-order"
-_CODES = (DType.I8, DType.U8, DType.F8_E4M3, DType.I32)
+_CODES_OF: Mapping[str, tuple[DType, ...]] = {
+    "int": (DType.I8, DType.I32),
+    "e4m3fn": (DType.F8_E4M3,),
+    "e2m1": (DType.U8,),
+}
+_CODES = frozenset(dtype for dtypes in _CODES_OF.values() for dtype in dtypes)
+_PARTS = frozenset(
+    {"weight_packed", "weight_scale", "weight_global_scale", "weight_zero_point", "weight_shape", "weight_g_idx"}
+    | {"input_scale", "input_global_scale", "input_zero_point"}
+)
 ASSUMED = ActivationScheme(8, Granularity.TOKEN, dynamic=True)
 
 
@@ -38,19 +47,23 @@ def listed_layers(source: Source, block: Parsed, findings: Findings) -> Found | 
 
     None with findings (QB013) if a target or an ignore entry is no regular expression.
     """
-    modules, reader, found = _matrices(source), _Reader(source, block.raw), Found()
-    matcher = Matcher(block, list(modules))
+    modules, reader, found = _matrices(source), Reader(source, block.raw), Found()
+    coded = [module for module, own in modules.items() if _is_quantized(own)]
+    scope = Scope.of(block.key, coded)
+    matcher = Matcher(block, modules, scope)
     for pattern, fault in matcher.faults.items():
         findings.add("QB013", f"{block.key}: {pattern!r}", (f"not a regular expression: {fault}",))
     if matcher.faults:
         return None
-    for module, own in modules.items():
-        quantized = _is_quantized(own)
-        group = _group_of(module, quantized, matcher, findings)
+    quantized = _Quantized(block, matcher, {module: modules[module] for module in coded}, reader)
+    for module in coded:
+        group = quantized.group(module, findings)
         if group is not None:
-            _add(found, reader, module, own, group, findings)
-        elif quantized:
+            _add(found, reader, module, modules[module], group, findings)
+        else:
             found.refused.add(module)
+    plain = [module for module in modules if module not in quantized.modules and scope.covers(module)]
+    found.refused.update(_lost(source, block, plain, matcher, coded, findings))
     return found
 
 
@@ -60,7 +73,7 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
     Static activations show, by their scales. Their absence may mean dynamic ones or none, so that is assumed only
     with `--allow assumed-activations` (QB021).
     """
-    reader, found = _Reader(source, {}), Found()
+    reader, found = Reader(source, {}), Found()
     for module, own in _matrices(source).items():
         if not _is_quantized(own):
             continue
@@ -87,28 +100,110 @@ def _matrices(source: Source) -> dict[str, ModuleTensors]:
 
 
 def _is_quantized(own: ModuleTensors) -> bool:
-    return "weight_packed" in own or "weight_scale" in own or own["weight"].dtype in _CODES
+    return not _PARTS.isdisjoint(own) or own["weight"].dtype in _CODES
 
 
-def _group_of(module: str, quantized: bool, matcher: Matcher, findings: Findings) -> Group | None:
-    """The group that quantizes a module; None for one that is not quantized, or with a finding."""
+class _Quantized:
+    """The modules whose tensors are codes, each with the group that it is of, whatever the lists say."""
+
+    def __init__(self, block: Parsed, matcher: Matcher, modules: Mapping[str, ModuleTensors], reader: Reader) -> None:
+        """No module is matched before it is asked for."""
+        self.modules = modules
+        self._matcher, self._reader = matcher, reader
+        self._groups = [group for group in block.groups if group.weight is not None]
+        self._of_family: dict[str, dict[str, Group]] = {}
+
+    def group(self, module: str, findings: Findings) -> Group | None:
+        """The group of a module; None with a finding where several are possible, or none is."""
+        group = self._matcher.group(module)
+        if group is None or group.weight is None:
+            group = self._fitting(module)
+            if group is None:
+                findings.add("QB013", module, ("its weight is quantized and no config group targets it",))
+                return None
+            findings.add("QB019", module, (f"no config group targets it: it is read as {group.name} says",))
+            return group
+        rivals = {rival.name for rival in self._matcher.rivals(module)}
+        if len(rivals) > 1:
+            findings.add("QB014", module, (f"targets of groups {' and '.join(sorted(rivals))} match it alike",))
+            return None
+        if self._matcher.ignored(module):
+            findings.add("QB019", module, ("the ignore list has it",))
+        return group
+
+    def _fitting(self, module: str) -> Group | None:
+        """The one group that a module can be of which no target names: its siblings' first, then any."""
+        own = self.modules[module]
+        if not self._of_family:
+            for other in self.modules:
+                group = self._matcher.group(other)
+                if group is not None and group.weight is not None:
+                    self._of_family.setdefault(family(other), {})[group.name] = group
+        for groups in ([*self._of_family.get(family(module), {}).values()], self._groups):
+            fitting = [group for group in groups if self._fits(module, own, group)]
+            if fitting:
+                return fitting[0] if len(fitting) == 1 else None
+        return None
+
+    def _fits(self, module: str, own: ModuleTensors, group: Group) -> bool:
+        """Whether the codes, the scales and the scales of inputs are those that the group's scheme has."""
+        scale, code = own.get("weight_scale"), own.get("weight_packed") or own["weight"]
+        if scale is None or code.dtype not in _CODES_OF.get(group.weight.type if group.weight else "", ()):
+            return False
+        try:
+            spec = self._reader.spec(module, own, group)
+        except ValueError:
+            return False
+        static = {"input_scale", "input_global_scale"} & own.keys()
+        return _elements(scale) == prod(spec.scale_shape) and bool(static) == (spec.input_scale_dtype is not None)
+
+
+def _lost(
+    source: Source, block: Parsed, plain: list[str], matcher: Matcher, coded: list[str], findings: Findings
+) -> list[str]:
+    """The modules of float weights that must have lost their codes: a target names them, or their siblings have some.
+
+    Any other that a target takes for quantized is not (QB042).
+    """
+    doubted, others = dict[str, str](), []
+    claimed = [module for module in plain if _takes_in(module, matcher)]
+    siblings = Siblings((*plain, *coded) if claimed else (), coded if claimed else (), source.config)
+    for module in claimed:
+        sibling = siblings.of(module)
+        if matcher.names(module):
+            doubted[module] = "a target is its name"
+        elif sibling is not None:
+            doubted[module] = f"{sibling} is quantized"
+        else:
+            others.append(module)
+    elsewhere = _ignored_elsewhere(block, doubted)
+    others += elsewhere
+    lost = {module: fact for module, fact in doubted.items() if module not in elsewhere}
+    for module, fact in lost.items():
+        weight = source.tensors[f"{module}.weight"]
+        findings.add("QB015", module, (f"its weight is {weight.dtype} without any scale, and {fact}",))
+    if others:
+        findings.add("QB042", others)
+    return list(lost)
+
+
+def _takes_in(module: str, matcher: Matcher) -> bool:
+    """Whether a target takes a module for quantized, and no entry of ignore has it."""
     group = matcher.group(module)
-    if group is None or group.weight is None:
-        if quantized:
-            findings.add("QB013", module, ("its weight is quantized and no config group targets it",))
-        return None
-    if matcher.ignored(module):
-        if quantized:
-            findings.add("QB019", module)
-        return None
-    rivals = {rival.name for rival in matcher.rivals(module)}
-    if len(rivals) > 1:
-        findings.add("QB014", module, (f"targets of groups {' and '.join(sorted(rivals))} match it alike",))
-        return None
+    if group is None or group.weight is None or matcher.ignored(module):
+        return False
     # transformers 5 has routers and embeddings as classes of their own, which the target Linear does not mean
-    if not quantized and (is_router(module) or is_embedding(module)) and matcher.named(module) is None:
-        return None
-    return group
+    return matcher.named(module) is not None or not (is_router(module) or is_embedding(module))
+
+
+def _ignored_elsewhere(block: Parsed, modules: Collection[str]) -> set[str]:
+    """The modules that the ignore list has under the names of another release of transformers."""
+    names = {module: names_elsewhere(module) for module in modules}
+    every = dict.fromkeys(name for others in names.values() for name in others)
+    if not every:
+        return set()
+    matcher = Matcher(block, every)
+    return {module for module, others in names.items() if any(matcher.ignored(name) for name in others)}
 
 
 def _inferred(own: ModuleTensors) -> Group:
@@ -131,7 +226,7 @@ def _elements(tensor: StoredTensor) -> int:
     return (tensor.end - tensor.begin) // tensor.dtype.itemsize
 
 
-def _add(found: Found, reader: _Reader, module: str, own: ModuleTensors, group: Group, findings: Findings) -> None:
+def _add(found: Found, reader: Reader, module: str, own: ModuleTensors, group: Group, findings: Findings) -> None:
     """The module's spec to the found ones, or a finding and the module to the refused ones."""
     not_read = _not_read(own, group, reader.version)
     if not_read:
@@ -158,153 +253,7 @@ def _not_read(own: ModuleTensors, group: Group, version: str) -> str | None:
         return "packed weights without a quantization block, which alone has their bits"
     if group.name == INFERRED and own["weight"].dtype in (DType.F8_E4M3, DType.F8_E5M2):
         return f"{own['weight'].dtype} weights without a quantization block, which alone has their activations"
+    zero = own.get("weight_zero_point")
+    if zero is not None and zero.dtype.is_float and not (packed is None and own["weight"].dtype.is_float):
+        return f"zero-points are {zero.dtype}, floats of the scales' shape, which need not be whole numbers"
     return _ct_floats.not_read(group, own.get("weight_scale"), version)
-
-
-class _Reader:
-    """Specs from tensors, worked out once for all modules whose tensors are alike."""
-
-    def __init__(self, source: Source, block: Mapping[str, Any]) -> None:
-        """A source and the block of its config."""
-        self._source, self._block = source, block
-        self.version = str(block.get("version") or "")
-        self._specs = SpecsByKind()
-
-    def spec(self, module: str, own: ModuleTensors, group: Group) -> Spec:
-        """The spec of a module; ValueError where its tensors do not fit together."""
-        if group.weight is None:
-            raise ValueError("the group quantizes no weights")
-        name = canonical_module(module)
-        stored_as = None if name == module else module
-        columns, index = _columns(self._source, own), _index(self._source, own, group.weight)
-        scales = own.get("weight_scale")
-        meant = _ct_floats.scale_dtype(group, scales.dtype if scales else None)
-        weight, activation = group.weight, group.activation
-        dialect = {} if stored_as is None else {"stored_as": stored_as}
-        dialect |= {} if index is None else {"g_idx": index}
-        alike = headers(own), weight, activation, meant, columns, index, stored_as
-        return self._specs.spec(
-            name, alike, lambda: self._spec(name, own, weight, activation, meant, columns, dialect)
-        )
-
-    def _spec(
-        self,
-        name: str,
-        own: ModuleTensors,
-        scheme: WeightScheme,
-        activation: ActivationScheme | None,
-        scales: DType | None,
-        columns: int | None,
-        dialect: dict[str, str],
-    ) -> Spec:
-        rows, columns = _dims(own, scheme, activation is None, columns, dialect)
-        scale, bias, zero = own.get("weight_scale"), own.get("bias"), own.get("weight_zero_point")
-        scale_dtype = scales or (scale.dtype if scale and scale.dtype.is_float else _model_dtype(self._source))
-        if scheme.symmetric and zero is not None:
-            dialect["zero_point"] = "packed zeros" if zero.dtype is DType.I32 else "zeros"
-        elif zero is not None and zero.dtype is DType.I8 and "weight_packed" in own:
-            dialect["zero_point"] = "unpacked"
-        elif not scheme.symmetric and zero is None and _drops_zeros(self._block):
-            scheme, dialect["zero_point"] = replace(scheme, symmetric=True), "lost"
-        spec = Spec(
-            name=name,
-            out_features=rows,
-            in_features=columns,
-            weight=scheme,
-            scale_dtype=scale_dtype,
-            activation=activation,
-            input_scale_dtype=_input_scale(own, activation, scale_dtype),
-            bias=bias.dtype if bias else None,
-            g_idx=dialect.get("g_idx") == ACT_ORDER,
-        )
-        return replace(spec, dialect=(*sorted(dialect.items()), *_shapes(own, spec)))
-
-
-def _input_scale(own: ModuleTensors, activation: ActivationScheme | None, otherwise: DType) -> DType | None:
-    """The dtype of the stored scale of activations, None where none is stored."""
-    if activation is None or not activation.is_stored:
-        return None
-    stored = own.get("input_global_scale" if activation.global_scale else "input_scale")
-    return (
-        stored.dtype if stored and stored.dtype.is_float else GLOBAL_SCALE if activation.global_scale else otherwise
-    )
-
-
-def _columns(source: Source, own: ModuleTensors) -> int | None:
-    """The in_features that weight_shape holds, None where it says nothing."""
-    shape = own.get("weight_shape")
-    if shape is None or "weight_packed" not in own:
-        return None
-    if shape.shape != (2,) or shape.dtype not in (DType.I64, DType.I32):
-        return None
-    return int(source.read(shape.name)[1])
-
-
-def _dims(
-    own: ModuleTensors, scheme: WeightScheme, weights_only: bool, columns: int | None, dialect: dict[str, str]
-) -> tuple[int, int]:
-    """(out_features, in_features); what the tensors say of the packing's dialect goes there."""
-    packed = own.get("weight_packed")
-    if packed is None:
-        if scheme.type == "e2m1":
-            raise ValueError("4-bit floats are packed, and there is no weight_packed")
-        dialect |= {"packed": "no"} if weights_only and scheme.type == "int" else {}
-        rows, inputs = own["weight"].shape
-        return rows, inputs
-    if len(packed.shape) != 2:
-        raise ValueError(f"weight_packed has the shape {list(packed.shape)}, not [rows, words]")
-    rows, words = packed.shape
-    if scheme.type == "e2m1":
-        return rows, 2 * words
-    if scheme.type != "int":
-        raise ValueError("8-bit floats are not packed, and there is a weight_packed")
-    dialect |= {} if weights_only else {"packed": "yes"}
-    if columns is None:
-        columns = words * 32 // scheme.bits
-    elif own["weight_shape"].dtype is DType.I32:
-        dialect["weight_shape"] = "I32"
-    dense, padded = -(-columns * scheme.bits // 32), -(-columns // (32 // scheme.bits))
-    if words == padded != dense:
-        dialect["words"] = "padded"  # releases 0.17, for 3, 5, 6 and 7 bits
-    return rows, columns
-
-
-def _index(source: Source, own: ModuleTensors, scheme: WeightScheme) -> str | None:
-    """What weight_g_idx is by its content: unset, trivial or act-order; None where there is none."""
-    tensor = own.get("weight_g_idx")
-    if tensor is None or tensor.dtype is not DType.I32 or len(tensor.shape) != 1:
-        return None
-    index = source.read_small(tensor.name).astype(np.int32)
-    if (index < 0).all():
-        return "unset"
-    trivial = (index == np.arange(index.size) // (scheme.group_size or index.size)).all()
-    return "trivial" if trivial else ACT_ORDER
-
-
-def _drops_zeros(block: Mapping[str, Any]) -> bool:
-    """Releases 0.4 to 0.6, which wrote no version, dropped zero-point tensors that were all zero."""
-    return "version" not in block
-
-
-def _shapes(own: ModuleTensors, spec: Spec) -> Dialect:
-    """Shapes that differ from today's only by dims of 1: [N] for [N, 1], [] for [1]."""
-    column = spec.scale_shape[:1] if spec.weight.granularity is Granularity.TENSOR else spec.scale_shape
-    today = {"weight_scale": column}
-    today |= dict.fromkeys(("input_scale", "input_zero_point", "weight_global_scale", "input_global_scale"), (1,))
-    if "weight_packed" not in own:
-        today["weight_zero_point"] = column
-    found = []
-    for leaf, shape in today.items():
-        tensor = own.get(leaf)
-        if tensor is not None and tensor.shape != shape and _squeezed(tensor.shape) == _squeezed(shape):
-            found.append((f"{leaf}.shape", "x".join(map(str, tensor.shape))))
-    return tuple(found)
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(dim for dim in shape if dim != 1)
-
-
-def _model_dtype(source: Source) -> DType:
-    """The dtype that missing scales would have had: that of the first float tensor."""
-    return next((t.dtype for t in source.tensors.values() if t.dtype.is_float), DType.F32)

@@ -58,6 +58,8 @@ def sniff(source: Source) -> Match | str:
     block = float8_block(source.config)
     if block is None:
         return f"no quant_method in config.json is one of {', '.join(METHODS)}"
+    if not block.method:
+        return Match(2, f"{block.key} has activation_scheme or weight_block_size, and no quant_method")
     return Match(2, f"{block.key}.quant_method is {block.raw['quant_method']!r}")
 
 

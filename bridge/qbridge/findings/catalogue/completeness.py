@@ -19,7 +19,7 @@ ENTRIES = (
     Code(
         "QB040",
         "the index belongs to other files",
-        "model.safetensors.index.json names files that are all absent, and model.safetensors is there.",
+        "The index names files that are all absent, and one file is there that is the model by itself.",
         "vLLM and TurboMind follow the index and stop; transformers and LMDeploy's PyTorch engine read the one file.",
         "a quantizer that wrote one file beside the index of the unquantized original",
         "Remove the index, or convert: what is written has none that does not fit.",

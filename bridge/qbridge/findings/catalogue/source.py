@@ -52,8 +52,8 @@ ENTRIES = (
         "QB006",
         "a shard name leaves the checkpoint folder",
         "The index names a file by an absolute path, through `..`, or a link that points out of the folder.",
-        "A checkpoint must not make qbridge read other files of the machine. Links into the blobs folder of a "
-        "Hugging Face cache are fine.",
+        "A checkpoint must not make qbridge read other files of the machine. Links to the blobs of a Hugging Face "
+        "cache are fine.",
         '"lm_head.weight": "../../secrets.safetensors"',
         "Put the shard into the folder and name it plainly.",
         "huggingface_hub 1.33.0, file_download.py (the cache's layout)",
@@ -126,9 +126,9 @@ ENTRIES = (
         "QB013",
         "the quantization config is malformed",
         "A key of the quantization block is missing, has a wrong type or value, or is unknown inside a scheme.",
-        "An unknown key may change the mathematics; compressed-tensors itself refuses it since 0.11.",
+        "What nobody understands may change the mathematics: an unknown key of a scheme, a value of no meaning.",
         'config_groups.group_0.weights.num_bits is "8"',
-        "Correct the key, or write the checkpoint again with a current llm-compressor.",
+        "Correct the key, or write the checkpoint again with a current release of the tool that made it.",
         _CT,
         UNREADABLE,
     ),
@@ -174,13 +174,14 @@ ENTRIES = (
     ),
     Code(
         "QB019",
-        "a layer is on the ignore list and quantized all the same",
-        "The config excludes a layer whose tensors are quantized codes.",
-        "Engines that believe the config read the codes as weights.",
-        'ignore ["lm_head"] with lm_head.weight I8',
-        "Correct the ignore list.",
-        "compressed-tensors 0.20.0, utils/match.py",
-        UNREADABLE,
+        "a layer that the config leaves out is quantized all the same",
+        "A list of the config has the layer as not quantized, or nothing in it names the layer, and its tensors are "
+        "codes with their scales: it is read as what they are.",
+        "Engines that believe the config read the codes as weights, or stop.",
+        'ignore ["lm_head"] with lm_head.weight I8 and lm_head.weight_scale',
+        "None needed for a conversion, which writes lists that fit; to serve the source, correct its list.",
+        "compressed-tensors 0.20.0, utils/match.py; vllm 0.33.0, quantization/modelopt.py (is_layer_excluded)",
+        severity="warning",
     ),
     Code(
         "QB020",
@@ -195,7 +196,7 @@ ENTRIES = (
     Code(
         "QB021",
         "nothing says how the activations are quantized",
-        "config.json has no quantization block, and the tensors show the weights' scheme only.",
+        "config.json does not say it, and the tensors show the weights' scheme only.",
         "Weights alone, or with activations quantized as they come: the results differ.",
         "an llm-compressor checkpoint whose config.json was replaced by the base model's",
         "Restore the quantization block, or accept the assumption that the facts name.",

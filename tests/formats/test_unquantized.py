@@ -9,6 +9,7 @@ quantizers/quantizers_utils.py; compressed-tensors 0.20.0, utils/match.py; optim
 import copy
 import fnmatch
 import re
+import time
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -218,6 +219,20 @@ CASES = {
         Memory({**{name: [name] for name in WHISPER}, "proj_out": ["model.decoder.embed_tokens"]}),
         config={"model_type": "whisper"},
         without=("awq", "gptq", "auto-round"),  # which quantize no head, listed or not
+    ),
+    "a head of another name in memory": Case(
+        layers("gpt_neox.layers", "mlp.dense_h_to_4h"),
+        ("embed_out",),
+        Memory({"embed_out": ["embed_out"]}),
+        Memory({"lm_head": ["embed_out"]}),
+        without=("awq", "gptq", "auto-round"),  # which quantize no head, listed or not
+    ),
+    "a quantized head of another name in memory": Case(
+        (*layers("gpt_neox.layers", "mlp.dense_h_to_4h"), "embed_out"),
+        (),
+        Memory({"embed_out": ["embed_out"]}),
+        Memory({"lm_head": ["embed_out"]}),
+        without=("awq", "gptq", "auto-round", "fp8", "modelopt"),
     ),
     "a quantized head beside a tower": Case(
         (*QWEN, "lm_head"),
@@ -619,3 +634,44 @@ def test_layers_of_any_name_have_a_list_of_blocks():
 def test_a_quantized_head_is_in_the_list_of_blocks():
     case = Case((*layers("model.layers", "a"), "lm_head"), layers("model.layers", "b"), Memory({}))
     assert "lm_head" in block_for(case, "gptq")["modules_in_block_to_quantize"][0]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_quantized_embedding_keeps_a_target_of_its_own(nested):
+    name = "model.language_model.embed_tokens" if nested else "model.embed_tokens"
+    case = Case((*layers("model.layers", "mlp.down_proj"), name), (), Memory({}), config=NESTED if nested else {})
+    (group,) = block_for(case, "compressed-tensors")["config_groups"].values()
+    assert group["targets"][:2] == ["Linear", name]
+    assert nested == any(_is(target, "language_model.model.embed_tokens") for target in group["targets"])
+    said = {"any": {"targets": ["Linear", "Embedding"], "weights": {"num_bits": 8, "type": "float"}}}
+    (group,) = kept(case, "compressed-tensors", config_groups=said)["config_groups"].values()
+    assert group["targets"] == ["Linear", "Embedding"]
+
+
+def test_entries_about_a_text_model_alone_are_completed_by_its_prefix():
+    case = CASES["a tower under another prefix"]
+    said = {"any": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}
+    block = kept(case, "compressed-tensors", config_groups=said, ignore=["lm_head", "re:.*shared_experts.*"])
+    assert block["ignore"][:2] == ["lm_head", "re:.*shared_experts.*"] and len(block["ignore"]) == 6
+    assert all(built(case, "compressed-tensors", block, engine) == {} for engine in ENGINES["compressed-tensors"])
+
+
+def test_what_a_model_of_several_algorithms_leaves_out_is_still_said():
+    case = Case(layers("model.layers", "mlp.down_proj"), DRAFT, Memory({}))
+    model = model_of(case, "modelopt", {"quant_method": "modelopt", "ignore": ["mtp*", "*down_proj"]})
+    last = "model.layers.1.mlp.down_proj"
+    per_channel = replace(model.specs[last], weight=FLOAT8, activation=TOKENS, input_scale_dtype=None)
+    block = find("modelopt").config(replace(model, specs={**model.specs, last: per_channel}))
+    assert (block["quant_algo"], block["ignore"]) == ("MIXED_PRECISION", ["mtp*"])
+
+
+def test_lists_of_experts_by_the_thousand_take_no_time():
+    experts = tuple(f"model.layers.{n}.mlp.experts.{e}.up_proj" for n in range(20) for e in range(500))
+    dense = layers("model.layers", "mlp.gate", "self_attn.o_proj", count=20)
+    case = Case(experts, dense, Memory({}))
+    for format_name in ENGINES:
+        source = {"modules_to_not_convert": list(dense), "ignore": list(dense), "extra_config": {}}
+        model = find(format_name).settle(model_of(case, format_name, source))
+        start = time.process_time()
+        find(format_name).config(model)
+        assert time.process_time() - start < 3, format_name

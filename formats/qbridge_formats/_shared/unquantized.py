@@ -83,7 +83,8 @@ class Subtree:
 class Unquantized:
     """The linears of a model that are not quantized, each in a subtree or alone, in the order of their tensors.
 
-    `heads` are those that are tied and so have no tensor, `nested` says that the text model is a part of the model.
+    `heads` are names of a head that no tensor has: it is tied, or of another name in memory. `nested` says that the
+    text model is a part of the model.
     """
 
     items: tuple[Subtree | str, ...]
@@ -135,7 +136,9 @@ def _unquantized(model: Model) -> Unquantized:
             if below is not None:
                 below.append(name)
     nested = is_nested(model)
-    heads = () if any(is_head(name) for name in (*quantized, *dense)) else tied_head(model.config)
+    heads = () if any(map(is_head, quantized)) else tied_head(model.config)
+    if any(map(is_head, dense)):  # engines call any head so
+        heads = () if any(name.endswith("lm_head") for name in dense) else ("lm_head",)
     return Unquantized(
         tuple(path if below is None else _subtree(path, below, parts) for path, below in items.items()),
         tuple(name for name in heads if name not in quantized and name not in dense),

@@ -84,6 +84,7 @@ def targets(model: Model, source: Parsed | None, groups: Sequence[Sequence[str]]
         else:
             # no class of a linear: engines quantize a head, and an embedding, only where it is named
             listed = [_CLASS, *(name for name in names if is_head(name) or is_embedding(name))]
+            listed += ["lm_head"] if any(map(is_head, names)) and not is_nested(model) else []
         if is_nested(model):
             loose = [name for name in listed if is_head(name) or is_embedding(name)]
             listed += [

@@ -12,6 +12,7 @@ import sys
 import torch
 import transformers
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 
 from qbridge.architecture.decoder import LEFT_ALONE
 from qbridge.architecture.families import SIZES
@@ -51,6 +52,83 @@ DIMS = {
     "topk_group": 1,
     "num_experts_per_tok": 2,
 }
+# What classes want otherwise: older words for sizes, and every kind of layer.
+OTHER = {
+    "BloomForCausalLM": {"n_head": 6, "n_layer": 4},
+    "DeepseekV4ForCausalLM": {"num_hash_layers": 0},
+    "FalconH1ForCausalLM": {"mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16},
+    "GPTJForCausalLM": {"n_embd": 48, "n_head": 6, "n_layer": 4, "rotary_dim": 8},
+    "GraniteMoeForCausalLM": {"tie_word_embeddings": False},
+    "GraniteMoeHybridForCausalLM": {
+        **{"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16, "shared_intermediate_size": 60},
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "GraniteMoeSharedForCausalLM": {"shared_intermediate_size": 60},
+    "HeliumForCausalLM": {"head_dim": 8},
+    "JambaForCausalLM": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "mamba_dt_rank": 6,
+    },
+    "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 12},
+    "Lfm2MoeForCausalLM": {
+        "layer_types": ["conv", "full_attention", "full_attention", "conv"],
+        "num_dense_layers": 2,
+    },
+    "Lfm2VlForConditionalGeneration": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 12},
+    "LongcatFlashForCausalLM": {
+        **{
+            "num_layers": 4,
+            "num_hidden_layers": 8,
+            "expert_ffn_hidden_size": 132,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+        },
+        **{"n_routed_experts": 4},
+    },
+    "MllamaForConditionalGeneration": {"cross_attention_layers": [1, 3]},
+    "MptForCausalLM": {"d_model": 48, "n_heads": 6, "n_layers": 4},
+    "NemotronHForCausalLM": {
+        "layers_block_type": ["linear_attention", "full_attention", "mlp", "moe"] * 2,
+        **{"num_hidden_layers": 8, "mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 16},
+        **{"moe_shared_expert_intermediate_size": 120, "n_shared_experts": 1},
+    },
+    "OPTForCausalLM": {"word_embed_proj_dim": 48, "ffn_dim": 108},
+    "WhisperForConditionalGeneration": {
+        **{"d_model": 48, "decoder_layers": 4, "encoder_layers": 4, "decoder_attention_heads": 6},
+        **{"encoder_attention_heads": 6, "decoder_ffn_dim": 108, "encoder_ffn_dim": 108},
+    },
+}
+
+
+# Hybrids, and classes with other words for sizes: test_expected_parameters.py holds them against what is on disk.
+IRREGULAR = {
+    *("ApertusForCausalLM", "GPTNeoXForCausalLM", "LlavaOnevisionForConditionalGeneration"),
+    *("AfmoeForCausalLM", "BloomForCausalLM", "DeepseekV4ForCausalLM", "FalconH1ForCausalLM", "GPTJForCausalLM"),
+    *("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+    *("GraniteMoeForCausalLM", "GraniteMoeHybridForCausalLM", "GraniteMoeSharedForCausalLM", "HeliumForCausalLM"),
+    *("HunYuanDenseV1ForCausalLM", "HunYuanMoEV1ForCausalLM", "JambaForCausalLM", "Kimi_K25ForConditionalGeneration"),
+    *("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Lfm2VlForConditionalGeneration", "LongcatFlashForCausalLM"),
+    *("MiMoV2FlashForCausalLM", "MiniCPM3ForCausalLM", "MllamaForConditionalGeneration", "MptForCausalLM"),
+    *(
+        "NemotronHForCausalLM",
+        "OPTForCausalLM",
+        "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2AudioForConditionalGeneration",
+    ),
+    *("Qwen2_5OmniThinkerForConditionalGeneration", "Qwen3OmniMoeForConditionalGeneration"),
+    *("Qwen3OmniMoeThinkerForConditionalGeneration", "Step3p7ForConditionalGeneration"),
+    *("VoxtralForConditionalGeneration", "WhisperForConditionalGeneration", "Idefics3ForConditionalGeneration"),
+    *("SmolVLMForConditionalGeneration", "LightOnOcrForConditionalGeneration"),
+}
+# Classes whose small model cannot be made here: of packages that are not installed, or of configs with a fault.
+UNMADE = {"Gemma3nForConditionalGeneration", "Gemma3nForCausalLM", "Qwen3OmniMoeForConditionalGeneration"}
+
+
+def regular(classes):
+    """Those of some classes that transformers has, and whose module trees have the names that are on disk."""
+    return [name for name in classes if hasattr(transformers, name) and name not in IRREGULAR]
 
 
 def config_class(architecture):
@@ -97,11 +175,11 @@ def instance(architecture, **changes):
     """A small model on the meta device, dense and sparse layers in it."""
     config = config_class(architecture)()
     text = config.get_text_config()
-    known = text.to_dict()
-    for key, value in {**DIMS, **changes}.items():
-        if key in known:
+    known, other = text.to_dict(), OTHER.get(architecture, {})
+    for key, value in {**DIMS, **other, **changes}.items():
+        if key in known or key in other:
             setattr(text, key, value)
-    if getattr(text, "layer_types", None):  # every kind of layer, as far as they are there
+    if isinstance(known.get("layer_types"), list) and "layer_types" not in other:  # every kind of layer that is there
         kinds = sorted(set(text.layer_types))
         text.layer_types = [kinds[i % len(kinds)] for i in range(4)]
     if getattr(text, "mlp_layer_types", None) is not None:
@@ -111,6 +189,20 @@ def instance(architecture, **changes):
             setattr(text, key, value)
     with torch.device("meta"):
         return getattr(transformers, architecture)(config)
+
+
+@functools.cache
+def on_disk(architecture, **changes):
+    """Names and shapes of what transformers saves of the small model, tied heads left out."""
+    model = instance(architecture, **changes)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    found = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, kept).items()}
+    # transformers 5.24.0 gives the decoder of Kimi-K2.5 the name of its tower's blocks
+    return {
+        name.replace("language_model.model.blocks.", "language_model.model.layers."): shape
+        for name, shape in found.items()
+    }
 
 
 def linears(architecture, **changes):

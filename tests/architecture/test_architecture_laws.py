@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from qbridge.architecture.classes import CLASSES, ModelClass
+from qbridge.architecture.classes import CLASSES
 from qbridge.architecture.families import DENSE, MLA, NEMOTRON, PHI, Family
+from qbridge.architecture.model_class import ModelClass
 from qbridge.testing import check_architecture
 
 TOY = ModelClass(
@@ -29,7 +30,7 @@ def changed(columns=DENSE.columns, rows=DENSE.rows, **changes):
 
 BROKEN = {
     "a linear is split along two axes": changed(rows=DENSE.rows | {"q_proj"}),
-    "nothing says the dims of 'c_attn'": changed(DENSE.columns | {"c_attn"}),
+    "nothing says the dims of 'qkv'": changed(DENSE.columns | {"qkv"}),
     "reads no hidden states": changed(DENSE.columns | {"o_proj"}, DENSE.rows - {"o_proj"}),
     "writes no hidden states": changed(DENSE.columns - {"k_proj"}, DENSE.rows | {"k_proj"}),
     "is not as wide as": changed(DENSE.columns - {"gate_proj"}, DENSE.rows | {"gate_proj"}),

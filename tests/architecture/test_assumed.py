@@ -16,7 +16,7 @@ from support import ROOT
 
 BLOCK = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]
-VARIANTS = [*((name, {}) for name in CLASSES), *((name, {"q_lora_rank": None}) for name in LATENT)]
+VARIANTS = [*((name, {}) for name in facts.regular(CLASSES)), *((name, {"q_lora_rank": None}) for name in LATENT)]
 
 
 def write(folder, architecture, **changes):
@@ -48,7 +48,7 @@ def test_linears_are_those_of_the_module_tree(architecture, changes, tmp_path):
     )
 
 
-@pytest.mark.parametrize("architecture", CLASSES)
+@pytest.mark.parametrize("architecture", facts.regular(CLASSES))
 def test_every_architecture_of_the_table_is_checked(architecture, tmp_path):
     write(tmp_path, architecture)
     done = qbridge.check(tmp_path, "vllm", 3)

@@ -20,7 +20,7 @@ from qbridge.findings.finding import Findings
 from qbridge.ir.model import Model
 from support import ROOT, SINGLE, cli, copy_fixture, edit_json, rewrite_tensors
 
-EVERY = pytest.mark.parametrize("architecture", CLASSES)
+EVERY = pytest.mark.parametrize("architecture", facts.regular(CLASSES))
 CASES = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 DELETED = ["gptq/llama_v1_sym", "awq/llama_gemm", "gptq/qwen2_dynamic", "gptq/qwen3_moe_v1_sym"]
 CODES = ("QB263", "QB264")
@@ -116,7 +116,7 @@ def test_complete_models_are_not_doubted(architecture):
     assert judged(architecture, list(names_of(architecture)), num_nextn_predict_layers=0) == []
 
 
-@pytest.mark.parametrize("architecture", [name for name in CLASSES if "Conditional" in name])
+@pytest.mark.parametrize("architecture", [name for name in facts.regular(CLASSES) if "Conditional" in name])
 def test_blocks_of_a_tower_are_required(architecture):
     names = list(names_of(architecture))
     blocks = sorted({match[0] for name in names if (match := BLOCK.match(name))})

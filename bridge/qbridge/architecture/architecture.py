@@ -6,28 +6,50 @@ Keys of config.json are those of transformers 4.57.6 and 5.24.0, models/*/config
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qbridge.architecture import mlps as blocks
 from qbridge.architecture import names, parallel
-from qbridge.architecture.classes import CLASSES, UNKNOWN, ModelClass
+from qbridge.architecture.classes import CLASSES, CONTAINERS
 from qbridge.architecture.decoder import (
     EXPERT_COUNTS,
+    FIRST_SPARSE,
     INDEXERS,
     MLPS,
     QUERIES,
+    SHARED_COUNTS,
     heads_of,
     is_decoder_module,
     positive,
     size_of,
 )
-from qbridge.architecture.families import QK_NORMS, SIZES, TEXT_MODELS, ZERO_AT_ZERO, Family, TextModel
+from qbridge.architecture.families import (
+    INNER_NORMS,
+    LFM2,
+    SIZES,
+    TEXT_MODELS,
+    ZERO_AT_ZERO,
+    Family,
+    Mixer,
+    TextModel,
+)
+from qbridge.architecture.model_class import UNKNOWN, ModelClass
 from qbridge.architecture.quantization_block import NESTED
 from qbridge.ir.model import Model
 
 _QKV = frozenset({"q_proj", "k_proj", "v_proj"})
+# Words of config.json for layers that have no softmax attention; hybrid_override_pattern has letters for them.
+_OTHER_KINDS = frozenset({"linear_attention", "conv", "mlp", "moe", "cross_attention"})
+_LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+_OLD_KINDS = {"mamba": "linear_attention", "attention": "full_attention"}
+# What older classes call sizes. transformers 5.24.0, attribute_map in models/*/configuration_*.py.
+_OTHER_WORDS = {
+    "num_hidden_layers": ("decoder_layers", "n_layer", "n_layers", "num_layers"),
+    "hidden_size": ("d_model", "n_embed", "n_embd"),
+    "num_attention_heads": ("decoder_attention_heads", "n_head", "n_heads"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,9 +68,9 @@ class Architecture:
     @classmethod
     def of(cls, config: Mapping[str, Any], row: ModelClass | None = None) -> Architecture:
         """What config.json says of its class, whose row is another than the table's if one is given."""
-        classes = config.get("architectures")
-        name = str(classes[0]) if isinstance(classes, list) and classes else ""
-        return cls(name, row or CLASSES.get(name, UNKNOWN), config, _text_config(config))
+        name, text = _first(config), _text_config(config)
+        of_text = _first(text) if name in CONTAINERS and text is not config else ""
+        return cls(name, row or CLASSES.get(of_text or name, UNKNOWN), config, text)
 
     @classmethod
     def of_model(cls, model: Model) -> Architecture:
@@ -61,9 +83,14 @@ class Architecture:
         return self.row is not UNKNOWN
 
     @property
+    def shards(self) -> bool:
+        """Whether it is known how ranks share the linears."""
+        return self.known and self.row.shards
+
+    @property
     def judged(self) -> bool:
         """Whether a row says what a layer needs, and config.json how many layers there are."""
-        return self.known and self.layers is not None
+        return self.known and self.row.judged and self.layers is not None
 
     # Sizes.
 
@@ -116,7 +143,7 @@ class Architecture:
     @property
     def attention(self) -> frozenset[str]:
         """The linears of an attention block."""
-        linears = (self.split.columns | self.split.rows | self.split.whole) - MLPS - INDEXERS
+        linears = (self.split.columns | self.split.rows | self.split.whole) - MLPS - INDEXERS - self.row.optional
         if self.latent:
             linears -= {"q_proj"} if self.text.get("q_lora_rank") else QUERIES - {"q_proj"}
         return linears
@@ -132,11 +159,17 @@ class Architecture:
         return (self.split.columns | self.split.rows) & MLPS
 
     @property
+    def adjusts_mlp(self) -> bool:
+        """Whether the MLP is of another size than config.json says, which the class computes of it (LFM2)."""
+        dense = self.split is LFM2 and not self.experts
+        return dense and bool(self.text.get("block_auto_adjust_ff_dim", True))
+
+    @property
     def shared_block(self) -> str:
         """The name of the shared expert's module, or an empty string if a sparse layer has none."""
         if self.row.shared_expert:
             return "shared_expert"
-        if any(positive(self.text, key) for key in ("n_shared_experts", "moe_num_shared_experts")):
+        if any(positive(self.text, key) for key in SHARED_COUNTS):
             return "shared_experts"
         return "shared_expert" if positive(self.text, "shared_expert_intermediate_size") else ""
 
@@ -144,26 +177,57 @@ class Architecture:
         """Whether a layer has experts."""
         text = self.text
         kinds, chosen = text.get("mlp_layer_types"), text.get("moe_layers")
-        if isinstance(kinds, list) and layer < len(kinds):
-            return bool(kinds[layer] == "sparse")
+        if self.row.one_block:
+            return self.kind(layer) == "moe"
+        for listed, sparse in ((kinds, "sparse"), (text.get("moe_layer_freq"), 1), (text.get("is_moe_layer"), True)):
+            if isinstance(listed, list) and layer < len(listed):
+                return bool(listed[layer] == sparse)
         if isinstance(chosen, list) and chosen:
             return layer in chosen
+        period = positive(text, "expert_layer_period")
+        if period and layer % period != positive(text, "expert_layer_offset"):
+            return False
         every = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval")
         return (
             self.experts > 0
             and layer not in (text.get("mlp_only_layers") or ())
             and all((layer + 1) % (positive(text, key) or 1) == 0 for key in every)
             and layer % (positive(text, "moe_layer_freq") or 1) == 0
-            and layer >= positive(text, "first_k_dense_replace") + positive(text, "moe_layer_start_index")
+            and layer >= sum(positive(text, key) for key in FIRST_SPARSE)
             and layer <= (positive(text, "moe_layer_end_index") or layer)
         )
 
+    def kind(self, layer: int) -> str:
+        """What config.json says that a layer has in place of attention, or alone; "" where it says nothing."""
+        text = self.text
+        pattern = text.get("hybrid_override_pattern")
+        if isinstance(pattern, str):
+            return _LETTERS.get(pattern[layer : layer + 1], "")
+        for key in ("layers_block_type", "layer_types"):
+            kinds = text.get(key)
+            if isinstance(kinds, list) and layer < len(kinds):
+                return _OLD_KINDS.get(str(kinds[layer]), str(kinds[layer]))
+        for key, words in (("cross_attention_layers", ("cross_attention", "")), ("full_attn_idxs", ("", "conv"))):
+            numbers = text.get(key)
+            if isinstance(numbers, list):
+                return words[layer not in numbers]
+        period = positive(text, "attn_layer_period")
+        if period:
+            return "" if layer % period == positive(text, "attn_layer_offset") else "linear_attention"
+        return "" if (layer + 1) % (positive(text, "full_attention_interval") or 1) == 0 else "linear_attention"
+
     def has_attention(self, layer: int) -> bool:
         """Whether a layer has softmax attention: hybrid models say which, or that every n-th has."""
-        kinds = self.text.get("layer_types")
-        if isinstance(kinds, list) and layer < len(kinds):
-            return bool(kinds[layer] != "linear_attention")
-        return (layer + 1) % (positive(self.text, "full_attention_interval") or 1) == 0
+        return self.kind(layer) not in _OTHER_KINDS
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether a layer has an MLP or experts, which layers of one block may not have."""
+        return not self.row.one_block or self.kind(layer) in ("mlp", "moe")
+
+    def mixer(self, modules: Collection[str]) -> Mixer | None:
+        """What a layer has in place of softmax attention, by the names of modules below it."""
+        every = self.row.mixers
+        return next((one for one in every if any(name.startswith(f"{one.name}.") for name in modules)), None)
 
     def indexer(self, layer: int) -> frozenset[str]:
         """What a layer chooses keys by; layers of GLM share one, as config.json says."""
@@ -179,10 +243,10 @@ class Architecture:
     @property
     def norms(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """A layer's norms: those of every layer, and those inside of attention."""
-        inner = tuple(name for name in self.row.norms if name in QK_NORMS)
+        inner = tuple(name for name in self.row.norms if name in INNER_NORMS)
         if self.latent:
             inner += ("kv_a_layernorm", *(("q_a_layernorm",) if self.text.get("q_lora_rank") else ()))
-        return tuple(name for name in self.row.norms if name not in QK_NORMS), inner
+        return tuple(name for name in self.row.norms if name not in INNER_NORMS), inner
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -192,8 +256,9 @@ class Architecture:
     @property
     def tied(self) -> bool:
         """Whether lm_head is the embedding, by config.json, the text model's own config or the class."""
-        key = "tie_word_embeddings"
-        return bool(self.config.get(key, self.text.get(key, self.row.tied)))
+        key, thinker = "tie_word_embeddings", self.config.get("thinker_config")
+        holders = (self.config, *((thinker,) if isinstance(thinker, dict) else ()), self.text)
+        return bool(next((holder[key] for holder in holders if key in holder), self.row.tied))
 
     @property
     def biased(self) -> frozenset[str]:
@@ -224,14 +289,14 @@ class Architecture:
         heads count as whole, for engines pad the vocabulary (vLLM 0.33.0,
         model_executor/layers/vocab_parallel_embedding.py: to a multiple of 64).
         """
-        return parallel.rank(module, dims, self.split, self.text, tp) if self.known else None
+        return parallel.rank(module, dims, self.row, self.text, tp) if self.shards else None
 
     def head_faults(self, tp: int) -> list[str]:
         """Why the model cannot be split over `tp` ranks at all, whatever its quantization; empty if it is unknown.
 
         The vocabulary is none of the reasons, for engines pad it (`rank`).
         """
-        return parallel.head_faults(self.split, self.text, tp) if self.known else []
+        return parallel.head_faults(self.split, self.text, tp) if self.shards else []
 
     # Names, and the sizes of what they name.
 
@@ -249,7 +314,7 @@ class Architecture:
         None if the class is unknown, for vision towers and for multi-token prediction. A key may be shared by blocks:
         shared experts of DeepSeek are `intermediate_copies` times as wide as one routed expert.
         """
-        known = self.known and is_decoder_module(block, self.text)
+        known = self.known and self.row.judged and not self.adjusts_mlp and is_decoder_module(block, self.text)
         return blocks.intermediate_key(block, self.text) if known else None
 
     def intermediate_copies(self, block: str) -> int:
@@ -257,11 +322,36 @@ class Architecture:
         return blocks.intermediate_copies(block, self.text)
 
 
+def _first(config: Mapping[str, Any]) -> str:
+    """The first model class that a config names, or an empty string."""
+    classes = config.get("architectures")
+    return str(classes[0]) if isinstance(classes, list) and classes else ""
+
+
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The text model's own config, the sizes that it leaves out filled in if it is nested."""
-    for key in NESTED:
-        text = config.get(key)
-        if isinstance(text, dict):
-            defaults = TEXT_MODELS.get(str(text.get("model_type")), TextModel()).sizes
-            return {**{name: size for name, size in zip(SIZES, defaults, strict=False) if size}, **text}
-    return config
+    thinker = config.get("thinker_config")
+    for holder in (thinker, config) if isinstance(thinker, dict) else (config,):
+        for key in NESTED:
+            text = holder.get(key)
+            if isinstance(text, dict):
+                defaults = TEXT_MODELS.get(str(text.get("model_type")), TextModel()).sizes
+                return _in_usual_words(
+                    {**{n: size for n, size in zip(SIZES, defaults, strict=False) if size}, **text}
+                )
+    return _in_usual_words(config)
+
+
+def _in_usual_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the usual words for what it says in others; of an encoder-decoder the decoder's sizes."""
+    said = {word: next((other for other in words if other in config), "") for word, words in _OTHER_WORDS.items()}
+    added = {
+        word: config[other]
+        for word, other in said.items()
+        if other and (word not in config or other.startswith("decoder_"))
+    }
+    if "num_hidden_layers" not in config and "num_hidden_layers" not in added:
+        kinds = [config.get(key) for key in ("hybrid_override_pattern", "layers_block_type")]
+        counts = [len(kind) for kind in kinds if isinstance(kind, (str, list))]
+        added |= {"num_hidden_layers": counts[0]} if counts else {}
+    return {**config, **added} if added else config

@@ -7,24 +7,37 @@ from collections.abc import Mapping
 from typing import Any
 
 # Parts of a name that say the module is of no decoder: towers and blocks for speculative decoding.
-LEFT_ALONE = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "mtp"})
+LEFT_ALONE = frozenset(
+    {"visual", "vision_tower", "vision_model", "vision_encoder", "audio_tower", "mtp"}
+) | frozenset(
+    {
+        "mtp_layers",
+        "vpm",
+        "apm",
+        "tts",
+        "talker",
+        "token2wav",
+        "code2wav",
+    }  # of MiniCPM-V and -o, and of Qwen's Omni models
+)
 
-LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+LAYERS = r"layers|h|transformer\.blocks"  # what decoders call the list of their layers
+LAYER_NUMBER = re.compile(rf"(?:^|\.)(?:{LAYERS})\.(\d+)\.")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+SHARED_COUNTS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts")
+FIRST_SPARSE = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")  # layers before it are dense
 MOST = 10_000  # layers, and experts of one, that are counted up to whatever config.json says: no model has more
 MLPS = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"}) | frozenset(
-    {"c_fc", "c_proj", "fc1", "fc2", "dense_h_to_4h", "dense_4h_to_h"}
+    {"c_fc", "c_proj", "fc1", "fc2", "dense_h_to_4h", "dense_4h_to_h", "fc_in", "fc_out", "c_fc_0", "c_fc_1"}
+    | {"input_linear", "output_linear"}
 )
 INDEXERS = frozenset({"wq_b", "wk", "weights_proj"})
 QUERIES = frozenset({"q_proj", "q_a_proj", "q_b_proj"})  # of latent attention: the first alone, or the others
 
 # Parameters of a layer that are no weight or bias of a module.
-PARAMETERS = frozenset({"A_log", "D", "dt_bias", "e_score_correction_bias", "sinks"})
-# Linear attention of Qwen3-Next and Qwen3.5: each must be there under one of these names, or split like that.
-LINEAR_ATTENTION: tuple[tuple[frozenset[str], ...], ...] = (
-    (frozenset({"in_proj_qkvz"}), frozenset({"in_proj_qkv", "in_proj_z"})),
-    (frozenset({"in_proj_ba"}), frozenset({"in_proj_b", "in_proj_a"})),
-    *((frozenset({name}),) for name in ("A_log", "conv1d", "dt_bias", "norm", "out_proj")),
+PARAMETERS = frozenset({"A_log", "D", "dt_bias", "e_score_correction_bias", "sinks"}) | frozenset(
+    {"alpha_p", "alpha_n", "expert_bias", "attention_sink_bias", "cross_attn_attn_gate", "cross_attn_mlp_gate"}
+    | {"layer_scalar"}
 )
 
 
@@ -35,10 +48,15 @@ def size_of(text: Mapping[str, Any], key: str) -> int:
 
 
 def heads_of(text: Mapping[str, Any]) -> tuple[int, int]:
-    """(heads, kv heads), zeros if unknown. Falcon: transformers 5.24.0, models/falcon/modeling_falcon.py."""
+    """(heads, kv heads), zeros if unknown.
+
+    Falcon: transformers 5.24.0, models/falcon/modeling_falcon.py. ChatGLM: vllm 0.33.0, models/chatglm.py.
+    """
     heads = size_of(text, "num_attention_heads")
     if text.get("multi_query") and not text.get("new_decoder_architecture"):
         return heads, 1
+    if text.get("multi_query_attention"):
+        return heads, size_of(text, "multi_query_group_num") or heads
     return heads, size_of(text, "num_key_value_heads") or size_of(text, "num_kv_heads") or heads
 
 

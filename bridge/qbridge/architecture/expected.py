@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.classes import ADAPTED
-from qbridge.architecture.decoder import INDEXERS, LEFT_ALONE, LINEAR_ATTENTION, MLPS, MOST, PARAMETERS
+from qbridge.architecture.decoder import INDEXERS, LAYERS, LEFT_ALONE, MLPS, MOST, PARAMETERS
+from qbridge.architecture.model_class import ModelClass
 from qbridge.architecture.names import (
     EMBEDDINGS,
     FUSED,
@@ -32,7 +33,7 @@ from qbridge.findings.finding import Findings
 from qbridge.ir.model import Model
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
-_LAYER = re.compile(r"((?:.*\.)?(?:layers|h))\.(\d{1,9})\.(.+)")
+_LAYER = re.compile(rf"((?:.*\.)?(?:{LAYERS}))\.(\d{{1,9}})\.(.+)")
 _EXPERT = re.compile(r"((?:.*\.)?experts)\.(\d{1,9})\.(\w+)")
 _KV_ENDS = ("_scale", "_zero_point")  # told apart before anything slower looks at a name
 _PACKED = re.compile(r"(gate_up_proj|down_proj)(_\w+)?(\[\d+\])?")  # or the slices that mxfp4 reads of them
@@ -53,11 +54,6 @@ class _Layer:
     def leaves(self) -> set[str]:
         """The last names of modules outside of experts."""
         return {name.rpartition(".")[2] for name in self.modules if "expert" not in name}
-
-    @property
-    def linear_attention(self) -> bool:
-        """Whether its attention is another."""
-        return any(name.startswith("linear_attn") for name in self.modules)
 
     @property
     def sparse(self) -> bool:
@@ -102,8 +98,8 @@ def _likelihood(prefix: str, votes: Mapping[str, int], modules: Collection[str])
     return votes[prefix], any(f"{_base(prefix)}{name}" in modules for name in EMBEDDINGS), -len(prefix), prefix
 
 
-def _tree(names: Iterable[str], columns: Collection[str]) -> _Tree:
-    """The tensors' modules, taken apart; the decoder is where most linears of `columns` are."""
+def _tree(names: Iterable[str], columns: Collection[str], usual: str = "") -> _Tree:
+    """The tensors' modules, taken apart; the decoder has its `usual` name, or most linears of `columns`."""
     split = {module_of(name) for name in names if not (name.endswith(_KV_ENDS) and is_kv_scale(name))}
     modules = {canonical_module(module) for module, leaf in split if leaf != "bias" and leaf not in PARAMETERS}
     modules |= {f"{canonical_module(module)}.{leaf}" for module, leaf in split if leaf in PARAMETERS}
@@ -121,6 +117,7 @@ def _tree(names: Iterable[str], columns: Collection[str]) -> _Tree:
         else:
             layer.modules.add(rest)
     prefix = max(votes, key=lambda name: _likelihood(name, votes, modules)) if votes else "model.layers"
+    prefix = usual if usual in votes else prefix
     for module, leaf in split:
         match = _LAYER.fullmatch(module) if module.endswith("experts") else None
         if match and match[1] == prefix and _PACKED.fullmatch(leaf):
@@ -140,7 +137,7 @@ def judge(model: Model, names: Iterable[str], findings: Findings, side: str = ""
     if unmerged := _unmerged(names, architecture):
         findings.add("QB041", unmerged, (*about, *_kinds(unmerged)))
     judged = architecture.judged
-    tree = _tree(names, architecture.split.columns if judged else ())
+    tree = _tree(names, architecture.split.columns if judged else (), _usual_name(architecture))
     lost = _half_scaled(names) if model.kv_cache else []
     if not judged:
         findings.add("QB266", architecture.name or "config.json", about)
@@ -183,18 +180,26 @@ def _kinds(names: Sequence[str], most: int = 5) -> tuple[str, ...]:
 
 def missing(names: Iterable[str], architecture: Architecture) -> list[str]:
     """Modules and biases that the architecture's layers need, of stored tensors' `names`; none if it is unknown."""
-    return _missing(_tree(names, architecture.split.columns), architecture) if architecture.judged else []
+    if not architecture.judged:
+        return []
+    return _missing(_tree(names, architecture.split.columns, _usual_name(architecture)), architecture)
+
+
+def _usual_name(architecture: Architecture) -> str:
+    """The decoder's name where there is an encoder beside it, whose layers may be more."""
+    return architecture.row.layers if architecture.row.encoder else ""
 
 
 def _missing(tree: _Tree, architecture: Architecture) -> list[str]:
     count = architecture.layers or 0
     if not tree.layers:
         return [f"{tree.prefix}.0"]
-    usual = _usual(tree, count)
+    usual = _usual(tree, count, architecture)
     found = []
     for number in range(min(count, MOST)):
         layer = tree.layers.get(number, _Layer())
-        lost = {*_layer(layer, tree, architecture), *usual[layer.linear_attention, layer.sparse] - layer.modules}
+        kind = _kind(layer, number, architecture)
+        lost = {*_layer(layer, kind, tree, architecture), *usual[kind] - layer.modules}
         lost |= {f"self_attn.indexer.{leaf}" for leaf in architecture.indexer(number)} - layer.modules
         path = f"{tree.prefix}.{number}"
         whole = {f"{path}.{name}" for name in layer.modules}
@@ -202,34 +207,66 @@ def _missing(tree: _Tree, architecture: Architecture) -> list[str]:
         found += [f"{tree.prefix}.{number}.{name}" for name in sorted(lost)]
     found += [f"{tree.prefix}.{MOST}"] if count > MOST else []
     found += [f"{tree.base}{name}" for name in architecture.ends if f"{tree.base}{name}" not in tree.modules]
-    last = {f"{tree.base}{name}" for name in architecture.ends} | {"lm_head"}
+    head = architecture.row.head
+    last = {f"{tree.base}{name}" for name in architecture.ends} | {head}
     found += sorted(_biases(last & tree.modules, tree, architecture))
-    heads = any(is_head(name) and not _LAYER.fullmatch(name) for name in tree.modules)
-    return found if heads or architecture.tied else [*found, "lm_head"]
+    heads = any(
+        is_head(name) and not _LAYER.fullmatch(name) and LEFT_ALONE.isdisjoint(name.split("."))
+        for name in tree.modules
+    )
+    return found if heads or architecture.tied or not head else [*found, head]
 
 
-def _layer(layer: _Layer, tree: _Tree, architecture: Architecture) -> Iterator[str]:
+def _kind(layer: _Layer, number: int, architecture: Architecture) -> tuple[str, bool]:
+    """What a layer has in place of attention, or the one block that it has; and whether it has experts."""
+    sparse = layer.sparse or not architecture.row.expert_block.isdisjoint(layer.modules)
+    if architecture.row.one_block:
+        return architecture.kind(number), sparse or architecture.kind(number) == "moe"
+    mixer = architecture.mixer(layer.modules)
+    return mixer.name if mixer else "", sparse
+
+
+def _layer(layer: _Layer, kind: tuple[str, bool], tree: _Tree, architecture: Architecture) -> Iterator[str]:
     """What one layer lacks, below it."""
     leaves = layer.leaves | {part for fused, parts in FUSED.items() if fused in layer.leaves for part in parts}
+    (alone, sparse), row, one_block = kind, architecture.row, architecture.row.one_block
     outer, inner = architecture.norms
-    block = _block(tree, architecture.split.columns - MLPS - INDEXERS, "self_attn")
-    if layer.linear_attention:
-        names = {name.removeprefix("linear_attn.") for name in layer.modules}
-        yield from (f"linear_attn.{name}" for ways in LINEAR_ATTENTION for name in _least(ways, names))
-    else:
+    block = _block(tree, architecture.split.columns - MLPS - INDEXERS, row.attention)
+    mixer = architecture.mixer(layer.modules)
+    for one in row.mixers:
+        if one.beside or (alone == "linear_attention" if one_block else one is mixer):
+            inside = f"{one.name}."
+            names = {name.removeprefix(inside) for name in layer.modules if name.startswith(inside)}
+            yield from (f"{one.name}.{name}" for ways in one.parts for name in _least(ways, names))
+    if alone in ("full_attention", "") if one_block else mixer is None or mixer.beside:
         needed = {*architecture.attention, *inner}
         yield from (f"{block}.{leaf}" for leaf in needed - leaves)
-    yield from (name for name in outer if name not in layer.modules)
-    for leaf in architecture.parameters(layer.sparse) - leaves:
-        yield f"{'mlp.gate' if leaf == 'e_score_correction_bias' else block}.{leaf}"
-    if layer.sparse:
+    yield from (name for name in (*outer, *row.modules) if name not in layer.modules)
+    for leaf in architecture.parameters(sparse) - leaves:
+        yield f"{f'{row.mlp}.gate' if leaf == 'e_score_correction_bias' else block}.{leaf}"
+    if one_block and alone not in ("mlp", "moe"):
+        return
+    yield from _feed_forward(layer, sparse, tree, architecture)
+
+
+def _feed_forward(layer: _Layer, sparse: bool, tree: _Tree, architecture: Architecture) -> Iterator[str]:
+    """What lacks of a layer's MLP, or of its experts."""
+    row, mlp = architecture.row, architecture.mlp
+    if sparse and row.expert_block:
+        yield from row.expert_block - layer.modules
+        if not architecture.text.get("shared_intermediate_size"):
+            return
+    elif sparse:
         yield from _experts(layer, tree, architecture)
         return
-    mlp = architecture.mlp
-    if "w1" in mlp:  # of these architectures no layer is dense
-        yield _experts_block(tree)
-    else:
-        yield from (f"{_block(tree, mlp, 'mlp')}.{leaf}" for leaf in mlp - leaves)
+    elif row.sparse:
+        yield _experts_block(tree, architecture)
+        return
+    others = row.modules | row.expert_block  # what has names of an MLP's linears and is none
+    block = _block(tree, mlp, row.mlp, others)
+    leaves = _Layer(layer.modules - others).leaves
+    leaves |= {part for fused, parts in FUSED.items() if fused in leaves for part in parts}
+    yield from (f"{block}.{leaf}".removeprefix(".") for leaf in mlp - leaves)
 
 
 def _least(ways: Sequence[frozenset[str]], names: Set[str]) -> frozenset[str]:
@@ -239,14 +276,15 @@ def _least(ways: Sequence[frozenset[str]], names: Set[str]) -> frozenset[str]:
 
 def _experts(layer: _Layer, tree: _Tree, architecture: Architecture) -> Iterator[str]:
     """The parts of routed and shared experts, and what chooses them."""
-    block = next(iter(layer.packed | layer.experts), _experts_block(tree))
+    block = next(iter(layer.packed | layer.experts), _experts_block(tree, architecture))
     parent = block.rpartition(".")[0]
     if not _routers(layer):
         every = (name for other in tree.layers.values() for name in _routers(other))
         yield tree.once("router", lambda: next(every, "")) or f"{parent}.gate"
     shared = architecture.shared_block
     if shared:
-        wanted = (f"{parent}.{shared}.{leaf}" for leaf in _GROUPED[0])
+        merged = architecture.mlp & architecture.split.merged
+        wanted = (f"{parent}.{shared}.{leaf}" for leaf in (_GROUPED[0] if merged else architecture.mlp))
         yield from (name for name in wanted if name not in layer.modules)
     if shared == "shared_expert" and not architecture.row.shared_expert:
         yield from {f"{parent}.shared_expert_gate"} - layer.modules
@@ -263,6 +301,8 @@ def _experts(layer: _Layer, tree: _Tree, architecture: Architecture) -> Iterator
     leaves = next((names for names in _GROUPED if names & parts), _GROUPED[architecture.split.columns >= {"w1"}])
     if {"gate_up_proj"} <= parts:
         leaves = frozenset({"gate_up_proj", "down_proj"})
+    elif architecture.mlp < leaves:  # an MLP without a gate
+        leaves = architecture.mlp
     for number in range(min(architecture.experts, MOST)):
         yield from (f"{block}.{number}.{leaf}" for leaf in leaves - held.get(number, set()))
 
@@ -271,15 +311,16 @@ def _routers(layer: _Layer) -> list[str]:
     return [name for name in layer.modules if is_router(name) and not name.endswith("shared_expert_gate")]
 
 
-def _experts_block(tree: _Tree) -> str:
+def _experts_block(tree: _Tree, architecture: Architecture) -> str:
     """What the experts of other layers are called."""
     every = (block for layer in tree.layers.values() for block in layer.experts | layer.packed)
-    return tree.once("experts", lambda: next(every, "mlp.experts"))
+    return tree.once("experts", lambda: next(every, f"{architecture.row.mlp}.experts"))
 
 
-def _block(tree: _Tree, leaves: frozenset[str], otherwise: str) -> str:
-    """What the block is called that has such linears in some layer."""
-    names = (name.rpartition(".") for layer in tree.layers.values() for name in layer.modules if "expert" not in name)
+def _block(tree: _Tree, leaves: frozenset[str], otherwise: str, others: Set[str] = frozenset()) -> str:
+    """What the block is called that has such linears in some layer, those of `others` left out."""
+    every_name = (name for layer in tree.layers.values() for name in layer.modules - others)
+    names = (name.rpartition(".") for name in every_name if "expert" not in name)
     every = (parent for parent, _, leaf in names if leaf in leaves)
     return tree.once((leaves, otherwise), lambda: next(every, otherwise))
 
@@ -291,13 +332,13 @@ def _biases(modules: Iterable[str], tree: _Tree, architecture: Architecture) -> 
     return {f"{name}.bias" for name in there if f"{name}.bias" not in tree.names}
 
 
-def _usual(tree: _Tree, count: int) -> Mapping[tuple[bool, bool], set[str]]:
+def _usual(tree: _Tree, count: int, architecture: Architecture) -> Mapping[tuple[str, bool], set[str]]:
     """By kind of layer, the modules that more than half of its layers have."""
-    kinds: dict[tuple[bool, bool], list[set[str]]] = defaultdict(list)
+    kinds: dict[tuple[str, bool], list[set[str]]] = defaultdict(list)
     for number, layer in tree.layers.items():
         if number < count:
-            kinds[layer.linear_attention, layer.sparse].append(layer.modules)
-    found: dict[tuple[bool, bool], set[str]] = defaultdict(set)
+            kinds[_kind(layer, number, architecture)].append(layer.modules)
+    found: dict[tuple[str, bool], set[str]] = defaultdict(set)
     for kind, layers in kinds.items():
         # a parameter in the attention itself (a sink, which not every layer has) makes no linear of it
         often = Counter(name for modules in layers for name in modules - {_parent(inner) for inner in modules})
@@ -325,7 +366,8 @@ def surplus(model: Model, decoder: str = "") -> list[str]:
         return beside
     ahead = architecture.text.get("num_nextn_predict_layers")
     last = count + (ahead if type(ahead) is int else 0)
-    known = split.columns | split.rows | split.whole | FUSED.keys() | EMBEDDINGS | HEADS
+    row = architecture.row
+    known = split.columns | split.rows | split.whole | row.optional | FUSED.keys() | EMBEDDINGS | HEADS
     found = []
     for module in (*model.specs, *dense_linears(model.tensors)):
         match = _LAYER.fullmatch(canonical_module(module))
@@ -335,14 +377,16 @@ def surplus(model: Model, decoder: str = "") -> list[str]:
         expert = _EXPERT.fullmatch(rest)
         beyond = number >= last or (expert is not None and experts and int(expert[2]) >= experts)
         leaf = rest.rpartition(".")[2]
-        odd = leaf not in known and not is_router(rest) and not _elsewhere(rest)
-        twice = decoder not in ("", match[1]) and leaf in split.columns | split.rows
+        odd = leaf not in known and not is_router(rest) and not _elsewhere(rest, row)
+        twice = decoder not in ("", match[1]) and match[1] != row.encoder and leaf in split.columns | split.rows
         if beyond or twice or (odd and number < count):
             found.append(module)
     return natural({*beside, *found})
 
 
-def _elsewhere(rest: str) -> bool:
-    """Parts of a layer that no table lists: linear attention, and experts under the names of another convention."""
+def _elsewhere(rest: str, row: ModelClass) -> bool:
+    """Parts of a layer that no family lists: mixers, and experts under the names of another convention."""
     expert = _EXPERT.fullmatch(rest)
-    return rest.startswith("linear_attn.") or (expert is not None and expert[3] in _GROUPED[0] | _GROUPED[1])
+    if rest in row.modules | row.expert_block or any(rest.startswith(f"{mixer.name}.") for mixer in row.mixers):
+        return True
+    return expert is not None and expert[3] in _GROUPED[0] | _GROUPED[1]

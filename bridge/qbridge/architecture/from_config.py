@@ -33,6 +33,8 @@ def assumed_model(path: Path) -> Model:
     if weight is None:
         raise error("QB262", str(path), ("it does not say bits and group size",))
     architecture = Architecture.of(config)
+    if not (architecture.row.assumed and architecture.row.judged):
+        raise error("QB262", str(path), ("the sizes of its linears are not in config.json",))
     try:
         _check_sizes(architecture.text)
         dims = dict(linears(architecture))
@@ -88,9 +90,10 @@ def linears(architecture: Architecture) -> Iterator[tuple[str, tuple[int, int]]]
         prefix = f"{row.layers}.{layer}"
         if architecture.has_attention(layer):
             yield from ((f"{prefix}.{row.attention}.{leaf}", shape) for leaf, shape in attention.items())
-        for name in _mlps(architecture, layer):
+        for name in _mlps(architecture, layer) if architecture.has_mlp(layer) else ():
             size = _intermediate(f"{prefix}.{name}", architecture)
-            yield from ((f"{prefix}.{name}.{leaf}", shape) for leaf, shape in _mlp(size, architecture))
+            block = f"{prefix}.{name}".removesuffix(".")
+            yield from ((f"{block}.{leaf}", shape) for leaf, shape in _mlp(size, architecture))
 
 
 def _attention(architecture: Architecture) -> dict[str, tuple[int, int]]:
@@ -104,10 +107,11 @@ def _attention(architecture: Architecture) -> dict[str, tuple[int, int]]:
         "k_proj": (kv * head, hidden),
         "v_proj": (kv * head, hidden),
         "qkv_proj": ((heads + 2 * kv) * head, hidden),
-        "query_key_value": ((heads + 2 * kv) * head, hidden),
         "o_proj": (hidden, heads * head),
-        "dense": (hidden, heads * head),
+        "g_proj": (heads, hidden),
     }
+    dims |= dict.fromkeys(("query_key_value", "W_pack", "wqkv", "Wqkv", "c_attn"), dims["qkv_proj"])
+    dims |= dict.fromkeys(("dense", "out_proj", "wo", "c_proj"), dims["o_proj"])
     if architecture.latent:
         dims |= _latent(text, heads)
     found = {leaf: dims[leaf] for leaf in sorted(architecture.attention)}
@@ -137,18 +141,22 @@ def _mlp(size: int, architecture: Architecture) -> Iterator[tuple[str, tuple[int
     """The linears of one MLP by their last names."""
     hidden = architecture.text["hidden_size"]
     for leaf in sorted(architecture.mlp):
-        rows = 2 * size if leaf == "gate_up_proj" else size
+        rows = 2 * size if leaf in architecture.split.merged else size
         yield leaf, (hidden, size) if leaf in architecture.split.rows else (rows, hidden)
 
 
 def _mlps(architecture: Architecture, layer: int) -> Iterator[str]:
     """The names of a layer's MLPs: one dense, or every routed expert and the shared ones."""
-    if not architecture.is_sparse(layer):
-        if "w1" in architecture.split.columns:
-            raise KeyError("num_local_experts")
-        yield "mlp"
+    row, block = architecture.row, architecture.row.mlp
+    if row.expert_block:  # experts are no linears there, and the MLP is beside them
+        if not architecture.is_sparse(layer) or architecture.text.get("shared_intermediate_size"):
+            yield block
         return
-    block = "block_sparse_moe" if "w1" in architecture.split.columns else "mlp"
+    if not architecture.is_sparse(layer):
+        if row.sparse:
+            raise KeyError("num_local_experts")
+        yield block
+        return
     yield from (f"{block}.experts.{expert}" for expert in range(architecture.experts))
     if shared := architecture.shared_block:
         yield f"{block}.{shared}"
@@ -156,8 +164,20 @@ def _mlps(architecture: Architecture, layer: int) -> Iterator[str]:
 
 def _intermediate(block: str, architecture: Architecture) -> int:
     key, text = architecture.intermediate_key(block), architecture.text
+    if architecture.adjusts_mlp:
+        return _adjusted(int(text["intermediate_size"]), text)
     if key is None and architecture.row.mlp_ratio:
         return architecture.row.mlp_ratio * int(text["hidden_size"])
     if key is None:
         raise KeyError("intermediate_size")
-    return int(text[key]) * architecture.intermediate_copies(block)
+    return int(text[key]) * architecture.intermediate_copies(block) // architecture.row.mlp_share
+
+
+def _adjusted(size: int, text: Mapping[str, Any]) -> int:
+    """What LFM2 makes of its intermediate size. transformers 5.24.0, models/lfm2/modeling_lfm2.py (Lfm2MLP)."""
+    size = 2 * size // 3
+    factor = text.get("block_ffn_dim_multiplier", 1.0)
+    if factor is None:
+        return size
+    multiple = int(text.get("block_multiple_of", 256))
+    return multiple * -(-int(factor * size) // multiple)

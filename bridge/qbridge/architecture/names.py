@@ -14,10 +14,11 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.model import TensorInfo
 
 EMBEDDINGS = frozenset(
-    {"embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in"}
+    {"embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
+    | {"embed_tokens_per_layer"}
 )
-ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
-HEADS = frozenset({"lm_head", "embed_out", "output", "score"})
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "wg", "classifier"})
+HEADS = frozenset({"lm_head", "embed_out", "output", "output_layer", "score"})
 # Heads of other names, which are tied to an embedding. transformers 5.24.0, models/*/modeling_*.py
 # (_tied_weights_keys).
 TIED_HEADS: Mapping[str, str] = dict.fromkeys(
@@ -97,7 +98,7 @@ def tied_head(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def is_router(module: str) -> bool:
     """Whether the module chooses experts, by its last name; transformers 5 has them as no Linear."""
-    return module.rpartition(".")[2] in ROUTERS
+    return module.removesuffix(".layer").rpartition(".")[2] in ROUTERS
 
 
 def is_vision(module: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from qbridge.architecture.decoder import EXPERT_COUNTS, LAYER_NUMBER, LEFT_ALONE, heads_of, is_decoder_module, size_of
 from qbridge.architecture.families import Family
 from qbridge.architecture.mlps import intermediate_key
+from qbridge.architecture.model_class import ModelClass
 from qbridge.architecture.names import canonical_module, is_embedding, is_head, is_router
 
 
@@ -31,15 +32,16 @@ class Rank:
 
 # How many times the query heads and the kv heads are in a linear that is split by heads.
 _BY_HEADS: Mapping[str, tuple[int, int]] = {
-    **dict.fromkeys(("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "dense"), (1, 0)),
+    **dict.fromkeys(("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "dense", "out_proj", "wo"), (1, 0)),
     **dict.fromkeys(("k_proj", "v_proj"), (0, 1)),
-    **dict.fromkeys(("qkv_proj", "query_key_value"), (1, 2)),
+    **dict.fromkeys(("qkv_proj", "query_key_value", "W_pack", "wqkv", "Wqkv", "c_attn"), (1, 2)),
 }
 
 
-def rank(module: str, dims: tuple[int, int], split: Family, text: Mapping[str, Any], tp: int) -> Rank | None:
+def rank(module: str, dims: tuple[int, int], row: ModelClass, text: Mapping[str, Any], tp: int) -> Rank | None:
     """What `Architecture.rank` gives, for a known class."""
     out_features, in_features = dims
+    split = row.split
     leaf = canonical_module(module).rpartition(".")[2]
     whole = Rank(out_features, in_features, "whole")
     if not LEFT_ALONE.isdisjoint(module.split(".")):
@@ -48,11 +50,14 @@ def rank(module: str, dims: tuple[int, int], split: Family, text: Mapping[str, A
         return whole if not LAYER_NUMBER.search(module) and (is_embedding(module) or is_head(module)) else None
     if leaf in split.whole or is_router(module):
         return whole
-    axis = "column" if leaf in split.columns else "row"
-    if axis == "row" and leaf not in split.rows:
+    block = module.split(".")[-2]
+    mixer = next((one for one in row.mixers if one.name == block and any({leaf} in part for part in one.parts)), None)
+    columns, rows = (mixer.columns, mixer.rows) if mixer else (split.columns, split.rows)
+    axis = "column" if leaf in columns else "row"
+    if axis == "row" and leaf not in rows:
         return None
     size = out_features if axis == "column" else in_features
-    share = _share(leaf, size, heads_of(text), tp)
+    share = _even(size, 1, tp) if mixer else _share(leaf, size, heads_of(text), tp, leaf in split.merged)
     if share is None:
         return None
     if isinstance(share, str):
@@ -60,7 +65,7 @@ def rank(module: str, dims: tuple[int, int], split: Family, text: Mapping[str, A
     return Rank(share, in_features, axis) if axis == "column" else Rank(out_features, share, axis)
 
 
-def _share(leaf: str, size: int, heads: tuple[int, int], tp: int) -> int | str | None:
+def _share(leaf: str, size: int, heads: tuple[int, int], tp: int, merged: bool) -> int | str | None:
     """One rank's part of the dim that is split, why there is none, or None if the heads are unknown."""
     if leaf in _BY_HEADS:
         (query, kv), (queries, kvs) = heads, _BY_HEADS[leaf]
@@ -71,7 +76,11 @@ def _share(leaf: str, size: int, heads: tuple[int, int], tp: int) -> int | str |
             return f"{size} features are not divisible by {units} heads"
         fault = (queries and _query_fault(query, tp)) or (kvs and _kv_fault(kv, tp))
         return fault or (queries * (query // tp) + kvs * max(kv // tp, 1)) * (size // units)
-    parts = 2 if leaf == "gate_up_proj" else 1
+    return _even(size, 2 if merged else 1, tp)
+
+
+def _even(size: int, parts: int, tp: int) -> int | str:
+    """One rank's part of a dim that is split evenly, as are the `parts` that it is made of, or why there is none."""
     if size % (parts * tp):
         return f"{size // parts} features are not divisible by {tp}"
     return size // tp

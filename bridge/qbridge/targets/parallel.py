@@ -362,7 +362,7 @@ def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
 
 
 def _unknown(model: Model) -> Iterator[Problem]:
-    if not Architecture.of_model(model).known:
+    if not Architecture.of_model(model).shards:
         named = model.architecture or "config.json names no architecture"
         yield Problem(("dims are judged without tensor parallelism",), where=(named,))
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.classes import ModelClass
+from qbridge.architecture.decoder import PARAMETERS
 from qbridge.architecture.expected import missing
 from qbridge.architecture.from_config import linears
+from qbridge.architecture.model_class import ModelClass
 
 # Multiples of 12, so that ranks get whole parts, and all different, so that a size says which key it is of.
 SIZES: Mapping[str, Any] = {
@@ -22,6 +23,7 @@ SIZES: Mapping[str, Any] = {
     "num_key_value_heads": 12,
     "head_dim": 20,
     "intermediate_size": 108,
+    "block_auto_adjust_ff_dim": False,
     "moe_intermediate_size": 132,
     "kv_lora_rank": 22,
     "q_lora_rank": 10,
@@ -35,6 +37,7 @@ SIZES: Mapping[str, Any] = {
 EXPERTS: Mapping[str, Any] = {"num_experts": 2, "first_k_dense_replace": 1}
 SHARED: tuple[Mapping[str, Any], ...] = ({}, {"n_shared_experts": 2}, {"shared_expert_intermediate_size": 204})
 RANKS = (1, 2, 3, 4, 12)
+_BLOCKS = ["linear_attention", "full_attention", "mlp", "moe"]
 _SPARSE_MLPS = (frozenset({"gate_proj", "up_proj", "down_proj"}), frozenset({"w1", "w2", "w3"}))
 
 
@@ -50,12 +53,19 @@ def check_architecture(row: ModelClass, config: Mapping[str, Any] | None = None)
     split = row.split
     axes = [split.columns, split.rows, split.whole]
     _require(sum(map(len, axes)) == len(frozenset().union(*axes)), "a linear is split along two axes")
-    sizes = {**SIZES, **(config or {}), "architectures": ["New"]}
+    wide = {"intermediate_size": SIZES["intermediate_size"] * row.mlp_share}
+    sizes = {**SIZES, **wide, **(config or {}), "architectures": ["New"]}
     mlp = Architecture.of(sizes, row).mlp
     _require(bool(mlp), "the row has no linear of an MLP")
-    if mlp == _SPARSE_MLPS[1]:  # of these no layer is dense
+    if not (row.judged and row.assumed):  # nothing says which linears there are
+        return
+    if row.sparse:
         configs = [{**sizes, "num_experts": 2}]
-    elif mlp == _SPARSE_MLPS[0]:
+    elif row.one_block:
+        configs = [{**sizes, "num_experts": 2, "layers_block_type": _BLOCKS}]
+    elif row.expert_block:
+        configs = [{**sizes, "num_experts": 2, "shared_intermediate_size": 60}]
+    elif mlp in _SPARSE_MLPS:
         configs = [sizes, *({**sizes, **EXPERTS, **shared} for shared in SHARED)]
     else:
         configs = [sizes]
@@ -71,9 +81,10 @@ def _check_config(architecture: Architecture) -> None:
         raise AssertionError(f"nothing says the dims of {fault}") from fault
     for name, size in dims.items():
         _check_axis(architecture, name, size)
-        for tp in RANKS:
+        for tp in RANKS if architecture.row.shards else ():
             _check_rank(architecture, name, size, tp)
-    _require(not any(architecture.head_faults(tp) for tp in RANKS), "a model that is split has faults")
+    faults = any(architecture.head_faults(tp) for tp in RANKS)
+    _require(not faults, "a model that is split has faults")
     _check_mlps(architecture, dims)
     _check_names(architecture, dims)
 
@@ -131,19 +142,29 @@ def _complete(architecture: Architecture, modules: Iterable[str]) -> Iterator[st
     row, (outer, inner) = architecture.row, architecture.norms
     base = row.layers.rpartition(".")[0]
     present = [*modules, *(f"{base}.{name}".removeprefix(".") for name in architecture.ends)]
-    present += [] if architecture.tied else ["lm_head"]
+    present += [] if architecture.tied or not row.head else [row.head]
     for number in range(architecture.layers or 0):
         layer, sparse = f"{row.layers}.{number}", architecture.is_sparse(number)
-        attention = f"{layer}.{row.attention}"
-        block = f"{layer}.{'block_sparse_moe' if 'w1' in architecture.mlp else 'mlp'}"
-        present += [f"{layer}.{name}" for name in outer] + [f"{attention}.{name}" for name in inner]
+        attention, block = f"{layer}.{row.attention}", f"{layer}.{row.mlp}".removesuffix(".")
+        mixed = not architecture.has_attention(number) if row.one_block else row.mixers[0].beside
+        if mixed and (not row.one_block or architecture.kind(number) == "linear_attention"):
+            ways = [min(way, key=sorted) for way in row.mixers[0].parts]
+            present += [f"{layer}.{row.mixers[0].name}.{name}" for way in ways for name in way]
+        softmax = not row.one_block or architecture.has_attention(number)
+        present += [f"{layer}.{name}" for name in (*outer, *row.modules)]
+        present += [f"{attention}.{name}" for name in inner] if softmax else []
         present += [f"{attention}.indexer.k_norm"] if architecture.indexer(number) else []
-        present += [f"{block}.{'router' if 'router' in architecture.biased else 'gate'}"] if sparse else []
+        present += [f"{layer}.{name}" for name in row.expert_block] if sparse else []
+        if sparse and not row.expert_block:
+            present += [f"{block}.{'router' if 'router' in architecture.biased else 'gate'}"]
         if sparse and architecture.shared_block == "shared_expert" and not row.shared_expert:
             present.append(f"{block}.shared_expert_gate")
         for leaf in architecture.parameters(sparse):
             yield f"{block}.gate.{leaf}" if leaf == "e_score_correction_bias" else f"{attention}.{leaf}"
     for module in present:
+        if module.rpartition(".")[2] in PARAMETERS:
+            yield module
+            continue
         yield f"{module}.weight"
         if module.rpartition(".")[2] in architecture.biased and ".experts." not in module:
             yield f"{module}.bias"

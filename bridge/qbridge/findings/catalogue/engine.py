@@ -85,7 +85,7 @@ ENTRIES = (
     ),
     Code(
         "QB252",
-        "this architecture is not known, so dims are judged without tensor parallelism",
+        "it is not known how ranks share this architecture, so dims are judged without tensor parallelism",
         "qbridge's table says nothing about which linears of this architecture are split, and along which axis.",
         "A layout that is legal as a whole may be illegal on a rank.",
         "a model class of a plugin",

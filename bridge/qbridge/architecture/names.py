@@ -15,7 +15,8 @@ from qbridge.ir.model import TensorInfo
 
 EMBEDDINGS = frozenset(
     {"embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
-    | {"embed_tokens_per_layer"}
+    | {"embed_tokens_per_layer", "position_embedding", "pos_embed", "tile_embedding", "embedding"}
+    | {"audio_bos_eos_token"}
 )
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "wg", "classifier"})
 HEADS = frozenset({"lm_head", "embed_out", "output", "output_layer", "score"})

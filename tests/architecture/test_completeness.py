@@ -240,6 +240,6 @@ def test_a_weight_too_many_is_a_warning(name, told, tmp_path):
 def test_configs_and_names_that_lie_are_judged_in_bounded_time(architecture):
     names = [f"{prefix}.{n}.k{n}.weight" for prefix in ("model.layers", "visual.blocks") for n in range(5000)]
     lies = {"num_hidden_layers": 10**8, "num_nextn_predict_layers": 10**8, "vision_config": {"depth": 10**9}}
-    findings, start = Findings(), time.monotonic()
+    findings, start = Findings(), time.process_time()
     judge(Model("gptq", {"architectures": [architecture], **lies}, {}, {}, {}), names, findings)
-    assert time.monotonic() - start < 30 and list(findings)
+    assert time.process_time() - start < 30 and list(findings)

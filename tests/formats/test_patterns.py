@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import time
 
 import pytest
 
@@ -62,30 +62,35 @@ def test_faults_are_told_by_pattern():
     assert found.faults.keys() == {"a[", "(?P<b"} and found.of("a.") == {"ab"} and not found.of("a[")
 
 
+def cpu_seconds():
+    """Of this process and of those that it has waited for: a busy machine takes longer, and no more of these."""
+    return sum(os.times()[:4])
+
+
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_pattern_that_backtracks_for_ever_is_named(pattern):
-    start = time.monotonic()
+    start = cpu_seconds()
     with pytest.raises(qbridge.QBridgeError) as excinfo:
         matches([".*", pattern, "b"], ["a" * 60] * 1000 + ["a" * 5000])
     assert codes(excinfo) == {"QB027"} and excinfo.value.exit_code == 3
     assert excinfo.value.findings[0].where == (repr(pattern),)
-    assert time.monotonic() - start < 20  # 2 s of CPU time, on a machine that may be busy
+    assert cpu_seconds() - start < 20  # limited to 2 s
 
 
 def test_honest_patterns_over_a_large_model_take_no_time():
     patterns = [r".*q_proj$", r".*experts.*down_proj", r"model\.layers\.\d+\.mlp\.gate$", ".*lm_head", ".*mlp.gate$"]
-    start = time.monotonic()
+    start = cpu_seconds()
     found = matches(patterns, NAMES)
     assert len(found.of(patterns[1])) == 94 * 128
-    assert time.monotonic() - start < 2
+    assert cpu_seconds() - start < 2
 
 
 def test_a_pattern_for_each_module_costs_a_lookup():
     patterns = [re.escape(name) + "$" for name in NAMES]
-    start = time.monotonic()
+    start = cpu_seconds()
     found = matches(patterns, NAMES)
     assert all(found.of(pattern) == {name} for pattern, name in zip(patterns, NAMES, strict=True))
-    assert time.monotonic() - start < 2
+    assert cpu_seconds() - start < 2
 
 
 LAYER = "model.layers.0."

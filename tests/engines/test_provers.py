@@ -159,7 +159,11 @@ def list_dropped(tensors: Tensors, config: dict[str, Any]) -> None:
 
 
 def list_prefixed(tensors: Tensors, config: dict[str, Any]) -> None:
-    lists(config)[:] = [f"wrapped.{name.removeprefix('re:.*').removesuffix('.*')}" for name in lists(config)]
+    # LMDeploy takes an entry that holds a module's name anywhere
+    names = (
+        name.removeprefix("re:.*").removesuffix(".*").replace("model.layers", "model.stack") for name in lists(config)
+    )
+    lists(config)[:] = [f"wrapped.{name}" for name in names]
 
 
 def one(tensors: Tensors, *parts: str) -> str:

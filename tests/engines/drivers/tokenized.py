@@ -1,8 +1,8 @@
 """What the transformers of this environment makes of a checkpoint's tokenizer and of the files beside it.
 
-    tokenized.py CKPT --strings F [--json F]
+    tokenized.py CKPT... --strings F [--json F]
 
-F is a JSON list of strings. Report:
+F is a JSON list of strings. Report, for each folder:
 
     transformers    version
     error           null, or what AutoTokenizer raises; without one, also:
@@ -75,16 +75,19 @@ def files_report(path: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = reporting.parser(__doc__)
+    parser.add_argument("more", nargs="*", metavar="CKPT")
     parser.add_argument("--strings", type=Path, required=True)
     args = parser.parse_args()
     reporting.use_offline_cpu()
     import transformers
 
-    report: reporting.Report = {"transformers": transformers.__version__}
-    with reporting.refusal_recorded(report):
-        report |= tokenizer_report(args.checkpoint, json.loads(args.strings.read_text()))
-    report |= files_report(args.checkpoint)
-    reporting.write(report, args.json)
+    strings, reports = json.loads(args.strings.read_text()), {}
+    for path in (args.checkpoint, *args.more):
+        report: reporting.Report = {"transformers": transformers.__version__}
+        with reporting.refusal_recorded(report):
+            report |= tokenizer_report(path, strings)
+        reports[path] = report | files_report(path)
+    reporting.write(reports, args.json)
 
 
 if __name__ == "__main__":

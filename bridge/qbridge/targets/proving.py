@@ -159,17 +159,6 @@ def stored_shapes(path: str) -> dict[str, tuple[str, list[int]]]:
     return stored
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers as "0:16, 24"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number:
-            spans[-1][1] += 1
-        else:
-            spans.append([number, number + 1])
-    return ", ".join(str(first) if end == first + 1 else f"{first}:{end}" for first, end in spans)
-
-
 def by_module(origins: Mapping[str, Iterable[str]], methods: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     """{module of the checkpoint: whether its tensors went into a quantized module of the engine}.
 

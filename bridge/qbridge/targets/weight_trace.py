@@ -121,9 +121,9 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
         elif name not in WRITTEN_BY_INDEX:
             mask.fill_(True)
 
-    def finish(self, required: Iterable[str] | None = None) -> tuple[list[str], list[dict[str, str]]]:
+    def finish(self) -> tuple[list[str], list[dict[str, str]]]:
         """(parameters that nothing was written to, [{parameter, empty}] of those written in part)."""
-        missing, unfilled, seen = [], [], {}
+        missing, unfilled = [], []
         for name, parameter in self.model.named_parameters():
             storage = parameter.untyped_storage()
             key = storage._cdata
@@ -139,7 +139,6 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
                     missing.append(name)
                 continue
             mask = _bytes_of(self._masks[key], parameter).all(-1)
-            seen[name] = mask
             if not mask.any():
                 missing.append(name)
             elif not mask.all():

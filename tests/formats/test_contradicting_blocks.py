@@ -17,7 +17,7 @@ PLAIN = (
     "model.visual.pos_embed",
     "vision_tower.vision_model.embeddings.position_embedding",
     "visual.blocks.0.attn.qkv",
-    "model.embed_tokens_per_layer",
+    "model.table_of_a_kind_to_come",
     "tile_embedding",
     "mtp.fc",
     "mtp.layers.0.self_attn.q_proj",

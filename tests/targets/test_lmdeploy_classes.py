@@ -161,3 +161,23 @@ def test_an_older_key_is_seen_by_neither_engine(tmp_path):
     src = copy_fixture(tmp_path, W4A16)
     edit_json(src / "config.json", lambda c: c.update(compression_config=c.pop("quantization_config")))
     assert derived(src).keys() == derived(src, "lmdeploy-turbomind").keys() == {"QB283"}
+
+
+@pytest.mark.parametrize("target", ["lmdeploy", "lmdeploy-turbomind"])
+def test_turbomind_asks_a_group_for_its_format(target, tmp_path):
+    src, dst = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_g128"), tmp_path / "dst"
+    edit_quantization(src, lambda block: block["config_groups"]["group_0"].update(format="pack-quantized"))
+    assert "QB284" not in derived(src, target)
+    edit_quantization(src, lambda block: block["config_groups"]["group_0"].pop("format") and None)
+    assert derived(src, target) == {"QB284": {"quantization_config.config_groups.group_0.format"}}
+    qbridge.convert(src, dst, target, allow=["rounded"])
+    assert "QB284" not in derived(dst, target)
+
+
+def test_gptq_is_turbominds_and_never_written_for_lmdeploy(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_g128")
+    codes = {f.code for f in qbridge.check(src, "lmdeploy").findings}
+    assert "QB260" not in codes and "QB216" in codes
+    assert qbridge.convert(src, tmp_path / "dst", "lmdeploy", dry_run=True, allow=["rounded"]).format == "awq"
+    of_class(src, "GPTNeoXForCausalLM")
+    assert "QB204" in {f.code for f in qbridge.check(src, "lmdeploy").findings}

@@ -120,3 +120,21 @@ def test_a_block_within_another_config(place, seen, tmp_path):
         src / "config.json", lambda c: c.update({place: {**c, "quantization_config": c.pop("quantization_config")}})
     )
     assert bool(found(src, "QB283")) is not seen
+
+
+def test_a_tied_head_is_called_as_in_memory():
+    config = {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "model_type": "whisper",
+        "tie_word_embeddings": True,
+    }
+    groups = {"group_0": {"targets": ["Linear"]}}
+
+    def said(*ignore):
+        block = {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": list(ignore)}
+        model = Model("compressed-tensors", config, {}, {"": {}}, {})
+        return {
+            place for _, p in DERIVATION.check({**config, "quantization_config": block}, model) for place in p.where
+        }
+
+    assert said("proj_out") == set() and said("lm_head") == {"proj_out"}

@@ -17,6 +17,7 @@ TARGETS = (
         (*pytorch.choices("0.18.0"), *turbomind.ALONE),
         pytorch.READER,
         parallel=parallel.LMDEPLOY,
+        as_is=turbomind.AS_IS,
         codes=codes.ENTRIES,
         prover=PROVER,
         derivation=matching.PYTORCH,

@@ -36,6 +36,7 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     if block.method == "fp8" and block.raw.get("fmt", "e4m3") not in _FMTS:
         fact = f"{block.raw['fmt']!r}: {_PYTORCH} stops: Unsupported fp8 fmt"
         yield "QB284", Problem((fact,), where=(f"{block.key}.fmt",))
+    yield from _without_format(block)
     if model.slots and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
         yield from _lists(block, model)
 
@@ -45,6 +46,17 @@ def derive_turbomind(config: Mapping[str, Any], model: Model) -> Iterator[tuple[
     block = find_block(config)
     if block is not None and not block.key.endswith("quantization_config"):
         yield from unseen(config, _PLACES, "LMDeploy 0.18.0's TurboMind engine")
+    elif block is not None:
+        yield from _without_format(block)
+
+
+def _without_format(block: Block) -> Iterator[tuple[str, Problem]]:
+    """TurboMind, which alone loads compressed-tensors here, asks the group for its format (get_tm_config)."""
+    groups = block.raw.get("config_groups")
+    group = groups.get("group_0") if isinstance(groups, dict) else None
+    if block.method == "compressed-tensors" and isinstance(group, dict) and "format" not in group:
+        fact = "there is none: LMDeploy 0.18.0's TurboMind engine stops: KeyError: 'format'"
+        yield "QB284", Problem((fact,), where=(f"{block.key}.config_groups.group_0.format",))
 
 
 def _elsewhere(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
@@ -86,4 +98,4 @@ def _unit(name: str) -> str:
 
 
 PYTORCH = Derivation(derive, ("QB280", "QB281", "QB283", "QB284"))
-TURBOMIND = Derivation(derive_turbomind, ("QB283",))
+TURBOMIND = Derivation(derive_turbomind, ("QB283", "QB284"))

@@ -204,3 +204,13 @@ ALONE = tuple(
     for choice in CHOICES
     if choice.format.NAME in _ALONE
 )
+# GPTQ, which the PyTorch engine has nothing for; it is never written where AWQ can be.
+AS_IS = tuple(
+    replace(
+        choice,
+        rules=(_alone("TurboMind loads it, the PyTorch engine has nothing for GPTQ"), *choice.rules),
+        parallel=_LIMITS,
+    )
+    for choice in CHOICES
+    if choice.format.NAME == "gptq"
+)

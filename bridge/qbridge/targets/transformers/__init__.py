@@ -35,6 +35,13 @@ def _experts(model: Model) -> Iterator[Problem]:
     found = tuple(name for name, spec in model.specs.items() if ".experts." in name and not _is_converted(spec))
     if found:
         yield Problem((f"{len(found)} expert linears",), where=found)
+        return
+    experts, kind = tuple(name for name in model.specs if ".experts." in name), model.config.get("model_type")
+    if experts and kind in _UNKNOWN_TYPES:
+        yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
+
+
+_UNKNOWN_TYPES = frozenset({"kimi_k2"})  # names of the hub for classes that transformers knows by another
 
 
 def _is_converted(spec: Spec) -> bool:

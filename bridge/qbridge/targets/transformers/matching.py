@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import is_head, is_routed
+from qbridge.architecture.names import is_head, is_routed, tied_head
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.patterns import matches
 from qbridge.formats.rules import Problem
@@ -50,6 +50,7 @@ _RENAMES: Mapping[str, _Renames] = {
         (),
     ),
 }
+_OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models that have other names in memory
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 
 
@@ -65,11 +66,12 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     how, answer = method(block, built, lambda name: _renamed(name, renames))
     known = model.architecture in _RENAMES
     architecture = Architecture.of_model(model)
+    named = architecture.known and model.architecture not in _OTHERWISE
 
     def asked(unit: Built) -> Answer:
         decoder = unit.kind == "head" or all(map(architecture.is_decoder, (*unit.quantized, *unit.plain)))
         said = answer(unit)
-        return said if known or (decoder and architecture.known) or said is False else None
+        return said if known or (decoder and named) or said is False else None
 
     yield from deviations(built, asked, ENGINE, how)
 
@@ -96,7 +98,8 @@ def _built(model: Model, renames: _Renames) -> Iterator[Built]:
             parts = ((stored,), ()) if side == 0 else ((), (stored,))
             yield Built(_renamed(stored, renames), kind, *parts)
     if not head and architecture.known and architecture.tied:
-        yield Built("lm_head", "head", plain=("lm_head",))
+        name = tied_head(model.config)[-1]
+        yield Built(name, "head", plain=(name,))
 
 
 def _left_aside(stored: str, architecture: Architecture) -> bool:

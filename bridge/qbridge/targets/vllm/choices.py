@@ -31,7 +31,7 @@ from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_sca
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm import fusion, modelopt
-from qbridge.targets.vllm.names import REMOVED
+from qbridge.targets.vllm.names import NATIVE, REMOVED
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
@@ -279,7 +279,9 @@ OLD_AWQ = _awq(fusion.VLLM_054)
 
 def _removed(model: Model) -> Iterator[Problem]:
     if (last := REMOVED.get(model.architecture)) is not None:
-        yield Problem((f"it was supported until {last}",), where=(model.architecture,))
+        native = model.architecture in NATIVE
+        facts = (f"it was supported until {last}", *(("transformers has the class, which it runs instead",) * native))
+        yield Problem(facts, where=(model.architecture,), mild=native)
 
 
 _HAS_CLASS = ModelRule("QB286", _removed, "vllm 0.33.0, model_executor/models/registry.py")

@@ -257,3 +257,11 @@ REMOVED: Mapping[str, str] = {
         "0.28.0",
     ),
 }
+# Of these, what transformers 5.24.0 has a class of that name for: vLLM runs that (models/registry.py,
+# _try_resolve_transformers); Dots1 was tried.
+NATIVE = frozenset(
+    {
+        *("AyaVisionForConditionalGeneration", "BambaForCausalLM", "ChameleonForConditionalGeneration"),
+        *("Dots1ForCausalLM", "FuyuForCausalLM", "MiniMaxForCausalLM", "MptForCausalLM", "PersimmonForCausalLM"),
+    }
+)

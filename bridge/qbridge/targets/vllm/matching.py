@@ -26,7 +26,13 @@ PLACES = (
     "text_config.quantization_config",
     "text_config.compression_config",
 )
-_FILES = {"gptq": "auto_gptq.py", "awq": "auto_awq.py", "compressed-tensors": "compressed_tensors.py"}
+_FILES = {
+    "gptq": "auto_gptq.py",
+    "awq": "auto_awq.py",
+    "compressed-tensors": "compressed_tensors.py",
+    "auto-round": "inc/config_parser.py",
+    **dict.fromkeys(["modelopt", "modelopt_fp4", "modelopt_mixed"], "modelopt.py"),
+}
 
 
 def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:

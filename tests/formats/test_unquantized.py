@@ -648,6 +648,14 @@ def test_a_quantized_embedding_keeps_a_target_of_its_own(nested):
     assert group["targets"] == ["Linear", "Embedding"]
 
 
+def test_full_names_of_the_source_are_completed_where_engines_move_a_nested_model():
+    case = CASES["a tower under another prefix"]
+    said = {"any": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}
+    block = kept(case, "compressed-tensors", config_groups=said, ignore=list(case.dense))
+    assert block["ignore"][: len(case.dense)] == list(case.dense)
+    assert all(built(case, "compressed-tensors", block, engine) == {} for engine in ENGINES["compressed-tensors"])
+
+
 def test_entries_about_a_text_model_alone_are_completed_by_its_prefix():
     case = CASES["a tower under another prefix"]
     said = {"any": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}

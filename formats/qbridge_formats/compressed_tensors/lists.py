@@ -44,7 +44,8 @@ def ignore(model: Model, source: Parsed | None) -> list[str]:
     hits = _hits(source.ignore if source else (), names)
     found = dict.fromkeys(entry for entry, names_ in hits.items() if rest.quantized.isdisjoint(names_))
     covered = frozenset().union(*(hits[entry] for entry in found))
-    alone = [item for item in rest.items if isinstance(item, str) and item not in covered]
+    by_regex = frozenset().union(*(hits[entry] for entry in found if entry.startswith("re:")))
+    alone = [item for item in rest.items if isinstance(item, str) and item not in by_regex]
     moved = endings(alone, rest.quantized) if rest.nested else {}
     for item in rest.items:
         if isinstance(item, Subtree):
@@ -52,8 +53,8 @@ def ignore(model: Model, source: Parsed | None) -> list[str]:
                 found[f"re:{item.pattern}"] = None
                 # engines that rename the parts of layers map plain names alone
                 found |= dict.fromkeys(item.linears if item.numbered else ())
-        elif item not in covered:
-            found[item] = None
+        else:  # a full name may be one of stored names alone
+            found |= {} if item in covered else {item: None}
             found |= {f"re:{moved[item]}": None} if item in moved else {}
     if covered.isdisjoint(rest.heads):
         found |= dict.fromkeys(rest.heads)  # tied: no tensor of its own, and the class would claim it

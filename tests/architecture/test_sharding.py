@@ -26,6 +26,7 @@ FROM_ENGINES = {
     *("ChatGLMForConditionalGeneration", "ChatGLMModel", "DeciLMForCausalLM", "DeepseekForCausalLM"),
     *("ExaoneForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM", "KimiK25ForConditionalGeneration"),
     *("KimiVLForConditionalGeneration", "MPTForCausalLM", "MiMoForCausalLM", "MiniCPMForCausalLM"),
+    *("MiniCPMO", "MiniCPMV"),
     *("PhiMoEForCausalLM", "QWenLMHeadModel", "Qwen2_5OmniModel", "SolarForCausalLM", "Step3p5ForCausalLM"),
 }
 NO_PLAN = {

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 
-import small
 import torch
+
+import small
 from small import HIDDEN, VOCAB, WIDE
 
 BF16 = torch.bfloat16
@@ -284,7 +285,7 @@ def minicpmv():
 def kimi():
     tensors, config, _ = small.shapes("Kimi_K25ForConditionalGeneration")
     config |= {"architectures": ["KimiK25ForConditionalGeneration"], "tie_word_embeddings": False}
-    config["text_config"]["architectures"] = ["DeepseekV3ForCausalLM"]
+    config["text_config"] |= {"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 0}
     tensors = {name.replace("model.mm_projector", "mm_projector"): value for name, value in tensors.items()}
     return {**tensors, "language_model.lm_head.weight": ((VOCAB, HIDDEN), BF16)}, config
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 import blocks
 import hub
-import numpy as np
 import packers
 import small
-
 from qbridge.architecture.classes import CLASSES, CONTAINERS
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|transformer\.blocks|mtp_layers)\.\d+\.")
@@ -83,7 +83,7 @@ def cases():
             packed = architecture == "GptOssForCausalLM"
             if packed == (kind == "mxfp4"):
                 short = architecture.replace("ForConditionalGeneration", "_cg").replace("ForCausalLM", "")
-                name = f"{short}-{kind}".lower()
+                name = f"{short}-{kind}"
                 yield Case(name, architecture, kind, partial(build, architecture, kind))
 
 

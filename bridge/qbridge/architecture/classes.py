@@ -312,6 +312,8 @@ CLASSES: Mapping[str, ModelClass] = {
     "MiMoV2FlashForCausalLM": _MIMO_V2,
     "MiniCPM3ForCausalLM": replace(_DEEPSEEK, corrected=False, tied=True),
     "MiniCPMForCausalLM": _TIED,
+    "MiniCPMO": _LLAMA,
+    "MiniCPMV": _LLAMA,
     "MiniMaxM2ForCausalLM": ModelClass(MIXTRAL, norms=QWEN3_NORMS, mlp="block_sparse_moe", sparse=True),
     "Ministral3ForCausalLM": _LLAMA,
     "MinistralForCausalLM": _LLAMA,
@@ -391,6 +393,6 @@ CLASSES: Mapping[str, ModelClass] = {
     "WhisperForConditionalGeneration": _WHISPER,
 }
 # A multimodal model whose text model is of any class, which its own config names.
-CONTAINERS = frozenset({"InternVLChatModel", "MiniCPMV", "MiniCPMO"})
+CONTAINERS = frozenset({"InternVLChatModel"})
 # Published with adapters that are not merged, which engines know (vllm 0.33.0, model_executor/models/phi4mm.py).
 ADAPTED = frozenset({"Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"})

@@ -18,8 +18,8 @@ Blocks = Mapping[int, frozenset[str]]  # by number, the names below a block
 
 _BLOCK = re.compile(r"(.+?)\.(\d{1,9})\.(.+)")
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
-TOWERS = LEFT_ALONE - {"mtp"}
-VISION = frozenset({"visual", "vision_tower", "vision_model"})
+TOWERS = LEFT_ALONE - {"mtp", "mtp_layers"}
+VISION = frozenset({"visual", "vision_tower", "vision_model", "vpm"})
 LISTS = frozenset({"blocks", "h", "layer", "layers", "resblocks"})  # of which no number may be left out
 _KINDS = 64  # more kinds of blocks than any model has are not compared with each other
 _SPARSE = "experts."  # stands for having experts, among first names, which have no dot
@@ -109,7 +109,7 @@ def doubtful(names: Collection[str], architecture: Architecture, decoder: str | 
 def _drafts(names: Collection[str], architecture: Architecture, decoder: str) -> Iterator[str]:
     """Layers for multi-token prediction: after the last one of the decoder, or under mtp."""
     count, last = architecture.draft_layers, architecture.layers
-    if not count or any("mtp" in name.split(".") for name in names):
+    if not count or any(not {"mtp", "mtp_layers"}.isdisjoint(name.split(".")) for name in names):
         return
     if "mtp_num_hidden_layers" in architecture.text or last is None:
         yield "mtp"

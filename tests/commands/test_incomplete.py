@@ -499,12 +499,13 @@ def test_layers_for_multi_token_prediction_may_be_absent(src, dst):
 
 def test_weights_left_behind_are_named_with_what_they_hold(src, dst):
     save_file(
-        {"mtp.fc.weight": np.ones((2, 2), np.float16), "mtp.norm.weight": np.ones(2, "f2")}, src / "mtp.safetensors"
+        {"draft.fc.weight": np.ones((2, 2), np.float16), "draft.norm.weight": np.ones(2, "f2")},
+        src / "draft.safetensors",
     )
     done = qbridge.convert(src, dst, "vllm")
     (finding,) = (finding for finding in done.findings if finding.code == "QB009")
-    assert finding.where == ("mtp.safetensors",) and finding.facts == (
-        "mtp.safetensors: 2 tensors, such as mtp.fc.weight",
+    assert finding.where == ("draft.safetensors",) and finding.facts == (
+        "draft.safetensors: 2 tensors, such as draft.fc.weight",
     )
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import qbridge
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.expected import missing
-from support import ROOT, codes, copy_fixture, helps, places, refusal
+from support import ROOT, codes, copy_fixture, edit_json, helps, places, refusal
 
 DOWN, EXPERTS = "model.layers.0.mlp.down_proj", "mtp.layers.0.mlp.experts"
 CASES = [
@@ -69,6 +69,9 @@ def said(findings, code):
 @pytest.mark.parametrize("case", CASES)
 def test_parameters_are_carried_over_with_one_note(case, target, tmp_path):
     src = copy_fixture(tmp_path, case)
+    if case.startswith("awq"):  # without a list vLLM leaves out whatever a parameter's module is part of the name of
+        block = {"modules_to_not_convert": ["vision_tower"]}
+        edit_json(src / "config.json", lambda config: config["quantization_config"].update(block))
     before = {finding.code for finding in qbridge.check(src, "vllm").findings}
     plant(src, **PARAMETERS)
     (note,) = said(qbridge.inspect(src).findings, "QB039")

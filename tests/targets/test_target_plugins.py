@@ -323,9 +323,9 @@ def fired(limits, model, sizes=(1,)):
 def test_an_engine_says_which_linears_it_builds_as_one():
     tiles = Parallel((32,), outputs=64, source="toy 1.5")
     assert fired(tiles, _small("q_proj", "k_proj")) == set()  # 64 outputs together
-    assert fired(replace(tiles, fused={}), _small("q_proj", "k_proj")) == {"QB253"}
+    assert fired(replace(tiles, fused=Fusion({})), _small("q_proj", "k_proj")) == {"QB253"}
     assert fired(tiles, _small("q_proj", "o_proj")) == {"QB253"}
-    assert fired(replace(tiles, fused={"both": ("q_proj", "o_proj")}), _small("q_proj", "o_proj")) == set()
+    assert fired(replace(tiles, fused=Fusion({"both": ("q_proj", "o_proj")})), _small("q_proj", "o_proj")) == set()
     assert find_target("vllm").fused("LlamaForCausalLM")["qkv_proj"] == ("q_proj", "k_proj", "v_proj")
     assert replace(toy(), parallel=replace(tiles, fused=Fusion({}))).fused("LlamaForCausalLM") == {}
 
@@ -337,7 +337,7 @@ def test_limits_on_blocks_are_data_of_the_engine():
     (rule,) = BlockLimits("toy 1.5", last_cut=True).rules((1,))
     assert [problem.where for problem in rule.check(model)] == [("model.layers.0.self_attn.q_proj",)]
     assert rule.source == "toy 1.5"
-    assert list(BlockLimits("toy 1.5").rules((1,), {})[0].check(model)) == []  # nothing is built as one
+    assert list(BlockLimits("toy 1.5").rules((1,), Fusion({}))[0].check(model)) == []  # nothing is built as one
 
 
 def test_halved_groups_cite_the_engine():

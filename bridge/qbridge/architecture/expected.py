@@ -39,7 +39,7 @@ _KV_ENDS = ("_scale", "_zero_point")  # told apart before anything slower looks 
 _PACKED = re.compile(r"(gate_up_proj|down_proj)(_\w+)?(\[\d+\])?")  # or the slices that mxfp4 reads of them
 _GROUPED = (frozenset({"gate_proj", "up_proj", "down_proj"}), frozenset({"w1", "w2", "w3"}))
 # Buffers that old tools store and no engine reads, and what not every layer has.
-_OPTIONAL = frozenset({"rotary_emb", "indexer"})
+_OPTIONAL = frozenset({"rotary_emb", "indexer", "attention_sink_bias"})
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qbridge.architecture.from_config import assumed_linears, config_alone
 from qbridge.architecture.from_config import assumed_model as by_bits
+from qbridge.findings.finding import error
 from qbridge.formats.registry import load, usable
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -45,6 +46,9 @@ def assumed_model(path: Path) -> Model:
         said = config_alone(path, getattr(reader, "CONFIG_FILES", ()))
         found: Mapping[str, Assumed] | None = None if find is None else find(said, list(dims))
         if found:
-            specs = {module: entry.spec(module, dims[module]) for module, entry in found.items()}
+            try:
+                specs = {module: entry.spec(module, dims[module]) for module, entry in found.items()}
+            except ValueError as fault:
+                raise error("QB262", str(path), (str(fault),)) from fault
             return Model(reader.NAME, config, specs, {}, {})
     return by_bits(path)

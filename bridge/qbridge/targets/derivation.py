@@ -72,6 +72,11 @@ def stored_linears(model: Model) -> tuple[list[str], list[str]]:
     return list(quantized), list(plain)
 
 
+def is_beyond(number: str, count: int | None) -> bool:
+    """Whether a layer's number, as its name has it, is of no layer that a model of `count` builds."""
+    return count is not None and number.isdecimal() and (len(number) >= 10 or int(number) >= count)
+
+
 def deviations(
     built: Iterable[Built], answer: Callable[[Built], Answer], engine: str, how: str
 ) -> Iterator[tuple[str, Problem]]:

@@ -93,7 +93,7 @@ def read(source: Source, findings: Findings) -> Model:
         block = parse(found, findings)
     if block is None:
         return assemble(NAME, source, config, {}, Findings())
-    if sparse := [str(kind) for kind in (block.raw.get("format"), *_formats(block)) if kind in _SPARSE]:
+    if sparse := [str(kind) for kind in (block.raw.get("format"), *_formats(block)) if str(kind) in _SPARSE]:
         findings.add("QB101", f"{block.key}.format", (f"{sparse[0]}: weights of 2:4 sparsity, {_SPARSE[sparse[0]]}",))
         return assemble(NAME, source, config, {}, Findings())
     _refuse_more_mathematics(block, findings)

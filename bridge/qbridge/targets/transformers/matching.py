@@ -17,7 +17,17 @@ from qbridge.architecture.quantization_block import Block
 from qbridge.formats.patterns import matches
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
-from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, strings, unseen
+from qbridge.targets.derivation import (
+    Answer,
+    Built,
+    Derivation,
+    deviations,
+    is_beyond,
+    seen,
+    stored_linears,
+    strings,
+    unseen,
+)
 
 ENGINE = "transformers 5.24.0"
 _PLACES = ("quantization_config", "text_config.quantization_config")
@@ -108,7 +118,7 @@ def _left_aside(stored: str, architecture: Architecture) -> bool:
         return True
     number = next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part == "layers"), "")
     tower = any("vision" in part or "visual" in part or "audio" in part for part in parts)
-    return bool(number.isdecimal() and not tower and architecture.layers and int(number) >= architecture.layers)
+    return not tower and bool(architecture.layers) and is_beyond(number, architecture.layers)
 
 
 Method = Callable[[Block, list[Built], Callable[[str], str]], tuple[str, Callable[[Built], Answer]]]

@@ -15,7 +15,7 @@ from qbridge.architecture.names import is_head
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
-from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, unseen
+from qbridge.targets.derivation import Answer, Built, Derivation, deviations, is_beyond, seen, stored_linears, unseen
 from qbridge.targets.vllm.methods import METHODS, Question
 from qbridge.targets.vllm.names import CLASSES, TEXT, Names
 
@@ -137,8 +137,7 @@ def _is_draft(stored: str, architecture: Architecture) -> bool:
         return True
     number = next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part == "layers"), "")
     count = architecture.layers
-    inside = architecture.is_decoder(stored) or not number.isdecimal() or count is None
-    return not inside and int(number) >= (count or 0) and _is_text(parts)
+    return not architecture.is_decoder(stored) and is_beyond(number, count) and _is_text(parts)
 
 
 def _is_text(parts: list[str]) -> bool:

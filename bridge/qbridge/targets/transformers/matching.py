@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import is_head, is_routed, tied_head
+from qbridge.architecture.names import is_head, is_routed, linear_router, tied_head
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.patterns import matches
 from qbridge.formats.rules import Problem
@@ -89,13 +89,16 @@ def _built(model: Model, renames: _Renames) -> Iterator[Built]:
     quantized, plain = stored_linears(model)
     for side, names in enumerate((quantized, plain)):
         for stored in names:
+            parts = ((stored,), ()) if side == 0 else ((), (stored,))
+            if router := linear_router(stored, model.config):
+                yield Built(router, "linear", *parts)
+                continue
             if is_routed(stored) or architecture.is_router(stored) or _left_aside(stored, architecture):
                 continue
             if stored.endswith(".indexer.weights_proj"):  # it is kept in float32 (_keep_in_fp32_modules)
                 continue
             kind: Any = "head" if is_head(stored) else "linear"
             head = head or kind == "head"
-            parts = ((stored,), ()) if side == 0 else ((), (stored,))
             yield Built(_renamed(stored, renames), kind, *parts)
     if not head and architecture.known and architecture.tied:
         name = tied_head(model.config)[-1]

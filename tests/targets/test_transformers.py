@@ -144,6 +144,18 @@ def test_a_router_that_is_a_linear_in_memory_is_listed_under_its_name_there(name
     assert said == ({"QB280": {gate}} if missed else {})
 
 
+@pytest.mark.parametrize("kind", ["baichuan", "minicpm", "internlm3", "nemotron-nas"])
+@pytest.mark.parametrize("code", [None, {"AutoModelForCausalLM": "modeling_some.SomeForCausalLM"}])
+def test_a_model_type_that_transformers_does_not_know_needs_code_of_the_repository(kind, code, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_v1_sym")
+    assert not found(src, "QB289")
+    edit_json(src / "config.json", lambda c: c.update({"model_type": kind, **({"auto_map": code} if code else {})}))
+    (finding,) = found(src, "QB289")
+    assert finding.where == ("config.json",) and kind in facts([finding])
+    assert finding.severity == (qbridge.Severity.WARNING if code else qbridge.Severity.ERROR)
+    assert qbridge.check(src, "transformers").ok is bool(code)
+
+
 def test_a_tied_head_is_called_as_in_memory():
     config = {
         "architectures": ["WhisperForConditionalGeneration"],

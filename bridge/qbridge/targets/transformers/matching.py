@@ -51,11 +51,23 @@ _RENAMES: Mapping[str, _Renames] = {
     ),
 }
 _OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models that have other names in memory
+# Types of models that it does not know (models/auto/configuration_auto.py); their classes are code of repositories.
+_UNKNOWN_TYPES = frozenset(
+    "aquila arctic baichuan bailing_moe bailing_moe_v2 chatglm cogvlm deepseek deepseek_vl_v2 exaone h2ovl_chat hunyuan "
+    "internlm internlm2 internlm3 internlmxcomposer2 internvl_chat jais kimi_vl mimo minicpm minicpmo minicpmv molmo "
+    "nemotron-nas NVLM_D orion phi3_v phi4mm plamo plamo2 qwen RefinedWeb RefinedWebModel solar stablelm_epoch telechat "
+    "xverse".split()
+)
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 
 
 def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
     """Where transformers would build something else of a config.json than what the tensors are."""
+    kind, code = str(config.get("model_type")), config.get("auto_map")
+    if kind in _UNKNOWN_TYPES:
+        fact = f"{ENGINE} does not know model_type {kind!r}"
+        fate = "the repository's code runs, which is not read here" if code else "there is no auto_map: it stops"
+        yield "QB289", Problem((fact, fate), ("serve it with vLLM or LMDeploy",), ("config.json",), mild=bool(code))
     yield from unseen(config, _PLACES, ENGINE)
     block = seen(config, _PLACES)
     method = None if block is None else _METHODS.get(block.method.replace("_", "-"))
@@ -153,4 +165,4 @@ def _compressed_tensors(
 
 
 _METHODS: Mapping[str, Method] = {"fp8": _fp8, "compressed-tensors": _compressed_tensors}
-DERIVATION = Derivation(derive, ("QB280", "QB281", "QB283", "QB285"))
+DERIVATION = Derivation(derive, ("QB280", "QB281", "QB283", "QB285", "QB289"))

@@ -556,7 +556,11 @@ MUTANTS = {
         ("fp8", "gptq"),
     ),
     "a tied head dropped": ("a tied head that is not called lm_head", lambda b: without(b, "proj_out"), ()),
-    "a router's other name dropped": ("a router of another name in memory", lambda b: without(b, "router"), ("fp8", "modelopt")),
+    "a router's other name dropped": (
+        "a router of another name in memory",
+        lambda b: without(b, "router"),
+        ("fp8", "modelopt"),
+    ),
     "prefixes changed": ("a tower that loses its prefix", anchored, ("fp8", "awq", "gptq", "modelopt")),
 }
 

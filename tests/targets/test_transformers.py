@@ -144,7 +144,7 @@ def test_a_router_that_is_a_linear_in_memory_is_listed_under_its_name_there(name
     assert said == ({"QB280": {gate}} if missed else {})
 
 
-@pytest.mark.parametrize("kind", ["baichuan", "minicpm", "internlm3", "nemotron-nas"])
+@pytest.mark.parametrize("kind", ["baichuan", "minicpm", "internlm2", "nemotron-nas"])
 @pytest.mark.parametrize("code", [None, {"AutoModelForCausalLM": "modeling_some.SomeForCausalLM"}])
 def test_a_model_type_that_transformers_does_not_know_needs_code_of_the_repository(kind, code, tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_v1_sym")

@@ -179,12 +179,12 @@ ENTRIES = (
     Code(
         "QB245",
         "LMDeploy builds this class's text model without the quantization block",
-        "Its PyTorch engine builds the text model from text_config alone, and for this class nobody hands the block of "
-        "config.json down to it.",
-        "Every linear of the text model is built unquantized, and the engine stops at the first name of a code: KeyError.",
+        "Its PyTorch engine builds the text model from text_config alone, which has no quantization block, and for this "
+        "class it does not copy that of config.json.",
+        "Every linear of the text model is built unquantized, and the engine stops at the first code.",
         "Gemma3ForConditionalGeneration: KeyError: 'model.layers.0.mlp.down_proj.qweight'",
         "Serve it with vLLM (--to vllm).",
-        "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py (build_model_from_hf_config), pytorch/configurations",
+        "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py (text_config); pytorch/configurations",
     ),
     Code(
         "QB270",

@@ -150,8 +150,8 @@ CODES = (
         "QB289",
         "transformers does not know this type of model",
         "Only code in the repository has the model's class; without auto_map in config.json there is none either.",
-        "transformers stops (ValueError), or runs that code with trust_remote_code, whose names of modules nobody has "
-        "held against the quantization block.",
+        "transformers stops (ValueError), or runs that code with trust_remote_code; which of its linears it builds "
+        "quantized is not known.",
         '"model_type": "baichuan"',
         "Serve it with an engine that has the class.",
         "transformers 5.17.0 and 5.24.0, models/auto/configuration_auto.py",

@@ -52,12 +52,12 @@ _RENAMES: Mapping[str, _Renames] = {
 }
 _OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models that have other names in memory
 # Types of models that it does not know (models/auto/configuration_auto.py); their classes are code of repositories.
-_UNKNOWN_TYPES = frozenset(
-    "aquila arctic baichuan bailing_moe bailing_moe_v2 chatglm cogvlm deepseek deepseek_vl_v2 exaone h2ovl_chat hunyuan "
-    "internlm internlm2 internlm3 internlmxcomposer2 internvl_chat jais kimi_vl mimo minicpm minicpmo minicpmv molmo "
-    "nemotron-nas NVLM_D orion phi3_v phi4mm plamo plamo2 qwen RefinedWeb RefinedWebModel solar stablelm_epoch telechat "
-    "xverse".split()
-)
+_UNKNOWN = """
+    NVLM_D RefinedWeb RefinedWebModel aquila arctic baichuan bailing_moe bailing_moe_v2 chatglm cogvlm deepseek
+    deepseek_vl_v2 h2ovl_chat hunyuan internlm internlm2 internlmxcomposer2 internvl_chat jais kimi_vl mimo minicpm
+    minicpmo minicpmv molmo nemotron-nas orion phi3_v phi4mm plamo plamo2 qwen solar stablelm_epoch telechat xverse
+"""
+_UNKNOWN_TYPES = frozenset(_UNKNOWN.split())
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 
 

@@ -179,7 +179,7 @@ ENTRIES = (
     Code(
         "QB245",
         "LMDeploy builds this class's text model without the quantization block",
-        "Its PyTorch engine builds the text model from text_config alone, which has no quantization block, and for this "
+        "Its PyTorch engine builds the text model from text_config alone, which has no quantization block; for this "
         "class it does not copy that of config.json.",
         "Every linear of the text model is built unquantized, and the engine stops at the first code.",
         "Gemma3ForConditionalGeneration: KeyError: 'model.layers.0.mlp.down_proj.qweight'",

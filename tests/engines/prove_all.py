@@ -91,6 +91,13 @@ def convert(source: Path, target: str, output: Path) -> dict[str, Any]:
     return {**done, "allowed": allowed}
 
 
+def bytes_of(tensor: Any) -> Any:
+    """The bytes of a tensor, flat: PyTorch refuses to view a scalar as bytes."""
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 def unlike_tensors(one: Path, other: Path) -> list[str]:
     """Names of tensors that two folders do not hold alike."""
     import torch
@@ -106,7 +113,7 @@ def unlike_tensors(one: Path, other: Path) -> list[str]:
         for name in sorted(a.keys() & b.keys())
         if a[name].dtype != b[name].dtype
         or a[name].shape != b[name].shape
-        or not torch.equal(a[name].contiguous().view(torch.uint8), b[name].contiguous().view(torch.uint8))
+        or not torch.equal(bytes_of(a[name]), bytes_of(b[name]))
     ]
 
 
@@ -123,7 +130,7 @@ def unlike_reference(output: Path, reference: Path) -> tuple[list[str], int]:
             continue
         compared += 1
         rounded = value.to(weight.dtype)
-        if weight.shape != rounded.shape or not torch.equal(weight.view(torch.uint8), rounded.view(torch.uint8)):
+        if weight.shape != rounded.shape or not torch.equal(bytes_of(weight), bytes_of(rounded)):
             wrong.append(module)
     return wrong, compared
 

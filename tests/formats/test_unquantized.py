@@ -121,6 +121,8 @@ MAMBA = layers("model.layers", "mamba.in_proj", "mamba.out_proj")
 WHISPER = (*layers("model.encoder.layers", "fc1"), *layers("model.decoder.layers", "fc1"))
 SHARED = layers("model.layers", "mlp.shared_expert.down_proj", "self_attn.o_proj")
 GATES = layers("model.layers", "mlp.gate")
+PHIMOE = layers("model.layers", "self_attn.o_proj", "block_sparse_moe.experts.0.w1")
+PHIMOE_GATES = layers("model.layers", "block_sparse_moe.gate")
 EXPERTS = layers("model.layers", *(f"mlp.experts.{e}.{p}" for e in range(3) for p in ("gate_proj", "up_proj")))
 NEMOTRON = tuple(f"backbone.layers.1.mixer.experts.{e}.up_proj" for e in range(3))
 QWEN = layers("model.language_model.layers", "mlp.down_proj", "self_attn.o_proj")
@@ -219,6 +221,14 @@ CASES = {
         Memory({**{name: [name] for name in WHISPER}, "proj_out": ["model.decoder.embed_tokens"]}),
         config={"model_type": "whisper"},
         without=("awq", "gptq", "auto-round"),  # which quantize no head, listed or not
+    ),
+    "a router of another name in memory": Case(
+        PHIMOE,
+        PHIMOE_GATES,
+        Memory({name: [name] for name in (*PHIMOE, *PHIMOE_GATES)}),
+        Memory({f"model.layers.{n}.mlp.router": [PHIMOE_GATES[n]] for n in range(2)}),
+        config={"model_type": "phimoe"},
+        without=("awq", "gptq"),  # in which transformers quantizes no router
     ),
     "a head of another name in memory": Case(
         layers("gpt_neox.layers", "mlp.dense_h_to_4h"),
@@ -546,6 +556,11 @@ MUTANTS = {
         ("fp8", "gptq"),
     ),
     "a tied head dropped": ("a tied head that is not called lm_head", lambda b: without(b, "proj_out"), ()),
+    "a router's other name dropped": (
+        "a router of another name in memory",
+        lambda b: without(b, "router"),
+        ("fp8", "modelopt"),
+    ),
     "prefixes changed": ("a tower that loses its prefix", anchored, ("fp8", "awq", "gptq", "modelopt")),
 }
 

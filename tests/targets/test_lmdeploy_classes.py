@@ -53,6 +53,28 @@ def test_the_class_of_remote_code_comes_first(tmp_path):
     assert not refusals(src, "lmdeploy")
 
 
+@pytest.mark.parametrize("case", [W8A8, "awq/llama_gemm"])
+@pytest.mark.parametrize(
+    ("name", "unseen"),
+    [
+        ("Gemma3ForConditionalGeneration", True),
+        ("LlavaForConditionalGeneration", True),
+        ("LlavaNextForConditionalGeneration", True),
+        ("InternVLForConditionalGeneration", False),
+        ("Gemma3ForCausalLM", False),
+    ],
+)
+def test_a_text_model_that_is_built_without_the_block_is_not_quantized(name, unseen, case, tmp_path):
+    src = of_class(copy_fixture(tmp_path, case), name)
+    if unseen:
+        with pytest.raises(qbridge.QBridgeError, match="QB245"):
+            qbridge.convert(src, tmp_path / "dst", "lmdeploy", allow=["incomplete"])
+    if case == W8A8:  # which the engine takes as no such format
+        return
+    found = [f for f in qbridge.check(src, "lmdeploy").findings if f.code == "QB245"]
+    assert [(f.severity, f.where) for f in found] == ([("error", (name,))] if unseen else [])
+
+
 def test_any_of_its_classes_will_do(tmp_path):
     src = of_class(copy_fixture(tmp_path, "awq/llama_gemm"), "Unheard", "LlamaForCausalLM")
     assert not refusals(src, "lmdeploy")

@@ -122,6 +122,40 @@ def test_a_block_within_another_config(place, seen, tmp_path):
     assert bool(found(src, "QB283")) is not seen
 
 
+@pytest.mark.parametrize(
+    ("name", "ignore", "missed"),
+    [
+        ("PhiMoEForCausalLM", ["model.layers.0.block_sparse_moe.gate"], True),
+        ("PhimoeForCausalLM", ["re:.*gate$"], True),
+        ("PhimoeForCausalLM", ["re:.*gate$", "model.layers.0.mlp.router"], False),
+        ("PhiMoEForCausalLM", [r"re:.*\.router$"], False),
+        ("MixtralForCausalLM", [], False),
+    ],
+)
+def test_a_router_that_is_a_linear_in_memory_is_listed_under_its_name_there(name, ignore, missed):
+    block = {"quant_method": "compressed-tensors", "ignore": [*ignore, "lm_head"]}
+    block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
+    kind = name.removesuffix("ForCausalLM").lower()
+    config = {"architectures": [name], "model_type": kind, "num_hidden_layers": 1}
+    gate = "model.layers.0.block_sparse_moe.gate"
+    tensors = {n: TensorInfo(DType.BF16, (64, 64), n) for n in (f"{gate}.weight", "lm_head.weight")}
+    model = Model("compressed-tensors", config, {}, {"": {}}, tensors)
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB280": {gate}} if missed else {})
+
+
+@pytest.mark.parametrize("kind", ["baichuan", "minicpm", "internlm2", "nemotron-nas"])
+@pytest.mark.parametrize("code", [None, {"AutoModelForCausalLM": "modeling_some.SomeForCausalLM"}])
+def test_a_model_type_that_transformers_does_not_know_needs_code_of_the_repository(kind, code, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_v1_sym")
+    assert not found(src, "QB289")
+    edit_json(src / "config.json", lambda c: c.update({"model_type": kind, **({"auto_map": code} if code else {})}))
+    (finding,) = found(src, "QB289")
+    assert finding.where == ("config.json",) and kind in facts([finding])
+    assert finding.severity == (qbridge.Severity.WARNING if code else qbridge.Severity.ERROR)
+    assert qbridge.check(src, "transformers").ok is bool(code)
+
+
 def test_a_tied_head_is_called_as_in_memory():
     config = {
         "architectures": ["WhisperForConditionalGeneration"],

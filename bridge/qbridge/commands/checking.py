@@ -191,7 +191,8 @@ def _derived(deviations: Iterable[tuple[str, Problem]], conversion: Way, finding
     blamed = {name for finding in findings.errors for name in finding.where}
     for code, problem in deviations:
         if blamed.isdisjoint(problem.where):
-            findings.add(code, problem.where, problem.facts, _commands(problem.help, conversion) or (conversion,))
+            ways = _commands(problem.help, conversion) or (conversion,)
+            findings.add(code, problem.where, problem.facts, ways, mild=problem.mild)
 
 
 def _holds(model: Model, target: Target, judged: Choice) -> bool:

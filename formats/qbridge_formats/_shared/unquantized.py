@@ -15,7 +15,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qbridge.architecture.names import FUSED as USUAL
-from qbridge.architecture.names import ROUTERS, dense_linears, is_head, is_routed, module_of, tied_head
+from qbridge.architecture.names import (
+    ROUTERS,
+    dense_linears,
+    is_head,
+    is_routed,
+    linear_router,
+    module_of,
+    tied_head,
+)
 from qbridge.ir.model import Model, TensorInfo
 
 # What towers and mixers are called instead in memory. vllm 0.33.0, models/*.py (hf_to_vllm_mapper; falcon_h1.py and
@@ -84,11 +92,12 @@ class Unquantized:
     """The linears of a model that are not quantized, each in a subtree or alone, in the order of their tensors.
 
     `heads` are names of a head that no tensor has: it is tied, or of another name in memory. `nested` says that the
-    text model is a part of the model.
+    text model is a part of the model. `routers` are the names in memory of those that are renamed there.
     """
 
     items: tuple[Subtree | str, ...]
     heads: tuple[str, ...]
+    routers: tuple[str, ...]
     nested: bool
     quantized: frozenset[str]
 
@@ -117,7 +126,7 @@ class Unquantized:
 
         Every engine knows the usual fused linears of a text model by their parts.
         """
-        return (*with_fused(self.linears, usual=self.nested), *self.heads)
+        return (*with_fused(self.linears, usual=self.nested), *self.routers, *self.heads)
 
 
 def _unquantized(model: Model) -> Unquantized:
@@ -142,6 +151,7 @@ def _unquantized(model: Model) -> Unquantized:
     return Unquantized(
         tuple(path if below is None else _subtree(path, below, parts) for path, below in items.items()),
         tuple(name for name in heads if name not in quantized and name not in dense),
+        tuple(router for name in dense if (router := linear_router(name, model.config))),
         nested,
         frozenset(quantized),
     )

@@ -40,7 +40,7 @@ def ignore(model: Model, source: Parsed | None) -> list[str]:
     """What is not quantized: the source's entries, and whatever they leave open under some name in memory."""
     rest = Unquantized.of(model)
     probes = [probe for item in rest.items if isinstance(item, Subtree) for probe in item.probes]
-    names = [*sorted(rest.quantized), *rest.linears, *rest.heads, *probes]
+    names = [*sorted(rest.quantized), *rest.linears, *rest.routers, *rest.heads, *probes]
     hits = _hits(source.ignore if source else (), names)
     found = dict.fromkeys(entry for entry, names_ in hits.items() if rest.quantized.isdisjoint(names_))
     covered = frozenset().union(*(hits[entry] for entry in found))
@@ -56,6 +56,8 @@ def ignore(model: Model, source: Parsed | None) -> list[str]:
         else:  # a full name may be one of stored names alone
             found |= {} if item in covered else {item: None}
             found |= {f"re:{moved[item]}": None} if item in moved else {}
+    renamed = endings((name for name in rest.routers if name not in covered), rest.quantized)
+    found |= dict.fromkeys(f"re:{regex}" for regex in renamed.values())
     if covered.isdisjoint(rest.heads):
         found |= dict.fromkeys(rest.heads)  # tied: no tensor of its own, and the class would claim it
     return list(found)

@@ -177,6 +177,16 @@ ENTRIES = (
         "lmdeploy 0.18.0, turbomind/weight_format.py",
     ),
     Code(
+        "QB245",
+        "LMDeploy builds this class's text model without the quantization block",
+        "Its PyTorch engine builds the text model from text_config alone, which has no quantization block; for this "
+        "class it does not copy that of config.json.",
+        "Every linear of the text model is built unquantized, and the engine stops at the first code.",
+        "Gemma3ForConditionalGeneration: KeyError: 'model.layers.0.mlp.down_proj.qweight'",
+        "Serve it with vLLM (--to vllm).",
+        "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py (text_config); pytorch/configurations",
+    ),
+    Code(
         "QB270",
         "LMDeploy does not serve these float8 layers as fp8",
         "Its fp8 layers have blocks of 128 x 128 with dynamic activations, or static scales of inputs and no blocks.",

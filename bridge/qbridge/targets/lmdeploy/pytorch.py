@@ -86,6 +86,10 @@ TURBOMIND_ARCHITECTURES = classes("""
 PREFIXED = classes(
     "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
 )
+# Classes of 0.18.0 whose text model is built from text_config, which pytorch/configurations gives no block for them.
+_WITHOUT_BLOCK = classes(
+    "Gemma3ForConditionalGeneration LlavaForConditionalGeneration LlavaNextForConditionalGeneration"
+)
 
 _SMALLEST_GROUP = 16  # pytorch/kernels/cuda/awq_kernels.py: a block of the dot product is a group
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
@@ -162,8 +166,9 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB213", _float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
         ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py"),
     )
+    newest = (ModelRule("QB245", _without_block, "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py"),)
     return (
-        *(old if version == "0.6.2" else ()),
+        *(old if version == "0.6.2" else newest),
         ModelRule("QB201", dense_linears_in_decoder, f"lmdeploy {version}, pytorch/models/llama.py"),
         ModelRule("QB208", kv_scales, f"lmdeploy {version}, pytorch/models/llama.py", drop_kv_scales),
         ModelRule("QB202", quantized_head, f"lmdeploy {version}, pytorch/models/llama.py"),
@@ -176,6 +181,12 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB204", known_class, f"lmdeploy {version}, pytorch/models/module_map.py"),
         *PARSING,
     )
+
+
+def _without_block(model: Model) -> Iterator[Problem]:
+    if found := tuple(name for name in class_names(model.config) if name in _WITHOUT_BLOCK):
+        fact = "its text model is built from text_config, where the engine has no quantization_config"
+        yield Problem((fact,), where=found)
 
 
 def _float8(model: Model) -> Iterator[Problem]:

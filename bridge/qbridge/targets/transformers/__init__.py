@@ -146,6 +146,16 @@ CODES = (
         "transformers 5.24.0, quantizers/quantizer_gptq.py, quantizer_awq.py and quantizer_auto_round.py",
         severity="warning",
     ),
+    Code(
+        "QB289",
+        "transformers does not know this type of model",
+        "Only code in the repository has the model's class; without auto_map in config.json there is none either.",
+        "transformers stops (ValueError), or runs that code with trust_remote_code; which of its linears it builds "
+        "quantized is not known.",
+        '"model_type": "baichuan"',
+        "Serve it with an engine that has the class.",
+        "transformers 5.17.0 and 5.24.0, models/auto/configuration_auto.py",
+    ),
 )
 TARGETS = (
     Target(

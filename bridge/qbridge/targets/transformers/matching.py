@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import is_head, is_routed, tied_head
+from qbridge.architecture.names import is_head, is_routed, linear_router, tied_head
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.patterns import matches
 from qbridge.formats.rules import Problem
@@ -61,11 +61,23 @@ _RENAMES: Mapping[str, _Renames] = {
     ),
 }
 _OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models that have other names in memory
+# Types of models that it does not know (models/auto/configuration_auto.py); their classes are code of repositories.
+_UNKNOWN = """
+    NVLM_D RefinedWeb RefinedWebModel aquila arctic baichuan bailing_moe bailing_moe_v2 chatglm cogvlm deepseek
+    deepseek_vl_v2 h2ovl_chat hunyuan internlm internlm2 internlmxcomposer2 internvl_chat jais kimi_vl mimo minicpm
+    minicpmo minicpmv molmo nemotron-nas orion phi3_v phi4mm plamo plamo2 qwen solar stablelm_epoch telechat xverse
+"""
+_UNKNOWN_TYPES = frozenset(_UNKNOWN.split())
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 
 
 def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
     """Where transformers would build something else of a config.json than what the tensors are."""
+    kind, code = str(config.get("model_type")), config.get("auto_map")
+    if kind in _UNKNOWN_TYPES:
+        fact = f"{ENGINE} does not know model_type {kind!r}"
+        fate = "the repository's code runs, which is not read here" if code else "there is no auto_map: it stops"
+        yield "QB289", Problem((fact, fate), ("serve it with vLLM or LMDeploy",), ("config.json",), mild=bool(code))
     yield from unseen(config, _PLACES, ENGINE)
     block = seen(config, _PLACES)
     method = None if block is None else _METHODS.get(block.method.replace("_", "-"))
@@ -99,13 +111,16 @@ def _built(model: Model, renames: _Renames) -> Iterator[Built]:
     quantized, plain = stored_linears(model)
     for side, names in enumerate((quantized, plain)):
         for stored in names:
+            parts = ((stored,), ()) if side == 0 else ((), (stored,))
+            if router := linear_router(stored, model.config):
+                yield Built(router, "linear", *parts)
+                continue
             if is_routed(stored) or architecture.is_router(stored) or _left_aside(stored, architecture):
                 continue
             if stored.endswith(".indexer.weights_proj"):  # it is kept in float32 (_keep_in_fp32_modules)
                 continue
             kind: Any = "head" if is_head(stored) else "linear"
             head = head or kind == "head"
-            parts = ((stored,), ()) if side == 0 else ((), (stored,))
             yield Built(_renamed(stored, renames), kind, *parts)
     if not head and architecture.known and architecture.tied:
         name = tied_head(model.config)[-1]
@@ -160,4 +175,4 @@ def _compressed_tensors(
 
 
 _METHODS: Mapping[str, Method] = {"fp8": _fp8, "compressed-tensors": _compressed_tensors}
-DERIVATION = Derivation(derive, ("QB280", "QB281", "QB283", "QB285"))
+DERIVATION = Derivation(derive, ("QB280", "QB281", "QB283", "QB285", "QB289"))

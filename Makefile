@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test lint types engines architectures fuzz pins newest clean
+.PHONY: help demo test lint types engines architectures laws fuzz pins newest clean
 
 help:
 	@echo "make demo     convert a real llm-compressor checkpoint for LMDeploy, verify and show it"
@@ -15,6 +15,7 @@ help:
 	@echo "make pins     constraints.txt anew, from the newest versions"
 	@echo "make fuzz     the fuzzer on hostile checkpoints, FUZZ_SECONDS=3600"
 	@echo "make architectures  a checkpoint of every model class in every format, through the laws"
+	@echo "make laws     every fixture and made checkpoint for every engine: what is converted, check accepts"
 	@echo "make engines  build the real engines' environments and prove our outputs in them"
 
 # constraints.txt pins every package, so that a clone of any age passes. torch first: pip then finds it in place and
@@ -74,6 +75,9 @@ fuzz: $(STAMP)
 
 architectures: $(STAMP)
 	ARCHITECTURES=all nice -n 15 $(BIN)/pytest -q -n 2 tests/architectures
+
+laws: $(STAMP)
+	LAWS=all nice -n 15 $(BIN)/pytest -q -n 2 tests/journeys/test_converted_is_accepted.py
 
 engines: $(STAMP)
 	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel

@@ -663,6 +663,44 @@ def test_a_quantized_embedding_keeps_a_target_of_its_own(nested):
     assert group["targets"] == ["Linear", "Embedding"]
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_quantized_head_gets_a_name_where_targets_of_the_source_hold_it_by_its_class_alone(nested):
+    head = "language_model.lm_head" if nested else "lm_head"
+    case = Case((*layers("model.layers", "mlp.down_proj"), head), (), Memory({}), config=NESTED if nested else {})
+    weights = {"num_bits": 8, "type": "float"}
+
+    def written(*targets):
+        said = {"any": {"targets": list(targets), "weights": weights}}
+        (group,) = kept(case, "compressed-tensors", config_groups=said)["config_groups"].values()
+        return group["targets"]
+
+    assert written("Linear")[:2] == ["Linear", head]
+    assert nested == any(target.startswith("re:") and _is(target, "lm_head") for target in written("Linear"))
+    assert written("Linear", "re:.*lm_head") == ["Linear", "re:.*lm_head"]
+    named = written("Linear", r"re:language_model\.lm_head|lm_head")
+    assert named[:2] == ["Linear", r"re:language_model\.lm_head|lm_head"]
+    assert nested == any(_is(target, "model.lm_head") for target in named)
+
+
+def test_a_quantized_head_of_another_name_is_named_as_engines_call_it():
+    case = Case((*layers("gpt_neox.layers", "mlp.dense"), "embed_out"), (), Memory({}))
+    said = {"any": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}
+    (group,) = kept(case, "compressed-tensors", config_groups=said)["config_groups"].values()
+    assert group["targets"] == ["Linear", "embed_out", "lm_head"]
+
+
+def test_a_quantized_head_is_named_in_the_group_of_the_source_that_it_is_in():
+    weights = {"num_bits": 8, "type": "float"}
+    said = {
+        "odd": {"targets": ["re:.*layers.1.mlp.down_proj"], "weights": weights},
+        "all": {"targets": ["Linear"], "weights": weights},
+    }
+    down = layers("model.layers", "mlp.down_proj", "mlp.up_proj")
+    case = Case((*down, "lm_head"), (), Memory({}), apart=("model.layers.1.mlp.down_proj",))
+    groups = kept(case, "compressed-tensors", config_groups=said)["config_groups"].values()
+    assert [group["targets"] for group in groups] == [["Linear", "lm_head"], ["re:.*layers.1.mlp.down_proj"]]
+
+
 def test_full_names_of_the_source_are_completed_where_engines_move_a_nested_model():
     case = CASES["a tower under another prefix"]
     said = {"any": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}

@@ -28,6 +28,7 @@ from qbridge_formats._shared.unquantized import (
 from qbridge_formats.compressed_tensors.config import Matcher, Parsed, is_ours, parse
 
 _CLASS = "Linear"
+_HEAD = "lm_head"
 
 
 def source_block(model: Model) -> Parsed | None:
@@ -81,13 +82,13 @@ def targets(model: Model, source: Parsed | None, groups: Sequence[Sequence[str]]
     found = []
     for number, names in enumerate(groups):
         if kept:
-            listed = kept[number]
+            listed = [*kept[number], *_unnamed(kept[number], names, is_nested(model))]
         elif number:
             listed = _named(names, set(everything).difference(names), is_nested(model))
         else:
             # no class of a linear: engines quantize a head, and an embedding, only where it is named
             listed = [_CLASS, *(name for name in names if is_head(name) or is_embedding(name))]
-            listed += ["lm_head"] if any(map(is_head, names)) and not is_nested(model) else []
+            listed += [_HEAD] if any(map(is_head, names)) and not is_nested(model) else []
         if is_nested(model):
             loose = [name for name in listed if is_head(name) or is_embedding(name)]
             listed += [
@@ -95,6 +96,20 @@ def targets(model: Model, source: Parsed | None, groups: Sequence[Sequence[str]]
             ]
         found.append(list(dict.fromkeys(listed)))
     return found
+
+
+def _unnamed(listed: Sequence[str], names: Sequence[str], nested: bool) -> list[str]:
+    """Heads among names that targets hold by their class alone, or under none but their stored name."""
+    # engines call any head so, and a nested one by some prefix
+    other = (_HEAD, f"model.{_HEAD}", f"language_model.{_HEAD}") if nested else (_HEAD,)
+    heads = [name for name in names if is_head(name)]
+    if not heads:
+        return []
+    hits = _hits(listed, [*heads, *other])
+    by_name = frozenset().union(*(hits[target] for target in listed if target != _CLASS))
+    if nested:
+        return [] if by_name.issuperset(other) else heads
+    return [name for name in (*heads, *other) if name not in by_name]
 
 
 def _named(names: Sequence[str], others: Collection[str], nested: bool) -> list[str]:

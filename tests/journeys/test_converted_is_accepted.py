@@ -1,0 +1,66 @@
+"""What `convert` calls done for a target, `check` accepts for it: a sample by a seed, all by `make laws`.
+
+LAWS=all runs every fixture and every made checkpoint, LAWS=<seed> another sample.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+import qbridge
+from goldens import ALLOW, ROOT
+from qbridge.findings.catalogue.code import ALLOW as WORDS
+
+TARGETS = ("vllm", "lmdeploy", "lmdeploy-turbomind", "transformers", "gptqmodel")
+SEED = os.environ.get("LAWS", "20261127")
+FIXTURES = [str(model.parent.relative_to(ROOT / "fixtures")) for model in sorted(ROOT.glob("fixtures/*/*/model"))]
+PAIRS = [(fixture, target) for fixture in FIXTURES for target in TARGETS]
+# Kinds whose lists a writer once left short.
+ALWAYS = [("compressed_tensors/llama_lm_head", "vllm")]
+SAMPLE = PAIRS if SEED == "all" else [*ALWAYS, *random.Random(SEED).sample(PAIRS, 24)]
+# A tower, a mixture, a tied head, and a class whose modules have other names in memory.
+MADE = ["Gemma3_cg-w4a16", "Qwen3Moe-awq", "Qwen2-gptq", "Qwen2_5_VL_cg-fp8-dynamic"]
+# What a user can allow and a fixture may need; "incomplete" would take anything.
+ALLOWED = ("assumed-activations", "drop-activation-details", "drop-kv-scales", "rounded", "unknown-tensors")
+
+
+def refusals(src, dst, target, allow=()):
+    """The errors with which `check` refuses what `convert` wrote; none where it refuses to convert."""
+    try:
+        qbridge.convert(src, dst, target, allow={*ALLOWED, *allow}, jobs=1, proof=False)
+    except qbridge.QBridgeError:
+        return []
+    try:
+        answer = qbridge.check(dst, target)
+    except qbridge.QBridgeError as error:
+        return [str(finding) for finding in error.findings]
+    return [] if answer.ok else [str(finding) for finding in answer.findings if finding.severity == "error"]
+
+
+def test_what_is_allowed_are_words_that_there_are():
+    assert set(ALLOWED) <= WORDS.keys()
+
+
+@pytest.mark.parametrize(("fixture", "target"), SAMPLE, ids=lambda value: value.replace("/", "-"))
+def test_a_converted_fixture_is_accepted(fixture, target, dst):
+    allow = ALLOW.get(fixture.rpartition("/")[2], ())
+    assert refusals(ROOT / "fixtures" / fixture / "model", dst, target, allow) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["every case"] if SEED == "all" else MADE)
+def test_a_converted_model_of_any_class_is_accepted(name, tmp_path):
+    import make  # it imports transformers, which takes seconds
+
+    wrong = {}
+    for case in make.cases():
+        if name in ("every case", case.name):
+            case.build(tmp_path / case.name)
+            for target in TARGETS:
+                dst = tmp_path / f"{case.name}-{target}"
+                if said := refusals(tmp_path / case.name / "model", dst, target):
+                    wrong[case.name, target] = said
+    assert wrong == {}

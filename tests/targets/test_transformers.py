@@ -156,6 +156,21 @@ def test_a_model_type_that_transformers_does_not_know_needs_code_of_the_reposito
     assert qbridge.check(src, "transformers").ok is bool(code)
 
 
+@pytest.mark.parametrize(
+    ("name", "case", "stops"),
+    [
+        ("FalconForCausalLM", "compressed_tensors/llama_w4a16", True),
+        ("FalconForCausalLM", "compressed_tensors/llama_w8a8", False),
+        ("LlamaForCausalLM", "compressed_tensors/llama_w4a16", False),
+    ],
+)
+def test_a_class_that_initializes_weights_of_linears_loads_none_that_are_packed(name, case, stops, tmp_path):
+    src = copy_fixture(tmp_path, case)
+    edit_json(src / "config.json", lambda c: c.update(architectures=[name]))
+    (severity,) = {f.severity for f in found(src, "QB290")} or {None}
+    assert severity == (qbridge.Severity.ERROR if stops else None)
+
+
 def test_a_tied_head_is_called_as_in_memory():
     config = {
         "architectures": ["WhisperForConditionalGeneration"],

@@ -41,6 +41,16 @@ def _experts(model: Model) -> Iterator[Problem]:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
 
 
+def _packed(spec: Spec, model: Model) -> Problem | None:
+    """Linears of another class than Linear are initialized by the model's class, which asks for their weight."""
+    packed = spec.weight.bits < 8 or (spec.weight.type == "int" and spec.activation is None)
+    if model.architecture not in _INITIALIZES or not packed:
+        return None
+    return Problem((f"{model.architecture} initializes weight, and packed codes are weight_packed",))
+
+
+# Classes that have linears of their own kind and initialize those (models/falcon/modeling_falcon.py, _init_weights).
+_INITIALIZES = frozenset({"FalconForCausalLM"})
 _UNKNOWN_TYPES = frozenset({"kimi_k2"})  # names of the hub for classes that transformers knows by another
 
 
@@ -97,6 +107,7 @@ CHOICES = (
         named("compressed-tensors"),
         (
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
+            LayerRule("QB290", _packed, f"{_NEWEST}, models/falcon/modeling_falcon.py (_init_weights)"),
             weight_scales(DType.F32, _LOADING),
             unquantized_tensors(DType.F32, _LOADING),
         ),
@@ -155,6 +166,15 @@ CODES = (
         '"model_type": "baichuan"',
         "Serve it with an engine that has the class.",
         "transformers 5.17.0 and 5.24.0, models/auto/configuration_auto.py",
+    ),
+    Code(
+        "QB290",
+        "transformers cannot load packed weights of this model class",
+        "The class has linears of its own kind, and initializes their weight while it loads; packed codes are none.",
+        "It stops: AttributeError: 'FalconLinear' object has no attribute 'weight'.",
+        "FalconForCausalLM in 4 bits",
+        "Serve it with vLLM (--to vllm), or write it unquantized (--to dense).",
+        "transformers 5.17.0 and 5.24.0, models/falcon/modeling_falcon.py (_init_weights)",
     ),
 )
 TARGETS = (

@@ -53,6 +53,15 @@ def test_the_class_of_remote_code_comes_first(tmp_path):
     assert not refusals(src, "lmdeploy")
 
 
+@pytest.mark.parametrize("target", ["lmdeploy", "lmdeploy-turbomind"])
+@pytest.mark.parametrize(("name", "folds"), [("Glm4MoeLiteForCausalLM", True), ("LlamaForCausalLM", False)])
+def test_projections_that_turbomind_folds_into_others_are_not_quantized(name, folds, target, tmp_path):
+    src = of_class(copy_fixture(tmp_path, "awq/llama_gemm"), name)
+    found = [f for f in qbridge.check(src, target).findings if f.code == "QB246"]
+    assert {f.severity for f in found} == ({"error"} if folds else set())
+    assert all(name.endswith("o_proj") for f in found for name in f.where)
+
+
 @pytest.mark.parametrize("case", [W8A8, "awq/llama_gemm"])
 @pytest.mark.parametrize(
     ("name", "unseen"),

@@ -187,6 +187,15 @@ ENTRIES = (
         "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py (text_config); pytorch/configurations",
     ),
     Code(
+        "QB246",
+        "TurboMind multiplies these projections while it loads",
+        "In latent attention it folds kv_b_proj into q_b_proj and o_proj, as floats, whatever is quantized.",
+        "It takes codes for weights, and stops at their dtype: RuntimeError.",
+        "o_proj of GLM-4.7-Flash in 4 bits",
+        "Leave q_b_proj, kv_b_proj and o_proj unquantized, or serve it with vLLM (--to vllm).",
+        "lmdeploy 0.18.0, turbomind/builders/mla.py (fold_kv_b)",
+    ),
+    Code(
         "QB270",
         "LMDeploy does not serve these float8 layers as fp8",
         "Its fp8 layers have blocks of 128 x 128 with dynamic activations, or static scales of inputs and no blocks.",

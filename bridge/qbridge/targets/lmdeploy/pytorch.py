@@ -249,7 +249,20 @@ def _row_biases(model: Model) -> Iterator[Problem]:
         yield Problem((f"{len(found)} row-parallel linears have a bias",), where=found)
 
 
+# Classes that TurboMind alone loads in 4 bits and whose kv_b_proj it folds into q_b_proj and o_proj, by their values.
+_FOLDS = frozenset({"Glm4MoeLiteForCausalLM"})
+_FOLDED = ("q_b_proj", "kv_b_proj", "o_proj")
+
+
+def _folded(model: Model) -> Iterator[Problem]:
+    found = tuple(name for name in model.specs if name.endswith(_FOLDED)) if model.architecture in _FOLDS else ()
+    if found:
+        yield Problem((f"{len(found)} of q_b_proj, kv_b_proj and o_proj are quantized",), where=found)
+
+
+FOLDED = ModelRule("QB246", _folded, "lmdeploy 0.18.0, turbomind/builders/mla.py (fold_kv_b)")
 AWQ_RULES: tuple[Rule, ...] = (
+    FOLDED,
     LayerRule("QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py", _regrouped),
     ModelRule("QB218", _experts_in_small_groups, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
     ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),

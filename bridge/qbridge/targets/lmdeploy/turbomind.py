@@ -25,7 +25,14 @@ from qbridge.targets.choice import Choice
 from qbridge.targets.common import START, unquantized_tensors
 from qbridge.targets.lmdeploy.fusion import TURBOMIND as TURBOMIND_FUSION
 from qbridge.targets.lmdeploy.parallel import BLOCKS, TURBOMIND
-from qbridge.targets.lmdeploy.pytorch import PARSING, TURBOMIND_ARCHITECTURES, kv_scales, quantized_head, served_by
+from qbridge.targets.lmdeploy.pytorch import (
+    FOLDED,
+    PARSING,
+    TURBOMIND_ARCHITECTURES,
+    kv_scales,
+    quantized_head,
+    served_by,
+)
 
 _CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py (get_tm_config)"
 
@@ -110,6 +117,7 @@ _COMMON: tuple[Rule, ...] = (
     LayerRule("QB241", _act_order, "lmdeploy 0.18.0, turbomind/weight_format.py (g_idx is never read)"),
     LayerRule("QB240", _tiles, "lmdeploy 0.18.0, turbomind/linear.py"),
     ModelRule("QB242", _unlike_halves, "lmdeploy 0.18.0, turbomind/linear.py"),
+    FOLDED,
     unquantized_tensors(DType.F16, "lmdeploy 0.18.0, turbomind/converter.py", DType.F16),
     *_MODEL,
 )

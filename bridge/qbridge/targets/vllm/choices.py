@@ -31,6 +31,7 @@ from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_sca
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm import fusion, modelopt
+from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
@@ -328,11 +329,16 @@ def _removed(model: Model) -> Iterator[Problem]:
 
 
 _HAS_CLASS = ModelRule("QB286", _removed, "vllm 0.33.0, model_executor/models/registry.py")
-NEWEST_GPTQ = replace(GPTQ, rules=(*GPTQ.rules, _HAS_CLASS))
-NEWEST = tuple(
-    replace(choice, rules=(*choice.rules, _HAS_CLASS))
-    for choice in (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)
-)
+
+
+def _of_class(choice: Choice) -> Choice:
+    """A choice with what the newest release's classes cannot do in its format."""
+    builds = ModelRule("QB281", unquantizable(choice.format.NAME), "vllm 0.33.0, model_executor/models")
+    return replace(choice, rules=(*choice.rules, _HAS_CLASS, builds))
+
+
+NEWEST_GPTQ = _of_class(GPTQ)
+NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)))
 
 
 def _auto_round_kernel(spec: Spec, model: Model) -> Problem | None:

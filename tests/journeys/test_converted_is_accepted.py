@@ -17,12 +17,19 @@ from qbridge.findings.catalogue.code import ALLOW as WORDS
 TARGETS = ("vllm", "lmdeploy", "lmdeploy-turbomind", "transformers", "gptqmodel")
 SEED = os.environ.get("LAWS", "20261127")
 FIXTURES = [str(model.parent.relative_to(ROOT / "fixtures")) for model in sorted(ROOT.glob("fixtures/*/*/model"))]
-PAIRS = [(fixture, target) for fixture in FIXTURES for target in TARGETS]
-# Kinds whose lists a writer once left short.
-ALWAYS = [("compressed_tensors/llama_lm_head", "vllm")]
-SAMPLE = PAIRS if SEED == "all" else [*ALWAYS, *random.Random(SEED).sample(PAIRS, 24)]
-# A tower, a mixture, a tied head, and a class whose modules have other names in memory.
-MADE = ["Gemma3_cg-w4a16", "Qwen3Moe-awq", "Qwen2-gptq", "Qwen2_5_VL_cg-fp8-dynamic"]
+OLDER = ("vllm@0.23.0", "vllm@0.5.4", "vllm-gptq", "lmdeploy@0.6.2")
+PAIRS = [(fixture, target) for fixture in FIXTURES for target in (*TARGETS, *OLDER)]
+# A head held by its class alone; widths and zero-points for which an older engine has no kernel.
+ALWAYS = [
+    ("compressed_tensors/llama_lm_head", "vllm"),
+    ("compressed_tensors/llama_w5a16", "vllm@0.23.0"),
+    ("compressed_tensors/llama_w2a16", "vllm@0.5.4"),
+    ("compressed_tensors/llama_w4a16_asym", "vllm@0.5.4"),
+    ("awq/llama_gptqmodel_8bit", "vllm@0.23.0"),
+]
+SAMPLE = PAIRS if SEED == "all" else [*ALWAYS, *random.Random(SEED).sample(PAIRS, 20)]
+# Mixers that no list makes quantized, a tower, a mixture, a tied head, and modules of other names in memory.
+MADE = ["Jamba-fp8-dynamic", "Gemma3_cg-w4a16", "Qwen3Moe-awq", "Qwen2-gptq", "Qwen2_5_VL_cg-fp8-dynamic"]
 # What a user can allow and a fixture may need; "incomplete" would take anything.
 ALLOWED = ("assumed-activations", "drop-activation-details", "drop-kv-scales", "rounded", "unknown-tensors")
 

@@ -24,7 +24,7 @@ ENTRIES = (
         "A list of what is quantized leaves them out, or an entry for another module matches their names too.",
         "The engine stops at a tensor for which it has no parameter, or takes codes for weights.",
         "modules_to_not_convert [mlp.gate] of AWQ, which vLLM finds within mlp.gate_up_proj",
-        "Convert it: the list is written so that the engine matches it.",
+        "Convert it: the list is written so that the engine matches it; --to dense, where no list helps.",
         f"{_VLLM}; {_TRANSFORMERS}; {_LMDEPLOY}",
     ),
     Code(

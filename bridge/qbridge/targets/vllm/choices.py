@@ -31,6 +31,7 @@ from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_sca
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm import fusion, modelopt
+from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
@@ -270,9 +271,52 @@ GPTQ = Choice(
     ),
     serve=_serve,
 )
+
+
+def _alone(spec: Spec) -> bool:
+    return spec.activation is None and spec.weight.type == "int"
+
+
+def _older_width(spec: Spec, model: Model) -> Problem | None:
+    if not _alone(spec) or spec.weight.bits in (4, 8):
+        return None
+    return Problem((f"weights {spec.weight}: it reads 4 and 8 bits",))
+
+
+def _eight_asymmetric(spec: Spec, model: Model) -> Problem | None:
+    """Machete alone has them, for some groups, on a GPU of compute capability 90."""
+    if (
+        not _alone(spec)
+        or spec.weight.symmetric
+        or spec.weight.bits != 8
+        or spec.weight.group_size in (None, 64, 128)
+    ):
+        return None
+    return Problem((f"weights {spec.weight}: no kernel has them",))
+
+
+def _asymmetric(spec: Spec, model: Model) -> Problem | None:
+    if not _alone(spec) or spec.weight.symmetric:
+        return None
+    return Problem((f"weights {spec.weight}: it reads symmetric ones",))
+
+
+_FILE_023 = "vllm 0.23.0, model_executor/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py"
+COMPRESSED_TENSORS_023 = _compressed_tensors(
+    fusion.VLLM,
+    LayerRule("QB220", _older_width, _FILE_023, _wider),
+    LayerRule("QB220", _eight_asymmetric, "vllm 0.23.0, kernels/linear/mixed_precision", _symmetrized),
+)
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
-OLD_COMPRESSED_TENSORS = _compressed_tensors(fusion.VLLM_054, LayerRule("QB220", _newer_floats, _OLD_FILE))
+_OLD_SCHEME = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py"
+OLD_COMPRESSED_TENSORS = _compressed_tensors(
+    fusion.VLLM_054,
+    LayerRule("QB220", _newer_floats, _OLD_FILE),
+    LayerRule("QB220", _asymmetric, _OLD_SCHEME, _symmetrized),
+    LayerRule("QB220", _older_width, _OLD_SCHEME, _wider),
+    LayerRule("QB220", _marlin_group, _OLD_SCHEME, _common_group),
+)
 OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
 OLD_AWQ = _awq(fusion.VLLM_054)
 
@@ -285,11 +329,16 @@ def _removed(model: Model) -> Iterator[Problem]:
 
 
 _HAS_CLASS = ModelRule("QB286", _removed, "vllm 0.33.0, model_executor/models/registry.py")
-NEWEST_GPTQ = replace(GPTQ, rules=(*GPTQ.rules, _HAS_CLASS))
-NEWEST = tuple(
-    replace(choice, rules=(*choice.rules, _HAS_CLASS))
-    for choice in (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)
-)
+
+
+def _of_class(choice: Choice) -> Choice:
+    """A choice with what the newest release's classes cannot do in its format."""
+    builds = ModelRule("QB281", unquantizable(choice.format.NAME), "vllm 0.33.0, model_executor/models")
+    return replace(choice, rules=(*choice.rules, _HAS_CLASS, builds))
+
+
+NEWEST_GPTQ = _of_class(GPTQ)
+NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)))
 
 
 def _auto_round_kernel(spec: Spec, model: Model) -> Problem | None:

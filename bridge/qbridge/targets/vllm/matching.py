@@ -109,7 +109,7 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
     units: dict[str, Built] = {}
     present = {names.renamed(name) for name in (*quantized, *plain)}
     for stored, side in (*((name, True) for name in quantized), *((name, False) for name in plain)):
-        if _is_draft(stored, architecture):
+        if is_draft(stored, architecture):
             continue
         name = names.renamed(stored)
         if names.either and re.search(names.either, name):
@@ -130,7 +130,7 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
     return Question(block, names, tuple(quantized), tuple(modules), tuple(units.values()))
 
 
-def _is_draft(stored: str, architecture: Architecture) -> bool:
+def is_draft(stored: str, architecture: Architecture) -> bool:
     """Layers for multi-token prediction, which are loaded as another model, and only if they are asked for."""
     parts = stored.split(".")
     if "mtp" in parts or "talker" in parts or "token2wav" in parts:
@@ -138,6 +138,29 @@ def _is_draft(stored: str, architecture: Architecture) -> bool:
     number = next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part == "layers"), "")
     count = architecture.layers
     return not architecture.is_decoder(stored) and is_beyond(number, count) and _is_text(parts)
+
+
+def unquantizable(method: str) -> Callable[[Model], Iterator[Problem]]:
+    """Quantized linears to which a class hands no block of a method, so that no list can make it build them."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        architecture = Architecture.of_model(model)
+        names = CLASSES.get(architecture.name)
+        if names is None:
+            return
+        stored = {name: dict(spec.dialect).get("stored_as") or name for name, spec in model.specs.items()}
+        where = [
+            name
+            for name, on_disk in stored.items()
+            if names.is_plain(names.renamed(on_disk), method)
+            and not is_draft(on_disk, architecture)
+            and not (names.either and re.search(names.either, names.renamed(on_disk)))
+        ]
+        if where:
+            fact = f"{ENGINE} builds them unquantized in {architecture.name}, whatever the block says"
+            yield Problem((fact,), where=tuple(where))
+
+    return check
 
 
 def _is_text(parts: list[str]) -> bool:

@@ -82,7 +82,7 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
         sources = self._sources_of((args, kwargs))
         result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
-        if name == "_local_scalar_dense":
+        if name in ("_local_scalar_dense", "item"):  # the latter in inference mode
             self._scalar = sources
         written = [
             value

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 import qbridge
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.targets.lmdeploy.pytorch import ARCHITECTURES, REMOVED, TURBOMIND_ARCHITECTURES
+from qbridge.targets.registry import find_target
 from support import copy_fixture, edit_json, edit_quantization, facts, places, refusal, rewrite_tensors
 
 W8A8 = "compressed_tensors/llama_w8a8_rope"
@@ -212,3 +217,20 @@ def test_gptq_is_turbominds_and_never_written_for_lmdeploy(tmp_path):
     assert qbridge.convert(src, tmp_path / "dst", "lmdeploy", dry_run=True, allow=["rounded"]).format == "awq"
     of_class(src, "GPTNeoXForCausalLM")
     assert "QB204" in {f.code for f in qbridge.check(src, "lmdeploy").findings}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "refused"),
+    [
+        ("MixtralForCausalLM", 128, False),
+        ("MixtralForCausalLM", 32, True),
+        ("PhiMoEForCausalLM", 128, True),  # a class of the PyTorch engine alone, which has no experts in AWQ
+    ],
+)
+def test_experts_in_awq_are_turbominds_alone(name, size, refused):
+    weight = WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=size)
+    expert = "model.layers.0.block_sparse_moe.experts.0.w1"
+    model = Model("awq", {"architectures": [name]}, {expert: Spec(expert, 64, 128, weight, DType.F16)}, {}, {})
+    (choice,) = (choice for choice in find_target("lmdeploy").choices if choice.format.NAME == "awq")
+    (rule,) = (rule for rule in choice.rules if rule.code == "QB218")
+    assert [problem.where for problem in rule.check(model)] == ([(expert,)] if refused else [])

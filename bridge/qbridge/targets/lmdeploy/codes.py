@@ -115,10 +115,11 @@ ENTRIES = (
     Code(
         "QB218",
         "neither of LMDeploy's engines loads these experts as AWQ",
-        "The PyTorch engine has no experts in AWQ, and TurboMind has AWQ in groups of 128 only.",
+        "The PyTorch engine has no experts in AWQ; TurboMind has AWQ in groups of 128 only, and not every class.",
         "Both refuse: Unsupported quant method: awq, Unsupported group_size.",
-        "a mixture of experts in groups of 32",
-        "TurboMind loads them as compressed-tensors (--to lmdeploy chooses that), or serve it with vLLM.",
+        "a mixture of experts in groups of 32, or PhiMoEForCausalLM",
+        "TurboMind loads small groups of its classes as compressed-tensors (--to lmdeploy chooses that); or serve it "
+        "with vLLM.",
         "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py",
     ),
     Code(

@@ -235,10 +235,13 @@ def _one_engine(model: Model) -> Iterator[Problem]:
 
 
 def _experts_in_small_groups(model: Model) -> Iterator[Problem]:
-    """The PyTorch engine has no experts in AWQ, and TurboMind no AWQ in other groups than of 128."""
-    found = tuple(name for name, spec in model.specs.items() if ".experts." in name and spec.weight.group_size != 128)
-    if found:
-        yield Problem((f"{len(found)} linears of experts",), where=found)
+    """The PyTorch engine has no experts in AWQ; TurboMind has classes of its own, and AWQ in groups of 128 only."""
+    turbomind = model.architecture in TURBOMIND_ARCHITECTURES
+    experts = ((name, spec) for name, spec in model.specs.items() if ".experts." in name)
+    refused = tuple(name for name, spec in experts if not turbomind or spec.weight.group_size != 128)
+    if refused:
+        why = "" if turbomind else f", and TurboMind has no {model.architecture}"
+        yield Problem((f"{len(refused)} linears of experts{why}",), where=refused)
 
 
 def _row_biases(model: Model) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from engine import ROOT
 pytestmark = pytest.mark.engine
 
 MAKER = ROOT / "tests/architectures/make.py"
-SAMPLE = ("Llama-gptq", "Qwen3-fp8", "Mixtral-awq", "Qwen2_5_VL_cg-w4a16", "DeepseekV3-w4a16")
+SAMPLE = ("Llama-gptq", "Mixtral-awq", "Qwen3-w8a8", "Gemma2-w4a16", "Granite-fp8-dynamic")
 TARGETS = ("vllm", "lmdeploy", "transformers", "dense")
 
 

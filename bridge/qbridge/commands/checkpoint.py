@@ -21,7 +21,7 @@ from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
 from qbridge.source.folder import open_source
-from qbridge.source.reader import Source
+from qbridge.source.reader import FEW, Source
 from qbridge.targets.registry import source_formats
 
 PathLike = str | os.PathLike[str]
@@ -96,7 +96,7 @@ def open_checkpoint(
     with io_as_finding(str(path)):
         source = open_source(path, findings)
     try:
-        with io_as_finding(str(path)), source.remembering(forget=not plans):
+        with io_as_finding(str(path)), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
         _judge_heads(source, model, findings)

@@ -24,6 +24,7 @@ OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a proce
 _SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
 VALUE = 1 << 24  # bytes of a tensor that is kept while a conversion is planned
 VALUES = 1 << 26  # bytes of all that are kept then
+FEW = 1 << 22  # bytes of those that opening alone keeps: fresh memory costs more than to read again
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 
 
@@ -53,7 +54,8 @@ class Source:
     _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
     _known: dict[Hashable, Any] = field(default_factory=dict)
     _remembers: bool = False
-    _held: int = 0  # bytes of `_values`
+    _held: int = 0  # bytes of `_values`, at most `_room`
+    _room: int = VALUES
 
     def read(self, name: str) -> Array:
         """A whole tensor in its stored shape, as the numpy dtype of its tag; read-only within `remembering`."""
@@ -65,13 +67,13 @@ class Source:
         return array
 
     @contextmanager
-    def remembering(self, forget: bool = True) -> Iterator[None]:
+    def remembering(self, forget: bool = True, room: int | None = None) -> Iterator[None]:
         """Within this, small tensors and answers (`once`) are kept, so that planning reads no value twice.
 
-        For one thread; at most `VALUES` bytes of tensors of at most `VALUE` bytes each. Without `forget` they are
-        there again when it is entered the next time.
+        For one thread; at most `room` bytes (or `VALUES`) of tensors of at most `VALUE` bytes each. Without `forget`
+        they are there again when it is entered the next time.
         """
-        self._remembers = True
+        self._remembers, self._room = True, VALUES if room is None else room
         try:
             yield
         finally:
@@ -98,7 +100,7 @@ class Source:
         data = np.empty(tensor.end - tensor.begin, np.uint8)
         self.read_into(name, 0, data)
         data.flags.writeable = False
-        while self._values and self._held + data.nbytes > VALUES:
+        while self._values and self._held + data.nbytes > self._room:
             self._held -= self._values.popitem(last=False)[1].nbytes
         self._values[name] = data
         self._held += data.nbytes

@@ -70,7 +70,6 @@ CHATGLM = replace(FALCON, merged=frozenset({"dense_h_to_4h"}))
 # Attention of its own kind: names as transformers has them, on the hub they are others.
 DEEPSEEK_V4 = Family(frozenset({"gate_proj", "up_proj", "w1", "w3"}), frozenset({"down_proj", "w2"}))
 QWEN = Family(frozenset({"c_attn", "w1", "w2"}), frozenset({"c_proj"}), gated=False)
-GATED_QUERIES = replace(DENSE, columns=DENSE.columns | {"g_proj"})
 
 
 def _each(*names: str) -> tuple[tuple[frozenset[str], ...], ...]:

@@ -43,8 +43,10 @@ def assumed_model(path: Path) -> Model:
     for name in usable():
         reader = load(name)
         find = getattr(reader, "assumed", None)
-        said = config_alone(path, getattr(reader, "CONFIG_FILES", ()))
-        found: Mapping[str, Assumed] | None = None if find is None else find(said, list(dims))
+        if find is None:
+            continue
+        alone = config_alone(path, getattr(reader, "CONFIG_FILES", ()))
+        found: Mapping[str, Assumed] | None = find(alone, list(dims))
         if found:
             try:
                 specs = {module: entry.spec(module, dims[module]) for module, entry in found.items()}

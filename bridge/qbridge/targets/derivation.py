@@ -38,6 +38,9 @@ class Derivation:
     codes: tuple[str, ...]
 
 
+Kind = Literal["linear", "experts", "head"]
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """One thing that an engine builds: a linear, several that it fuses, the experts of a layer, or a head.
@@ -47,7 +50,7 @@ class Built:
     """
 
     name: str
-    kind: Literal["linear", "experts", "head"] = "linear"
+    kind: Kind = "linear"
     quantized: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
 

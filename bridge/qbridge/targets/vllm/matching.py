@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
@@ -15,7 +14,17 @@ from qbridge.architecture.names import is_head
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
-from qbridge.targets.derivation import Answer, Built, Derivation, deviations, is_beyond, seen, stored_linears, unseen
+from qbridge.targets.derivation import (
+    Answer,
+    Built,
+    Derivation,
+    Kind,
+    deviations,
+    is_beyond,
+    seen,
+    stored_linears,
+    unseen,
+)
 from qbridge.targets.vllm.methods import METHODS, Question
 from qbridge.targets.vllm.names import CLASSES, TEXT, Names
 
@@ -106,9 +115,11 @@ def _is_small(name: str, method: str, config: Mapping[str, Any]) -> bool:
 
 def _question(block: Mapping[str, Any], names: Names, model: Model, architecture: Architecture) -> Question:
     quantized, plain = stored_linears(model)
-    units: dict[str, Built] = {}
+    units: dict[str, tuple[Kind, list[str], list[str]]] = {}  # the kind, what is quantized, what is plain
     present = {names.renamed(name) for name in (*quantized, *plain)}
-    for stored, side in (*((name, True) for name in quantized), *((name, False) for name in plain)):
+    unit: str
+    kind: Kind
+    for stored, coded in (*((name, True) for name in quantized), *((name, False) for name in plain)):
         if is_draft(stored, architecture):
             continue
         name = names.renamed(stored)
@@ -120,14 +131,11 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
             unit, kind = experts, "experts"
         elif (merged := names.merges(parent, leaf)) and sum(f"{parent}.{n}" in present for n in merged[1]) > 1:
             unit = f"{parent}.{merged[0]}"
-        known = units.get(unit, Built(unit, kind))  # type: ignore[arg-type]
-        units[unit] = (
-            replace(known, quantized=(*known.quantized, stored))
-            if side
-            else replace(known, plain=(*known.plain, stored))
-        )
+        _, codes, floats = units.setdefault(unit, (kind, [], []))
+        (codes if coded else floats).append(stored)
+    built = tuple(Built(unit, kind, tuple(codes), tuple(floats)) for unit, (kind, codes, floats) in units.items())
     modules = dict.fromkeys(info.stored.rpartition(".")[0] for info in model.tensors.values())
-    return Question(block, names, tuple(quantized), tuple(modules), tuple(units.values()))
+    return Question(block, names, tuple(quantized), tuple(modules), built)
 
 
 def is_draft(stored: str, architecture: Architecture) -> bool:

@@ -49,6 +49,24 @@ def test_moved_words_are_those_of_decoded_and_encoded_codes(bits, read, write, s
     assert not differs(words, first, second, shape, out)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("change", [{}, {"word_minus": True}, {"wraps": True, "offset": -1}, {"order": True}])
+def test_values_of_one_word_are_those_that_a_kernel_decodes(bits, change):
+    offset = 2 ** (bits - 1) + change.get("offset", 0)
+    order = ORDERS[bits] if "order" in change else ()
+    minus = sum(1 << shift for shift in range(0, 32, bits)) if "word_minus" in change else 0
+    codec = BitPacked(bits, 0, offset, True, order=order, word_minus=minus, wraps="wraps" in change)
+    for word in (0, -1, 0x76543210, -0x12345678, 0x7FFFFFFF):
+        by_kernel = codec.decode(np.array([[word]], np.int32), DType.I16, (32 // bits, 1))
+        assert np.array_equal(codec.values_of_word(word), by_kernel[:, 0])
+
+
+@pytest.mark.parametrize("codec", [BitPacked(3, 0, 4, True), BitPacked(3, 1, 4, padded=True, planes=(2, 1))])
+def test_words_that_lanes_do_not_fill_are_refused(codec):
+    with pytest.raises(ValueError, match="no whole lanes"):
+        codec.values_of_word(0)
+
+
 @pytest.mark.parametrize(("read", "write"), PAIRS)
 def test_any_bit_that_differs_is_seen(read, write):
     first, second, codes = layouts(4)[read], layouts(4)[write], random_codes(4, (48, 144))

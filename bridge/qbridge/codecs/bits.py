@@ -89,6 +89,19 @@ class BitPacked(Codec):
             lanes[lanes == top] -= 2**self.bits
         return lanes
 
+    def values_of_word(self, word: int, word_bits: int = 32) -> Array:
+        """The values of one word's lanes, int16 [lanes], in Python: compiling a kernel takes longer than many such.
+
+        ValueError where lanes do not fill a word exactly.
+        """
+        lanes, words, pieces = lane_pieces(self.bits, word_bits, self.padded, self.order, self.planes)
+        if words != 1 or len(pieces) != lanes:
+            raise ValueError(f"{self.bits} bits: no whole lanes fill a word of {word_bits} bits")
+        plain = word + self.word_minus & 2**word_bits - 1
+        values = [(plain >> piece.word_shift & piece.mask) - self.offset for piece in pieces]
+        top = 2**self.bits - 1 - self.offset
+        return np.array([top - 2**self.bits if self.wraps and v == top else v for v in values], np.int16)
+
     def holds_zeros(self, stored: Array, shape: tuple[int, int]) -> bool:
         """Whether every value is 0: whole words need not be taken apart for that."""
         lanes, rest = divmod(8 * stored.dtype.itemsize, self.bits)

@@ -119,6 +119,8 @@ def _stays(root: Path, file: Path) -> bool:
 
     A folder of the cache has its own blobs; `--local-dir` of huggingface_hub before 0.23 left links into the cache.
     """
+    if file.parent == root and not file.is_symlink():
+        return True
     home, there = root.resolve(), file.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     return any(there.is_relative_to(place) for place in homes) or _is_blob(there)

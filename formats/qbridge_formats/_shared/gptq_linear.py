@@ -171,7 +171,7 @@ def _decoded(stored: Array, word: int | None, spec: Spec, version: str) -> Array
 
 @lru_cache
 def _of_word(codec: BitPacked, word: int) -> Array:
-    return codec.decode(np.array([[word]], np.int32), DType.I16, (32 // codec.bits, 1))
+    return codec.values_of_word(word)
 
 
 def _all_ones(spec: Spec, findings: Findings) -> str:
@@ -216,7 +216,11 @@ def _planes(spec: Spec) -> tuple[int, ...]:
 
 
 def _zero_codec(spec: Spec, version: str) -> BitPacked:
-    bits, planes = spec.weight.bits, _planes(spec)
+    return _zeros_of(spec.weight.bits, _planes(spec), version)
+
+
+@lru_cache
+def _zeros_of(bits: int, planes: tuple[int, ...], version: str) -> BitPacked:
     middle = 2 ** (bits - 1)
     if version == "v1-words":
         return BitPacked(bits, 0, middle, True, word_minus=ONES[bits])

@@ -77,6 +77,7 @@ def _fp8(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
 def _gptq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
     given = asked.listed("modules_in_block_to_quantize")
     entries = given or [asked.names.renamed(name, entry=True) for name in asked.quantized]
+    exact = frozenset(entries)  # most modules are listed by their whole names: found without a search
     dynamic = asked.block.get("dynamic")
     rules = list(dynamic) if isinstance(dynamic, dict) else []
     found = matches([_pattern(rule) for rule in rules], [unit.name for unit in asked.built])
@@ -91,7 +92,7 @@ def _gptq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
         if unit.kind == "experts" or not entries:
             return True
         parts = asked.shards(unit.name) or [unit.name]
-        return _alike(any(entry in part for entry in entries) for part in parts)
+        return _alike(part in exact or any(entry in part for entry in entries) for part in parts)
 
     return "it matches modules_in_block_to_quantize as parts of its names, and dynamic from their start", answer
 

@@ -63,7 +63,7 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
         if (names or TEXT).is_plain(unit.name, block.method) or _is_small(unit.name, block.method, config):
             return False
         said = answer(unit)
-        return said if known(unit) or said is False else None
+        return said if said is False or known(unit) else None
 
     yield from deviations(question.built, asked, ENGINE, f"{how} (vllm 0.33.0, {_FILES.get(block.method, 'fp8.py')})")
 
@@ -94,8 +94,9 @@ def _known(names: Names | None, architecture: Architecture) -> Callable[[Built],
     """Whether what vLLM builds of a unit is known: of classes in the table, and of towers where they were read."""
 
     def known(unit: Built) -> bool:
-        decoder = all(architecture.is_decoder(part) for part in (*unit.quantized, *unit.plain))
-        return names is not None and (names.towers or decoder or unit.kind == "head")
+        if names is None or names.towers or unit.kind == "head":
+            return names is not None
+        return all(architecture.is_decoder(part) for part in (*unit.quantized, *unit.plain))
 
     return known
 
@@ -145,7 +146,7 @@ def is_draft(stored: str, architecture: Architecture) -> bool:
         return True
     number = next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part == "layers"), "")
     count = architecture.layers
-    return not architecture.is_decoder(stored) and is_beyond(number, count) and _is_text(parts)
+    return is_beyond(number, count) and _is_text(parts) and not architecture.is_decoder(stored)
 
 
 def unquantizable(method: str) -> Callable[[Model], Iterator[Problem]]:

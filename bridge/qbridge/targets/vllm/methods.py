@@ -6,7 +6,7 @@ compressed_tensors/, and utils/quant_utils.py, utils/gptq_utils.py, utils/config
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -77,7 +77,7 @@ def _fp8(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
 def _gptq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
     given = asked.listed("modules_in_block_to_quantize")
     entries = given or [asked.names.renamed(name, entry=True) for name in asked.quantized]
-    exact = frozenset(entries)  # most modules are listed by their whole names: found without a search
+    listed, sizes = frozenset(entries), sorted({len(entry) for entry in entries}, reverse=True)
     dynamic = asked.block.get("dynamic")
     rules = list(dynamic) if isinstance(dynamic, dict) else []
     found = matches([_pattern(rule) for rule in rules], [unit.name for unit in asked.built])
@@ -92,9 +92,14 @@ def _gptq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
         if unit.kind == "experts" or not entries:
             return True
         parts = asked.shards(unit.name) or [unit.name]
-        return _alike(part in exact or any(entry in part for entry in entries) for part in parts)
+        return _alike(_holds_any(part, listed, sizes) for part in parts)
 
     return "it matches modules_in_block_to_quantize as parts of its names, and dynamic from their start", answer
+
+
+def _holds_any(name: str, entries: frozenset[str], sizes: Sequence[int]) -> bool:
+    """Whether one of the entries, of so many sizes, is a part of a name; a mixture's list has tens of thousands."""
+    return any(name[at : at + size] in entries for size in sizes for at in range(len(name) - size + 1))
 
 
 def _pattern(rule: str) -> str:

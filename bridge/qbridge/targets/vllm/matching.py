@@ -117,13 +117,14 @@ def _is_small(name: str, method: str, config: Mapping[str, Any]) -> bool:
 def _question(block: Mapping[str, Any], names: Names, model: Model, architecture: Architecture) -> Question:
     quantized, plain = stored_linears(model)
     units: dict[str, tuple[Kind, list[str], list[str]]] = {}  # the kind, what is quantized, what is plain
-    present = {names.renamed(name) for name in (*quantized, *plain)}
+    called = {stored: names.renamed(stored) for stored in (*quantized, *plain)}
+    present = set(called.values())
     unit: str
     kind: Kind
     for stored, coded in (*((name, True) for name in quantized), *((name, False) for name in plain)):
         if is_draft(stored, architecture):
             continue
-        name = names.renamed(stored)
+        name = called[stored]
         if names.either and re.search(names.either, name):
             continue
         parent, _, leaf = name.rpartition(".")

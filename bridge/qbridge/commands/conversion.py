@@ -97,14 +97,20 @@ def convert(
 
 def prepare(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
     """The plan of a conversion, once every value that it depends on was read; QBridgeError with what stops it."""
-    judge(opened.model, opened.source.tensors, opened.findings)
     with opened.source.remembering():
-        return _planned(opened, target, options)
+        look_at_values(opened)
+        return planned(opened, target, options)
 
 
-def _planned(opened: Checkpoint, target: Target, options: Options) -> Plan:
+def look_at_values(opened: Checkpoint) -> None:
+    """Read the small values once, whatever the target is; QBridgeError for what cannot be decoded or is not there."""
+    judge(opened.model, opened.source.tensors, opened.findings)
     survey(opened.source, opened.model, opened.findings)
-    opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
+    opened.findings.stop_on_errors()
+
+
+def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
+    """The plan of a conversion of what was looked at; QBridgeError with what stops it."""
 
     @cache
     def recorded(format_name: str) -> Recorded:

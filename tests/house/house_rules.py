@@ -24,7 +24,7 @@ ORDER = (
     {"plan"},
     {"write"},
     {"commands"},
-    {"render", "progress", "testing"},
+    {"render", "progress", "arguments", "testing"},
     {"cli"},
     {"__main__"},
 )

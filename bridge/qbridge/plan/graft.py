@@ -58,6 +58,7 @@ def graft(source: Source, model: Model, original: str, findings: Findings) -> tu
     findings_there = Findings(findings.allow)
     with closing(open_source(path, findings_there)) as other:
         _check_plain(source, other, original, findings)
+        findings.stop_on_errors()
         lacking, common = compare_names(model, other)
         if not lacking:
             findings.add("QB322", original, (f"{len(common)} tensors are in both, and it has no others",))

@@ -24,10 +24,10 @@ def linked_shards(shards: Sequence[Shard], source: Source, findings: Findings) -
     for shard in shards:
         why = _why_written(shard, source)
         found.append(shard if why else replace(shard, file=shard.tensors[0].shard))
-        if why:
+        if why and not shard.tensors[0].grafted:  # what is grafted is no file of the source
             changed[shard.tensors[0].shard.name] = why
     facts = [f"{name}: {why}" for name, why in list(changed.items())[:_NAMED]]
-    if changed and all(shard.file is None for shard in found):
+    if changed and all(shard.file is None or shard.tensors[0].grafted for shard in found):
         findings.add("QB326", "", facts)
     elif changed:
         findings.add("QB325", list(changed), (f"{len(changed)} of {len(shards)} files", *facts))

@@ -40,8 +40,8 @@ ENTRIES = (
         "Every unquantized tensor of both must have the same bytes, and among them must be one norm of each "
         "quantized layer and one matrix. The facts have the first difference, or what could not be compared.",
         "Tensors of a fine-tune, or of another revision, make a model that nobody has trained: an MTP head of the "
-        "base model drafts badly for a fine-tune. Tools that fold scales into norms (AWQ, SmoothQuant) or cast all floats "
-        "change what is compared, so that nothing can be proved.",
+        "base model drafts badly for a fine-tune. Tools that fold scales into norms (AWQ, SmoothQuant) or cast all "
+        "floats change what is compared, so that nothing can be proved.",
         "model.layers.0.input_layernorm.weight: its values differ from byte 0 on",
         "Name the very revision that SRC was quantized from; accept it only where you know that it is the original.",
         "qbridge.plan.graft",

@@ -20,20 +20,22 @@ _TOWERS = (
     *("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_embed_tokens", "image_newline"),
     *("audio_tower", "embed_vision", "embed_audio", "mm_projector", "connector", "vision_encoder", "projector"),
 )
-# What model types call their text model, the present name first, and their towers. transformers 5.24.0,
-# models/*/modeling_*.py (base_model_prefix, names of the submodules) and conversion_mapping.py.
-_MODERN = (("model.language_model", "language_model.model"), "model.")
-_VISUAL = (("model.language_model", "model"), "model.")
+# What readers take for the text model of a model type, the present name first, and what towers lie under.
+# vllm 0.33.0, models/*.py (hf_to_vllm_mapper: the names that it renames, and its own); transformers 5.24.0,
+# models/*/modeling_*.py.
+_NESTED = ("model.language_model", "language_model.model")
+_MODERN = (_NESTED, "model.")
+_PLAIN = (("model.language_model", "model"), "model.")
 _OMNI = (("thinker.model", "model"), "thinker.")
 KNOWN: Mapping[str, tuple[tuple[str, ...], str]] = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"), _VISUAL),
-    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"), _VISUAL),
-    **dict.fromkeys(("gemma3", "gemma3n", "gemma4", "mistral3", "llava", "llava_next", "llava_onevision"), _MODERN),
-    **dict.fromkeys(("internvl", "aya_vision", "cohere2_vision", "paligemma", "video_llava", "vipllava"), _MODERN),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _PLAIN),
+    **dict.fromkeys(("mistral3", "gemma3n", "gemma4"), ((*_NESTED, "model"), "model.")),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe"), _MODERN),
+    **dict.fromkeys(("gemma3", "llava", "llava_next", "llava_onevision", "paligemma", "cohere2_vision"), _MODERN),
+    **dict.fromkeys(("internvl", "interns1", "aya_vision", "vipllava", "aria", "mllama"), _MODERN),
     **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), _OMNI),
-    **dict.fromkeys(("llama4",), (("language_model.model", "model"), "")),
-    **dict.fromkeys(("mllama",), (("model.language_model", "language_model.model"), "model.")),
-    **dict.fromkeys(("idefics3", "smolvlm"), (("model.text_model",), "model.")),
+    # the text model alone, whose class knows no towers
+    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "gemma3_text", "mistral", "qwen2", "qwen3"), _PLAIN),
 }
 
 
@@ -113,13 +115,14 @@ def known_pairs(config: Mapping[str, Any], names: Collection[str]) -> list[Prefi
     """Pairs that readers of the model's type know, whose first name begins tensors of the checkpoint's `names`."""
     modules = modules_of(names)
     texts, towers = KNOWN.get(str(config.get("model_type")), (_TEXT_MODELS, "model."))
-    here = [text for text in texts if text in modules and _is_text(text, modules)]
-    found = [(text, other) for text in here[:1] for other in dict.fromkeys((*texts, "model")) if other != text]
-    for tower in _TOWERS:
-        if tower in modules and towers:
-            found.append((tower, f"{towers}{tower}"))
-        elif f"{towers}{tower}" in modules and towers:
-            found.append((f"{towers}{tower}", tower))
+    here = next((text for text in _TEXT_MODELS if text in modules and _is_text(text, modules)), None)
+    found = [(here, other) for other in texts if other != here] if here else []
+    for tower in (*_TOWERS, *(name for name in ("lm_head",) if "language_model.model" in texts)):
+        former, present = (f"language_model.{tower}", tower) if tower == "lm_head" else (tower, f"{towers}{tower}")
+        if former in modules:
+            found.append((former, present))
+        elif present in modules:
+            found.append((present, former))
     return found
 
 

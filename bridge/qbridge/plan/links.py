@@ -28,7 +28,7 @@ def linked_shards(shards: Sequence[Shard], source: Source, findings: Findings) -
             changed[shard.tensors[0].shard.name] = why
     facts = [f"{name}: {why}" for name, why in list(changed.items())[:_NAMED]]
     if changed and all(shard.file is None or shard.tensors[0].grafted for shard in found):
-        findings.add("QB326", "", facts)
+        findings.add("QB326", (), facts)
     elif changed:
         findings.add("QB325", list(changed), (f"{len(changed)} of {len(shards)} files", *facts))
     return found

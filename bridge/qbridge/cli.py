@@ -23,7 +23,7 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.arguments import bytes_of, memory_of, prefixes_of, sizes_of
+from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import ALLOW, BUG, INTERRUPTED
 from qbridge.findings.finding import Finding, Findings, QBridgeError, error
@@ -166,10 +166,10 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert SRC into DST for a target, losslessly or not at all."""
-    limit = None if max_shard_size is None else bytes_of(max_shard_size, "--max-shard-size")
-    sizes = sizes_of(tp)
+    limit = None if max_shard_size is None else _value("--max-shard-size", bytes_of, max_shard_size)
+    sizes = _value("--tp", sizes_of, tp)
+    prefixes = _value("--rename-prefix", prefixes_of, rename_prefix or ())
     try:
-        prefixes = prefixes_of(rename_prefix or ())
         Options(sizes, pad, regroup, bits, not no_passes, dtype, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
@@ -197,7 +197,7 @@ def convert(
                 rename_prefix=prefixes,
                 link=link,
                 jobs=jobs,
-                memory=memory_of(memory),
+                memory=_value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -229,7 +229,7 @@ def restore(
                 progress=advance,
                 link=link,
                 jobs=jobs,
-                memory=memory_of(memory),
+                memory=_value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -345,6 +345,14 @@ def _main(
     ] = False,
 ) -> None:
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
+
+
+def _value(option: str, parse: Callable[[Any], Any], typed: Any) -> Any:
+    """What `parse` makes of what was typed after an option; a usage error where it makes nothing of it."""
+    try:
+        return parse(typed)
+    except ValueError as fault:
+        raise typer.BadParameter(str(fault), param_hint=option) from fault
 
 
 def _progress(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:

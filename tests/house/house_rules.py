@@ -24,7 +24,7 @@ ORDER = (
     {"plan"},
     {"write"},
     {"commands"},
-    {"render", "progress", "arguments", "testing"},
+    {"render", "progress", "testing"},
     {"cli"},
     {"__main__"},
 )

@@ -1,11 +1,9 @@
-"""What is typed after options, as values: sizes in bytes, numbers with commas, prefixes; a usage error otherwise."""
+"""What is typed after options, as values: sizes in bytes, numbers, prefixes; ValueError for anything else."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-
-import typer
 
 from qbridge.plan.options import LEAST_MEMORY
 
@@ -18,22 +16,22 @@ def sizes_of(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(size) for size in text.split(","))
     except ValueError as fault:
-        raise typer.BadParameter("numbers with commas between them, such as 2,4,8", param_hint="--tp") from fault
+        raise ValueError("numbers with commas between them, such as 2,4,8") from fault
 
 
 def memory_of(text: str) -> int:
     """The bytes of --memory."""
-    size = bytes_of(text, "--memory")
+    size = bytes_of(text)
     if size < LEAST_MEMORY:
-        raise typer.BadParameter(f"at least {LEAST_MEMORY // 10**6}MB", param_hint="--memory")
+        raise ValueError(f"at least {LEAST_MEMORY // 10**6}MB")
     return size
 
 
-def bytes_of(text: str, option: str) -> int:
+def bytes_of(text: str) -> int:
     """The bytes that a size such as 5GB or 512MiB stands for."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) <= 0:
-        raise typer.BadParameter("a size such as 5GB or 512MiB", param_hint=option)
+        raise ValueError("a size such as 5GB or 512MiB")
     unit = match[2].upper()
     return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
 
@@ -44,6 +42,6 @@ def prefixes_of(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
     for text in texts:
         old, sign, new = text.partition("=")
         if not sign or "=" in new:
-            raise typer.BadParameter("OLD=NEW, such as model.language_model=model", param_hint="--rename-prefix")
+            raise ValueError("OLD=NEW, such as model.language_model=model")
         pairs.append((old.removesuffix("."), new.removesuffix(".")))
     return tuple(pairs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import platform
-import re
 import signal
 import sys
 import traceback
@@ -24,13 +23,14 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
+from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import ALLOW, BUG, INTERRUPTED
 from qbridge.findings.finding import Finding, Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean
 from qbridge.formats.registry import load, report_unusable
 from qbridge.plan.distribution import namesake, qbridge_version
-from qbridge.plan.options import LEAST_MEMORY, Options
+from qbridge.plan.options import Options
 from qbridge.progress import KINDS, compiling_shown
 from qbridge.progress import progress as progress_of
 from qbridge.targets.registry import codes
@@ -70,12 +70,19 @@ Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+Graft = Annotated[
+    Path | None,
+    typer.Option("--graft", metavar="ORIGINAL", help="Take what SRC lacks from the unquantized original; proved."),
+]
+RenamePrefix = Annotated[
+    list[str] | None,
+    typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
+]
+Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
 Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
 
 _NOTHING = "nothing was written"
 _WRITERS = ("convert", "restore")  # other commands write nothing in any case
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _out() -> Console:
@@ -142,6 +149,9 @@ def convert(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="Of dense weights: bfloat16, float16 or float32.")
     ] = "",
+    graft: Graft = None,
+    rename_prefix: RenamePrefix = None,
+    link: Link = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     max_shard_size: Annotated[
@@ -156,10 +166,11 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert SRC into DST for a target, losslessly or not at all."""
-    limit = None if max_shard_size is None else _bytes(max_shard_size, "--max-shard-size")
-    sizes = _sizes(tp)
+    limit = None if max_shard_size is None else _value("--max-shard-size", bytes_of, max_shard_size)
+    sizes = _value("--tp", sizes_of, tp)
+    prefixes = _value("--rename-prefix", prefixes_of, rename_prefix or ())
     try:
-        Options(sizes, pad, regroup, bits, not no_passes, dtype)
+        Options(sizes, pad, regroup, bits, not no_passes, dtype, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
     if dtype and to != "dense":
@@ -182,8 +193,11 @@ def convert(
                 bits=bits,
                 passes=not no_passes,
                 dtype=dtype,
+                graft=graft or "",
+                rename_prefix=prefixes,
+                link=link,
                 jobs=jobs,
-                memory=_memory(memory),
+                memory=_value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -194,6 +208,7 @@ def restore(
     src: Source,
     dst: Dst,
     allow: Allow = None,
+    link: Link = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     jobs: Jobs = 0,
@@ -212,8 +227,9 @@ def restore(
                 dry_run=dry_run,
                 overwrite=overwrite,
                 progress=advance,
+                link=link,
                 jobs=jobs,
-                memory=_memory(memory),
+                memory=_value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -252,6 +268,7 @@ def inspect(
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
+    graft: Graft = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
     as_json: Json = False,
@@ -259,7 +276,7 @@ def verify(
     """Compare two checkpoints layer by layer, across formats; exit 1 if they are not the same model."""
     with _answering("verify", as_json):
         with compiling_shown(_err()):
-            done = qbridge.verify(a, b, allow=_words(allow, v1_zeros))
+            done = qbridge.verify(a, b, allow=_words(allow, v1_zeros), graft=graft or "")
         _say(as_json, done, render.verification, done.findings)
         if not done.same:
             raise typer.Exit(1)
@@ -330,26 +347,12 @@ def _main(
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _value(option: str, parse: Callable[[Any], Any], typed: Any) -> Any:
+    """What `parse` makes of what was typed after an option; a usage error where it makes nothing of it."""
     try:
-        return tuple(int(size) for size in text.split(","))
+        return parse(typed)
     except ValueError as fault:
-        raise typer.BadParameter("numbers with commas between them, such as 2,4,8", param_hint="--tp") from fault
-
-
-def _memory(text: str) -> int:
-    size = _bytes(text, "--memory")
-    if size < LEAST_MEMORY:
-        raise typer.BadParameter(f"at least {LEAST_MEMORY // 10**6}MB", param_hint="--memory")
-    return size
-
-
-def _bytes(text: str, option: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
-        raise typer.BadParameter("a size such as 5GB or 512MiB", param_hint=option)
-    unit = match[2].upper()
-    return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
+        raise typer.BadParameter(str(fault), param_hint=option) from fault
 
 
 def _progress(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:

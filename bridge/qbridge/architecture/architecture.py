@@ -13,6 +13,7 @@ from typing import Any
 from qbridge.architecture import mlps as blocks
 from qbridge.architecture import names, parallel
 from qbridge.architecture.classes import CLASSES, CONTAINERS
+from qbridge.architecture.config import DRAFTS
 from qbridge.architecture.decoder import (
     EXPERT_COUNTS,
     FIRST_SPARSE,
@@ -119,8 +120,7 @@ class Architecture:
     @property
     def draft_layers(self) -> int:
         """How many layers for multi-token prediction config.json speaks of."""
-        keys = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
-        return next((positive(self.text, key) for key in keys if positive(self.text, key)), 0)
+        return next((positive(self.text, key) for key in DRAFTS if positive(self.text, key)), 0)
 
     # Linears.
 

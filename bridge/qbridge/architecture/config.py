@@ -20,6 +20,7 @@ from qbridge.architecture.quantization_block import NESTED, QUANTIZATION_KEYS, i
 from qbridge.ir.dtypes import DType
 
 COMPUTE_DTYPE = "dtype"  # the name that `meaning` gives it
+DRAFTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # how many layers there are for multi-token prediction
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # both transformers take the first that is there
 _EXPERTS = ("num_experts", "num_local_experts")
 # Classes that transformers 5 writes with num_local_experts, of which transformers 4 reads num_experts alone.
@@ -52,6 +53,23 @@ def _inner(config: Mapping[str, Any], depth: int) -> dict[str, dict[str, Any]]:
     """The configs of their own in a config that lies in `depth` others: the text model's, a tower's."""
     inner = {k: v for k, v in config.items() if isinstance(v, dict) and k.endswith("_config")}
     return {k: v for k, v in inner.items() if k not in QUANTIZATION_KEYS} if depth < _DEEPEST else {}
+
+
+def with_draft_layers(config: Mapping[str, Any], original: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """(the config with the number of layers for multi-token prediction that the original's has and it lacks, key).
+
+    The key is its path, and empty where the config says the same already, or the original's says nothing.
+    """
+    here = dict(text_holders(config))
+    for path, holder in text_holders(original):
+        for key in DRAFTS:
+            count = holder.get(key)
+            if type(count) is int and count > 0 and path in here and not here[path].get(key):
+                if not path:
+                    return {**config, key: count}, key
+                outer = path.removesuffix(".")
+                return {**config, outer: {**config[outer], key: count}}, path + key
+    return dict(config), ""
 
 
 def as_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +15,12 @@ from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Report
+from qbridge.commands.restructuring import Prefixes, pairs_of, restructured
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.links import linked_shards, rewritten_layers
 from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
@@ -28,6 +31,7 @@ from qbridge.source.reader import TOKENIZER, Source
 from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
+from qbridge.write.links import SYMBOLIC
 from qbridge.write.staging import check_destination, recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
@@ -49,6 +53,9 @@ def convert(
     bits: int | None = None,
     passes: bool = True,
     dtype: str = "",
+    graft: PathLike = "",
+    rename_prefix: Prefixes = (),
+    link: bool = False,
     jobs: int = 0,
     memory: int = MEMORY,
     proof: bool = True,
@@ -62,8 +69,14 @@ def convert(
 
     The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
     size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
-    target `dense` alone: float16, bfloat16 or float32, by default config.json's. `jobs` threads (0: one for each
-    core) work in `memory` bytes; `proof` reads back each layer and compares it. ValueError for what means nothing.
+    target `dense` alone: float16, bfloat16 or float32, by default config.json's.
+
+    `graft` is the unquantized original of `src`, whose tensors are copied where `src` has none. `rename_prefix` has
+    pairs of what names begin with and shall begin with (`{"model.language_model": "model"}`). With `link` each file
+    whose bytes do not change is linked to that of `src`: blocks shared, a hard link, or a symbolic one.
+
+    `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
+    of linked files excepted. ValueError for what means nothing.
     """
     start = time.monotonic()
     wanted = find_target(target)
@@ -75,6 +88,9 @@ def convert(
         bits=bits,
         passes=passes,
         dtype=dtype,
+        graft=os.fspath(graft),
+        rename_prefix=pairs_of(rename_prefix),
+        link=link,
         jobs=jobs,
         memory=memory,
         proof=proof,
@@ -84,29 +100,45 @@ def convert(
         if not dry_run:
             recover(out, there)
         check_destination(out, there, overwrite)
+        opened, changes = restructured(opened, options)
         plan = prepare(opened, wanted, options)
-        shards = plan_shards(plan.outputs, max_shard_size)
+        shards = _files(plan, opened, options, max_shard_size)
+        links: dict[str, int] = {}
         if not dry_run:
             block = plan.config.get("quantization_config", {})
-            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
+            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan, changes.record())}
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
-            write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-    return Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
+            links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
+    report = Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(report, grafted=changes.graft.as_dict(), links=links)
+
+
+def _files(plan: Plan, opened: Checkpoint, options: Options, max_shard_size: int | None) -> list[Shard]:
+    """The output files, linked where that is asked for; QBridgeError (QB326) where none can be."""
+    shards = plan_shards(plan.outputs, max_shard_size)
+    if options.link:
+        shards = linked_shards(shards, opened.source, opened.findings)
+        opened.findings.stop_on_errors()
+    return shards
 
 
 def prepare(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
     """The plan of a conversion, once every value that it depends on was read; QBridgeError with what stops it."""
     with opened.source.remembering():
-        look_at_values(opened)
+        look_at_values(opened, small=not options.link)  # what is linked is not decoded
         return planned(opened, target, options)
 
 
-def look_at_values(opened: Checkpoint) -> None:
-    """Read the small values once, whatever the target is; QBridgeError for what cannot be decoded or is not there."""
+def look_at_values(opened: Checkpoint, small: bool = True) -> None:
+    """Judge what is there and, unless told otherwise, read the `small` values once, whatever the target is.
+
+    QBridgeError for what cannot be decoded or is not there.
+    """
     judge(opened.model, opened.source.tensors, opened.findings)
-    survey(opened.source, opened.model, opened.findings)
-    opened.findings.stop_on_errors()
+    if small:
+        survey(opened.source, opened.model, opened.findings)
+        opened.findings.stop_on_errors()
 
 
 def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
@@ -118,6 +150,9 @@ def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> 
 
     plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options)
     opened.findings.stop_on_errors()
+    if options.link:  # what is linked is not decoded
+        survey(opened.source, opened.model, opened.findings, rewritten_layers(plan))
+        opened.findings.stop_on_errors()
     return replace(plan, rewritten=_rewritten(opened, target))
 
 
@@ -138,14 +173,22 @@ def write(
     overwrite: bool,
     effort: Effort,
     progress: Progress | None = None,
-) -> None:
-    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization."""
+) -> dict[str, int]:
+    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization.
+
+    How many files were linked, by the kind of link.
+    """
     source, replaced = opened.source, opened.model.consumed.union(documents)
     sides = [file for file in source.side_files if str(file) not in replaced]
-    size = sum(shard.size for shard in shards) + sum((source.path / file).stat().st_size for file in sides)
+    size = sum(shard.size for shard in shards if shard.file is None)
+    size += sum((source.path / file).stat().st_size for file in sides)
+    links: dict[str, int] = {}
     with staged(dst, source.path, overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
-            write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
+            links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
+    if SYMBOLIC in links:
+        opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.path}",))
+    return links
 
 
 def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, Document]) -> str:
@@ -154,6 +197,6 @@ def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, D
     for file, stamp in source.stamps.items():
         digest.update(f"{file} {stamp} {manifest.header_digest(file)}".encode())
     for shard in shards:
-        digest.update(shard.name.encode() + shard.header)
+        digest.update(shard.name.encode() + shard.header + (b"linked" if shard.file else b""))
     digest.update(json.dumps(documents, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -20,7 +20,8 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
     found, fused = [], dict[str, Slices]()
     for name, info in model.tensors.items():
         shard = source.tensors[info.stored].file
-        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored))
+        grafted = info.stored in source.adopted
+        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored, grafted=grafted))
     for name, layer in layers.items():
         home = source.tensors[layer.read["code"].tensor].file
         for part, slot in layer.write.items():

@@ -177,7 +177,8 @@ class OutputTensor:
     """One tensor to write: a copy of the source tensor `origin`, the encoded `part` of `layer`, or `slices`.
 
     With `beside`, rows of `layer` and of these layers alternate. `slices` are output tensors of their own, which
-    lie one after another. `shard` is the source file beside whose other tensors it is written.
+    lie one after another. `shard` is the source file beside whose other tensors it is written; one that is `grafted`
+    comes from a file of another checkpoint, and all those come last.
     """
 
     name: str
@@ -189,6 +190,7 @@ class OutputTensor:
     part: str = ""
     beside: tuple[str, ...] = ()
     slices: tuple[OutputTensor, ...] = ()
+    grafted: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

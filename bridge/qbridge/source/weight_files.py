@@ -147,12 +147,12 @@ def drafts_outside(
             header = read_header(file)
         except (HeaderError, OSError):
             continue  # what it holds cannot be named
-        if header and tensors and tensors.keys().isdisjoint(header) and all(_is_draft(n, config) for n in header):
+        if header and tensors and tensors.keys().isdisjoint(header) and all(is_draft(n, config) for n in header):
             found[file] = header
     return found
 
 
-def _is_draft(tensor: str, config: Mapping[str, Any]) -> bool:
+def is_draft(tensor: str, config: Mapping[str, Any]) -> bool:
     """Whether a tensor is of a layer for multi-token prediction: called mtp, or numbered after the last layer."""
     parts = tensor.split(".")
     if any(part == "mtp" or part.startswith("mtp_") for part in parts):

@@ -1,0 +1,47 @@
+"""What is typed after options, as values: sizes in bytes, numbers, prefixes; ValueError for anything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from qbridge.plan.options import LEAST_MEMORY
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """The tensor-parallel sizes of --tp."""
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as fault:
+        raise ValueError("numbers with commas between them, such as 2,4,8") from fault
+
+
+def memory_of(text: str) -> int:
+    """The bytes of --memory."""
+    size = bytes_of(text)
+    if size < LEAST_MEMORY:
+        raise ValueError(f"at least {LEAST_MEMORY // 10**6}MB")
+    return size
+
+
+def bytes_of(text: str) -> int:
+    """The bytes that a size such as 5GB or 512MiB stands for."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise ValueError("a size such as 5GB or 512MiB")
+    unit = match[2].upper()
+    return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
+
+
+def prefixes_of(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The pairs of --rename-prefix, without the dots at their ends."""
+    pairs = []
+    for text in texts:
+        old, sign, new = text.partition("=")
+        if not sign or "=" in new:
+            raise ValueError("OLD=NEW, such as model.language_model=model")
+        pairs.append((old.removesuffix("."), new.removesuffix(".")))
+    return tuple(pairs)

@@ -13,11 +13,11 @@ import re
 import torch
 
 import small
-from small import HIDDEN, VOCAB, WIDE
+from small import HEAD, HIDDEN, VOCAB, WIDE
 
 BF16 = torch.bfloat16
 TABLES = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "position_embedding", "pos_embed"})
-Q, KV = HIDDEN, 64  # rows of queries, and of keys or values
+Q, KV = HIDDEN, 2 * HEAD  # rows of queries, and of keys or values
 DRAFTED = {  # classes with a layer for multi-token prediction, and how it is called
     **dict.fromkeys(("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeForCausalLM"), "layers"),
     **dict.fromkeys(("GlmMoeDsaForCausalLM", "Glm4MoeLiteForCausalLM"), "layers"),
@@ -137,7 +137,9 @@ def qwen():
     }
     below |= {"mlp.w1": (WIDE, HIDDEN), "mlp.w2": (WIDE, HIDDEN), "mlp.c_proj": (HIDDEN, WIDE)}
     ends = {"transformer.wte": (VOCAB, HIDDEN), "transformer.ln_f": (HIDDEN,), "lm_head": (VOCAB, HIDDEN)}
-    config = text_config("QWenLMHeadModel", "qwen", intermediate_size=2 * WIDE, kv_channels=32, num_key_value_heads=4)
+    config = text_config(
+        "QWenLMHeadModel", "qwen", intermediate_size=2 * WIDE, kv_channels=HEAD, num_key_value_heads=4
+    )
     return tree("transformer.h", below, ends, ("attn.c_attn",)), config
 
 
@@ -148,7 +150,7 @@ def chatglm():
     ends = {"transformer.embedding.word_embeddings": (VOCAB, HIDDEN), "transformer.output_layer": (VOCAB, HIDDEN)}
     ends |= {"transformer.encoder.final_layernorm": (HIDDEN,)}
     config = text_config("ChatGLMModel", "chatglm", num_layers=2, ffn_hidden_size=WIDE, padded_vocab_size=VOCAB)
-    config |= {"multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 32, "add_qkv_bias": True}
+    config |= {"multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": HEAD, "add_qkv_bias": True}
     for key in ("num_hidden_layers", "num_key_value_heads", "intermediate_size"):
         del config[key]
     return tree("transformer.encoder.layers", below, ends, ("self_attention.query_key_value",)), config
@@ -208,7 +210,7 @@ def decilm():
 
 def step3p5():
     """Routed experts in tensors of three dims, a gate for each head, and a dense layer first."""
-    norms = {"self_attn.q_norm": (32,), "self_attn.k_norm": (32,), "self_attn.g_proj": (4, HIDDEN)}
+    norms = {"self_attn.q_norm": (HEAD,), "self_attn.k_norm": (HEAD,), "self_attn.g_proj": (4, HIDDEN)}
     tensors = tree("model.layers", {**LLAMA, **norms}, ENDS)
     tensors = {name: value for name, value in tensors.items() if ".1.mlp." not in name}
     moe = {"gate_proj": (4, 128, HIDDEN), "up_proj": (4, 128, HIDDEN), "down_proj": (4, HIDDEN, 128)}
@@ -218,7 +220,7 @@ def step3p5():
     tensors |= {f"{layer}.moe.gate.weight": ((4, HIDDEN), BF16), f"{layer}.moe.router_bias": ((4,), torch.float32)}
     keys = {"moe_num_experts": 4, "moe_top_k": 2, "moe_intermediate_size": 128, "moe_layers_enum": "1"}
     config = text_config("Step3p5ForCausalLM", "step3p5", num_attention_groups=2, share_expert_dim=128, **keys)
-    return tensors, {**config, "head_dim": 32}
+    return tensors, {**config, "head_dim": HEAD}
 
 
 def mimo():

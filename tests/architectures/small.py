@@ -18,13 +18,15 @@ import torch
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
-HIDDEN, WIDE, VOCAB = 128, 256, 256
+# Rows of keys and values are whole blocks of 128; vLLM's kernels of latent attention know real models' dims alone
+# (vllm 0.33.0, v1/attention/backends/mla/prefill/flash_attn.py and flashattn_mla.py).
+HIDDEN, WIDE, VOCAB, HEAD = 256, 512, 384, 64
 SIZES = {
     **{"hidden_size": HIDDEN, "intermediate_size": WIDE, "ffn_hidden_size": WIDE, "intermediate_size_mlp": WIDE},
-    **{"moe_intermediate_size": 128, "shared_expert_intermediate_size": 128, "vocab_size": VOCAB, "head_dim": 32},
+    **{"moe_intermediate_size": 128, "shared_expert_intermediate_size": 128, "vocab_size": VOCAB, "head_dim": HEAD},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 256},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "n_shared_experts": 1, "moe_num_shared_experts": 1},
-    **{"q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32},
+    **{"q_lora_rank": 256, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
     **{
         "num_experts": 4,
         "num_local_experts": 4,
@@ -34,8 +36,8 @@ SIZES = {
     },
     **{"n_group": 1, "topk_group": 1, "index_head_dim": 128, "index_n_heads": 2, "index_topk": 16},
     **{
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
+        "linear_key_head_dim": HEAD,
+        "linear_value_head_dim": HEAD,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
     },
@@ -58,7 +60,7 @@ TOWER = {
     **{"projector_output_dim": HIDDEN},
 }
 HYBRID = ["linear_attention", "full_attention"] * 2
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_d_ssm": 256}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_d_ssm": 512}
 # What classes want otherwise.
 OTHER = {
     "BloomForCausalLM": {"n_head": 4, "n_layer": 2},
@@ -72,7 +74,7 @@ OTHER = {
     "FalconForCausalLM": {"num_kv_heads": 1, "ffn_hidden_size": 4 * HIDDEN},
     "FalconH1ForCausalLM": MAMBA,
     "GPTJForCausalLM": {"n_embd": HIDDEN, "n_head": 4, "n_layer": 2, "rotary_dim": 16},
-    "Gemma4ForCausalLM": {"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": 32},
+    "Gemma4ForCausalLM": {"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": HEAD},
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0, "laurel_rank": 32, "intermediate_size": [WIDE, WIDE]},
     "GraniteMoeHybridForCausalLM": {**MAMBA, "shared_intermediate_size": 128, "layer_types": HYBRID[:2]},
     "GraniteMoeSharedForCausalLM": {"shared_intermediate_size": 128},
@@ -96,7 +98,7 @@ OTHER = {
     "MptForCausalLM": {"d_model": HIDDEN, "n_heads": 4, "n_layers": 2},
     "NemotronHForCausalLM": {
         "layers_block_type": ["linear_attention", "full_attention", "mlp", "moe"],
-        **{"num_hidden_layers": 4, "mamba_num_heads": 8, "mamba_head_dim": 32, "n_groups": 1, "ssm_state_size": 16},
+        **{"num_hidden_layers": 4, "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 1, "ssm_state_size": 16},
     },
     "OPTForCausalLM": {"word_embed_proj_dim": HIDDEN, "ffn_dim": WIDE},
     "WhisperForConditionalGeneration": {

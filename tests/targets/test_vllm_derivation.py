@@ -273,6 +273,12 @@ def test_classes_that_vllm_removed(name, tmp_path):
         qbridge.convert(src, tmp_path / "dst", "vllm")
 
 
+def test_a_removed_class_whose_attention_is_its_own_is_an_error(tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm")
+    of_class(src, "MptForCausalLM")
+    assert {f.severity for f in qbridge.check(src, "vllm").findings if f.code == "QB286"} == {qbridge.Severity.ERROR}
+
+
 def test_a_removed_class_that_transformers_has_is_a_warning(tmp_path):
     src = copy_fixture(tmp_path, "awq/llama_gemm")
     of_class(src, "FuyuForCausalLM")

@@ -41,16 +41,19 @@ _QWEN2_VL: _Renames = (
     (r"^visual", "model.visual"),
     (r"^model(?!\.(?:language_model|visual))", "model.language_model"),
 )
-# Of multimodal classes; those of text alone are called on disk as in memory, their experts and routers left out.
+# Of classes whose linears are called otherwise on disk than in memory; experts and routers left out.
 _RENAMES: Mapping[str, _Renames] = {
     **dict.fromkeys(
         [
             *("Gemma3ForConditionalGeneration", "InternVLForConditionalGeneration", "LlavaForConditionalGeneration"),
             *("LlavaNextForConditionalGeneration", "Mistral3ForConditionalGeneration"),
-            "VoxtralForConditionalGeneration",
+            *("AyaVisionForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"),
+            *("LlavaOnevisionForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
+            *("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration"),
         ],
         _LLAVA,
     ),
+    "GPTNeoXForCausalLM": ((r"^embed_out", "lm_head"),),
     **dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _QWEN2_VL),
     **dict.fromkeys(
         [

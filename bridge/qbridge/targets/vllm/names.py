@@ -257,11 +257,11 @@ REMOVED: Mapping[str, str] = {
         "0.28.0",
     ),
 }
-# Of these, what transformers 5.24.0 has a class of that name for: vLLM runs that (models/registry.py,
-# _try_resolve_transformers); Dots1 was tried.
+# Of these, what transformers 5.24.0 has a class of that name for, whose attention can be another's: vLLM runs that
+# (models/registry.py, _try_resolve_transformers; is_backend_compatible). Dots1 was tried; MPT has its own attention.
 NATIVE = frozenset(
     {
         *("AyaVisionForConditionalGeneration", "BambaForCausalLM", "ChameleonForConditionalGeneration"),
-        *("Dots1ForCausalLM", "FuyuForCausalLM", "MiniMaxForCausalLM", "MptForCausalLM", "PersimmonForCausalLM"),
+        *("Dots1ForCausalLM", "FuyuForCausalLM", "MiniMaxForCausalLM", "PersimmonForCausalLM"),
     }
 )

@@ -26,6 +26,19 @@ DRAFTED = {  # classes with a layer for multi-token prediction, and how it is ca
 }
 # Fused in what transformers saves; tools write such experts one by one.
 FUSED = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+# Keys of config.json that repositories have, engines read, and transformers' class has no more.
+SAID = {
+    "AfmoeForCausalLM": {"score_func": "sigmoid"},
+    "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Glm4MoeForCausalLM": {"head_dim": HEAD},
+    "Glm4MoeLiteForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc"},
+    "GlmMoeDsaForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Lfm2ForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+    "Lfm2MoeForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+}
+# Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
+TOWER = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
 
 
 def checkpoint(architecture):
@@ -37,7 +50,12 @@ def checkpoint(architecture):
         tensors = one_by_one(tensors)
     if architecture in DRAFTED:
         tensors, config = drafted(tensors, config, DRAFTED[architecture])
-    return tensors, config, tables
+    if any(name.endswith("vision_tower.embeddings.position_embedding.weight") for name in tensors):
+        tensors = {TOWER.sub("vision_tower.vision_model.", name): value for name, value in tensors.items()}
+    said = SAID.get(architecture, {})
+    if "text_config" in config:
+        config["text_config"] |= said
+    return tensors, config if "text_config" in config else config | said, tables
 
 
 def one_by_one(tensors):

@@ -46,7 +46,15 @@ SIZES = {
 }
 TOWER = {
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "depth": 2},
-    **{"num_heads": 4, "embed_dim": 64, "out_hidden_size": HIDDEN, "image_size": 28, "patch_size": 14, "d_model": 64},
+    **{
+        "num_heads": 4,
+        "num_key_value_heads": 4,
+        "embed_dim": 64,
+        "out_hidden_size": HIDDEN,
+        "image_size": 28,
+        "patch_size": 14,
+        "d_model": 64,
+    },
     **{
         "encoder_layers": 2,
         "encoder_attention_heads": 4,
@@ -75,7 +83,13 @@ OTHER = {
     "FalconH1ForCausalLM": MAMBA,
     "GPTJForCausalLM": {"n_embd": HIDDEN, "n_head": 4, "n_layer": 2, "rotary_dim": 16},
     "Gemma4ForCausalLM": {"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": HEAD},
-    "Gemma3nForCausalLM": {"num_kv_shared_layers": 0, "laurel_rank": 32, "intermediate_size": [WIDE, WIDE]},
+    "Gemma4ForConditionalGeneration": {"per_layer_config": None, "global_head_dim": HEAD},
+    "Gemma3nForCausalLM": {
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 32,
+        "intermediate_size": [WIDE, WIDE],
+        "activation_sparsity_pattern": [0.95, 0.0],
+    },
     "GraniteMoeHybridForCausalLM": {**MAMBA, "shared_intermediate_size": 128, "layer_types": HYBRID[:2]},
     "GraniteMoeSharedForCausalLM": {"shared_intermediate_size": 128},
     "JambaForCausalLM": {
@@ -85,6 +99,8 @@ OTHER = {
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 128},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "Lfm2VlForConditionalGeneration": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 128},
+    "Llama4ForCausalLM": {"interleave_moe_layer_step": 2},
+    "Llama4ForConditionalGeneration": {"interleave_moe_layer_step": 2},
     "LongcatFlashForCausalLM": {
         **{
             "num_layers": 2,
@@ -101,10 +117,12 @@ OTHER = {
         **{"num_hidden_layers": 4, "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 1, "ssm_state_size": 16},
     },
     "OPTForCausalLM": {"word_embed_proj_dim": HIDDEN, "ffn_dim": WIDE},
+    "PhiMoEForCausalLM": {"attention_bias": True, "lm_head_bias": True},
+    "PhimoeForCausalLM": {"attention_bias": True, "lm_head_bias": True},
     "WhisperForConditionalGeneration": {
         **{"d_model": HIDDEN, "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4},
         **{"encoder_attention_heads": 4, "decoder_ffn_dim": WIDE, "encoder_ffn_dim": WIDE, "num_mel_bins": 16},
-        **{"max_source_positions": 32, "max_target_positions": 32},
+        **{"max_source_positions": 256, "max_target_positions": 256},
     },
 }
 # Sparse where config.json says so by layer: the first layer dense, the second with experts.

@@ -287,6 +287,28 @@ def test_a_removed_class_that_transformers_has_is_a_warning(tmp_path):
     }
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("name", "method", "entries", "missed"),
+    [
+        ("GemmaForCausalLM", "modelopt", [], True),
+        ("SmolLM3ForCausalLM", "modelopt", ["*mlp.gate*"], True),
+        ("GemmaForCausalLM", "modelopt", ["lm_head"], False),
+        ("Gemma2ForCausalLM", "modelopt", [], False),
+        ("GemmaForCausalLM", "fp8", [], False),
+        ("GemmaForCausalLM", "compressed-tensors", [], False),
+    ],
+)
+def test_a_tied_head_that_is_built_from_the_block_must_be_left_out(name, method, entries, missed, tied):
+    key = "modules_to_not_convert" if method == "fp8" else "ignore"
+    block = {"quant_method": method, "quant_algo": "FP8", key: entries}
+    block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
+    config = {"architectures": [name], "num_hidden_layers": 1, "tie_word_embeddings": tied}
+    model = Model(method, config, {}, {"": {}}, {})
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB280": {"lm_head"}} if missed and tied else {})
+
+
 def test_the_tables_agree():
     assert CLASSES.keys().isdisjoint(REMOVED) and PLACES[0] == "quantization_config"
 

@@ -219,6 +219,19 @@ CLASSES: Mapping[str, Names] = {
     ),
     "Step3p5ForCausalLM": Names(parts={".share_expert.": ".moe.share_expert."}),
 }
+# Classes whose head is built from the block and then given the embedding's weight, where the two are tied; others use
+# the embedding for it. model_executor/models (tie_weights), and transformers' own modules.
+TIES = frozenset(
+    {
+        *("ApertusForCausalLM", "DeciLMForCausalLM", "Ernie4_5_MoeForCausalLM", "Exaone4ForCausalLM"),
+        *("FalconForCausalLM", "FalconH1ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM"),
+        *("GraniteForCausalLM", "GraniteMoeHybridForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM"),
+        *("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Llama4ForCausalLM", "LlamaForCausalLM", "MinistralForCausalLM"),
+        *("Ministral3ForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "NemotronForCausalLM"),
+        *("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        *(name for name, names in CLASSES.items() if names is _ONE_BY_ONE),
+    }
+)
 # Of what qbridge reads, by the last version that had them: model_executor/models/registry.py.
 REMOVED: Mapping[str, str] = {
     **dict.fromkeys(["MllamaForConditionalGeneration", "MotifForCausalLM", "Phi4FlashForCausalLM"], "0.10.2"),

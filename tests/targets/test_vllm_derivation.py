@@ -9,6 +9,7 @@ import pytest
 import qbridge
 from qbridge.ir.dtypes import DType
 from qbridge.ir.model import Model, TensorInfo
+from qbridge.ir.slots import PLAIN, Slot
 from qbridge.targets.vllm.matching import DERIVATION, PLACES
 from qbridge.targets.vllm.names import CLASSES, REMOVED
 from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
@@ -307,6 +308,18 @@ def test_a_tied_head_that_is_built_from_the_block_must_be_left_out(name, method,
     model = Model(method, config, {}, {"": {}}, {})
     said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
     assert said == ({"QB280": {"lm_head"}} if missed and tied else {})
+
+
+@pytest.mark.parametrize(("leaf", "missed"), [("q_a_proj", True), ("kv_a_proj_with_mqa", False)])
+@pytest.mark.parametrize("method", ["gptq", "compressed-tensors"])
+def test_a_linear_that_is_built_without_its_name_is_in_no_list_of_gptq(leaf, missed, method):
+    names = [f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1)]
+    block = {"quant_method": method, "config_groups": {"group_0": {"targets": ["Linear"]}}}
+    config = {"architectures": ["MiniCPM3ForCausalLM"], "num_hidden_layers": 2}
+    slots = {name: {"code": Slot(f"{name}.qweight", DType.I32, (8, 64), PLAIN)} for name in names}
+    model = Model(method, config, {}, slots, {})
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB281": set(names)} if missed and method == "gptq" else {})
 
 
 def test_the_tables_agree():

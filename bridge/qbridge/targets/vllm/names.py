@@ -188,7 +188,9 @@ CLASSES: Mapping[str, Names] = {
     ),
     "LlavaForConditionalGeneration": _LLAVA,
     "LlavaNextForConditionalGeneration": _LLAVA,
-    "MiniCPM3ForCausalLM": replace(TEXT, packed=_GATED, merged=_GATED),
+    "MiniCPM3ForCausalLM": replace(  # q_a_proj is built without its name
+        TEXT, called={r".*\.self_attn\.q_a_proj(?=\.)": ""}, packed=_GATED, merged=_GATED
+    ),
     "Mistral3ForConditionalGeneration": Names(
         {**_TOWER, "model.": "language_model.model."}, unquantized=r"\.patch_merger\.merging_layer$", towers=True
     ),

@@ -322,6 +322,19 @@ def test_a_linear_that_is_built_without_its_name_is_in_no_list_of_gptq(leaf, mis
     assert said == ({"QB281": set(names)} if missed and method == "gptq" else {})
 
 
+@pytest.mark.parametrize("name", ["Qwen3VLForConditionalGeneration", "Gemma3ForConditionalGeneration"])
+@pytest.mark.parametrize(("prefix", "missed"), [("language_model[.]model", False), ("model[.]language_model", True)])
+def test_the_text_model_of_a_multimodal_class_has_another_prefix_in_memory(name, prefix, missed):
+    stored = "model.language_model.layers.0.mlp.down_proj"
+    block = {"quant_method": "compressed-tensors", "ignore": [rf"re:{prefix}[.]layers[.]0[.].*"]}
+    block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
+    config = {"architectures": [name], "text_config": {"num_hidden_layers": 1}}
+    tensors = {f"{stored}.weight": TensorInfo(DType.BF16, (64, 64), f"{stored}.weight")}
+    model = Model("compressed-tensors", config, {}, {"": {}}, tensors)
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB280": {stored}} if missed else {})
+
+
 def test_the_tables_agree():
     assert CLASSES.keys().isdisjoint(REMOVED) and PLACES[0] == "quantization_config"
 

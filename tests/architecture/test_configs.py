@@ -189,6 +189,17 @@ def test_flat_rope_parameters_where_the_class_wants_two_are_removed(name):
     assert unread(broken, READERS["5"]) == ["rope_parameters"]
 
 
+def test_layers_with_an_indexer_are_called_as_an_older_transformers_5_calls_them():
+    new, old = ["indexed_attention", "full_attention"], ["deepseek_sparse_attention", "full_attention"]
+    config = {"model_type": "deepseek_v32", "text_config": {"layer_types": new}, "layer_types": new}
+    older = Reader((5,), indexed=False)
+    spelled = spell(config, older)
+    assert spelled["layer_types"] == spelled["text_config"]["layer_types"] == old
+    assert unread(config, older) == ["layer_types"] and unread(spelled, older) == []
+    assert spell(config, READERS["5"]) == config and unread(config, READERS["5"]) == []
+    assert meaning(config) == meaning(spelled)
+
+
 LAYERED = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
 
 

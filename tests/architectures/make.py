@@ -123,6 +123,8 @@ def build(architecture, kind, out):
             stored[name] = plain(small.draw(name, shape), layout.dtype, TORCH[str(dtype)])
     linears = [m for m, shape in modules.items() if len(shape) == 2 and m.rpartition(".")[2] not in tables]
     dense = [module for module in linears if module not in ref]
+    if config.get("tie_word_embeddings") and not any(re.search(r"head$|embed_out$", module) for module in dense):
+        dense.append("lm_head")  # tools list the head though it is the embedding
     files = layout.block(quantized, dense, config, layout.dtype)
     folder = Path(out) / "model"
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.ir.slots import PLAIN, Slot
 from qbridge.targets.lmdeploy.pytorch import ARCHITECTURES, REMOVED, TURBOMIND_ARCHITECTURES
 from qbridge.targets.registry import find_target
 from support import copy_fixture, edit_json, edit_quantization, facts, places, refusal, rewrite_tensors
@@ -234,3 +235,26 @@ def test_experts_in_awq_are_turbominds_alone(name, size, refused):
     (choice,) = (choice for choice in find_target("lmdeploy").choices if choice.format.NAME == "awq")
     (rule,) = (rule for rule in choice.rules if rule.code == "QB218")
     assert [problem.where for problem in rule.check(model)] == ([(expert,)] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "method", "refused"),
+    [
+        ("Qwen2MoeForCausalLM", "mlp.experts.0.up_proj", "smooth_quant", True),
+        ("Qwen2MoeForCausalLM", "mlp.experts.0.up_proj", "awq", False),  # TurboMind's
+        ("Qwen2MoeForCausalLM", "mlp.shared_expert.up_proj", "smooth_quant", False),
+        ("Qwen3MoeForCausalLM", "mlp.experts.0.up_proj", "smooth_quant", False),
+        ("DeepseekForCausalLM", "mlp.experts.0.up_proj", "fp8", True),
+        ("MiniCPM3ForCausalLM", "self_attn.kv_b_proj", "awq", True),
+        ("MiniCPM3ForCausalLM", "mlp.up_proj", "awq", False),
+        ("PhiMoEForCausalLM", "block_sparse_moe.experts.0.w1", "smooth_quant", True),
+        ("Qwen3NextForCausalLM", "linear_attn.out_proj", "fp8", True),
+    ],
+)
+def test_linears_that_a_class_builds_without_the_block_are_refused(name, module, method, refused):
+    config = {"architectures": [name], "quantization_config": {"quant_method": method}}
+    module = f"model.layers.0.{module}"
+    model = Model(method, config, {}, {module: {"code": Slot(f"{module}.weight", DType.I8, (8, 8), PLAIN)}}, {})
+    derivation = find_target("lmdeploy").derivation
+    said = {code: set(problem.where) for code, problem in derivation.check(config, model)}
+    assert said == ({"QB281": {module}} if refused else {})

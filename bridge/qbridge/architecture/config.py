@@ -28,6 +28,8 @@ _NUM_EXPERTS = frozenset({"qwen3_moe", "qwen3_omni_moe_talker_text", "qwen3_omni
 _DTYPES = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32, "float": DType.F32, "half": DType.F16}
 # Keys that say nothing about what the model computes.
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *QUANTIZATION_KEYS})
+# transformers 5.19.0, configuration_utils.py (remap_legacy_layer_types), of which 5.17.0 has the second alone.
+_INDEXED, _OLD_INDEXED = "indexed_attention", "deepseek_sparse_attention"
 _REMOVED = object()
 _DEEPEST = 8  # configs that a config lies in; more than three are not known
 _TOKENIZER = re.compile(r'("tokenizer_class"\s*:\s*")TokenizersBackend(?=")')
@@ -38,12 +40,14 @@ class Reader:
     """What parses config.json for a target: the major versions of transformers, and what the engine cannot bear.
 
     `old_dtype`: a transformers 4 before 4.56, which knows torch_dtype alone, may be among them. `plain_rope`: whether
-    the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers.
+    the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers. `indexed`: whether it
+    knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not.
     """
 
     versions: tuple[int, ...] = (4, 5)
     old_dtype: bool = True
     plain_rope: bool = True
+    indexed: bool = True
 
 
 ANY_READER = Reader()
@@ -144,6 +148,9 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
     changes: dict[str, dict[str, Any]] = {}
     if rope := _rope_changes(config, reader, is_text):
         changes["rope_parameters" if "rope_parameters" in config else "rope_scaling"] = rope
+    layers = config.get("layer_types")
+    if not reader.indexed and isinstance(layers, list) and _INDEXED in layers:
+        changes["layer_types"] = {"layer_types": _old_layers(layers)}
     if 4 not in reader.versions:
         return changes
     dtype = config.get("dtype")
@@ -153,6 +160,11 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
     if str(config.get("model_type")) in _NUM_EXPERTS and many is not None and config.get("num_experts") is None:
         changes["num_local_experts"] = {"num_experts": many}
     return changes
+
+
+def _old_layers(layers: list[Any]) -> list[Any]:
+    """Kinds of layers by the names that every transformers 5 knows, which the newer ones take for their own."""
+    return [_OLD_INDEXED if layer == _INDEXED else layer for layer in layers]
 
 
 def _is_dtype(name: str) -> bool:
@@ -246,6 +258,8 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     if _has_dtype(found):
         found.pop("torch_dtype", None)  # transformers takes the other
         found[COMPUTE_DTYPE] = str(found[COMPUTE_DTYPE]).removeprefix("torch.")
+    if isinstance(layers := found.get("layer_types"), list):
+        found["layer_types"] = _old_layers(layers)
     if kinds := ropes.by_kind(config):
         found["rope"] = kinds.get(ropes.EVERY, kinds)
     return found

@@ -61,7 +61,8 @@ _SCALES = re.compile(
     r"residual_scale|(?:input_)?hidden_states_scale|router_states_scale|correct_output_scale|reg_scale|log_scale"
 )
 
-KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point"})
+KV_BOTH = "kv_scale"  # of keys and values alike, as AutoFP8 wrote before it told them apart
+KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point", KV_BOTH})
 # Other places of k_scale and v_scale: ModelOpt's (older: of the fused linear), and Quark's and AutoFP8's.
 # vllm 0.33.0, model_executor/model_loader/weight_utils.py (maybe_remap_kv_scale_name) and quantization/fp8.py.
 _KV_ELSEWHERE = re.compile(r"(.*)\.(?:([kv])_proj\.(?:\2_scale|output_scale)|qkv_proj\.([kv])_scale)")

@@ -15,7 +15,7 @@ from qbridge.formats.protocol import Format
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.exactness import Exactness, weakest
 from qbridge.ir.layer import Layer, Spec
-from qbridge.ir.model import Model
+from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
@@ -211,6 +211,14 @@ class Plan:
         """The model that is written."""
         specs = {name: layer.after for name, layer in self.layers.items()}
         return replace(self.model, specs=specs, format=self.format.NAME)
+
+    @property
+    def written(self) -> Model:
+        """The model as who reads the output sees it: every tensor by the name that is written."""
+        plain = (output for output in self.outputs if output.origin and not output.layer)
+        tensors = {output.name: TensorInfo(output.dtype, output.shape, output.name) for output in plain}
+        slots = {name: layer.write for name, layer in self.layers.items()}
+        return replace(self.result, slots=slots, tensors=tensors)
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""

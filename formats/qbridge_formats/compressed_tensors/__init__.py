@@ -35,7 +35,7 @@ from qbridge.codecs.bits import BitPacked
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.assumed import Assumed
-from qbridge.formats.common_rules import global_scales, kv_scales_are_stored, zeros_fit
+from qbridge.formats.common_rules import global_scales, kv_scales_apart, kv_scales_are_stored, zeros_fit
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
@@ -314,5 +314,6 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _packed_zeros, _SOURCE, lambda spec, model: Broadcast()),
     LayerRule("QB110", _short_group, "compressed-tensors 0.20.0, quantization/lifecycle/forward.py", _whole_groups),
     zeros_fit(_SOURCE),
+    kv_scales_apart("compressed-tensors 0.20.0, quantization/lifecycle/initialize.py"),
     kv_scales_are_stored("compressed-tensors 0.20.0, quantization/lifecycle/initialize.py"),
 )

@@ -182,7 +182,7 @@ TARGETS = (
         "transformers@5.17.0",
         "transformers with compressed-tensors installed",
         CHOICES,
-        Reader((5,)),
+        Reader((5,), indexed=False),
         keeps=True,
         single_first=True,
         as_is=AS_IS,

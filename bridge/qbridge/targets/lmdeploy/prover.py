@@ -242,7 +242,7 @@ def main() -> int:
     def start(path: str) -> Any:
         return proving.empty_report("lmdeploy", engine.version, path, STUBS)
 
-    return int(proving.run(engine.prove, start, args))
+    return int(proving.run([engine.prove], start, args))
 
 
 if __name__ == "__main__":

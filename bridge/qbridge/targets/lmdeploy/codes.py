@@ -200,6 +200,16 @@ ENTRIES = (
         "lmdeploy 0.18.0, turbomind/builders/mla.py (fold_kv_b)",
     ),
     Code(
+        "QB247",
+        "LMDeploy asks config.json for a key that it does not have",
+        "Its PyTorch engine reads keys without a default that transformers 5 no longer saves, and the kinds of "
+        "layers that config.json lists instead are not what such a key could say.",
+        "It stops while it builds the model: AttributeError.",
+        "full_attention_interval of a Qwen3-Next in which two of three layers have full attention",
+        "Serve it with vLLM (--to vllm), which reads the list.",
+        "lmdeploy 0.18.0, pytorch/configurations/qwen3_next.py and pytorch/models/deepseek_v2.py",
+    ),
+    Code(
         "QB270",
         "LMDeploy does not serve these float8 layers as fp8",
         "Its fp8 layers have blocks of 128 x 128 with dynamic activations, or static scales of inputs and no blocks.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.config import Reader, rope, unsaid_rope
+from qbridge.architecture.config import Reader, rope, unsaid_keys, unsaid_rope
 from qbridge.architecture.names import (
     dense_linears,
     is_decoder_linear,
@@ -43,7 +43,7 @@ _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 # 0.18.0 wants transformers 4.56 or newer, 5 included, which reads what is written for 4; 0.6.2 is older than 5.
 # rope_parameters beside no rope_scaling end in a TypeError (pytorch/nn/rotary_embedding.py, _get_fope_parameters),
 # and of those of two kinds of layers it takes theta 10000 (get_rope_theta there).
-READER = Reader((4,), old_dtype=False, plain_rope=False)
+READER = Reader((4,), old_dtype=False, plain_rope=False, implied=True)
 OLD_READER = Reader((4,))
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
@@ -101,7 +101,10 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB213", _float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
         ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py"),
     )
-    newest = (ModelRule("QB245", _without_block, "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py"),)
+    newest = (
+        ModelRule("QB245", _without_block, "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py"),
+        ModelRule("QB247", _unsaid_keys, "lmdeploy 0.18.0, pytorch/models/deepseek_v2.py and configurations"),
+    )
     return (
         *(old if version == "0.6.2" else newest),
         ModelRule("QB201", dense_linears_in_decoder, f"lmdeploy {version}, pytorch/models/llama.py"),
@@ -122,6 +125,11 @@ def _without_block(model: Model) -> Iterator[Problem]:
     if found := tuple(name for name in class_names(model.config) if name in WITHOUT_BLOCK):
         fact = "its text model is built from text_config, where the engine has no quantization_config"
         yield Problem((fact,), where=found)
+
+
+def _unsaid_keys(model: Model) -> Iterator[Problem]:
+    if keys := unsaid_keys(model.config):
+        yield Problem(("layers are mixed in a way that these keys cannot say",), where=tuple(keys))
 
 
 def _float8(model: Model) -> Iterator[Problem]:

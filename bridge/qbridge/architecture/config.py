@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qbridge.architecture import implied as by_class
 from qbridge.architecture import rope as ropes
 from qbridge.architecture.quantization_block import NESTED, QUANTIZATION_KEYS, is_nested, text_holders
 from qbridge.ir.dtypes import DType
@@ -41,13 +42,15 @@ class Reader:
 
     `old_dtype`: a transformers 4 before 4.56, which knows torch_dtype alone, may be among them. `plain_rope`: whether
     the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers. `indexed`: whether it
-    knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not.
+    knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not. `implied`:
+    whether it asks for keys that classes of transformers 5 no longer save.
     """
 
     versions: tuple[int, ...] = (4, 5)
     old_dtype: bool = True
     plain_rope: bool = True
     indexed: bool = True
+    implied: bool = False
 
 
 ANY_READER = Reader()
@@ -121,7 +124,7 @@ def _spell(config: Mapping[str, Any], reader: Reader, is_text: bool = True, dept
 
 
 def unread(config: Mapping[str, Any], reader: Reader) -> list[str]:
-    """The words of a config that no version of a reader understands, so that `spell` says them in others."""
+    """The words of a config that no version of a reader understands, or lacks, so that `spell` says others."""
     holders = list(_holders(config))
     by_version = [
         {word for _, held, is_text in holders for word in _changes(held, replace(reader, versions=(one,)), is_text)}
@@ -133,6 +136,12 @@ def unread(config: Mapping[str, Any], reader: Reader) -> list[str]:
 def unsaid_rope(config: Mapping[str, Any]) -> bool:
     """Whether rope_parameters say something, somewhere, that transformers 4 has no words for."""
     return any(ropes.old_words(held) is None for _, held, _ in _holders(config))
+
+
+def unsaid_keys(config: Mapping[str, Any]) -> list[str]:
+    """Keys, by the names of the configs that they lie in, that are neither there nor implied by the class."""
+    holders = list(_holders(config))
+    return [f"{at}{key}" for at, held, _ in holders for key, value in by_class.missing(held).items() if value is None]
 
 
 def _holders(config: Mapping[str, Any], prefix: str = "", is_text: bool = True) -> Iterator[tuple[str, Any, bool]]:
@@ -151,6 +160,8 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
     layers = config.get("layer_types")
     if not reader.indexed and isinstance(layers, list) and _INDEXED in layers:
         changes["layer_types"] = {"layer_types": _old_layers(layers)}
+    if reader.implied:
+        changes |= {key: {key: value} for key, value in by_class.missing(config).items() if value is not None}
     if 4 not in reader.versions:
         return changes
     dtype = config.get("dtype")
@@ -251,7 +262,8 @@ def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     without = _INCIDENTAL | ropes.words(config)
-    found = {k: v for k, v in config.items() if k not in without}
+    said = by_class.implied(config)
+    found = {k: v for k, v in config.items() if k not in without and (v is None or said.get(k) != v)}
     for first, second in (_DTYPE_KEYS, _EXPERTS):
         if found.get(first) in (None, found.get(second)) and found.get(second) is not None:
             found[first] = found.pop(second)

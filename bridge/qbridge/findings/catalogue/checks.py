@@ -68,10 +68,12 @@ ENTRIES = (
     ),
     Code(
         "QB265",
-        "the engine's transformers does not know these words of config.json",
+        "the engine's transformers does not know these words of config.json, or misses them",
         "transformers 5 writes rope_parameters, dtype and for some experts num_local_experts; transformers 4 reads "
-        "rope_theta and rope_scaling, before 4.56 torch_dtype, and num_experts.",
-        "The engine stops while it builds the model (TypeError, KeyError), or takes its default angles or sizes.",
+        "rope_theta and rope_scaling, before 4.56 torch_dtype, and num_experts. Some engines ask for keys that it no "
+        "longer writes: moe_layer_freq, full_attention_interval.",
+        "The engine stops while it builds the model (TypeError, KeyError, AttributeError), or takes its default "
+        "angles or sizes.",
         "a checkpoint saved by transformers 5 for LMDeploy 0.18, which brings transformers 4",
         "Convert it: the same is said in the engine's own words.",
         "lmdeploy 0.18.0 with transformers 4.57.6, tried there; models/*/configuration_*.py of 4.57.6 and 5.24.0",

@@ -15,7 +15,7 @@ from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
 from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, strings, unseen
-from qbridge.targets.lmdeploy.pytorch import TURBOMIND_ARCHITECTURES
+from qbridge.targets.lmdeploy.classes import TURBOMIND_ARCHITECTURES
 
 _PYTORCH = "LMDeploy 0.18.0's PyTorch engine"
 _PLACES = ("quantization_config", "llm_config.quantization_config", "text_config.quantization_config")

@@ -35,7 +35,7 @@ from qbridge.architecture.families import (
     Mixer,
     TextModel,
 )
-from qbridge.architecture.model_class import UNKNOWN, ModelClass
+from qbridge.architecture.model_class import UNKNOWN, FusedExperts, ModelClass
 from qbridge.architecture.quantization_block import NESTED
 from qbridge.ir.model import Model
 
@@ -149,8 +149,8 @@ class Architecture:
         return linears
 
     @property
-    def fused_experts(self) -> bool:
-        """Whether the experts of a layer are stored in two tensors, as engines have them."""
+    def fused_experts(self) -> FusedExperts | None:
+        """How the experts of a layer are stored in two tensors; None where each linear has its own."""
         return self.row.fused_experts
 
     @property

@@ -48,7 +48,7 @@ from qbridge.architecture.families import (
     STARCODER2,
     TWO_NORMS,
 )
-from qbridge.architecture.model_class import ModelClass
+from qbridge.architecture.model_class import FusedExperts, ModelClass
 
 _NORMS_BIASED = frozenset({*TWO_NORMS, "norm"})
 # Rows of several classes.
@@ -60,7 +60,7 @@ _OLMO2 = ModelClass(DENSE, norms=(*NORMS_AFTER, *QK_NORMS))
 _GEMMA3 = ModelClass(DENSE, norms=(*SANDWICH_NORMS, *QK_NORMS), tied=True)
 _GLM4 = ModelClass(GLM, norms=GLM4_NORMS)
 _GLM_MOE = ModelClass(DENSE, corrected=True)
-_LLAMA4 = ModelClass(DENSE, shared_expert=True)
+_LLAMA4 = ModelClass(DENSE, shared_expert=True, fused_experts=FusedExperts(transposed=True))
 _QWEN3 = ModelClass(DENSE, norms=QWEN3_NORMS)
 _QWEN3_GATED = ModelClass(DENSE, norms=QWEN3_NORMS, query_gates=True)
 _PHIMOE = ModelClass(MIXTRAL, biased=_NORMS_BIASED, mlp="block_sparse_moe", sparse=True)
@@ -71,6 +71,7 @@ _GEMMA4 = ModelClass(
     tied=True,
     optional=frozenset({"per_layer_input_gate", "per_layer_projection", "proj"}),
     judged=False,
+    fused_experts=FusedExperts(),
 )
 _GRANITE_MOE = ModelClass(
     GRANITE_MOE,
@@ -257,7 +258,7 @@ CLASSES: Mapping[str, ModelClass] = {
         biased=frozenset({"router"}),
         biased_if=("attention_bias", frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})),
         parameters=frozenset({"sinks"}),
-        fused_experts=True,
+        fused_experts=FusedExperts(transposed=True, interleaved=True, biased=True),
     ),
     "GraniteForCausalLM": _LLAMA,
     "GraniteMoeForCausalLM": _GRANITE_MOE,
@@ -372,7 +373,7 @@ CLASSES: Mapping[str, ModelClass] = {
     "Qwen3OmniMoeForConditionalGeneration": replace(_QWEN3, layers="thinker.model.layers"),
     "Qwen3OmniMoeThinkerForConditionalGeneration": _QWEN3,
     "Qwen3VLForConditionalGeneration": _QWEN3,
-    "Qwen3VLMoeForConditionalGeneration": _QWEN3,
+    "Qwen3VLMoeForConditionalGeneration": replace(_QWEN3, fused_experts=FusedExperts(transposed=True)),
     "Qwen3_5ForCausalLM": _QWEN3_GATED,
     "Qwen3_5ForConditionalGeneration": _QWEN3_GATED,
     "Qwen3_5MoeForCausalLM": _QWEN3_GATED,

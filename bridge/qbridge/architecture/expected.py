@@ -292,7 +292,7 @@ def _experts(layer: _Layer, tree: _Tree, architecture: Architecture) -> Iterator
         packed = {name.partition("[")[0] for name in layer.packed[block]}
         have = {name.split("_proj")[0] for name in packed if not name.endswith("_bias")}
         yield from (f"{block}.{part}_proj" for part in ("gate_up", "down") if part not in have)
-        if architecture.fused_experts:
+        if architecture.fused_experts and architecture.fused_experts.biased:
             wanted_biases = {"gate_up_proj_bias", "down_proj_bias"}
             yield from (f"{block}.{name}" for name in wanted_biases - packed)
         return

@@ -48,6 +48,7 @@ from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.source.reader import Source
 from qbridge_formats._shared.scope import Scope
+from qbridge_formats._shared.stacked_experts import is_stacked, stacked_slots
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Matcher, Parsed, args_of, is_ours, parse
 from qbridge_formats.compressed_tensors.layers import Found, inferred_layers, listed_layers
@@ -166,9 +167,11 @@ def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the tables above, in the shapes and under the name that the dialect keeps."""
     stored_as = dict(spec.dialect).get("stored_as")
     if stored_as is None:
-        return _layout(spec)
-    others = tuple(entry for entry in spec.dialect if entry[0] != "stored_as")
-    return _layout(replace(spec, name=stored_as, dialect=others))
+        slots = _layout(spec)
+    else:
+        others = tuple((key, value) for key, value in spec.dialect if key != "stored_as")
+        slots = _layout(replace(spec, name=stored_as, dialect=others))
+    return stacked_slots(spec, slots) if is_stacked(spec) else slots
 
 
 def _slots(spec: Spec) -> dict[str, Slot]:

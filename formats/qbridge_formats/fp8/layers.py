@@ -12,7 +12,8 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import ActivationScheme, CodeType, Dialect, Granularity, WeightScheme
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
-from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers, tensors_of_modules
+from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers
+from qbridge_formats._shared.stacked_experts import Modules, modules_of
 from qbridge_formats.fp8.config import Said
 
 FLOAT8: Mapping[DType, CodeType] = {DType.F8_E4M3: "e4m3fn", DType.F8_E5M2: "e5m2"}
@@ -26,12 +27,18 @@ def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Sp
     """(the layers that can be read, the modules about which there is a finding instead)."""
     specs: list[Spec] = []
     refused: set[str] = set()
-    known = SpecsByKind()
-    for module, own in tensors_of_modules(source).items():
+    known, modules = SpecsByKind(), modules_of(source)
+    for module, fault in modules.faults.items():
+        findings.add("QB016", module, (fault,))
+        refused.add(module)
+    for module, own in modules.tensors.items():
+        if module in refused:
+            continue
         problem = _problem(module, own, said)
         if problem is None and _is_quantized(own):
             try:
-                specs.append(known.spec(module, headers(own), partial(_spec, module, own, said)))
+                alike = headers(own), modules.dialects.get(module)
+                specs.append(known.spec(module, alike, partial(_stacked_spec, module, modules, said)))
                 if said.lists(module):
                     findings.add("QB019", module, (f"{said.key} lists it as not quantized",))
                 continue
@@ -72,6 +79,11 @@ def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | N
 
 def _rank(tensor: StoredTensor) -> int:
     return len(tensor.shape)
+
+
+def _stacked_spec(module: str, modules: Modules, said: Said) -> Spec:
+    """The spec of a module, which may be an expert that shares its tensors."""
+    return modules.kept(module, _spec(module, modules.tensors[module], said))
 
 
 def _spec(module: str, own: ModuleTensors, said: Said) -> Spec:

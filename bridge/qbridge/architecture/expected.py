@@ -28,7 +28,7 @@ from qbridge.architecture.names import (
     module_of,
     natural,
 )
-from qbridge.architecture.numbered import doubtful, tower_blocks
+from qbridge.architecture.numbered import doubtful, one_by_one, tower_blocks
 from qbridge.findings.finding import Findings
 from qbridge.ir.model import Model
 
@@ -132,7 +132,7 @@ def judge(model: Model, names: Iterable[str], findings: Findings, side: str = ""
     `side` says which of two checkpoints it is. Findings: QB263 for what is missing, QB264 for what is too much, QB266
     where no table says what is needed, QB267 for what may be missing, QB041 for an adapter that is not merged.
     """
-    names, about = list(names), (side,) if side else ()
+    names, about = one_by_one(model, names), (side,) if side else ()
     architecture = Architecture.of_model(model)
     if unmerged := _unmerged(names, architecture):
         findings.add("QB041", unmerged, (*about, *_kinds(unmerged)))

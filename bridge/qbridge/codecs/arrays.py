@@ -95,6 +95,34 @@ class Transposed(Codec):
 
 
 @dataclass(frozen=True, slots=True)
+class Turned(Codec):
+    """What `codec` stores with its two axes exchanged: bytes that neighbours along in_features share, in a column."""
+
+    codec: Codec
+
+    def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """That of its codec."""
+        return self.codec.stored_size(shape, itemsize)
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """What its codec stores, transposed."""
+        return np.ascontiguousarray(self.codec.encode(array, replace(slot, shape=slot.shape[::-1]), beside).T)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """`stored` transposed and decoded."""
+        return self.codec.decode(np.ascontiguousarray(stored.T), dtype, shape, beside)
+
+    def step(self, itemsize: int) -> int:
+        """That of its codec."""
+        return self.codec.step(itemsize)
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """Those of its codec, as columns."""
+        region = self.codec.rows((shape[1], shape[0]), features, span, itemsize)
+        return None if region is None else (region[1], region[0], region[3], region[2])
+
+
+@dataclass(frozen=True, slots=True)
 class Filled(Codec):
     """A canonical part of `shape` that is `value` everywhere, stored through `codec` all the same.
 

@@ -23,12 +23,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from qbridge.codecs.arrays import TRANSPOSED, Concatenated, Shared
-from qbridge.codecs.bits import BitPacked
+from qbridge.codecs.arrays import TRANSPOSED, Concatenated, Shared, Turned
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import Dialect
-from qbridge.ir.slots import PLAIN, Codec, Slice, Slot
+from qbridge.ir.slots import PLAIN, Slice, Slot
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
 from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
@@ -224,14 +223,7 @@ def _slot(slot: Slot, tensor: str, whole: tuple[int, ...], expert: int, turn: tu
     own = Slice(tensor, expert, whole[1:])
     if prod(own.shape) == 1:
         return Slot(own.name, slot.dtype, own.shape, Shared(slot.codec) if turn[1] > 1 else slot.codec, own)
-    codec = _by_column(slot.codec) if columns and len(own.shape) > 1 else slot.codec
+    codec = slot.codec
+    if columns and len(own.shape) > 1:
+        codec = TRANSPOSED if codec == PLAIN else Turned(codec)
     return Slot(own.name, slot.dtype, own.shape, Concatenated(codec, *turn) if turn[1] > 1 else codec, own)
-
-
-def _by_column(codec: Codec) -> Codec:
-    """The codec of the transposed matrix."""
-    if codec == PLAIN:
-        return TRANSPOSED
-    if isinstance(codec, BitPacked):
-        return replace(codec, transposed=not codec.transposed)
-    raise ValueError(f"{codec} has no columns")

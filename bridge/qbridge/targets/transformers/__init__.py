@@ -20,7 +20,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import unquantized_tensors, weight_scales
+from qbridge.targets.common import stacked, unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
 from qbridge.targets.transformers import matching
 
@@ -39,6 +39,11 @@ def _experts(model: Model) -> Iterator[Problem]:
     experts, kind = tuple(name for name in model.specs if ".experts." in name), model.config.get("model_type")
     if experts and kind in _UNKNOWN_TYPES:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
+
+
+def _stacks(spec: Spec, model: Model) -> Problem | None:
+    lies = stacked(spec)
+    return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",)) if lies else None
 
 
 def _packed(spec: Spec, model: Model) -> Problem | None:
@@ -106,6 +111,7 @@ CHOICES = (
     Choice(
         named("compressed-tensors"),
         (
+            LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
             LayerRule("QB290", _packed, f"{_NEWEST}, models/falcon/modeling_falcon.py (_init_weights)"),
             weight_scales(DType.F32, _LOADING),
@@ -116,6 +122,7 @@ CHOICES = (
     Choice(
         named("fp8"),
         (
+            LayerRule("QB231", _stacks, f"{_NEWEST}, conversion_mapping.py"),
             LayerRule("QB287", _scales, _FLOAT8),
             ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
             unquantized_tensors(DType.F32, _LOADING),

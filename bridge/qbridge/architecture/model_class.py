@@ -38,6 +38,7 @@ class ModelClass:
     indexers: bool = False  # every layer chooses keys, though config.json has no indexer_types
     shared_expert: bool = False  # every sparse layer has one, without a gate, whatever config.json says
     fused_experts: FusedExperts | None = None  # where dense experts are stored in two tensors a layer alone
+    float4_experts: bool = False  # routed experts of its float8 checkpoints have float4 codes
     query_gates: bool = False  # q_proj holds a gate beside every query
     mlp_ratio: int = 0  # intermediate over hidden size where config.json has no key for it
     mlp_share: int = 1  # how many linears the intermediate size of config.json is shared by

@@ -32,6 +32,7 @@ _KEYS = frozenset(
         "dequantize",
         "store_dtype",
         "expert_dtype",
+        "moe_quant_algo",
         *LISTS,
     }
 )

@@ -14,6 +14,7 @@ from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
 from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers
 from qbridge_formats._shared.stacked_experts import Modules, modules_of
+from qbridge_formats.fp8 import float4
 from qbridge_formats.fp8.config import Said
 
 FLOAT8: Mapping[DType, CodeType] = {DType.F8_E4M3: "e4m3fn", DType.F8_E5M2: "e5m2"}
@@ -51,7 +52,7 @@ def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Sp
 
 
 def _is_quantized(own: ModuleTensors) -> bool:
-    return "weight" in own and own["weight"].dtype in FLOAT8
+    return "weight" in own and (own["weight"].dtype in FLOAT8 or float4.is_float4(own))
 
 
 def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | None:
@@ -65,11 +66,11 @@ def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | N
     if weight is None:
         return None
     if weight.dtype not in FLOAT8:
-        if scale is None or _rank(weight) != 2:
+        if scale is None or _rank(weight) != 2 or float4.is_float4(own):
             return None
         if weight.dtype.is_float:
             return "QB016", f"weight is {weight.dtype} beside a {scale}: it is not quantized"
-        return "QB101", f"weight is {weight.dtype} beside a {scale}: packed float4 experts"
+        return "QB101", f"weight is {weight.dtype} beside a {scale} of {own[scale].dtype}{list(own[scale].shape)}"
     if _rank(weight) != 2 or 0 in weight.shape:
         return "QB016", f"weight has the shape {list(weight.shape)}, not [out_features, in_features]"
     if is_embedding(module):
@@ -89,6 +90,9 @@ def _stacked_spec(module: str, modules: Modules, said: Said) -> Spec:
 def _spec(module: str, own: ModuleTensors, said: Said) -> Spec:
     """The spec of a module; ValueError where its tensors do not fit together."""
     weight, bias = own["weight"], own.get("bias")
+    if weight.dtype not in FLOAT8:
+        beside = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=said.block or _BLOCK)
+        return float4.read_spec(module, own, activation_of(beside, said))
     kind = FLOAT8[weight.dtype]
     leaf = next((leaf for leaf in SCALES if leaf in own), None)
     scheme = _weight(kind, weight, leaf, own.get(leaf or ""), said)

@@ -68,6 +68,8 @@ def _is_converted(spec: Spec) -> bool:
 
 def _scales(spec: Spec, model: Model) -> Problem | None:
     """It reads weight_scale_inv, of blocks or one per tensor, and activation_scale; others are left aside."""
+    if spec.weight.type == "e2m1":
+        return Problem((f"{spec.scheme}: it knows MXFP4",)) if spec.weight.global_scale else None
     dialect, one = dict(spec.dialect), spec.weight.granularity is Granularity.TENSOR
     scale = dialect.get("scale", "weight_scale_inv" if spec.weight.block else "weight_scale")
     if not spec.weight.block and not one:
@@ -86,7 +88,8 @@ _SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration"})
 
 
 def _float8_experts(model: Model) -> Iterator[Problem]:
-    found = tuple(name for name, spec in model.specs.items() if ".experts." in name and spec.weight.block is None)
+    plain = ((name, spec) for name, spec in model.specs.items() if ".experts." in name and spec.weight.type != "e2m1")
+    found = tuple(name for name, spec in plain if spec.weight.block is None)
     if found:
         yield Problem((f"{len(found)} expert linears of float8 without blocks",), where=found)
     single = tuple(name for name in model.specs if ".experts." in name and model.architecture in _SINGLE)

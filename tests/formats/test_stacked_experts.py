@@ -282,7 +282,8 @@ def test_what_does_not_fit_together_is_refused(stacks, block, tmp_path):
     src = checkpoint(tmp_path / "src", stacks, block)
     with pytest.raises(qbridge.QBridgeError) as refused:
         qbridge.open(src)
-    assert "QB016" in codes(refused) and refused.value.exit_code == 3
+    half = GATE_UP in stacks and (DOWN not in stacks or stacks[DOWN].dtype is torch.bfloat16)
+    assert ("QB018" if half else "QB016") in codes(refused)
     with pytest.raises(qbridge.QBridgeError):
         qbridge.convert(src, tmp_path / "out", "dense", allow=["unknown-tensors"])
 

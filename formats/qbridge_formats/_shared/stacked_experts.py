@@ -138,23 +138,19 @@ def modules_of(source: Source) -> Modules:
     return modules
 
 
-def _is_coded(tensor: StoredTensor | None) -> bool:
+def _is_coded(tensor: StoredTensor) -> bool:
     """Whether a tensor of three axes holds codes."""
-    if tensor is None or len(tensor.shape) != 3:
-        return False
-    return tensor.dtype in (DType.F8_E4M3, DType.F8_E5M2, DType.U8, DType.I8)
+    return len(tensor.shape) == 3 and tensor.dtype in (DType.F8_E4M3, DType.F8_E5M2, DType.U8, DType.I8)
 
 
 def _merged(modules: Modules) -> Iterator[_Stack]:
     """Blocks of experts with gate and up in one tensor."""
     for block, own in modules.tensors.items():
-        pair = [own.get(name) for name in MERGED]
-        if block.rpartition(".")[2] != "experts" or not any(map(_is_coded, pair)):
+        both, down = (own.get(name) for name in MERGED)
+        if block.rpartition(".")[2] != "experts" or both is None or down is None:
             continue
-        both, down = pair
-        if both is None or down is None or not (_is_coded(both) and _is_coded(down)):
-            modules.faults[block] = f"it has no codes in {' and '.join(MERGED)}, three axes each"
-            continue
+        if not (_is_coded(both) and _is_coded(down)):
+            continue  # said as what it is: codes that are no linears of experts
         columns = _by_columns(both, down)
         if columns is None:
             modules.faults[block] = f"gate_up_proj is {list(both.shape)} and down_proj {list(down.shape)}"
@@ -180,8 +176,9 @@ def _apart(modules: Modules) -> Iterator[_Stack]:
     """Linears that have a tensor for all experts each."""
     for module, own in modules.tensors.items():
         parent, _, leaf = module.rpartition(".")
-        if leaf in _APART and _is_coded(own.get("weight")):
-            block = parent if parent.rpartition(".")[2] == "experts" else f"{parent}.experts"
+        last = parent.rpartition(".")[2]
+        if leaf in _APART and last in ("experts", "moe") and "weight" in own and _is_coded(own["weight"]):
+            block = parent if last == "experts" else f"{parent}.experts"
             yield _Stack(block, module, _APART[leaf], own, columns=False)
 
 

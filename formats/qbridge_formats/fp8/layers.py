@@ -57,6 +57,8 @@ def _is_quantized(own: ModuleTensors) -> bool:
 
 def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | None:
     """(code, fact) of a module that is not read; None for a layer, and for one that is not quantized."""
+    if float4.is_float4(own):
+        return None
     fused = [
         leaf for leaf, tensor in own.items() if tensor.dtype in FLOAT8 and (leaf != "weight" or _rank(tensor) > 2)
     ]
@@ -66,7 +68,7 @@ def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | N
     if weight is None:
         return None
     if weight.dtype not in FLOAT8:
-        if scale is None or _rank(weight) != 2 or float4.is_float4(own):
+        if scale is None or _rank(weight) != 2:
             return None
         if weight.dtype.is_float:
             return "QB016", f"weight is {weight.dtype} beside a {scale}: it is not quantized"

@@ -338,3 +338,53 @@ def test_codecs_and_names():
     spec = Spec("model.layers.0.mlp.up_proj", 8, 8, weight, DType.F32, dialect=(("experts", "rows"),))
     with pytest.raises(ValueError, match="no linear of an expert"):
         fp8.layout(spec)
+
+
+def numbered_last(scale):
+    """Experts whose number is the last of their names, as of a list of linears."""
+    sizes = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+    found = {}
+    for seed, (name, expert) in enumerate(product(sizes, range(EXPERTS))):
+        found[f"{name}.{expert}.weight"] = random(*sizes[name], seed=seed).to(F8)
+        found |= {f"{name}.{expert}.{leaf}": part.clone() for leaf, part in scale(*sizes[name]).items()}
+    return found
+
+
+NUMBERED = {
+    "compressed-tensors": (lambda rows, columns: {"weight_scale": torch.full((rows, 1), 0.5).bfloat16()}, CHANNELS),
+    "modelopt": (lambda *_: {"weight_scale": torch.tensor(0.5), "input_scale": torch.tensor(0.25)}, FP8),
+    "fp8": (
+        lambda rows, columns: {"weight_scale_inv": torch.full((rows // 128, columns // 128), 0.5)},
+        BLOCKS,
+    ),
+}
+
+
+@pytest.mark.parametrize("format_name", NUMBERED)
+def test_experts_numbered_last_get_the_names_that_engines_have(format_name, tmp_path):
+    scale, block = NUMBERED[format_name]
+    src = checkpoint(tmp_path / "src", numbered_last(scale), block)
+    refused = qbridge.check(src, "vllm")
+    assert not refused.ok and "a name that no engine has" in str([f.facts for f in refused.findings])
+    qbridge.convert(src, tmp_path / "out", "vllm")
+    stored, found = load_file(src / SINGLE), load_file(tmp_path / "out" / SINGLE)
+    block = "model.layers.0.feed_forward.experts"
+    for name, expert in product(("gate_proj", "up_proj", "down_proj"), range(EXPERTS)):
+        code = found[f"{block}.{expert}.{name}.weight"].view(torch.uint8)
+        assert code.equal(stored[f"{block}.{name}.{expert}.weight"].view(torch.uint8))
+    assert qbridge.verify(src, tmp_path / "out").same and qbridge.check(tmp_path / "out", "vllm").ok
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    back = load_file(tmp_path / "back" / SINGLE)
+    assert back.keys() == stored.keys()
+    assert all(
+        back[name].view(torch.uint8).equal(part.view(torch.uint8)) for name, part in stored.items() if part.dim()
+    )
+
+
+def test_a_name_that_is_taken_is_not_given(tmp_path):
+    scale, block = NUMBERED["compressed-tensors"]
+    stacks = numbered_last(scale)
+    stacks |= {f"1.up_proj.{leaf}": stacks[f"up_proj.1.{leaf}"].clone() for leaf in ("weight", "weight_scale")}
+    src = checkpoint(tmp_path / "src", stacks, block)
+    with pytest.raises(qbridge.QBridgeError):
+        qbridge.convert(src, tmp_path / "out", "vllm")

@@ -57,6 +57,12 @@ def stacked(spec: Spec) -> str:
     return "apart" if lies and dialect.get("experts.weight", "").startswith(".") else lies
 
 
+def misnamed(spec: Spec) -> Problem | None:
+    """A layer that is stored under a name that no engine has, which every conversion mends."""
+    stored = dict(spec.dialect).get("stored_as")
+    return Problem((f"it is stored as {stored}, a name that no engine has",)) if stored else None
+
+
 NEGLIGIBLE = 2.0**-12  # of a tensor's norm: a few float16 that are off by one place, not a bfloat16 tensor rounded
 
 

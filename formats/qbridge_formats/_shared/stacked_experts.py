@@ -19,10 +19,11 @@ torch/export/unified_export_hf.py; vllm 0.33.0, model_executor/models/llama4.py 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from qbridge.architecture.names import canonical_module
 from qbridge.codecs.arrays import TRANSPOSED, Concatenated, Shared, Turned
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.ir.layer import Spec
@@ -32,6 +33,7 @@ from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
 from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
 
+Layout = Callable[[Spec], dict[str, Slot]]
 KEY = "experts"  # of the dialect: how the codes lie
 COLUMNS, ROWS = "columns", "rows"
 MERGED: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -67,6 +69,13 @@ class Modules:
         """The spec of a module with what its dialect keeps of a stack."""
         extra = self.dialects.get(module, ())
         return replace(spec, dialect=tuple(sorted((*spec.dialect, *extra)))) if extra else spec
+
+    def known_name(self, module: str) -> str:
+        """The name that engines know a module by; ValueError where another module has it."""
+        name = canonical_module(module)
+        if name != module and name in self.tensors:
+            raise ValueError(f"it and {name} are both {name}")
+        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +194,29 @@ def _apart(modules: Modules) -> Iterator[_Stack]:
 def is_stacked(spec: Spec) -> bool:
     """Whether a layer is of an expert that shares its tensors."""
     return any(key == KEY and value in (COLUMNS, ROWS) for key, value in spec.dialect)
+
+
+def as_stored(layout: Layout) -> Layout:
+    """`layout` of a format whose layers may have other names on disk (`stored_as`), or share tensors with experts."""
+
+    def stored(spec: Spec) -> dict[str, Slot]:
+        name = dict(spec.dialect).get("stored_as")
+        if name is None:
+            slots = layout(spec)
+        else:
+            others = tuple((key, value) for key, value in spec.dialect if key != "stored_as")
+            slots = layout(replace(spec, name=name, dialect=others))
+        return stacked_slots(spec, slots) if is_stacked(spec) else slots
+
+    return stored
+
+
+def under_known_name(module: str, spec: Spec, modules: Modules) -> Spec:
+    """The spec under the name that engines know; ValueError where another module has it."""
+    name = modules.known_name(module)
+    if name == module:
+        return spec
+    return replace(spec, name=name, dialect=tuple(sorted((*spec.dialect, ("stored_as", module)))))
 
 
 def stacked_slots(spec: Spec, slots: Mapping[str, Slot]) -> dict[str, Slot]:

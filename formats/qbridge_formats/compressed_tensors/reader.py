@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.architecture.names import canonical_module
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import GLOBAL_SCALE, ActivationScheme, Dialect, Granularity, WeightScheme
@@ -34,7 +33,7 @@ class Reader:
         """The spec of a module; ValueError where its tensors do not fit together."""
         if group.weight is None:
             raise ValueError("the group quantizes no weights")
-        name = canonical_module(module)
+        name = self._modules.known_name(module)
         stored_as = None if name == module else module
         columns, index = _columns(self._source, own), _index(self._source, own, group.weight)
         scales = own.get("weight_scale")

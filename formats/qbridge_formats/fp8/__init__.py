@@ -44,7 +44,7 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
 from qbridge_formats._shared.skip_lists import exact_entries, source_entries
-from qbridge_formats._shared.stacked_experts import is_stacked, stacked_slots
+from qbridge_formats._shared.stacked_experts import as_stored
 from qbridge_formats.fp8 import float4
 from qbridge_formats.fp8.config import FBGEMM, LISTS, METHOD, METHODS, float8_block, parse
 from qbridge_formats.fp8.layers import FLOAT8, activation_of, read_layers
@@ -124,13 +124,7 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     return found
 
 
-_layout = by_kind(_slots)
-
-
-def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the table above; of an expert that shares them, its slices."""
-    slots = _layout(spec)
-    return stacked_slots(spec, slots) if is_stacked(spec) else slots
+layout = as_stored(by_kind(_slots))
 
 
 def settle(model: Model) -> Model:

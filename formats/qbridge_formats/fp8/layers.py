@@ -13,7 +13,7 @@ from qbridge.ir.scheme import ActivationScheme, CodeType, Dialect, Granularity, 
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
 from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers
-from qbridge_formats._shared.stacked_experts import Modules, modules_of
+from qbridge_formats._shared.stacked_experts import Modules, modules_of, under_known_name
 from qbridge_formats.fp8 import float4
 from qbridge_formats.fp8.config import Said
 
@@ -39,7 +39,8 @@ def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Sp
         if problem is None and _is_quantized(own):
             try:
                 alike = headers(own), modules.dialects.get(module)
-                specs.append(known.spec(module, alike, partial(_stacked_spec, module, modules, said)))
+                spec = known.spec(module, alike, partial(_stacked_spec, module, modules, said))
+                specs.append(under_known_name(module, spec, modules))
                 if said.lists(module):
                     findings.add("QB019", module, (f"{said.key} lists it as not quantized",))
                 continue

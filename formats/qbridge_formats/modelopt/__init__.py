@@ -53,7 +53,7 @@ from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
 from qbridge_formats._shared.modules import ModuleTensors
 from qbridge_formats._shared.skip_lists import kept_wildcards, source_entries, wildcard_entries
-from qbridge_formats._shared.stacked_experts import Modules, is_stacked, modules_of, stacked_slots
+from qbridge_formats._shared.stacked_experts import Modules, as_stored, modules_of, under_known_name
 from qbridge_formats._shared.unquantized import Unquantized
 from qbridge_formats.modelopt.algorithms import ALGOS, TOKENS, stored_scale
 from qbridge_formats.modelopt.algorithms import assumed as assumed
@@ -112,14 +112,15 @@ def read(source: Source, findings: Findings) -> Model:
     for module in coded:
         algo = algo_for(module, modules[module], claims, findings)
         try:
-            spec = every.kept(module, _spec(module, modules[module], algo)) if algo else None
+            spec = _spec(module, modules[module], algo) if algo else None
+            spec = spec and under_known_name(module, every.kept(module, spec), every)
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             spec = None
         if spec is None:
             refused.add(module)
         else:
-            layers[module] = (spec, layout(spec))
+            layers[spec.name] = (spec, layout(spec))
     judge_plain(modules, claims, findings)
     kv_cache = KV_CACHES[said.kv_cache] if said.kv_cache else {}
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
@@ -214,13 +215,7 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     return {part: slots[part] for part in slots if part in spec.parts()}
 
 
-_layout = by_kind(_slots)
-
-
-def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the table above; of an expert that shares them, its slices."""
-    slots = _layout(spec)
-    return stacked_slots(spec, slots) if is_stacked(spec) else slots
+layout = as_stored(by_kind(_slots))
 
 
 def settle(model: Model) -> Model:

@@ -20,7 +20,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import stacked, unquantized_tensors, weight_scales
+from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
 from qbridge.targets.transformers import matching
 
@@ -43,7 +43,9 @@ def _experts(model: Model) -> Iterator[Problem]:
 
 def _stacks(spec: Spec, model: Model) -> Problem | None:
     lies = stacked(spec)
-    return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",)) if lies else None
+    if lies:
+        return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",))
+    return misnamed(spec)
 
 
 def _packed(spec: Spec, model: Model) -> Problem | None:

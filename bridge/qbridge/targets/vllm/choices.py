@@ -27,7 +27,7 @@ from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import stacked, unlike_parts, unquantized_tensors, weight_scales
+from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm import fusion, modelopt
@@ -182,7 +182,7 @@ _STACKED = {
 def _stacks(spec: Spec, model: Model) -> Problem | None:
     lies = stacked(spec)
     if not lies or _STACKED.get(model.architecture or "") == lies:
-        return None
+        return misnamed(spec)
     return Problem((f"experts share a tensor by {lies}, which the loader of {model.architecture} does not take",))
 
 

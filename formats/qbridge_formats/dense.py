@@ -11,6 +11,8 @@ hidden size):
                or [E, 2 I, H]   gate's rows before up's
 <X>.down_proj     [E, I, H]     transposed, or [E, H, I]; both have a _bias in gpt-oss, [E, 2 I] and [E, H]
 
+<Y>.gate_proj.weight, up_proj and down_proj   [E, I, H] and [E, H, I] of Step-3.5, <X> without its last name
+
 config.json has no quantization block. Unquantized tensors keep their dtype and bytes. Source: transformers 5.23.0,
 modeling_utils.py (from_pretrained casts every tensor to the dtype that config.json names).
 """
@@ -42,7 +44,12 @@ NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
 ALIASES: tuple[str, ...] = ()
 WRITE_ONLY = True
-INTERLEAVED, BY_COLUMNS, BY_ROWS = "fused", "columns", "rows"  # how the output features of fused experts lie
+INTERLEAVED, BY_COLUMNS, BY_ROWS, APART = (
+    "fused",
+    "columns",
+    "rows",
+    "apart",
+)  # how the output features of fused experts lie
 KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
 
 
@@ -60,6 +67,8 @@ def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above."""
     lies = dict(spec.dialect).get("experts")
     place = place_of(spec.name) if lies else None
+    if place and lies == APART:
+        return {"code": place.slot_apart(DENSE[spec.weight.type], spec.dims)}
     if place:
         rows, dtype, turns = spec.out_features * place.turns, DENSE[spec.weight.type], lies == INTERLEAVED
         shape = (rows, spec.in_features) if lies == BY_ROWS else (spec.in_features, rows)
@@ -79,6 +88,7 @@ def settle(model: Model) -> Model:
     if fused is None:
         return model
     lies = INTERLEAVED if fused.interleaved else BY_COLUMNS if fused.transposed else BY_ROWS
+    lies = APART if fused.apart else lies
     specs = {
         name: replace(spec, dialect=(("experts", lies),)) for name, spec in model.specs.items() if place_of(name)
     }

@@ -114,7 +114,14 @@ _NEMOTRON_H = ModelClass(
     one_block=True,
     optional=frozenset({"fc1_latent_proj", "fc2_latent_proj"}),
 )
-_STEP3 = ModelClass(DENSE, norms=QWEN3_NORMS, optional=frozenset({"g_proj"}), judged=False, shards=False)
+_STEP3 = ModelClass(
+    DENSE,
+    norms=QWEN3_NORMS,
+    optional=frozenset({"g_proj"}),
+    judged=False,
+    shards=False,
+    fused_experts=FusedExperts(apart=True),
+)
 
 _MPT = ModelClass(
     MPT,

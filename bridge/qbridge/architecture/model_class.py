@@ -12,10 +12,12 @@ class FusedExperts:
     """How a class stores the experts of a layer in two tensors, gate_up_proj and down_proj, experts as first axis.
 
     The two other axes of a weight are in_features and out_features with `transposed`, else out_features first. Those
-    of gate and up take turns with `interleaved`, else all of gate's come first.
+    of gate and up take turns with `interleaved`, else all of gate's come first. With `apart` each linear has a tensor
+    of its own, gate_proj.weight, up_proj.weight and down_proj.weight of the block that the experts are in.
     """
 
     transposed: bool = False
+    apart: bool = False
     interleaved: bool = False
     biased: bool = False
 

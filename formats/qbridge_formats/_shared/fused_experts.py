@@ -3,7 +3,7 @@
 gate_up_proj holds gate_proj and up_proj of every expert, down_proj holds down_proj. Each tensor and its bias has the
 experts as its first axis; `architecture.model_class.FusedExperts` says how the output features lie. Source:
 transformers 5.24.0, models/*/modeling_*.py: gpt_oss (GptOssExperts), llama4 (Llama4TextExperts), gemma4
-(Gemma4TextExperts), and conversion_mapping.py (qwen3_vl_moe), which has no converter for single ones of these.
+(Gemma4TextExperts), and conversion_mapping.py (qwen3_vl_moe, step3p7), which has no converter for single ones.
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ class Place:
             kind = Interleaved if interleaved else Concatenated
             codec = kind(codec, self.turn, self.turns)
         return Slot(own.name, dtype, shape, codec, own)
+
+    def slot_apart(self, dtype: DType, shape: tuple[int, ...]) -> Slot:
+        """The slot of a weight in a tensor of one linear of all experts, beside their block."""
+        leaf = LINEARS[self.fused][self.turn]
+        own = Slice(f"{self.block.removesuffix('.experts')}.{leaf}.weight", self.expert, shape)
+        return Slot(own.name, dtype, shape, PLAIN, own)
 
 
 def place_of(module: str) -> Place | None:

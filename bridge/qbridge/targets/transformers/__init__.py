@@ -58,7 +58,8 @@ def _packed(spec: Spec, model: Model) -> Problem | None:
 
 # Classes that have linears of their own kind and initialize those (models/falcon/modeling_falcon.py, _init_weights).
 _INITIALIZES = frozenset({"FalconForCausalLM"})
-_UNKNOWN_TYPES = frozenset({"kimi_k2"})  # names of the hub for classes that transformers knows by another
+# A name of the hub for a class that transformers knows by another; classes of which it knows fused ones alone.
+_UNKNOWN_TYPES = frozenset({"kimi_k2", "step3p5", "step3p7"})
 
 
 def _is_converted(spec: Spec) -> bool:
@@ -86,7 +87,7 @@ def _scales(spec: Spec, model: Model) -> Problem | None:
 
 
 # Classes of which it has no converter that makes fused float8 experts of single ones (conversion_mapping.py).
-_SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration"})
+_SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration", "Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"})
 
 
 def _float8_experts(model: Model) -> Iterator[Problem]:

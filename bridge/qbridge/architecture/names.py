@@ -245,12 +245,22 @@ def fused_names(modules: Iterable[str]) -> dict[str, list[str]]:
 # Mixtral's experts as transformers 5 names them in memory, and as every engine expects them on disk.
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _MIXTRAL_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.\d+)\.(gate_proj|down_proj|up_proj)")
+# Experts numbered after the linear, as ModelOpt writes lists of them. nvidia-modelopt 0.47.0,
+# torch/quantization/plugins/huggingface.py; vllm 0.33.0 has no loader for them.
+_NUMBERED_LAST = re.compile(r"(.*\.experts)\.(gate_proj|up_proj|down_proj|w[123])\.(\d+)")
 
 
 def canonical_module(module: str) -> str:
-    """The name that engines know a module by, whatever the tool wrote (llm-compressor's Mixtral experts)."""
-    match = _MIXTRAL_EXPERT.fullmatch(module)
-    return f"{match[1]}.{_MIXTRAL[match[2]]}" if match else module
+    """The name that engines know a module by, whatever the tool wrote.
+
+    Experts are numbered before their linears, and Mixtral's are w1, w2 and w3 (llm-compressor calls them otherwise).
+    """
+    if ".experts." not in module:
+        return module
+    last = _NUMBERED_LAST.fullmatch(module)
+    known = f"{last[1]}.{last[3]}.{last[2]}" if last else module
+    match = _MIXTRAL_EXPERT.fullmatch(known)
+    return f"{match[1]}.{_MIXTRAL[match[2]]}" if match else known
 
 
 def canonical_tensor(tensor: str) -> str:

@@ -1,7 +1,4 @@
-"""The model classes that qbridge knows, a row each. To add an architecture is to add a row.
-
-`qbridge.testing.check_architecture` has the laws of a row.
-"""
+"""The model classes, a row each: add a row to add an architecture (its laws: `qbridge.testing.check_architecture`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model classes, a row each: add a row to add an architecture (its laws: `qbridge.testing.check_architecture`)."""
+"""The model classes, a row each; add a row to add an architecture (laws: `qbridge.testing.check_architecture`)."""
 
 from __future__ import annotations
 

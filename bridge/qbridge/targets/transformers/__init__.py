@@ -39,13 +39,13 @@ def _experts(model: Model) -> Iterator[Problem]:
     experts, kind = tuple(name for name in model.specs if ".experts." in name), model.config.get("model_type")
     if experts and kind in _UNKNOWN_TYPES:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
+    elif other := tuple(name for name in experts if misnamed(model.specs[name])):
+        yield Problem(("experts are stored under names that it does not know",), where=other)
 
 
 def _stacks(spec: Spec, model: Model) -> Problem | None:
     lies = stacked(spec)
-    if lies:
-        return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",))
-    return misnamed(spec)
+    return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",)) if lies else None
 
 
 def _packed(spec: Spec, model: Model) -> Problem | None:

@@ -22,7 +22,7 @@ from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
-from qbridge.targets.transformers import matching
+from qbridge.targets.transformers import matching, routers
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -119,6 +119,7 @@ CHOICES = (
         (
             LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
+            routers.RULE,
             LayerRule("QB290", _packed, f"{_NEWEST}, models/falcon/modeling_falcon.py (_init_weights)"),
             weight_scales(DType.F32, _LOADING),
             unquantized_tensors(DType.F32, _LOADING),
@@ -130,6 +131,7 @@ CHOICES = (
         (
             LayerRule("QB231", _stacks, f"{_NEWEST}, conversion_mapping.py"),
             LayerRule("QB287", _scales, _FLOAT8),
+            routers.RULE,
             ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
             unquantized_tensors(DType.F32, _LOADING),
         ),

@@ -41,9 +41,11 @@ def test_both_names_of_a_multimodal_model_are_loaded(engine, made, tmp_path):
         qbridge.convert(source, other, engine, rename_prefix=pairs)
         qbridge.convert(other, back, engine, rename_prefix={new: old for old, new in pairs.items()})
         assert pairs and qbridge.verify(source, other).same and qbridge.verify(source, back).same
-        checkpoints += [other, back]
-    reports = judges.judge(engine, checkpoints)
-    assert {path: judges.short(report) for path, report in reports.items()} == dict.fromkeys(reports, "clean")
+        checkpoints.append((source, other, back))
+    reports = judges.judge(engine, [path for paths in checkpoints for path in paths])
+    for paths in checkpoints:  # what transformers saves is not always what vLLM loads
+        own, renamed, back = (judges.short(reports[str(path)]) for path in paths)
+        assert renamed in ("clean", own.replace(str(paths[0]), str(paths[1]))) and back == own
 
 
 def test_a_grafted_head_is_no_parameter_too_many(tmp_path):

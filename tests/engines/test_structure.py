@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import judges
 import pytest
@@ -29,6 +30,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name / "model" for name in names}
 
 
+def faults(report: dict[str, Any]) -> tuple[str, str]:
+    """The verdict, and how many tensors are at fault in which way, without their names."""
+    return report["verdict"], " ".join(f"{kind} {len(report[kind])}" for kind in judges.FAULTS if report[kind])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_both_names_of_a_multimodal_model_are_loaded(engine, made, tmp_path):
     checkpoints = []
@@ -44,8 +50,8 @@ def test_both_names_of_a_multimodal_model_are_loaded(engine, made, tmp_path):
         checkpoints.append((source, other, back))
     reports = judges.judge(engine, [path for paths in checkpoints for path in paths])
     for paths in checkpoints:  # what transformers saves is not always what vLLM loads
-        own, renamed, back = (judges.short(reports[str(path)]) for path in paths)
-        assert renamed in ("clean", own.replace(str(paths[0]), str(paths[1]))) and back == own
+        own, renamed, back = (faults(reports[str(path)]) for path in paths)
+        assert renamed in (("clean", ""), own) and back == own
 
 
 def test_a_grafted_head_is_no_parameter_too_many(tmp_path):

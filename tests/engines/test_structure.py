@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def faults(report: dict[str, Any]) -> tuple[str, str]:
     """The verdict, and how many tensors are at fault in which way, without their names."""
-    return report["verdict"], " ".join(f"{kind} {len(report[kind])}" for kind in judges.FAULTS if report[kind])
+    return report["verdict"], " ".join(f"{kind} {len(report[kind])}" for kind in judges.FAULTS if report.get(kind))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

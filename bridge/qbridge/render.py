@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from qbridge.commands.checking import Check
+from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.report import Report, Verification
 from qbridge.findings.catalogue.code import Code
@@ -41,7 +43,7 @@ def _finding(console: Console, finding: Finding) -> None:
     for fact in finding.facts:
         console.print(_shown(f"   |  {fact}"))
     console.print(Text(f"   =  {finding.entry.why}"))
-    for line in (*finding.help, finding.entry.fix):
+    for line in finding.remedies:
         console.print(Text("  help: ", "cyan").append_text(_shown(line)))
     console.print()
 
@@ -61,7 +63,7 @@ def size(count: float) -> str:
 
 def report(console: Console, done: Report) -> None:
     """What a conversion did, or would do."""
-    verb = "would write" if done.dry_run else "wrote"
+    verb = "already done" if done.already_done else "would write" if done.dry_run else "wrote"
     exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
     stored = done.tensor_bytes
     rows = [
@@ -74,7 +76,10 @@ def report(console: Console, done: Report) -> None:
         *_padding(done),
         (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
     ]
-    if not done.dry_run:
+    if done.already_done:
+        names = shlex.join((done.source, done.destination))
+        rows.append(("", f"by names, headers and sizes; `qbridge verify {names}` compares the values"))
+    elif not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])
 
@@ -107,6 +112,15 @@ def verification(console: Console, done: Verification) -> None:
         ("verdict", "the same model" if done.same else "different"),
     ]
     _rows(console, rows)
+
+
+def cleaning(console: Console, done: Cleaning) -> None:
+    """What was removed at a destination."""
+    rows = [("removed" if not number else "", path) for number, path in enumerate(done.removed)]
+    _rows(
+        console,
+        [*(rows or [("removed", "nothing: no interrupted run has left anything")]), ("freed", size(done.bytes))],
+    )
 
 
 def inspection(console: Console, found: Inspection) -> None:

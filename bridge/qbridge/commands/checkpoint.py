@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.parts import decode
-from qbridge.findings.catalogue.code import ALLOW, CHOICES
-from qbridge.findings.finding import Findings, QBridgeError, error, io_as_finding
-from qbridge.findings.hints import did_you_mean
+from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
 from qbridge.findings.way import Way
 from qbridge.formats.detection import detect
 from qbridge.formats.protocol import Format, Match
@@ -20,6 +18,7 @@ from qbridge.formats.registry import find, load, registry, report_unusable, snif
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
+from qbridge.plan.options import allowed, typed
 from qbridge.source.folder import open_source
 from qbridge.source.reader import FEW, Source
 from qbridge.targets.registry import source_formats
@@ -92,7 +91,9 @@ def open_checkpoint(
     finds wrong is among the findings instead.
     With `plans` the small values that were read are held for the plan that is made next.
     """
-    findings = Findings(_words(allow))
+    typed("path", path, str, os.PathLike)
+    typed("the format of the source", format, str, type(None))
+    findings = Findings(allowed(allow))
     with io_as_finding(str(path)):
         source = open_source(path, findings)
     try:
@@ -107,13 +108,6 @@ def open_checkpoint(
         source.close()
         raise
     return Checkpoint(source, model, reader.NAME, match.because, findings)
-
-
-def _words(allow: Iterable[str]) -> frozenset[str]:
-    words = frozenset(allow)
-    for word in sorted(words - ALLOW.keys() - CHOICES.keys()):
-        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
-    return words
 
 
 def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:

@@ -39,7 +39,8 @@ class Report:
     `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `before` and
     `after`: `tensor_bytes` is the size of all tensors, `weights` the number of quantized weights, `flops` what one
     token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
-    command that serves the output, empty where the target has no server.
+    command that serves the output, empty where the target has no server. `already_done`: the output stood there
+    from an earlier run, by its headers, documents and sizes, and nothing was written.
     """
 
     source: str
@@ -61,6 +62,7 @@ class Report:
     dry_run: bool
     seconds: float
     serve: str = ""
+    already_done: bool = False
     findings: Sequence[Finding] = ()
     command: str = "convert"
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from qbridge.architecture.names import is_fused_experts, module_of, unclaimed
 from qbridge.findings.finding import Findings, QBridgeError, error
-from qbridge.findings.hints import did_you_mean
+from qbridge.findings.hints import did_you_mean, folded
 from qbridge.formats.plugins import blamed, installed
 from qbridge.formats.protocol import Format, Match
 from qbridge.ir.model import TensorInfo
@@ -116,8 +116,9 @@ def aliases() -> Mapping[str, str]:
 
 
 def find(name: str) -> Format:
-    """A format by id or alias; QBridgeError (QB030) with the nearest names otherwise."""
+    """A format by id or alias in letters of any case; QBridgeError (QB030) with the nearest names otherwise."""
     known = aliases()
+    name = {folded(each): each for each in known}.get(folded(name), name)
     if name not in known:
         raise error("QB030", name, help=did_you_mean(name, known))
     return load(known[name])

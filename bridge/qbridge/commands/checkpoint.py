@@ -12,6 +12,7 @@ from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.parts import decode
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
 from qbridge.findings.way import Way
+from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
 from qbridge.formats.detection import detect
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import find, load, registry, report_unusable, sniffed
@@ -100,6 +101,10 @@ def open_checkpoint(
         with io_as_finding(str(path)), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
+            judge_blocks(source, findings)
+            if any(finding.code in ("QB016", "QB013") for finding in findings.errors):
+                judge_shapes(source, findings)
+            judge_head(source, model, findings)
         _judge_heads(source, model, findings)
         _suggest(source, reader, findings)
         if strict:

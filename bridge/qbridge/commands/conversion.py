@@ -14,9 +14,10 @@ from pathlib import Path
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.model_card import judge_card
 from qbridge.commands.report import Report
 from qbridge.findings.finding import io_as_finding
-from qbridge.formats.registry import side_files
+from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.options import DEFAULTS, MEMORY, Options, typed
@@ -107,6 +108,7 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
+        judge_card(opened.source, named(opened.format), plan.format, opened.findings)
     report = Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, already_done=stands)
 

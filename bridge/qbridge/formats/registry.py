@@ -12,7 +12,7 @@ from typing import Any, cast
 from qbridge.architecture.names import is_fused_experts, module_of, unclaimed
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean, folded
-from qbridge.formats.plugins import blamed, installed
+from qbridge.formats.plugins import blamed, clashes, installed
 from qbridge.formats.protocol import Format, Match
 from qbridge.ir.model import TensorInfo
 from qbridge.source.reader import Source
@@ -92,12 +92,19 @@ def usable() -> dict[str, Format]:
 
 
 def report_unusable(findings: Findings) -> None:
-    """A warning (QB035) for each third party's format that cannot be imported."""
+    """A warning (QB035) for each third party's format that cannot be imported, or whose name is taken."""
+    report_clashes(findings)
     for name in registry():
         try:
             load(name)
         except QBridgeError as fault:
             leave_out(name, fault, findings)
+
+
+def report_clashes(findings: Findings) -> None:
+    """A warning (QB035) for each third party's format that has the name of another one."""
+    for name, module in clashes("qbridge.formats", BUILTIN):
+        findings.add("QB035", name, (f"{module}: another format has this name, and is taken",))
 
 
 def leave_out(name: str, fault: QBridgeError, findings: Findings) -> None:

@@ -33,6 +33,7 @@ from qbridge.source.weight_files import (
 )
 
 MANIFEST = "qbridge.json"
+_ATTRIBUTES = ".gitattributes"  # says which files of a repository are Git LFS's, as in the output
 
 
 def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
@@ -182,7 +183,7 @@ def _check_index(
 
 
 def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[Path]:
-    """Every file to carry over that is not `read`, folders included; hidden ones belong to git and to caches."""
+    """Every file to carry over that is not `read`, folders included; other hidden ones are git's and caches'."""
     ours = {"config.json", INDEX, MANIFEST, *read}
     found, behind = [], []
     for folder, folders, files in os.walk(root, followlinks=False):
@@ -190,7 +191,7 @@ def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[P
         behind += [str(Path(folder, name).relative_to(root)) for name in folders if Path(folder, name).is_symlink()]
         for name in sorted(files):
             relative = (Path(folder) / name).relative_to(root)
-            if name.startswith(".") or str(relative) in ours:
+            if (name.startswith(".") and name != _ATTRIBUTES) or str(relative) in ours:
                 continue
             if not (root / relative).is_file() or not _stays(root, root / relative):
                 findings.add("QB006", str(relative), ("it is a link out of the folder, or to nothing",))

@@ -68,6 +68,16 @@ ENTRIES = (
         "qbridge.passes",
     ),
     Code(
+        "QB048",
+        "the model card speaks of the source's format",
+        "README.md is carried over as it is, and its tags or its code name the format that the checkpoint had.",
+        "Who follows the card starts the model with the wrong option or library; the Hub lists it under wrong tags.",
+        "tags: [awq], and AutoAWQForCausalLM in a block of code",
+        "Correct these lines before you publish the output.",
+        "qbridge.commands.model_card",
+        severity="note",
+    ),
+    Code(
         "QB401",
         "the operating system refused",
         "A read or write failed, the disk is full, or a permission is missing.",

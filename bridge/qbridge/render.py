@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
@@ -136,8 +138,16 @@ def inspection(console: Console, found: Inspection) -> None:
         scales = ", ".join(scheme["scale_dtypes"])
         rows.append(("scheme", f"{_count(scheme['layers'], 'layer')}: {scheme['scheme']}, scales {scales}"))
         rows.append(("", "dims " + ", ".join(f"{n} x {k}" for n, k in scheme["dims"])))
-    rows.append(("unquantized", ", ".join(found.unquantized_linears) or "no linear"))
+    kinds = tallied(found.unquantized_linears)
+    rows += [("unquantized" if not place else "", kind) for place, kind in enumerate(kinds or ["no linear"])]
     _rows(console, rows)
+
+
+def tallied(names: Sequence[str], most: int = 12) -> list[str]:
+    """Names, those that differ in numbers alone as one with how many there are: blocks.*.attn.qkv (32)."""
+    counts = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names)
+    lines = [kind if count == 1 and "*" not in kind else f"{kind} ({count})" for kind, count in counts.items()]
+    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} kinds more"]
 
 
 def check(console: Console, done: Check) -> None:

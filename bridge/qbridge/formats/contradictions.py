@@ -71,8 +71,9 @@ def judge_shapes(source: Source, findings: Findings) -> None:
     said = set(_said(block.raw if block else {}))
     right = {kind for kind in seen if any(_agree(kind, each) for each in said)}
     wrong = Counter({kind: count for kind, count in seen.items() if kind not in right})
-    telling = sum(seen[kind] for kind in right if kind[1] or any(not size for _, size in said))
-    if said and wrong and wrong.total() > telling:
+    coded = sum(name.endswith((".qweight", ".weight_packed")) for name in source.tensors)
+    against = coded - seen.total() + sum(seen[kind] for kind in right if kind[1] or any(not size for _, size in said))
+    if said and wrong and wrong.total() > against:
         # a whole row in one group fits many sizes: those of several groups know better
         (bits, group, _), count = Counter({k: n for k, n in wrong.items() if k[1]} or wrong).most_common(1)[0]
         looks = f"the tensors look like {bits} bits {_grouped(group)} ({count} of {seen.total()} modules)"
@@ -128,14 +129,13 @@ def _of_words(
     if scales is None or len(codes.shape) != 2 or len(scales.shape) != 2 or not all((*codes.shape, *scales.shape)):
         return None
     word, (groups, rows) = codes.dtype.itemsize * 8, scales.shape
-    if codes.shape[1] < rows:
-        return codes.shape[1] * word // rows, _size(codes.shape[0], groups), codes.shape[0]
-    if index is not None and index.shape and index.shape[0]:
-        return codes.shape[0] * word // index.shape[0], _size(index.shape[0], groups), index.shape[0]
-    if zeros is None or len(zeros.shape) != 2 or not zeros.shape[1]:
+    fits = zeros is not None and zeros.dtype is codes.dtype and zeros.shape[:-1] == (groups,)
+    if zeros is None or not fits or codes.shape[0] == groups:  # AWQ's GEMV has rows of N in all three
         return None
-    bits = zeros.shape[1] * word // rows
-    width = codes.shape[0] * word // max(bits, 1)
+    bits, is_across = zeros.shape[1] * word // rows, codes.shape[1] == zeros.shape[1]
+    width = codes.shape[0] if is_across else codes.shape[0] * word // max(bits, 1)
+    if not is_across and (codes.shape[1] != rows or (index is not None and index.shape != (width,))):
+        return None
     return bits, _size(width, groups), width
 
 

@@ -88,7 +88,7 @@ ENTRIES = (
         "The layers' groups are of another size, and groups of 128 are what both of LMDeploy's engines load.",
         "TurboMind refuses any other size of AWQ; the PyTorch engine wants one size for the whole model.",
         "a scale per channel, groups of 256",
-        "Nothing: groups that 128 divides are split on the way, which changes no value.",
+        "Convert it: groups of a multiple of 128 are split into groups of 128, which changes no value.",
         _TURBOMIND,
     ),
     Code(

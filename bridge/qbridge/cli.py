@@ -23,23 +23,24 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.commands.arguments import (
+from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
+from qbridge.commands.words import (
     Allow,
     DryRun,
     Dst,
     From,
+    Graft,
     Jobs,
     Json,
+    Link,
     Memory,
     NoProof,
     Once,
     Overwrite,
     Progressing,
+    RenamePrefix,
     Source,
     V1Zeros,
-    bytes_of,
-    memory_of,
-    sizes_of,
     words,
 )
 from qbridge.findings.catalogue import CATALOGUE
@@ -126,6 +127,9 @@ def convert(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="Of dense weights: bfloat16, float16 or float32.")
     ] = "",
+    graft: Graft = None,
+    rename_prefix: RenamePrefix = None,
+    link: Link = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     max_shard_size: Annotated[
@@ -140,10 +144,11 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert SRC into DST for a target, losslessly or not at all."""
-    limit = None if max_shard_size is None else bytes_of(max_shard_size, "--max-shard-size")
-    sizes = sizes_of(tp)
+    limit = None if max_shard_size is None else _value("--max-shard-size", bytes_of, max_shard_size)
+    sizes = _value("--tp", sizes_of, tp)
+    prefixes = _value("--rename-prefix", prefixes_of, rename_prefix or ())
     try:
-        Options(sizes, pad, regroup, bits, not no_passes, dtype)
+        Options(sizes, pad, regroup, bits, not no_passes, dtype, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
     if dtype and to.lower() != "dense":
@@ -166,8 +171,11 @@ def convert(
                 bits=bits,
                 passes=not no_passes,
                 dtype=dtype,
+                graft=graft or "",
+                rename_prefix=prefixes,
+                link=link,
                 jobs=jobs,
-                memory=memory_of(memory),
+                memory=_value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -178,6 +186,7 @@ def restore(
     src: Source,
     dst: Dst,
     allow: Allow = None,
+    link: Link = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     jobs: Jobs = 0,
@@ -196,8 +205,9 @@ def restore(
                 dry_run=dry_run,
                 overwrite=overwrite,
                 progress=advance,
+                link=link,
                 jobs=jobs,
-                memory=memory_of(memory),
+                memory=_value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -236,6 +246,7 @@ def inspect(
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
+    graft: Graft = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
     jobs: Jobs = 0,
@@ -246,8 +257,15 @@ def verify(
     """Compare two checkpoints layer by layer, across formats; exit 1 if they are not the same model."""
     with _answering("verify", as_json):
         with _progress(progress) as advance:
-            room = memory_of(memory)
-            done = qbridge.verify(a, b, allow=words(allow, v1_zeros), jobs=jobs, memory=room, progress=advance)
+            done = qbridge.verify(
+                a,
+                b,
+                allow=words(allow, v1_zeros),
+                graft=graft or "",
+                jobs=jobs,
+                memory=_value("--memory", memory_of, memory),
+                progress=advance,
+            )
         _say(as_json, done, render.verification, done.findings)
         if not done.same:
             raise typer.Exit(1)
@@ -327,6 +345,14 @@ def _main(
     ] = False,
 ) -> None:
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
+
+
+def _value(option: str, parse: Callable[[Any], Any], typed: Any) -> Any:
+    """What `parse` makes of what was typed after an option; a usage error where it makes nothing of it."""
+    try:
+        return parse(typed)
+    except ValueError as fault:
+        raise typer.BadParameter(str(fault), param_hint=option) from fault
 
 
 def _progress(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:

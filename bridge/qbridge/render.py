@@ -17,6 +17,7 @@ from qbridge.commands.report import Report, Verification
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
 
+_MODULES = 4  # grafted modules that are named
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
 
@@ -76,6 +77,7 @@ def report(console: Console, done: Report) -> None:
         ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
         ("tensors", f"{size(stored['before'])} -> {size(stored['after'])}, {_change(stored)}"),
         *_padding(done),
+        *_restructured(done),
         (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
     ]
     if done.already_done:
@@ -84,6 +86,20 @@ def report(console: Console, done: Report) -> None:
     elif not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])
+
+
+def _restructured(done: Report) -> list[tuple[str, str]]:
+    """What was grafted, and how many files were linked."""
+    rows = []
+    if done.grafted:
+        modules, taken = done.grafted["modules"], done.grafted
+        more = f" and {len(modules) - _MODULES} more" if len(modules) > _MODULES else ""
+        what = f"{_count(taken['tensors'], 'tensor')}, {size(taken['bytes'])}, from {taken['original']}"
+        rows.append(("grafted", f"{what}: {', '.join(modules[:_MODULES])}{more}"))
+    if done.links:
+        kinds = ", ".join(f"{count} by {kind}" for kind, count in done.links.items())
+        rows.append(("linked", f"{kinds}, of {_count(len(done.files), 'file')}"))
+    return rows
 
 
 def _serve(command: str) -> list[tuple[str, str]]:

@@ -4,10 +4,14 @@ tensor       dtype                           shape    meaning (N = out_features,
 <L>.weight   float16 | bfloat16 | float32    [N, K]   each weight rounded once from its exact value, to nearest even
 <L>.bias     model dtype                     [N]      as it was
 
-The experts of gpt-oss, as `_gpt_oss` says where they lie (E = experts, I = intermediate size, H = hidden size):
+Experts of classes that have those of a layer fused, as `fused_experts` says (E = experts, I = intermediate size, H =
+hidden size):
 
-<X>.gate_up_proj  [E, H, 2 I], transposed, and its _bias [E, 2 I]: even columns are gate's, odd ones up's
-<X>.down_proj     [E, I, H], transposed, and its _bias [E, H]
+<X>.gate_up_proj  [E, H, 2 I]   transposed, gate's columns before up's; of gpt-oss even ones are gate's, odd ones up's
+               or [E, 2 I, H]   gate's rows before up's
+<X>.down_proj     [E, I, H]     transposed, or [E, H, I]; both have a _bias in gpt-oss, [E, 2 I] and [E, H]
+
+<Y>.gate_proj.weight, up_proj and down_proj   [E, I, H] and [E, H, I] of Step-3.5, <X> without its last name
 
 config.json has no quantization block. Unquantized tensors keep their dtype and bytes. Source: transformers 5.23.0,
 modeling_utils.py (from_pretrained casts every tensor to the dtype that config.json names).
@@ -31,7 +35,7 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import DENSE
-from qbridge.ir.slots import Slot
+from qbridge.ir.slots import PLAIN, Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
 from qbridge.source.reader import Source
 from qbridge_formats._shared.fused_experts import place_of, unfusable
@@ -40,6 +44,12 @@ NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
 ALIASES: tuple[str, ...] = ()
 WRITE_ONLY = True
+INTERLEAVED, BY_COLUMNS, BY_ROWS, APART = (
+    "fused",
+    "columns",
+    "rows",
+    "apart",
+)  # how the output features of fused experts lie
 KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
 
 
@@ -55,11 +65,17 @@ def read(source: Source, findings: Findings) -> Model:
 
 def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above."""
-    place = place_of(spec.name) if dict(spec.dialect).get("experts") == "fused" else None
+    lies = dict(spec.dialect).get("experts")
+    place = place_of(spec.name) if lies else None
+    if place and lies == APART:
+        return {"code": place.slot_apart(DENSE[spec.weight.type], spec.dims)}
     if place:
-        rows, dtype = spec.out_features * place.turns, DENSE[spec.weight.type]
-        found = {"code": place.slot("", dtype, (spec.in_features, rows), TRANSPOSED)}
-        return found if spec.bias is None else {**found, "bias": place.slot("_bias", spec.bias, (rows,))}
+        rows, dtype, turns = spec.out_features * place.turns, DENSE[spec.weight.type], lies == INTERLEAVED
+        shape = (rows, spec.in_features) if lies == BY_ROWS else (spec.in_features, rows)
+        codec = PLAIN if lies == BY_ROWS else TRANSPOSED
+        found = {"code": place.slot("", dtype, shape, codec, interleaved=turns)}
+        bias = spec.bias and place.slot("_bias", spec.bias, (rows,), interleaved=turns)
+        return {**found, "bias": bias} if bias else found
     slots = {"code": Slot(f"{spec.name}.weight", DENSE[spec.weight.type], spec.dims)}
     if spec.bias is not None:
         slots["bias"] = Slot(f"{spec.name}.bias", spec.bias, (spec.out_features,))
@@ -67,13 +83,16 @@ def layout(spec: Spec) -> dict[str, Slot]:
 
 
 def settle(model: Model) -> Model:
-    """The experts of gpt-oss go into fused tensors; every other layer stands for itself."""
-    if not Architecture.of_model(model).fused_experts:
+    """Experts of classes that have them fused go into fused tensors; every other layer stands for itself."""
+    fused = Architecture.of_model(model).fused_experts
+    if fused is None:
         return model
-    fused = {
-        name: replace(spec, dialect=(("experts", "fused"),)) for name, spec in model.specs.items() if place_of(name)
+    lies = INTERLEAVED if fused.interleaved else BY_COLUMNS if fused.transposed else BY_ROWS
+    lies = APART if fused.apart else lies
+    specs = {
+        name: replace(spec, dialect=(("experts", lies),)) for name, spec in model.specs.items() if place_of(name)
     }
-    return replace(model, specs={**model.specs, **fused})
+    return replace(model, specs={**model.specs, **specs})
 
 
 def config(model: Model) -> dict[str, Any]:
@@ -92,13 +111,13 @@ def _quantized(spec: Spec, model: Model) -> Problem | None:
 
 
 def _unfusable(model: Model) -> Iterator[Problem]:
-    """Experts of gpt-oss that transformers would not find in its fused tensors."""
+    """Experts that transformers would not find in its fused tensors."""
     if Architecture.of_model(model).fused_experts:
         yield from unfusable(model)
 
 
 RULES: tuple[Rule, ...] = (
-    ModelRule("QB110", _unfusable, "transformers 5.17.0, models/gpt_oss/modeling_gpt_oss.py (GptOssExperts)"),
+    ModelRule("QB110", _unfusable, "transformers 5.24.0, models/*/modeling_*.py and conversion_mapping.py"),
     LayerRule("QB110", _quantized, "what dense means", lambda spec, model: Dequantize(_dtype(model))),
     no_kv_scales("transformers 5.23.0, cache_utils.py: no cache takes stored scales"),
 )

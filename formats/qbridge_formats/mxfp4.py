@@ -160,7 +160,8 @@ def _scheme(spec: Spec, model: Model) -> Problem | None:
 
 
 def _architecture(model: Model) -> Iterator[Problem]:
-    if not Architecture.of_model(model).fused_experts:
+    fused = Architecture.of_model(model).fused_experts
+    if fused is None or not fused.biased:
         yield Problem(
             (f"only {ARCHITECTURE} has its experts in such tensors",), where=(model.architecture or "config.json",)
         )

@@ -13,7 +13,17 @@ import pytest
 
 import qbridge
 from config_kinds import KINDS, NEW_KINDS, as_transformers_5_writes
-from qbridge.architecture.config import Reader, meaning, spell, spell_tokenizer, unread, unread_tokenizer, unsaid_rope
+from qbridge.architecture.config import (
+    Reader,
+    meaning,
+    spell,
+    spell_tokenizer,
+    unread,
+    unread_tokenizer,
+    unsaid_keys,
+    unsaid_rope,
+)
+from qbridge.architecture.implied import missing
 from qbridge.targets.registry import find_target
 from support import copy_fixture, edit_json
 
@@ -65,7 +75,8 @@ def test_what_transformers_4_wrote_stays_as_it_is(name, reader):
     assert all(after[path] == value for path, value in before.items() if not isinstance(value, dict))
     old = 4 in reader.versions and reader.old_dtype
     alone = {p for p in before if p.endswith("dtype") and p.rpartition(".")[2] == "dtype"} if old else set()
-    assert added == {f"{path.removesuffix('dtype')}torch_dtype": before[path] for path in alone}
+    asked = missing(source(name, 4)) if reader.implied else {}  # neither version saves these, and the engine asks
+    assert added == {f"{path.removesuffix('dtype')}torch_dtype": before[path] for path in alone} | asked
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -128,7 +139,8 @@ def test_phi3_of_transformers_4_takes_three_fields_and_no_other():
 @pytest.mark.parametrize("name", NEW)
 def test_transformers_5_reads_the_same_from_source_and_output(name, writer, reader):
     config = source(name, writer)
-    assert parsed(spell(config, reader)) == parsed(config)
+    asked = missing(config) if reader.implied else {}  # words that its class does not have: kept, and never looked at
+    assert parsed(spell(config, reader)) == parsed(config) | asked
     assert config == source(name, writer), "the source's own config was written to"
 
 
@@ -189,6 +201,17 @@ def test_flat_rope_parameters_where_the_class_wants_two_are_removed(name):
     assert unread(broken, READERS["5"]) == ["rope_parameters"]
 
 
+def test_layers_with_an_indexer_are_called_as_an_older_transformers_5_calls_them():
+    new, old = ["indexed_attention", "full_attention"], ["deepseek_sparse_attention", "full_attention"]
+    config = {"model_type": "deepseek_v32", "text_config": {"layer_types": new}, "layer_types": new}
+    older = Reader((5,), indexed=False)
+    spelled = spell(config, older)
+    assert spelled["layer_types"] == spelled["text_config"]["layer_types"] == old
+    assert unread(config, older) == ["layer_types"] and unread(spelled, older) == []
+    assert spell(config, READERS["5"]) == config and unread(config, READERS["5"]) == []
+    assert meaning(config) == meaning(spelled)
+
+
 LAYERED = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
 
 
@@ -220,7 +243,7 @@ def test_what_a_reader_does_not_know_is_named():
     assert unread(written_by_5("llava"), READERS["4"]) == ["dtype", "rope_parameters"]
     assert unread(written_by_5("llava"), READERS["lmdeploy"]) == ["rope_parameters"]
     assert unread(written_by_5("llava"), READERS["both"]) == []
-    assert all(unread(config, READERS["lmdeploy"]) == [] for config in KINDS.values())
+    assert all(unread(config, READERS["lmdeploy"]) == sorted(missing(config)) for config in KINDS.values())
 
 
 @pytest.mark.parametrize("junk", [[1], {"a": 1}, "x", 7, True, None])
@@ -343,3 +366,68 @@ def test_only_what_transformers_4_does_not_take_of_a_tokenizer_changes(text):
     assert written.encode()
     assert unread_tokenizer(json.loads(text), READERS["4"]) and not unread_tokenizer(wanted, READERS["4"])
     assert not unread_tokenizer(json.loads(text), READERS["5"])
+
+
+# Keys that transformers 5 does not save, and LMDeploy asks for.
+
+_DEEPSEEK = {"moe_layer_freq": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+_MIXED = ["sparse", "dense", "sparse"]
+IMPLIED = [
+    ({"model_type": "deepseek_v3", "first_k_dense_replace": 1}, _DEEPSEEK),
+    ({"model_type": "deepseek_v3"}, _DEEPSEEK),
+    ({"model_type": "deepseek_v2", "topk_method": "greedy"}, {"moe_layer_freq": 1, "scoring_func": "softmax"}),
+    ({"model_type": "deepseek_v32", "first_k_dense_replace": 1, "mlp_layer_types": ["dense", "sparse"]}, _DEEPSEEK),
+    (
+        {"model_type": "glm_moe_dsa", "mlp_layer_types": ["dense", "sparse"]},
+        {**_DEEPSEEK, "first_k_dense_replace": 1},
+    ),
+    ({"model_type": "hy_v3", "mlp_layer_types": ["dense", "dense", "sparse"]}, {"first_k_dense_replace": 2}),
+    (
+        {"model_type": "qwen3_next", "layer_types": ["linear_attention"] * 2 + ["full_attention"]},
+        {"full_attention_interval": 3},
+    ),
+    ({"model_type": "qwen3_next"}, {"full_attention_interval": 4}),
+    ({"model_type": "llama"}, {}),
+]
+UNSAID = [
+    (
+        {"model_type": "qwen3_next", "layer_types": ["linear_attention"] + ["full_attention"] * 2},
+        "full_attention_interval",
+    ),
+    ({"model_type": "qwen3_next", "layer_types": ["linear_attention"] * 2}, "full_attention_interval"),
+    ({"model_type": "hy_v3", "mlp_layer_types": _MIXED}, "first_k_dense_replace"),
+    ({"model_type": "deepseek_v32", "mlp_layer_types": _MIXED}, "moe_layer_freq"),
+]
+
+
+@pytest.mark.parametrize(("config", "keys"), IMPLIED)
+@pytest.mark.parametrize("nested", [False, True])
+def test_lmdeploy_is_told_what_the_class_implies(config, keys, nested):
+    """transformers 5 has no such keys, and LMDeploy stops without them: AttributeError."""
+    source = {"text_config": config} if nested else config
+    wanted = {**config, **keys}
+    told = spell(source, READERS["lmdeploy"])
+    assert told == ({"text_config": wanted} if nested else wanted)
+    assert unread(source, READERS["lmdeploy"]) == sorted(keys) and not unsaid_keys(source)
+    assert unread(told, READERS["lmdeploy"]) == [] and meaning(told) == meaning(source)
+    assert spell(source, READERS["vllm"]) == source
+
+
+@pytest.mark.parametrize(("config", "key"), UNSAID)
+def test_what_no_such_key_can_say_is_named(config, key):
+    assert unsaid_keys({"text_config": config}) == [f"text_config.{key}"] and key in unsaid_keys(config)
+    assert key not in spell(config, READERS["lmdeploy"])
+
+
+@pytest.mark.parametrize(("config", "keys"), [case for case in IMPLIED if case[1]])
+def test_another_value_of_such_a_key_is_another_meaning(config, keys):
+    for key, value in keys.items():
+        other = {**config, key: "other" if isinstance(value, str) else value + 1}
+        assert meaning(other) != meaning(config)
+
+
+def test_a_mixture_that_lmdeploy_has_no_key_for_is_refused(tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm")
+    edit_json(src / "config.json", lambda c: c.update(UNSAID[0][0], architectures=["Qwen3NextForCausalLM"]))
+    (finding,) = (f for f in qbridge.check(src, "lmdeploy").findings if f.code == "QB247")
+    assert finding.severity == "error" and finding.where == ("full_attention_interval",)

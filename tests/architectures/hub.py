@@ -13,11 +13,11 @@ import re
 import torch
 
 import small
-from small import HIDDEN, VOCAB, WIDE
+from small import HEAD, HIDDEN, VOCAB, WIDE
 
 BF16 = torch.bfloat16
 TABLES = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "position_embedding", "pos_embed"})
-Q, KV = HIDDEN, 64  # rows of queries, and of keys or values
+Q, KV = HIDDEN, 2 * HEAD  # rows of queries, and of keys or values
 DRAFTED = {  # classes with a layer for multi-token prediction, and how it is called
     **dict.fromkeys(("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeForCausalLM"), "layers"),
     **dict.fromkeys(("GlmMoeDsaForCausalLM", "Glm4MoeLiteForCausalLM"), "layers"),
@@ -26,6 +26,19 @@ DRAFTED = {  # classes with a layer for multi-token prediction, and how it is ca
 }
 # Fused in what transformers saves; tools write such experts one by one.
 FUSED = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+# Keys of config.json that repositories have, engines read, and transformers' class has no more.
+SAID = {
+    "AfmoeForCausalLM": {"score_func": "sigmoid"},
+    "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Glm4MoeForCausalLM": {"head_dim": HEAD},
+    "Glm4MoeLiteForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc"},
+    "GlmMoeDsaForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Lfm2ForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+    "Lfm2MoeForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+}
+# Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
+TOWER = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
 
 
 def checkpoint(architecture):
@@ -37,7 +50,12 @@ def checkpoint(architecture):
         tensors = one_by_one(tensors)
     if architecture in DRAFTED:
         tensors, config = drafted(tensors, config, DRAFTED[architecture])
-    return tensors, config, tables
+    if any(name.endswith("vision_tower.embeddings.position_embedding.weight") for name in tensors):
+        tensors = {TOWER.sub("vision_tower.vision_model.", name): value for name, value in tensors.items()}
+    said = SAID.get(architecture, {})
+    if "text_config" in config:
+        config["text_config"] |= said
+    return tensors, config if "text_config" in config else config | said, tables
 
 
 def one_by_one(tensors):
@@ -137,7 +155,9 @@ def qwen():
     }
     below |= {"mlp.w1": (WIDE, HIDDEN), "mlp.w2": (WIDE, HIDDEN), "mlp.c_proj": (HIDDEN, WIDE)}
     ends = {"transformer.wte": (VOCAB, HIDDEN), "transformer.ln_f": (HIDDEN,), "lm_head": (VOCAB, HIDDEN)}
-    config = text_config("QWenLMHeadModel", "qwen", intermediate_size=2 * WIDE, kv_channels=32, num_key_value_heads=4)
+    config = text_config(
+        "QWenLMHeadModel", "qwen", intermediate_size=2 * WIDE, kv_channels=HEAD, num_key_value_heads=4
+    )
     return tree("transformer.h", below, ends, ("attn.c_attn",)), config
 
 
@@ -148,7 +168,7 @@ def chatglm():
     ends = {"transformer.embedding.word_embeddings": (VOCAB, HIDDEN), "transformer.output_layer": (VOCAB, HIDDEN)}
     ends |= {"transformer.encoder.final_layernorm": (HIDDEN,)}
     config = text_config("ChatGLMModel", "chatglm", num_layers=2, ffn_hidden_size=WIDE, padded_vocab_size=VOCAB)
-    config |= {"multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 32, "add_qkv_bias": True}
+    config |= {"multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": HEAD, "add_qkv_bias": True}
     for key in ("num_hidden_layers", "num_key_value_heads", "intermediate_size"):
         del config[key]
     return tree("transformer.encoder.layers", below, ends, ("self_attention.query_key_value",)), config
@@ -208,7 +228,7 @@ def decilm():
 
 def step3p5():
     """Routed experts in tensors of three dims, a gate for each head, and a dense layer first."""
-    norms = {"self_attn.q_norm": (32,), "self_attn.k_norm": (32,), "self_attn.g_proj": (4, HIDDEN)}
+    norms = {"self_attn.q_norm": (HEAD,), "self_attn.k_norm": (HEAD,), "self_attn.g_proj": (4, HIDDEN)}
     tensors = tree("model.layers", {**LLAMA, **norms}, ENDS)
     tensors = {name: value for name, value in tensors.items() if ".1.mlp." not in name}
     moe = {"gate_proj": (4, 128, HIDDEN), "up_proj": (4, 128, HIDDEN), "down_proj": (4, HIDDEN, 128)}
@@ -218,7 +238,7 @@ def step3p5():
     tensors |= {f"{layer}.moe.gate.weight": ((4, HIDDEN), BF16), f"{layer}.moe.router_bias": ((4,), torch.float32)}
     keys = {"moe_num_experts": 4, "moe_top_k": 2, "moe_intermediate_size": 128, "moe_layers_enum": "1"}
     config = text_config("Step3p5ForCausalLM", "step3p5", num_attention_groups=2, share_expert_dim=128, **keys)
-    return tensors, {**config, "head_dim": 32}
+    return tensors, {**config, "head_dim": HEAD}
 
 
 def mimo():

@@ -4,7 +4,7 @@ python tests/architectures/make.py OUT [NAME ...]     OUT/NAME/model and OUT/NAM
 python tests/architectures/make.py --list             names, classes and formats
 
 ref.safetensors holds, by module, what a dense checkpoint must hold: the exact values, rounded once to the model's
-dtype; of packed experts by the tensor's name. The same call writes the same bytes.
+dtype; of experts that dense checkpoints have fused by the tensor's name. The same call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import blocks
 import hub
 import packers
 import small
-from qbridge.architecture.classes import CLASSES, CONTAINERS
+from qbridge.architecture.classes import CLASSES
+from qbridge.architecture.families import CONTAINERS
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|transformer\.blocks|mtp_layers)\.\d+\.")
 TOWERS = frozenset({"visual", "vision_tower", "vision_model", "vision_encoder", "audio_tower", "vpm", "apm"})
@@ -36,6 +37,9 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"),
 FUSED += (("in_proj_qkv", "in_proj_z"), ("c_fc_0", "c_fc_1"))
 UNMADE = frozenset({"Gemma3nForConditionalGeneration", "Qwen3OmniMoeForConditionalGeneration"})
 ALIASES = frozenset({"BaiChuanForCausalLM", "BailingMoeV2ForCausalLM", "ChatGLMForConditionalGeneration"})
+# Classes whose experts tools leave in the tensors that they share, and what the names of other parts end in.
+STACKED = frozenset({"Llama4ForCausalLM", "Llama4ForConditionalGeneration"})
+ENDINGS = {"fp8-dynamic": "_scale", "modelopt-fp8": "_{}", "modelopt-nvfp4": "_{}"}
 TORCH = {"torch.bfloat16": "BF16", "torch.float32": "F32", "torch.float16": "F16", "torch.int64": "I64"}
 
 
@@ -116,13 +120,20 @@ def build(architecture, kind, out):
             ref[name] = experts_mxfp4(name, shape, stored)
         elif module in quantized and name.endswith(".weight"):
             weights = small.draw(name, shape)
-            of_all = largest(module, modules) if layout.whole else None
+            stacked = architecture in STACKED and kind in ENDINGS
+            of_all = largest(module, modules, stacked) if layout.whole else None
             parts, ref[module] = layout.pack(weights, of_all) if layout.whole else layout.pack(weights)
             stored |= {f"{module}.{leaf}": part for leaf, part in parts.items()}
+        elif len(shape) == 3 and ".moe." in name and kind == "fp8":
+            ref[name] = experts_apart(module, shape, stored)
         else:
             stored[name] = plain(small.draw(name, shape), layout.dtype, TORCH[str(dtype)])
+    if architecture in hub.FUSED:
+        merge(stored, ref, ENDINGS.get(kind, "") if architecture in STACKED else "")
     linears = [m for m, shape in modules.items() if len(shape) == 2 and m.rpartition(".")[2] not in tables]
-    dense = [module for module in linears if module not in ref]
+    dense = [module for module in linears if module not in quantized]
+    if config.get("tie_word_embeddings") and not any(re.search(r"head$|embed_out$", module) for module in dense):
+        dense.append("lm_head")  # tools list the head though it is the embedding
     files = layout.block(quantized, dense, config, layout.dtype)
     folder = Path(out) / "model"
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +143,12 @@ def build(architecture, kind, out):
     write(Path(out) / "ref.safetensors", {name: plain(values, layout.dtype) for name, values in ref.items()})
 
 
-def largest(module, modules):
-    """The largest magnitude of a linear and of those that engines fuse with it."""
+def largest(module, modules, stacked=False):
+    """The largest magnitude of a linear and of those that engines fuse with it; `stacked`, of all experts."""
+    if stacked and ".experts." in module:
+        numbered = re.sub(r"(?<=\.experts\.)\d+", r"\\d+", module.replace("up_proj", "gate_proj"))
+        firsts = [name for name in modules if re.fullmatch(numbered, name)]
+        return max(largest(name, modules) for name in firsts)
     block, _, leaf = module.rpartition(".")
     mates = next((group for group in FUSED if leaf in group), (leaf,))
     there = [name for mate in mates if (name := f"{block}.{mate}" if block else mate) in modules]
@@ -145,6 +160,30 @@ def experts_mxfp4(name, shape, stored):
     weights = small.draw(name, shape).transpose(0, 2, 1)
     stored[f"{name}_blocks"], stored[f"{name}_scales"], values = packers.mxfp4(np.ascontiguousarray(weights))
     return np.ascontiguousarray(values.transpose(0, 2, 1))
+
+
+def experts_apart(module, shape, stored):
+    """float8 in blocks of [experts, out, in]; the values."""
+    packed, values = zip(*map(packers.fp8_block, small.draw(f"{module}.weight", shape)), strict=True)
+    for leaf, (dtype, _) in packed[0].items():
+        stored[f"{module}.{leaf}"] = (dtype, np.stack([parts[leaf][1] for parts in packed]))
+    return np.stack(values)
+
+
+def merge(stored, ref, ending):
+    """Experts one by one become tensors of all, by columns, gate before up: values, and with `ending` the parts."""
+    for module in [name for name in ref if name.endswith(".experts.0.down_proj")]:
+        block = module.removesuffix(".0.down_proj")
+        for fused, leaves in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+            every = [[f"{block}.{n}.{leaf}" for leaf in leaves] for n in range(4) if f"{block}.{n}.down_proj" in ref]
+            parts = [name.rpartition(".")[2] for name in stored if name.startswith(f"{every[0][0]}.")]
+            for leaf in parts if ending else ():
+                both = [[stored.pop(f"{name}.{leaf}") for name in names] for names in every]
+                name = f"{block}.{fused}" + ("" if leaf == "weight" else ending.format(leaf))
+                dtype, first = both[0][0]
+                joined = [np.concatenate([part for _, part in own]).T for own in both] if first.ndim else None
+                stored[name] = (dtype, np.ascontiguousarray(np.stack(joined)) if joined else first)
+            ref[f"{block}.{fused}"] = np.stack([np.concatenate([ref.pop(one) for one in names]).T for names in every])
 
 
 def plain(values, dtype, own="BF16"):

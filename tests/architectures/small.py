@@ -18,13 +18,15 @@ import torch
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
-HIDDEN, WIDE, VOCAB = 128, 256, 256
+# Rows of keys and values are whole blocks of 128; vLLM's kernels of latent attention know real models' dims alone
+# (vllm 0.33.0, v1/attention/backends/mla/prefill/flash_attn.py and flashattn_mla.py).
+HIDDEN, WIDE, VOCAB, HEAD = 256, 512, 384, 64
 SIZES = {
     **{"hidden_size": HIDDEN, "intermediate_size": WIDE, "ffn_hidden_size": WIDE, "intermediate_size_mlp": WIDE},
-    **{"moe_intermediate_size": 128, "shared_expert_intermediate_size": 128, "vocab_size": VOCAB, "head_dim": 32},
+    **{"moe_intermediate_size": 128, "shared_expert_intermediate_size": 128, "vocab_size": VOCAB, "head_dim": HEAD},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 256},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "n_shared_experts": 1, "moe_num_shared_experts": 1},
-    **{"q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32},
+    **{"q_lora_rank": 256, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
     **{
         "num_experts": 4,
         "num_local_experts": 4,
@@ -34,8 +36,8 @@ SIZES = {
     },
     **{"n_group": 1, "topk_group": 1, "index_head_dim": 128, "index_n_heads": 2, "index_topk": 16},
     **{
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
+        "linear_key_head_dim": HEAD,
+        "linear_value_head_dim": HEAD,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
     },
@@ -44,7 +46,15 @@ SIZES = {
 }
 TOWER = {
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "depth": 2},
-    **{"num_heads": 4, "embed_dim": 64, "out_hidden_size": HIDDEN, "image_size": 28, "patch_size": 14, "d_model": 64},
+    **{
+        "num_heads": 4,
+        "num_key_value_heads": 4,
+        "embed_dim": 64,
+        "out_hidden_size": HIDDEN,
+        "image_size": 28,
+        "patch_size": 14,
+        "d_model": 64,
+    },
     **{
         "encoder_layers": 2,
         "encoder_attention_heads": 4,
@@ -58,7 +68,7 @@ TOWER = {
     **{"projector_output_dim": HIDDEN},
 }
 HYBRID = ["linear_attention", "full_attention"] * 2
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_d_ssm": 256}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_d_ssm": 512}
 # What classes want otherwise.
 OTHER = {
     "BloomForCausalLM": {"n_head": 4, "n_layer": 2},
@@ -72,8 +82,14 @@ OTHER = {
     "FalconForCausalLM": {"num_kv_heads": 1, "ffn_hidden_size": 4 * HIDDEN},
     "FalconH1ForCausalLM": MAMBA,
     "GPTJForCausalLM": {"n_embd": HIDDEN, "n_head": 4, "n_layer": 2, "rotary_dim": 16},
-    "Gemma4ForCausalLM": {"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": 32},
-    "Gemma3nForCausalLM": {"num_kv_shared_layers": 0, "laurel_rank": 32, "intermediate_size": [WIDE, WIDE]},
+    "Gemma4ForCausalLM": {"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": HEAD},
+    "Gemma4ForConditionalGeneration": {"per_layer_config": None, "global_head_dim": HEAD},
+    "Gemma3nForCausalLM": {
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 32,
+        "intermediate_size": [WIDE, WIDE],
+        "activation_sparsity_pattern": [0.95, 0.0],
+    },
     "GraniteMoeHybridForCausalLM": {**MAMBA, "shared_intermediate_size": 128, "layer_types": HYBRID[:2]},
     "GraniteMoeSharedForCausalLM": {"shared_intermediate_size": 128},
     "JambaForCausalLM": {
@@ -83,6 +99,8 @@ OTHER = {
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 128},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "Lfm2VlForConditionalGeneration": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 128},
+    "Llama4ForCausalLM": {"interleave_moe_layer_step": 2},
+    "Llama4ForConditionalGeneration": {"interleave_moe_layer_step": 2},
     "LongcatFlashForCausalLM": {
         **{
             "num_layers": 2,
@@ -96,13 +114,15 @@ OTHER = {
     "MptForCausalLM": {"d_model": HIDDEN, "n_heads": 4, "n_layers": 2},
     "NemotronHForCausalLM": {
         "layers_block_type": ["linear_attention", "full_attention", "mlp", "moe"],
-        **{"num_hidden_layers": 4, "mamba_num_heads": 8, "mamba_head_dim": 32, "n_groups": 1, "ssm_state_size": 16},
+        **{"num_hidden_layers": 4, "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 1, "ssm_state_size": 16},
     },
     "OPTForCausalLM": {"word_embed_proj_dim": HIDDEN, "ffn_dim": WIDE},
+    "PhiMoEForCausalLM": {"attention_bias": True, "lm_head_bias": True},
+    "PhimoeForCausalLM": {"attention_bias": True, "lm_head_bias": True},
     "WhisperForConditionalGeneration": {
         **{"d_model": HIDDEN, "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4},
         **{"encoder_attention_heads": 4, "decoder_ffn_dim": WIDE, "encoder_ffn_dim": WIDE, "num_mel_bins": 16},
-        **{"max_source_positions": 32, "max_target_positions": 32},
+        **{"max_source_positions": 256, "max_target_positions": 256},
     },
 }
 # Sparse where config.json says so by layer: the first layer dense, the second with experts.

@@ -17,7 +17,8 @@ import make
 import packers
 from qbridge.architecture import expected
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.classes import CLASSES, CONTAINERS
+from qbridge.architecture.classes import CLASSES
+from qbridge.architecture.families import CONTAINERS
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import DType
 from qbridge.ir.model import Model, TensorInfo

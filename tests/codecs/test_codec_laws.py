@@ -10,13 +10,16 @@ import pytest
 from qbridge.codecs.arrays import (
     NARROWED,
     TRANSPOSED,
+    Concatenated,
     Constant,
     Filled,
     GroupIndex,
     Interleaved,
     Padded,
     ScaledZeros,
+    Shared,
     Shuffled,
+    Turned,
 )
 from qbridge.codecs.bits import NIBBLES, BitPacked, Tiled
 from qbridge.ir.dtypes import DType
@@ -47,6 +50,16 @@ CASES = {
     "shuffled": (Shuffled((1, 0, 3, 2)), Slot("x", DType.I8, (IN, OUT)), CODES),
     "first of two": (Interleaved(PLAIN, 0, 2), Slot("x", DType.I8, (2 * OUT, IN)), CODES),
     "second of two": (Interleaved(NIBBLES, 1, 2), Slot("x", DType.U8, (2 * OUT, IN // 2)), CODES & 15),
+    "first of two halves": (Concatenated(PLAIN, 0, 2), Slot("x", DType.I8, (2 * OUT, IN)), CODES),
+    "second of two halves": (Concatenated(TRANSPOSED, 1, 2), Slot("x", DType.I8, (IN, 2 * OUT)), CODES),
+    "last of three, packed": (Concatenated(NIBBLES, 2, 3), Slot("x", DType.U8, (3 * OUT, IN // 2)), CODES & 15),
+    "packed columns": (Turned(NIBBLES), Slot("x", DType.U8, (IN // 2, OUT)), CODES & 15),
+    "half of packed columns": (
+        Concatenated(Turned(NIBBLES), 1, 2),
+        Slot("x", DType.U8, (IN // 2, 2 * OUT)),
+        CODES & 15,
+    ),
+    "the same for all": (Shared(TRANSPOSED), Slot("x", DType.I8, (IN, OUT)), CODES),
     "gptq": (*packed(4, 1, 8, True), CODES),
     "awq": (*packed(4, 0, 8, order=(0, 2, 4, 6, 1, 3, 5, 7)), CODES),
     "3 bits": (*packed(3, 1, 4), CODES >> 1),

@@ -279,9 +279,10 @@ def test_straddling_group_exits_1_with_commands_cheapest_first(src):
     assert finding["count"] == 1 and finding["where"] == ["model.layers.0.mlp.down_proj"]
     assert finding["facts"][0] == "in_features 640, per rank 320 = 2.5 groups of 128 (tp 2)"
     assert len(finding["facts"]) == 2 and finding["facts"][1].startswith("vLLM 0.33: Marlin refuses it; Machete")
-    convert = f"qbridge convert {src} DST --to vllm@0.33.0 --tp 2"
     first, second, last = (line.partition("  #")[0] for line in remedies(finding))
-    assert (first, second, last) == (f"{convert} --regroup 64", f"{convert} --pad", "serve it with tp = 1")
+    assert first == f"qbridge convert {src} src-vllm-regroup --to vllm@0.33.0 --tp 2 --regroup 64"
+    assert second == f"qbridge convert {src} src-vllm-pad --to vllm@0.33.0 --tp 2 --pad"
+    assert last == "serve it with tp = 1"
 
 
 @pytest.mark.parametrize("way", [0, 1])
@@ -290,7 +291,8 @@ def test_remedies_are_commands_that_lead_to_a_served_checkpoint(src, way):
     words = shlex.split(remedies(finding)[way].partition("  #")[0])
     dst = src.parent / "dst"
     assert words[0] == "qbridge"
-    done = cli(*(str(dst) if word == "DST" else word for word in words[1:]))
+    words[3] = str(dst)
+    done = cli(*words[1:])
     assert done.returncode == 0, done.stderr
     assert answer(dst, "--for", "vllm", "--tp", 2, rc=0)["ok"]
 
@@ -601,7 +603,9 @@ def test_eight_bits_in_compressed_tensors_are_the_pytorch_engines_and_turbomind_
         ways = [way for way in finding.help if way.startswith("qbridge convert")]
         # no engine of LMDeploy has static scales of integers: no command would help
         assert ways == (
-            [] if case == "llama_static" else [f"qbridge convert {model} DST --to lmdeploy@0.18.0  # exact"]
+            []
+            if case == "llama_static"
+            else [f"qbridge convert {model} model-lmdeploy --to lmdeploy@0.18.0  # exact"]
         )
     assert not {"QB240", "QB216", "QB243"} & {finding.code for finding in done.findings}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import judges
 import numpy as np
 import pytest
 from engine import ask, assert_loads, lmdeploy, turbomind
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 from weight_only import fixture, method
 
 import qbridge
+from float8_experts import SPLIT, experts
 from qbridge.ir.values import dequantize
 
 pytestmark = pytest.mark.engine
@@ -137,3 +139,25 @@ def test_turbomind_has_the_sources_weights_and_zeros(tp, grown, tmp_path):
     assert {key: report[key] for key in keys if report.get(key)} == {}
     assert grown_linears(dump, AWQ[2]) == 3
     assert wrong(dump, fixture(AWQ[0])) == {}, "TurboMind would compute with other weights"
+
+
+@pytest.mark.parametrize("tp", sorted({row[3] for row in SPLIT}))
+def test_vllm_loads_every_share_of_blocks_that_it_splits(tp, tmp_path):
+    rows = [row for row in SPLIT if row[3] == tp]
+    made = {experts(tmp_path / str(number), *row[:2], sides=row[2]): row for number, row in enumerate(rows)}
+    reports = judges.judge("vllm", list(made), options=["--tp", str(tp)])
+    loaded = {row: reports[str(folder)]["verdict"] == "clean" for folder, row in made.items()}
+    assert loaded == {row: row[4] is not None for row in rows}
+
+
+@pytest.mark.parametrize("target", ["vllm", "compressed-tensors"])
+def test_vllm_loads_every_share_of_padded_blocks_on_four_ranks(target, tmp_path):
+    made = []
+    for layout in ("fp8", "compressed-tensors"):
+        for size, hidden in ((384, 256), (448, 256), (384, 192)):
+            src = experts(tmp_path / f"{layout}-{size}-{hidden}", size, hidden, layout)
+            made.append(tmp_path / f"out-{layout}-{size}-{hidden}")
+            qbridge.convert(src, made[-1], target, tp=4, pad=True)
+            assert qbridge.verify(src, made[-1]).same
+    reports = judges.judge("vllm", made, options=["--tp", "4"])
+    assert {report["verdict"] for report in reports.values()} == {"clean"}

@@ -250,3 +250,16 @@ def test_quantized_modules_are_those_whose_tensors_are_codes(engine, tmp_path):
         stored = judges.packed_modules(Path(path))
         assert judges.otherwise(stored, report["quantized"]) == {}
         assert sum(report["quantized"].values()) == sum(stored.values()) > 0
+
+
+def test_every_rank_is_proved_and_its_number_is_told(tmp_path):
+    whole = fixture(tmp_path / "whole", "compressed_tensors/qwen3_moe_fp8_dynamic")
+    straddling = fixture(tmp_path / "straddling", "gptq/llama_640", "compressed-tensors")  # groups of 128, 320 a rank
+    lost = damaged(whole, tmp_path / "lost", expert_lost)
+    alone = judges.judge("vllm", [whole, straddling])
+    assert {report["verdict"] for report in alone.values()} == {"clean"}
+    both = judges.judge("vllm", [whole, straddling, lost], options=["--tp", "2"])
+    assert both[str(whole)]["verdict"] == "clean", judges.short(both[str(whole)])
+    assert both[str(straddling)]["error"]["message"].startswith("rank 0: ")
+    assert "not divisible by group_size" in both[str(straddling)]["error"]["message"]
+    assert {entry["rank"] for entry in both[str(lost)]["unfilled"]} == {0, 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -100,3 +101,26 @@ def test_inspect_lists_unquantized_linears_by_kind(tmp_path):
     )
     done = cli("inspect", src)
     assert "visual.blocks.*.mlp.fc (113)" in done.stdout and "visual.blocks.7" not in done.stdout
+
+
+# codes that a list in a transcript alone named
+
+
+def test_a_width_that_only_humming_has(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_w3a16")
+    assert "QB226" in {finding.code for finding in qbridge.check(src, "vllm").findings}
+
+
+def test_a_tensor_that_one_side_lacks(tmp_path):
+    src = copy_fixture(tmp_path)
+    shutil.copytree(src, tmp_path / "other")
+    rewrite_tensors(src, lambda tensors: tensors.update(more=np.ones(3, np.float16)))
+    assert "QB502" in {finding.code for finding in qbridge.verify(src, tmp_path / "other").findings}
+
+
+def test_a_rope_for_each_kind_of_layer_that_transformers_4_cannot_read(tmp_path):
+    src = copy_fixture(tmp_path)
+    ropes = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}
+    edit_json(src / "config.json", lambda config: config.update(rope_parameters=ropes))
+    found = qbridge.check(src, "lmdeploy").findings
+    assert "QB207" in {finding.code for finding in found}

@@ -83,6 +83,6 @@ def test_check_has_commands_and_convert_has_options_of_the_same_ways(fixtures, t
     commands = [way for way in finding.ways if not way.serve]
     assert [way.option for way in commands] == ["--regroup", "--pad"]
     for number, way in enumerate(commands):
-        place = str(tmp_path / f"dst{number}")
-        words = [place if word == "DST" else word for word in shlex.split(str(way), comments=True)]
+        place, words = str(tmp_path / f"dst{number}"), shlex.split(str(way), comments=True)
+        words[3] = place
         assert cli(*words[1:]).returncode == 0 and qbridge.check(place, "vllm", 2).ok

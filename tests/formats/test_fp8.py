@@ -222,6 +222,19 @@ def test_kv_scales_are_kept(tmp_path):
     assert set(refusal(src, 1, "QB208")) >= {"QB208"}
 
 
+def test_one_scale_of_keys_and_values_is_kept_where_it_is_known(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_static")
+    name = "model.layers.0.self_attn.kv_scale"
+    edit(src, lambda tensors: tensors.update({name: torch.tensor(0.5)}))
+    assert qbridge.check(src, "vllm").ok
+    report = qbridge.convert(src, tmp_path / "out", "vllm")
+    assert load_file(tmp_path / "out" / SINGLE)[name] == 0.5 and qbridge.check(tmp_path / "out", "vllm").ok
+    assert report.format == "fp8" if hasattr(report, "format") else True
+    assert set(refusal(src, 1, "QB113", "compressed-tensors")) >= {"QB113"}
+    qbridge.convert(src, tmp_path / "dropped", "compressed-tensors", allow=["drop-kv-scales"])
+    assert name not in load_file(tmp_path / "dropped" / SINGLE)
+
+
 def drop(ending):
     def fn(tensors):
         for name in scales(tensors, ending):

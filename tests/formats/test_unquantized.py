@@ -19,6 +19,7 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge_formats._shared.unquantized import Unquantized, whole_experts
 
 FLOAT8, TOKENS = (
     WeightScheme(8, Granularity.CHANNEL, type="e4m3fn"),
@@ -736,3 +737,33 @@ def test_lists_of_experts_by_the_thousand_take_no_time():
         start = time.process_time()
         find(format_name).config(model)
         assert time.process_time() - start < 3, format_name
+
+
+CALLED = [  # what is stored, and what an engine calls it
+    ("visual", "vision_tower"),
+    ("vit", "vision_tower"),
+    ("vision_tower", "vision_encoder"),
+    ("vision_model", "visual"),
+    ("vision_embedder", "embed_vision"),
+    ("multi_modal_projector", "vision_language_adapter"),
+    ("mlp1", "multi_modal_projector"),
+    ("audio", "audio_tower"),
+    ("sound_encoder", "audio_tower"),
+    ("sound_projection", "embed_audio"),
+]
+
+
+@pytest.mark.parametrize(("stored", "memory"), CALLED)
+@pytest.mark.parametrize("prefix", ["", "model.", "thinker."])
+def test_a_tower_is_told_by_what_engines_call_it_as_well(stored, memory, prefix):
+    linear = f"{stored}.blocks.0.fc1"
+    model = Model("x", {}, {}, {}, {f"{linear}.weight": TensorInfo(DType.BF16, (64, 64), f"{linear}.weight")})
+    (tower,) = Unquantized.of(model).subtrees
+    assert all(re.fullmatch(tower.pattern, f"{prefix}{name}.blocks.0.fc1") for name in (stored, memory))
+    assert not re.fullmatch(tower.pattern, f"{prefix}layers.0.mlp.fc1")
+
+
+def test_no_expert_of_a_block_is_lost():
+    names = [f"model.layers.{n}.mlp.experts.{e}.up_proj" for n in (0, 1) for e in range(12)]
+    blocks = whole_experts(names, ["model.layers.1.mlp.experts.3.down_proj"])
+    assert blocks == {"model.layers.0.mlp.experts": names[:12]}

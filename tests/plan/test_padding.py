@@ -80,18 +80,12 @@ ALL = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 NOT_GROWN = {
     "auto_round/llama_regex": "QB254",  # up_proj is not quantized
     "awq/llama_gptqmodel_8bit": "QB110",
-    "compressed_tensors/llama_fp8_block": "QB254",
-    "compressed_tensors/llama_fp8_block_edges": "QB254",
     "compressed_tensors/llama_mxfp6a16": "QB101",
     "compressed_tensors/llama_w4a16_g_idx": "QB110",
-    "fp8/llama_blocks": "QB254",
-    "fp8/llama_blocks_ue8m0": "QB254",
-    "fp8/llama_lmdeploy_block": "QB254",
     "marlin/llama_autoawq": "QB110",
     "marlin/llama_autogptq": "QB110",
     "marlin/llama_autogptq_channel": "QB110",
     "marlin/llama_checkpoint_format": "QB110",
-    "modelopt/llama_fp8_block": "QB254",  # scales of blocks
     "mxfp4/gpt_oss": "QB254",  # its MLP adds one to up
 }
 
@@ -119,7 +113,8 @@ def test_every_fixture_grows_in_its_own_format(case, tmp_path, monkeypatch):
     key = "moe_intermediate_size" if "moe" in name else "intermediate_size"
     with qbridge.open(tmp_path / "out", allow=allow) as opened:
         downs = {spec.in_features for n, spec in opened.specs.items() if n.rpartition(".")[2] in ("down_proj", "w2")}
-        groups = {spec.weight.group_size or 1 for spec in opened.specs.values()}
+        weights = [spec.weight for spec in opened.specs.values()]
+        groups = {size for own in weights for size in (own.group_size or 1, *(own.block or ()))}
     assert downs == {after[key]} and after[key] > before[key] and after[key] % 480 == 0
     assert after[key] < before[key] + lcm(480, *groups)
     assert {k for k in before.keys() & after.keys() if before[k] != after[k]} <= {key, "quantization_config"}

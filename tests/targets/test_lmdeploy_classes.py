@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,9 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
-from qbridge.targets.lmdeploy.pytorch import ARCHITECTURES, REMOVED, TURBOMIND_ARCHITECTURES
+from qbridge.ir.slots import PLAIN, Slot
+from qbridge.targets.lmdeploy.awq import best_group
+from qbridge.targets.lmdeploy.classes import ARCHITECTURES, REMOVED, TURBOMIND_ARCHITECTURES
 from qbridge.targets.registry import find_target
 from support import copy_fixture, edit_json, edit_quantization, facts, places, refusal, rewrite_tensors
 
@@ -234,3 +238,80 @@ def test_experts_in_awq_are_turbominds_alone(name, size, refused):
     (choice,) = (choice for choice in find_target("lmdeploy").choices if choice.format.NAME == "awq")
     (rule,) = (rule for rule in choice.rules if rule.code == "QB218")
     assert [problem.where for problem in rule.check(model)] == ([(expert,)] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "method", "refused"),
+    [
+        ("Qwen2MoeForCausalLM", "mlp.experts.0.up_proj", "smooth_quant", True),
+        ("Qwen2MoeForCausalLM", "mlp.experts.0.up_proj", "awq", False),  # TurboMind's
+        ("Qwen2MoeForCausalLM", "mlp.shared_expert.up_proj", "smooth_quant", False),
+        ("Qwen3MoeForCausalLM", "mlp.experts.0.up_proj", "smooth_quant", False),
+        ("DeepseekForCausalLM", "mlp.experts.0.up_proj", "fp8", True),
+        ("MiniCPM3ForCausalLM", "self_attn.kv_b_proj", "awq", True),
+        ("MiniCPM3ForCausalLM", "mlp.up_proj", "awq", False),
+        ("PhiMoEForCausalLM", "block_sparse_moe.experts.0.w1", "smooth_quant", True),
+        ("Qwen3NextForCausalLM", "linear_attn.out_proj", "fp8", True),
+    ],
+)
+def test_linears_that_a_class_builds_without_the_block_are_refused(name, module, method, refused):
+    config = {"architectures": [name], "quantization_config": {"quant_method": method}}
+    module = f"model.layers.0.{module}"
+    model = Model(method, config, {}, {module: {"code": Slot(f"{module}.weight", DType.I8, (8, 8), PLAIN)}}, {})
+    derivation = find_target("lmdeploy").derivation
+    said = {code: set(problem.where) for code, problem in derivation.check(config, model)}
+    assert said == ({"QB281": {module}} if refused else {})
+
+
+# k and v are as wide as one head, whose outputs are half a group.
+
+
+def with_one_kv_head(tmp_path, name, outputs):
+    """AWQ in groups of 128 whose k_proj and v_proj have fewer outputs, of a class of LMDeploy."""
+    src = of_class(copy_fixture(tmp_path, "awq/llama_gemm_g128"), name)
+    edit_json(src / "config.json", lambda c: c.update(num_key_value_heads=1, head_dim=outputs))
+
+    def narrowed(tensors):
+        for key in [key for key in tensors if ".k_proj." in key or ".v_proj." in key]:
+            tensors[key] = tensors[key][..., : outputs // (1 if key.endswith("scales") else 8)].copy()
+
+    rewrite_tensors(src, narrowed)
+    return src
+
+
+@pytest.mark.parametrize(("outputs", "size"), [(64, 64), (32, 32), (128, 128)])
+def test_outputs_of_parts_of_a_linear_are_whole_groups_of_the_pytorch_engine(outputs, size, tmp_path):
+    """It cuts the parts of q, k, v and of gate, up into whole groups on one GPU, too: AssertionError."""
+    src, dst = with_one_kv_head(tmp_path, "MistralForCausalLM", outputs), tmp_path / "dst"
+    found = [f for f in qbridge.check(src, "lmdeploy").findings if f.code == "QB215"]
+    assert bool(found) is (size != 128) and all(f"{outputs} outputs" in facts([f]) for f in found)
+    qbridge.convert(src, dst, "lmdeploy", allow=["incomplete"])
+    assert json.loads((dst / "config.json").read_text())["quantization_config"]["group_size"] == size
+    assert qbridge.check(dst, "lmdeploy").ok
+    assert qbridge.verify(src, dst, allow=["incomplete"]).same
+
+
+def test_a_class_of_turbomind_keeps_its_groups(tmp_path):
+    """TurboMind cuts nothing on one GPU, and has groups of 128 alone; the other engine is named as one that stops."""
+    src, dst = with_one_kv_head(tmp_path, "LlamaForCausalLM", 64), tmp_path / "dst"
+    done = qbridge.check(src, "lmdeploy")
+    assert done.ok and "64 outputs" in facts([f for f in done.findings if f.code == "QB216"])
+    qbridge.convert(src, dst, "lmdeploy")
+    assert json.loads((dst / "config.json").read_text())["quantization_config"]["group_size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("leaf", "outputs", "size"),
+    [
+        ("qkv_proj", 4 * 128 + 2 * 64, 64),  # 4 heads of 64 and 1 of k and v, stored as one
+        ("gate_up_proj", 2 * 96, 32),
+        ("o_proj", 96, 128),  # it is cut by its inputs alone
+        ("kv_b_proj", 96, 128),  # it is cut only where there are several ranks
+    ],
+)
+def test_parts_of_linears_that_are_stored_as_one_are_whole_groups_too(leaf, outputs, size):
+    name = f"model.layers.0.self_attn.{leaf}"
+    weight = WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=128)
+    config = {"architectures": ["Phi3ForCausalLM"], "num_attention_heads": 8, "num_key_value_heads": 1}
+    model = Model("awq", config, {name: Spec(name, outputs, 256, weight, DType.F16)}, {}, {})
+    assert best_group(model) == size

@@ -75,6 +75,7 @@ def test_asymmetric_experts_do_not_load():
 # Lists, by names in memory
 
 TOWER = "vision_tower.transformer.layers.0.attention.q_proj"
+PROJECTOR, AUDIO = "multi_modal_projector.linear", "audio_tower.layers.0.fc1"
 VISUAL = "visual.blocks.0.attn.proj"
 
 
@@ -87,6 +88,12 @@ VISUAL = "visual.blocks.0.attn.proj"
         ("Mistral3ForConditionalGeneration", TOWER, "compressed-tensors", [f"model.{TOWER}"], False),
         ("Qwen2_5_VLForConditionalGeneration", VISUAL, "compressed-tensors", ["re:visual.*"], True),
         ("Qwen2_5_VLForConditionalGeneration", VISUAL, "compressed-tensors", ["re:(.*[.])?visual.*"], False),
+        ("LlavaNextVideoForConditionalGeneration", PROJECTOR, "compressed-tensors", [PROJECTOR], True),
+        ("LlavaOnevisionForConditionalGeneration", PROJECTOR, "compressed-tensors", [f"model.{PROJECTOR}"], False),
+        ("PaliGemmaForConditionalGeneration", PROJECTOR, "compressed-tensors", ["re:multi_modal.*"], True),
+        ("Qwen2AudioForConditionalGeneration", AUDIO, "compressed-tensors", [AUDIO], True),
+        ("Qwen2AudioForConditionalGeneration", AUDIO, "compressed-tensors", [f"model.{AUDIO}"], False),
+        ("GPTNeoXForCausalLM", "gpt_neox.layers.0.attention.dense", "compressed-tensors", ["re:.*dense"], False),
         ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["vision_tower"], False),
         ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["model.vision_tower"], False),
         ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["vision"], True),
@@ -104,6 +111,21 @@ def test_dense_linears_that_a_list_misses(name, stored, method, entries, missed)
     model = Model(method, config, {}, {"": {}}, tensors)
     said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
     assert said == ({"QB280": {stored}} if missed else {})
+
+
+@pytest.mark.parametrize(("name", "stored"), [("GPTNeoXForCausalLM", "embed_out"), ("X", "")])
+@pytest.mark.parametrize("listed", ["lm_head", "embed_out", "language_model.lm_head"])
+def test_a_head_is_listed_as_in_memory(name, stored, listed):
+    name = name if stored else "LlavaNextVideoForConditionalGeneration"
+    stored = stored or "language_model.lm_head"
+    block = {"quant_method": "compressed-tensors", "ignore": [listed]}
+    block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
+    config = {"architectures": [name], "num_hidden_layers": 1}
+    model = Model(
+        "x", config, {}, {"": {}}, {f"{stored}.weight": TensorInfo(DType.BF16, (64, 64), f"{stored}.weight")}
+    )
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({} if listed == "lm_head" else {"QB280": {stored}})
 
 
 def test_a_tied_head_that_is_not_listed_is_built_quantized(tmp_path):

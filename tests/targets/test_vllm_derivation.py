@@ -9,6 +9,7 @@ import pytest
 import qbridge
 from qbridge.ir.dtypes import DType
 from qbridge.ir.model import Model, TensorInfo
+from qbridge.ir.slots import PLAIN, Slot
 from qbridge.targets.vllm.matching import DERIVATION, PLACES
 from qbridge.targets.vllm.names import CLASSES, REMOVED
 from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
@@ -273,12 +274,65 @@ def test_classes_that_vllm_removed(name, tmp_path):
         qbridge.convert(src, tmp_path / "dst", "vllm")
 
 
+def test_a_removed_class_whose_attention_is_its_own_is_an_error(tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemm")
+    of_class(src, "MptForCausalLM")
+    assert {f.severity for f in qbridge.check(src, "vllm").findings if f.code == "QB286"} == {qbridge.Severity.ERROR}
+
+
 def test_a_removed_class_that_transformers_has_is_a_warning(tmp_path):
     src = copy_fixture(tmp_path, "awq/llama_gemm")
     of_class(src, "FuyuForCausalLM")
     assert {f.severity for f in qbridge.check(src, "vllm").findings if f.code == "QB286"} == {
         qbridge.Severity.WARNING
     }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("name", "method", "entries", "missed"),
+    [
+        ("GemmaForCausalLM", "modelopt", [], True),
+        ("SmolLM3ForCausalLM", "modelopt", ["*mlp.gate*"], True),
+        ("GemmaForCausalLM", "modelopt", ["lm_head"], False),
+        ("Gemma2ForCausalLM", "modelopt", [], False),
+        ("GemmaForCausalLM", "fp8", [], False),
+        ("GemmaForCausalLM", "compressed-tensors", [], False),
+    ],
+)
+def test_a_tied_head_that_is_built_from_the_block_must_be_left_out(name, method, entries, missed, tied):
+    key = "modules_to_not_convert" if method == "fp8" else "ignore"
+    block = {"quant_method": method, "quant_algo": "FP8", key: entries}
+    block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
+    config = {"architectures": [name], "num_hidden_layers": 1, "tie_word_embeddings": tied}
+    model = Model(method, config, {}, {"": {}}, {})
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB280": {"lm_head"}} if missed and tied else {})
+
+
+@pytest.mark.parametrize(("leaf", "missed"), [("q_a_proj", True), ("kv_a_proj_with_mqa", False)])
+@pytest.mark.parametrize("method", ["gptq", "compressed-tensors"])
+def test_a_linear_that_is_built_without_its_name_is_in_no_list_of_gptq(leaf, missed, method):
+    names = [f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1)]
+    block = {"quant_method": method, "config_groups": {"group_0": {"targets": ["Linear"]}}}
+    config = {"architectures": ["MiniCPM3ForCausalLM"], "num_hidden_layers": 2}
+    slots = {name: {"code": Slot(f"{name}.qweight", DType.I32, (8, 64), PLAIN)} for name in names}
+    model = Model(method, config, {}, slots, {})
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB281": set(names)} if missed and method == "gptq" else {})
+
+
+@pytest.mark.parametrize("name", ["Qwen3VLForConditionalGeneration", "Gemma3ForConditionalGeneration"])
+@pytest.mark.parametrize(("prefix", "missed"), [("language_model[.]model", False), ("model[.]language_model", True)])
+def test_the_text_model_of_a_multimodal_class_has_another_prefix_in_memory(name, prefix, missed):
+    stored = "model.language_model.layers.0.mlp.down_proj"
+    block = {"quant_method": "compressed-tensors", "ignore": [rf"re:{prefix}[.]layers[.]0[.].*"]}
+    block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
+    config = {"architectures": [name], "text_config": {"num_hidden_layers": 1}}
+    tensors = {f"{stored}.weight": TensorInfo(DType.BF16, (64, 64), f"{stored}.weight")}
+    model = Model("compressed-tensors", config, {}, {"": {}}, tensors)
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB280": {stored}} if missed else {})
 
 
 def test_the_tables_agree():

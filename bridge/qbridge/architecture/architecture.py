@@ -12,7 +12,8 @@ from typing import Any
 
 from qbridge.architecture import mlps as blocks
 from qbridge.architecture import names, parallel
-from qbridge.architecture.classes import CLASSES, CONTAINERS
+from qbridge.architecture.classes import CLASSES
+from qbridge.architecture.config import DRAFTS
 from qbridge.architecture.decoder import (
     EXPERT_COUNTS,
     FIRST_SPARSE,
@@ -26,6 +27,7 @@ from qbridge.architecture.decoder import (
     size_of,
 )
 from qbridge.architecture.families import (
+    CONTAINERS,
     INNER_NORMS,
     LFM2,
     SIZES,
@@ -35,7 +37,7 @@ from qbridge.architecture.families import (
     Mixer,
     TextModel,
 )
-from qbridge.architecture.model_class import UNKNOWN, ModelClass
+from qbridge.architecture.model_class import UNKNOWN, FusedExperts, ModelClass
 from qbridge.architecture.quantization_block import NESTED
 from qbridge.ir.model import Model
 
@@ -119,8 +121,7 @@ class Architecture:
     @property
     def draft_layers(self) -> int:
         """How many layers for multi-token prediction config.json speaks of."""
-        keys = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
-        return next((positive(self.text, key) for key in keys if positive(self.text, key)), 0)
+        return next((positive(self.text, key) for key in DRAFTS if positive(self.text, key)), 0)
 
     # Linears.
 
@@ -149,8 +150,8 @@ class Architecture:
         return linears
 
     @property
-    def fused_experts(self) -> bool:
-        """Whether the experts of a layer are stored in two tensors, as engines have them."""
+    def fused_experts(self) -> FusedExperts | None:
+        """How the experts of a layer are stored in two tensors; None where each linear has its own."""
         return self.row.fused_experts
 
     @property

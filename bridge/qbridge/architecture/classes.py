@@ -48,7 +48,7 @@ from qbridge.architecture.families import (
     STARCODER2,
     TWO_NORMS,
 )
-from qbridge.architecture.model_class import ModelClass
+from qbridge.architecture.model_class import FusedExperts, ModelClass
 
 _NORMS_BIASED = frozenset({*TWO_NORMS, "norm"})
 # Rows of several classes.
@@ -60,7 +60,7 @@ _OLMO2 = ModelClass(DENSE, norms=(*NORMS_AFTER, *QK_NORMS))
 _GEMMA3 = ModelClass(DENSE, norms=(*SANDWICH_NORMS, *QK_NORMS), tied=True)
 _GLM4 = ModelClass(GLM, norms=GLM4_NORMS)
 _GLM_MOE = ModelClass(DENSE, corrected=True)
-_LLAMA4 = ModelClass(DENSE, shared_expert=True)
+_LLAMA4 = ModelClass(DENSE, shared_expert=True, fused_experts=FusedExperts(transposed=True))
 _QWEN3 = ModelClass(DENSE, norms=QWEN3_NORMS)
 _QWEN3_GATED = ModelClass(DENSE, norms=QWEN3_NORMS, query_gates=True)
 _PHIMOE = ModelClass(MIXTRAL, biased=_NORMS_BIASED, mlp="block_sparse_moe", sparse=True)
@@ -71,6 +71,7 @@ _GEMMA4 = ModelClass(
     tied=True,
     optional=frozenset({"per_layer_input_gate", "per_layer_projection", "proj"}),
     judged=False,
+    fused_experts=FusedExperts(),
 )
 _GRANITE_MOE = ModelClass(
     GRANITE_MOE,
@@ -113,7 +114,14 @@ _NEMOTRON_H = ModelClass(
     one_block=True,
     optional=frozenset({"fc1_latent_proj", "fc2_latent_proj"}),
 )
-_STEP3 = ModelClass(DENSE, norms=QWEN3_NORMS, optional=frozenset({"g_proj"}), judged=False, shards=False)
+_STEP3 = ModelClass(
+    DENSE,
+    norms=QWEN3_NORMS,
+    optional=frozenset({"g_proj"}),
+    judged=False,
+    shards=False,
+    fused_experts=FusedExperts(apart=True),
+)
 
 _MPT = ModelClass(
     MPT,
@@ -189,7 +197,7 @@ CLASSES: Mapping[str, ModelClass] = {
     "DeepseekV2ForCausalLM": ModelClass(MLA),
     "DeepseekV32ForCausalLM": ModelClass(DSA, corrected=True, indexers=True),
     "DeepseekV3ForCausalLM": _DEEPSEEK,
-    "DeepseekV4ForCausalLM": ModelClass(DEEPSEEK_V4, judged=False, shards=False),
+    "DeepseekV4ForCausalLM": ModelClass(DEEPSEEK_V4, float4_experts=True, judged=False, shards=False),
     "Dots1ForCausalLM": replace(_QWEN3, corrected=True),
     "Ernie4_5ForCausalLM": _TIED,
     "Ernie4_5_MoeForCausalLM": _TIED,
@@ -257,7 +265,7 @@ CLASSES: Mapping[str, ModelClass] = {
         biased=frozenset({"router"}),
         biased_if=("attention_bias", frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})),
         parameters=frozenset({"sinks"}),
-        fused_experts=True,
+        fused_experts=FusedExperts(transposed=True, interleaved=True, biased=True),
     ),
     "GraniteForCausalLM": _LLAMA,
     "GraniteMoeForCausalLM": _GRANITE_MOE,
@@ -372,7 +380,7 @@ CLASSES: Mapping[str, ModelClass] = {
     "Qwen3OmniMoeForConditionalGeneration": replace(_QWEN3, layers="thinker.model.layers"),
     "Qwen3OmniMoeThinkerForConditionalGeneration": _QWEN3,
     "Qwen3VLForConditionalGeneration": _QWEN3,
-    "Qwen3VLMoeForConditionalGeneration": _QWEN3,
+    "Qwen3VLMoeForConditionalGeneration": replace(_QWEN3, fused_experts=FusedExperts(transposed=True)),
     "Qwen3_5ForCausalLM": _QWEN3_GATED,
     "Qwen3_5ForConditionalGeneration": _QWEN3_GATED,
     "Qwen3_5MoeForCausalLM": _QWEN3_GATED,
@@ -392,7 +400,3 @@ CLASSES: Mapping[str, ModelClass] = {
     "VoxtralForConditionalGeneration": _LLAMA,
     "WhisperForConditionalGeneration": _WHISPER,
 }
-# A multimodal model whose text model is of any class, which its own config names.
-CONTAINERS = frozenset({"InternVLChatModel"})
-# Published with adapters that are not merged, which engines know (vllm 0.33.0, model_executor/models/phi4mm.py).
-ADAPTED = frozenset({"Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"})

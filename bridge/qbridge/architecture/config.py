@@ -15,11 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qbridge.architecture import implied as by_class
 from qbridge.architecture import rope as ropes
 from qbridge.architecture.quantization_block import NESTED, QUANTIZATION_KEYS, is_nested, text_holders
 from qbridge.ir.dtypes import DType
 
 COMPUTE_DTYPE = "dtype"  # the name that `meaning` gives it
+DRAFTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # how many layers there are for multi-token prediction
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # both transformers take the first that is there
 _EXPERTS = ("num_experts", "num_local_experts")
 # Classes that transformers 5 writes with num_local_experts, of which transformers 4 reads num_experts alone.
@@ -27,6 +29,8 @@ _NUM_EXPERTS = frozenset({"qwen3_moe", "qwen3_omni_moe_talker_text", "qwen3_omni
 _DTYPES = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32, "float": DType.F32, "half": DType.F16}
 # Keys that say nothing about what the model computes.
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *QUANTIZATION_KEYS})
+# transformers 5.19.0, configuration_utils.py (remap_legacy_layer_types), of which 5.17.0 has the second alone.
+_INDEXED, _OLD_INDEXED = "indexed_attention", "deepseek_sparse_attention"
 _REMOVED = object()
 _DEEPEST = 8  # configs that a config lies in; more than three are not known
 _TOKENIZER = re.compile(r'("tokenizer_class"\s*:\s*")TokenizersBackend(?=")')
@@ -37,12 +41,16 @@ class Reader:
     """What parses config.json for a target: the major versions of transformers, and what the engine cannot bear.
 
     `old_dtype`: a transformers 4 before 4.56, which knows torch_dtype alone, may be among them. `plain_rope`: whether
-    the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers.
+    the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers. `indexed`: whether it
+    knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not. `implied`:
+    whether it asks for keys that classes of transformers 5 no longer save.
     """
 
     versions: tuple[int, ...] = (4, 5)
     old_dtype: bool = True
     plain_rope: bool = True
+    indexed: bool = True
+    implied: bool = False
 
 
 ANY_READER = Reader()
@@ -52,6 +60,23 @@ def _inner(config: Mapping[str, Any], depth: int) -> dict[str, dict[str, Any]]:
     """The configs of their own in a config that lies in `depth` others: the text model's, a tower's."""
     inner = {k: v for k, v in config.items() if isinstance(v, dict) and k.endswith("_config")}
     return {k: v for k, v in inner.items() if k not in QUANTIZATION_KEYS} if depth < _DEEPEST else {}
+
+
+def with_draft_layers(config: Mapping[str, Any], original: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """(the config with the number of layers for multi-token prediction that the original's has and it lacks, key).
+
+    The key is its path, and empty where the config says the same already, or the original's says nothing.
+    """
+    here = dict(text_holders(config))
+    for path, holder in text_holders(original):
+        for key in DRAFTS:
+            count = holder.get(key)
+            if type(count) is int and count > 0 and path in here and not here[path].get(key):
+                if not path:
+                    return {**config, key: count}, key
+                outer = path.removesuffix(".")
+                return {**config, outer: {**config[outer], key: count}}, path + key
+    return dict(config), ""
 
 
 def as_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -99,7 +124,7 @@ def _spell(config: Mapping[str, Any], reader: Reader, is_text: bool = True, dept
 
 
 def unread(config: Mapping[str, Any], reader: Reader) -> list[str]:
-    """The words of a config that no version of a reader understands, so that `spell` says them in others."""
+    """The words of a config that no version of a reader understands, or lacks, so that `spell` says others."""
     holders = list(_holders(config))
     by_version = [
         {word for _, held, is_text in holders for word in _changes(held, replace(reader, versions=(one,)), is_text)}
@@ -111,6 +136,12 @@ def unread(config: Mapping[str, Any], reader: Reader) -> list[str]:
 def unsaid_rope(config: Mapping[str, Any]) -> bool:
     """Whether rope_parameters say something, somewhere, that transformers 4 has no words for."""
     return any(ropes.old_words(held) is None for _, held, _ in _holders(config))
+
+
+def unsaid_keys(config: Mapping[str, Any]) -> list[str]:
+    """Keys, by the names of the configs that they lie in, that are neither there nor implied by the class."""
+    holders = list(_holders(config))
+    return [f"{at}{key}" for at, held, _ in holders for key, value in by_class.missing(held).items() if value is None]
 
 
 def _holders(config: Mapping[str, Any], prefix: str = "", is_text: bool = True) -> Iterator[tuple[str, Any, bool]]:
@@ -126,6 +157,11 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
     changes: dict[str, dict[str, Any]] = {}
     if rope := _rope_changes(config, reader, is_text):
         changes["rope_parameters" if "rope_parameters" in config else "rope_scaling"] = rope
+    layers = config.get("layer_types")
+    if not reader.indexed and isinstance(layers, list) and _INDEXED in layers:
+        changes["layer_types"] = {"layer_types": _old_layers(layers)}
+    if reader.implied:
+        changes |= {key: {key: value} for key, value in by_class.missing(config).items() if value is not None}
     if 4 not in reader.versions:
         return changes
     dtype = config.get("dtype")
@@ -135,6 +171,11 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
     if str(config.get("model_type")) in _NUM_EXPERTS and many is not None and config.get("num_experts") is None:
         changes["num_local_experts"] = {"num_experts": many}
     return changes
+
+
+def _old_layers(layers: list[Any]) -> list[Any]:
+    """Kinds of layers by the names that every transformers 5 knows, which the newer ones take for their own."""
+    return [_OLD_INDEXED if layer == _INDEXED else layer for layer in layers]
 
 
 def _is_dtype(name: str) -> bool:
@@ -221,13 +262,16 @@ def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     without = _INCIDENTAL | ropes.words(config)
-    found = {k: v for k, v in config.items() if k not in without}
+    said = by_class.implied(config)
+    found = {k: v for k, v in config.items() if k not in without and (v is None or said.get(k) != v)}
     for first, second in (_DTYPE_KEYS, _EXPERTS):
         if found.get(first) in (None, found.get(second)) and found.get(second) is not None:
             found[first] = found.pop(second)
     if _has_dtype(found):
         found.pop("torch_dtype", None)  # transformers takes the other
         found[COMPUTE_DTYPE] = str(found[COMPUTE_DTYPE]).removeprefix("torch.")
+    if isinstance(layers := found.get("layer_types"), list):
+        found["layer_types"] = _old_layers(layers)
     if kinds := ropes.by_kind(config):
         found["rope"] = kinds.get(ropes.EVERY, kinds)
     return found

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.classes import ADAPTED
 from qbridge.architecture.decoder import INDEXERS, LAYERS, LEFT_ALONE, MLPS, MOST, PARAMETERS
+from qbridge.architecture.families import ADAPTED
 from qbridge.architecture.model_class import ModelClass
 from qbridge.architecture.names import (
     EMBEDDINGS,
@@ -28,7 +28,7 @@ from qbridge.architecture.names import (
     module_of,
     natural,
 )
-from qbridge.architecture.numbered import doubtful, tower_blocks
+from qbridge.architecture.numbered import doubtful, one_by_one, tower_blocks
 from qbridge.findings.finding import Findings
 from qbridge.ir.model import Model
 
@@ -132,7 +132,7 @@ def judge(model: Model, names: Iterable[str], findings: Findings, side: str = ""
     `side` says which of two checkpoints it is. Findings: QB263 for what is missing, QB264 for what is too much, QB266
     where no table says what is needed, QB267 for what may be missing, QB041 for an adapter that is not merged.
     """
-    names, about = list(names), (side,) if side else ()
+    names, about = one_by_one(model, names), (side,) if side else ()
     architecture = Architecture.of_model(model)
     if unmerged := _unmerged(names, architecture):
         findings.add("QB041", unmerged, (*about, *_kinds(unmerged)))
@@ -292,7 +292,7 @@ def _experts(layer: _Layer, tree: _Tree, architecture: Architecture) -> Iterator
         packed = {name.partition("[")[0] for name in layer.packed[block]}
         have = {name.split("_proj")[0] for name in packed if not name.endswith("_bias")}
         yield from (f"{block}.{part}_proj" for part in ("gate_up", "down") if part not in have)
-        if architecture.fused_experts:
+        if architecture.fused_experts and architecture.fused_experts.biased:
             wanted_biases = {"gate_up_proj_bias", "down_proj_bias"}
             yield from (f"{block}.{name}" for name in wanted_biases - packed)
         return

@@ -179,3 +179,8 @@ LFM2_NORMS = ("operator_norm", "ffn_norm", "q_layernorm", "k_layernorm")
 INNER_NORMS = frozenset({*QK_NORMS, "query_layernorm", "key_layernorm", "q_layernorm", "k_layernorm"})
 ONE_NORM = ("input_layernorm",)
 QWEN3_NORMS = (*TWO_NORMS, *QK_NORMS)
+
+# A multimodal model whose text model is of any class, which its own config names.
+CONTAINERS = frozenset({"InternVLChatModel"})
+# Published with adapters that are not merged, which engines know (vllm 0.33.0, model_executor/models/phi4mm.py).
+ADAPTED = frozenset({"Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"})

@@ -13,7 +13,7 @@ from qbridge.architecture.names import without_expert
 from qbridge.architecture.quantization_block import NESTED
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.ir.scheme import MAX_SIZE, Granularity
+from qbridge.ir.scheme import MAX_SIZE
 from qbridge.passes.pad import Pad
 
 Multiple = Callable[[Spec, int], int]
@@ -30,7 +30,8 @@ class Growth:
 def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
     """The smallest intermediate sizes at which every block is legal at all tensor-parallel `sizes`.
 
-    `multiple(spec, tp)` is what the intermediate size must be a multiple of for a down projection, as a whole.
+    `multiple(spec, tp)` is what the intermediate size must be a multiple of for a down projection, as a whole, or for
+    the rows of blocks.
     """
     wanted: dict[str, int] = {}
     by_key: dict[str, list[Block]] = {}
@@ -44,7 +45,8 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
         if reason := _refusal(block, model, architecture, known_as):
             reasons.setdefault(key, {})[block.name] = reason
         if down is not None:
-            step = lcm(*(multiple(down, tp) for tp in sizes))
+            parts = [down, *(spec for spec in _sides(block, model) if spec.weight.block)]
+            step = lcm(*(multiple(part, tp) for part in parts for tp in sizes))
             each = step // gcd(step, copies)  # so that all copies together are a multiple of it
             own = -(-down.in_features // (copies * each)) * each
             if own * copies > MAX_SIZE:
@@ -97,6 +99,11 @@ def _passes(block: Block, model: Model, size: int) -> dict[str, Pad]:
     }
 
 
+def _sides(block: Block, model: Model) -> list[Spec]:
+    """gate and up, where they are quantized: their rows are the intermediate size, in blocks if they have any."""
+    return [model.specs[name] for name in (block.gate, block.up) if name in model.specs]
+
+
 def _refusal(block: Block, model: Model, architecture: Architecture, key: str | None) -> str:
     """Why a block, whose size `key` holds, cannot grow, or an empty string."""
     if not architecture.known:
@@ -110,8 +117,6 @@ def _refusal(block: Block, model: Model, architecture: Architecture, key: str | 
     parts = [model.specs.get(name) for name in (block.gate, block.up, block.down)]
     if None in parts:
         return "a part of it is not quantized"
-    if any(spec and spec.weight.granularity is Granularity.BLOCK for spec in parts):
-        return "its scales are for blocks"
     return ""
 
 

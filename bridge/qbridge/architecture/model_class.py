@@ -8,6 +8,21 @@ from qbridge.architecture.families import LINEAR_ATTENTION, TWO_NORMS, Family, M
 
 
 @dataclass(frozen=True, slots=True)
+class FusedExperts:
+    """How a class stores the experts of a layer in two tensors, gate_up_proj and down_proj, experts as first axis.
+
+    The two other axes of a weight are in_features and out_features with `transposed`, else out_features first. Those
+    of gate and up take turns with `interleaved`, else all of gate's come first. With `apart` each linear has a tensor
+    of its own, gate_proj.weight, up_proj.weight and down_proj.weight of the block that the experts are in.
+    """
+
+    transposed: bool = False
+    apart: bool = False
+    interleaved: bool = False
+    biased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelClass:
     """What is known of a model class; modules are named by their last names.
 
@@ -24,7 +39,8 @@ class ModelClass:
     corrected: bool = False  # the router corrects its scores, unless topk_method says otherwise
     indexers: bool = False  # every layer chooses keys, though config.json has no indexer_types
     shared_expert: bool = False  # every sparse layer has one, without a gate, whatever config.json says
-    fused_experts: bool = False  # stored in two tensors a layer, which have biases
+    fused_experts: FusedExperts | None = None  # where dense experts are stored in two tensors a layer alone
+    float4_experts: bool = False  # routed experts of its float8 checkpoints have float4 codes
     query_gates: bool = False  # q_proj holds a gate beside every query
     mlp_ratio: int = 0  # intermediate over hidden size where config.json has no key for it
     mlp_share: int = 1  # how many linears the intermediate size of config.json is shared by

@@ -61,7 +61,8 @@ _SCALES = re.compile(
     r"residual_scale|(?:input_)?hidden_states_scale|router_states_scale|correct_output_scale|reg_scale|log_scale"
 )
 
-KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point"})
+KV_BOTH = "kv_scale"  # of keys and values alike, as AutoFP8 wrote before it told them apart
+KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point", KV_BOTH})
 # Other places of k_scale and v_scale: ModelOpt's (older: of the fused linear), and Quark's and AutoFP8's.
 # vllm 0.33.0, model_executor/model_loader/weight_utils.py (maybe_remap_kv_scale_name) and quantization/fp8.py.
 _KV_ELSEWHERE = re.compile(r"(.*)\.(?:([kv])_proj\.(?:\2_scale|output_scale)|qkv_proj\.([kv])_scale)")
@@ -249,12 +250,22 @@ def fused_names(modules: Iterable[str]) -> dict[str, list[str]]:
 # Mixtral's experts as transformers 5 names them in memory, and as every engine expects them on disk.
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _MIXTRAL_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.\d+)\.(gate_proj|down_proj|up_proj)")
+# Experts numbered after the linear, as ModelOpt writes lists of them. nvidia-modelopt 0.47.0,
+# torch/quantization/plugins/huggingface.py; vllm 0.33.0 has no loader for them.
+_NUMBERED_LAST = re.compile(r"(.*\.experts)\.(gate_proj|up_proj|down_proj|w[123])\.(\d+)")
 
 
 def canonical_module(module: str) -> str:
-    """The name that engines know a module by, whatever the tool wrote (llm-compressor's Mixtral experts)."""
-    match = _MIXTRAL_EXPERT.fullmatch(module)
-    return f"{match[1]}.{_MIXTRAL[match[2]]}" if match else module
+    """The name that engines know a module by, whatever the tool wrote.
+
+    Experts are numbered before their linears, and Mixtral's are w1, w2 and w3 (llm-compressor calls them otherwise).
+    """
+    if ".experts." not in module:
+        return module
+    last = _NUMBERED_LAST.fullmatch(module)
+    known = f"{last[1]}.{last[3]}.{last[2]}" if last else module
+    match = _MIXTRAL_EXPERT.fullmatch(known)
+    return f"{match[1]}.{_MIXTRAL[match[2]]}" if match else known
 
 
 def canonical_tensor(tensor: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.decoder import LEFT_ALONE, MOST
+from qbridge.architecture.names import module_of
+from qbridge.ir.model import Model
 
 Blocks = Mapping[int, frozenset[str]]  # by number, the names below a block
 
@@ -138,3 +140,15 @@ def _vision_layers(config: Mapping[str, Any]) -> int:
 def _is_list(prefix: str) -> bool:
     """Whether blocks of this name are numbered without a gap."""
     return prefix.rpartition(".")[2] in LISTS
+
+
+def one_by_one(model: Model, names: Iterable[str]) -> list[str]:
+    """The names, single experts in place of the slices of a tensor that one linear of all of them has."""
+    found = dict.fromkeys(names)
+    for layer, slots in model.slots.items():
+        whole = slots["code"].slice
+        if whole and not module_of(whole.tensor)[0].endswith("experts"):
+            for slot in slots.values():
+                found.pop(slot.tensor, None)
+            found[f"{layer}.weight"] = None
+    return list(found)

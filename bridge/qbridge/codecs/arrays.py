@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qbridge.ir.dtypes import Array, DType
-from qbridge.ir.slots import NOTHING, Codec, Parts, Region, Slot, Span, _ByRows
+from qbridge.ir.slots import NOTHING, PLAIN, Codec, Parts, Region, Slot, Span, _ByRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,34 @@ class Transposed(Codec):
 
 
 @dataclass(frozen=True, slots=True)
+class Turned(Codec):
+    """What `codec` stores with its two axes exchanged: bytes that neighbours along in_features share, in a column."""
+
+    codec: Codec
+
+    def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """That of its codec."""
+        return self.codec.stored_size(shape, itemsize)
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """What its codec stores, transposed."""
+        return np.ascontiguousarray(self.codec.encode(array, replace(slot, shape=slot.shape[::-1]), beside).T)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """`stored` transposed and decoded."""
+        return self.codec.decode(np.ascontiguousarray(stored.T), dtype, shape, beside)
+
+    def step(self, itemsize: int) -> int:
+        """That of its codec."""
+        return self.codec.step(itemsize)
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """Those of its codec, as columns."""
+        region = self.codec.rows((shape[1], shape[0]), features, span, itemsize)
+        return None if region is None else (region[1], region[0], region[3], region[2])
+
+
+@dataclass(frozen=True, slots=True)
 class Filled(Codec):
     """A canonical part of `shape` that is `value` everywhere, stored through `codec` all the same.
 
@@ -170,6 +198,11 @@ class Interleaved(Codec):
         """This of every layer in turn."""
         return tuple(replace(self, index=index) for index in range(self.count))
 
+    @property
+    def alternates(self) -> bool:
+        """True."""
+        return True
+
     def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
         """ValueError."""
         raise ValueError(f"{slot.tensor}: it holds the rows of {self.count} layers, and is not written from one")
@@ -187,6 +220,83 @@ class Interleaved(Codec):
         """Those of every layer."""
         of_all = (features[0] * self.count, features[1]), (span[0] * self.count, span[1] * self.count)
         return self.codec.rows(shape, *of_all, itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenated(Codec):
+    """One array [count * out, ...] in which `count` layers' rows lie one layer after another, stored through `codec`.
+
+    This layer's begin at index * out. No layer alone has all of the tensor, so `plan.Woven` writes it.
+    """
+
+    codec: Codec
+    index: int
+    count: int
+
+    exclusive = False
+
+    @property
+    def whole(self) -> Codec:
+        """The codec of all layers' rows."""
+        return self.codec
+
+    @property
+    def turn(self) -> int:
+        """Which of the layers it is."""
+        return self.index
+
+    @property
+    def turns(self) -> tuple[Codec, ...]:
+        """This of every layer in turn."""
+        return tuple(replace(self, index=index) for index in range(self.count))
+
+    def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """That of this layer's rows."""
+        return self.codec.stored_size(shape, itemsize)
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """ValueError."""
+        raise ValueError(f"{slot.tensor}: it holds the rows of {self.count} layers, and is not written from one")
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """The canonical array of the layer's rows alone, from the whole tensor or from what `rows` says of it."""
+        if stored.size == self.codec.stored_size(shape, stored.dtype.itemsize):
+            return self.codec.decode(stored, dtype, shape)
+        rows = self.codec.decode(stored, dtype, (self.count * shape[0], *shape[1:]))
+        return np.ascontiguousarray(rows[self.index * shape[0] : (self.index + 1) * shape[0]])
+
+    def step(self, itemsize: int) -> int:
+        """That of the whole tensor."""
+        return self.codec.step(itemsize)
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """The layer's own."""
+        first = self.index * features[0]
+        of_all = features[0] * self.count, features[1]
+        return self.codec.rows(shape, of_all, (span[0] + first, span[1] + first), itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared(Codec):
+    """A part that several layers have in one tensor, every one all of it (a scale of all experts)."""
+
+    codec: Codec = PLAIN
+
+    exclusive = False
+    common = True
+
+    @property
+    def whole(self) -> Codec:
+        """The codec of the tensor."""
+        return self.codec
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """As its codec."""
+        return self.codec.encode(array, slot, beside)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """As its codec."""
+        return self.codec.decode(stored, dtype, shape, beside)
 
 
 @dataclass(frozen=True, slots=True)

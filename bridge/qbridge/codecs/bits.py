@@ -49,6 +49,10 @@ class BitPacked(Codec):
         """Words that so many neighbouring lanes take."""
         return -(-lanes // (word_bits // self.bits)) if self.padded else -(-lanes * self.bits // word_bits)
 
+    def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """Words of a canonical matrix."""
+        return math.prod(self.stored_shape((shape[0], shape[1]), 8 * itemsize))
+
     def period(self, word_bits: int = 32) -> int:
         """Lanes after which the layout of words repeats; each multiple of it begins a word."""
         return lane_pieces(self.bits, word_bits, self.padded, self.order, self.planes)[0]

@@ -15,6 +15,7 @@ from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
+from qbridge.commands.remedies import WRITTEN, Remedies
 from qbridge.commands.report import as_json
 from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
@@ -83,7 +84,7 @@ def check(
     start = time.monotonic()
     wanted = find_target(target)
     options = Options.of(wanted, tp)
-    findings = Findings(allowed(allow))
+    findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
     typed("tp", tp, int)
     typed("gpu", gpu, str)
     typed("src", src, str, os.PathLike)
@@ -104,6 +105,8 @@ def check(
         _derived(wanted.derivation.check(config, model), _conversion(str(src), wanted, tp), findings)
     kernels = wanted.serving(model, tp, capability_of(gpu))
     _unserved(kernels, gpu, _conversion(str(src), wanted, tp), findings)
+    whole = stored is not None and bool(model.slots or not model.specs)
+    remedies = Remedies(str(src), wanted, tp, gpu, source, findings.allow, whole)
     return Check(
         source=str(src),
         target=wanted.name,
@@ -119,7 +122,7 @@ def check(
         seconds=round(time.monotonic() - start, 3),
         needs_tensors=[] if model.slots or not model.specs else _unknown(wanted),
         serve="" if findings.errors else wanted.command(model, model.format, str(src), tp),
-        findings=tuple(findings),
+        findings=remedies.proved(findings),
     )
 
 

@@ -16,10 +16,12 @@ from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.model_card import judge_card
 from qbridge.commands.report import Report
+from qbridge.commands.restructuring import Prefixes, pairs_of, restructured
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.links import linked_shards, rewritten_layers
 from qbridge.plan.options import DEFAULTS, MEMORY, Options, typed
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
@@ -32,6 +34,7 @@ from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
 from qbridge.write.finished import is_finished
+from qbridge.write.links import SYMBOLIC
 from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
@@ -53,6 +56,9 @@ def convert(
     bits: int | None = None,
     passes: bool = True,
     dtype: str = "",
+    graft: PathLike = "",
+    rename_prefix: Prefixes = (),
+    link: bool = False,
     jobs: int = 0,
     memory: int = MEMORY,
     proof: bool = True,
@@ -66,9 +72,14 @@ def convert(
 
     The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
     size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
-    target `dense` alone: float16, bfloat16 or float32, by default config.json's. `jobs` threads (0: one for each
-    core) work in `memory` bytes; `proof` reads back each layer and compares it. ValueError for what means nothing,
-    TypeError for what is of another type.
+    target `dense` alone: float16, bfloat16 or float32, by default config.json's.
+
+    `graft` is the unquantized original of `src`, whose tensors are copied where `src` has none. `rename_prefix` has
+    pairs of what names begin with and shall begin with (`{"model.language_model": "model"}`). With `link` each file
+    whose bytes do not change is linked to that of `src`: blocks shared, a hard link, or a symbolic one.
+
+    `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
+    of linked files excepted. ValueError for what means nothing, TypeError for what is of another type.
     """
     start = time.monotonic()
     typed("max_shard_size", max_shard_size, int, type(None))
@@ -85,6 +96,9 @@ def convert(
         bits=bits,
         passes=passes,
         dtype=dtype,
+        graft=os.fspath(graft),
+        rename_prefix=pairs_of(rename_prefix),
+        link=link,
         jobs=jobs,
         memory=memory,
         proof=proof,
@@ -96,21 +110,23 @@ def convert(
         stands = _may_be_finished(out, overwrite)
         if not stands:
             check_destination(out, there, overwrite)
+        opened, changes = restructured(opened, options)
         plan = prepare(opened, wanted, options)
-        shards = plan_shards(plan.outputs, max_shard_size)
+        shards = _files(plan, opened, options, max_shard_size)
+        links: dict[str, int] = {}
         if stands or not dry_run:
             block = plan.config.get("quantization_config", {})
-            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan)}
+            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan, changes.record())}
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
             stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
         if not stands:
             check_destination(out, there, overwrite)
             if not dry_run:
-                write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
+                links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
         judge_card(opened.source, named(opened.format), plan.format, opened.findings)
     report = Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
-    return replace(report, already_done=stands)
+    return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
 
 
 def _may_be_finished(dst: Path, overwrite: bool) -> bool:
@@ -118,16 +134,35 @@ def _may_be_finished(dst: Path, overwrite: bool) -> bool:
     return not overwrite and (dst / MANIFEST).is_file()
 
 
+def _files(plan: Plan, opened: Checkpoint, options: Options, max_shard_size: int | None) -> list[Shard]:
+    """The output files, linked where that is asked for; QBridgeError (QB326) where none can be."""
+    shards = plan_shards(plan.outputs, max_shard_size)
+    if options.link:
+        shards = linked_shards(shards, opened.source, opened.findings)
+        opened.findings.stop_on_errors()
+    return shards
+
+
 def prepare(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
     """The plan of a conversion, once every value that it depends on was read; QBridgeError with what stops it."""
-    judge(opened.model, opened.source.tensors, opened.findings)
     with opened.source.remembering():
-        return _planned(opened, target, options)
+        look_at_values(opened, small=not options.link)  # what is linked is not decoded
+        return planned(opened, target, options)
 
 
-def _planned(opened: Checkpoint, target: Target, options: Options) -> Plan:
-    survey(opened.source, opened.model, opened.findings)
-    opened.findings.stop_on_errors()  # what cannot be decoded cannot be planned
+def look_at_values(opened: Checkpoint, small: bool = True) -> None:
+    """Judge what is there and, unless told otherwise, read the `small` values once, whatever the target is.
+
+    QBridgeError for what cannot be decoded or is not there.
+    """
+    judge(opened.model, opened.source.tensors, opened.findings)
+    if small:
+        survey(opened.source, opened.model, opened.findings)
+        opened.findings.stop_on_errors()
+
+
+def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
+    """The plan of a conversion of what was looked at; QBridgeError with what stops it."""
 
     @cache
     def recorded(format_name: str) -> Recorded:
@@ -135,6 +170,9 @@ def _planned(opened: Checkpoint, target: Target, options: Options) -> Plan:
 
     plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options)
     opened.findings.stop_on_errors()
+    if options.link:  # what is linked is not decoded
+        survey(opened.source, opened.model, opened.findings, rewritten_layers(plan))
+        opened.findings.stop_on_errors()
     return replace(plan, rewritten=_rewritten(opened, target))
 
 
@@ -155,13 +193,21 @@ def write(
     overwrite: bool,
     effort: Effort,
     progress: Progress | None = None,
-) -> None:
-    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization."""
+) -> dict[str, int]:
+    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization.
+
+    How many files were linked, by the kind of link.
+    """
     source, sides = opened.source, carried_over(opened, documents)
-    size = sum(shard.size for shard in shards) + sum((source.path / file).stat().st_size for file in sides)
+    size = sum(shard.size for shard in shards if shard.file is None)
+    size += sum((source.path / file).stat().st_size for file in sides)
+    links: dict[str, int] = {}
     with staged(dst, source.path, overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
-            write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
+            links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
+    if SYMBOLIC in links:
+        opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.path}",))
+    return links
 
 
 def carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[Path]:
@@ -176,6 +222,6 @@ def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, D
     for file, stamp in source.stamps.items():
         digest.update(f"{file} {stamp} {manifest.header_digest(file)}".encode())
     for shard in shards:
-        digest.update(shard.name.encode() + shard.header)
+        digest.update(shard.name.encode() + shard.header + (b"linked" if shard.file else b""))
     digest.update(json.dumps(documents, sort_keys=True, default=str).encode())
     return digest.hexdigest()

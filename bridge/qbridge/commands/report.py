@@ -39,8 +39,10 @@ class Report:
     `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `before` and
     `after`: `tensor_bytes` is the size of all tensors, `weights` the number of quantized weights, `flops` what one
     token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
-    command that serves the output, empty where the target has no server. `already_done`: the output stood there
-    from an earlier run, by its headers, documents and sizes, and nothing was written.
+    command that serves the output, empty where the target has no server. `grafted` says what was taken from which
+    original (numbers of `tensors` and `bytes`, `modules` by their outermost names), if anything was; `links` counts
+    the files that were linked, by the kind of link. `already_done`: the output stood there from an earlier run, by
+    its headers, documents and sizes, and nothing was written.
     """
 
     source: str
@@ -63,6 +65,8 @@ class Report:
     seconds: float
     serve: str = ""
     already_done: bool = False
+    grafted: Mapping[str, Any] = field(default_factory=dict)
+    links: Mapping[str, int] = field(default_factory=dict)
     findings: Sequence[Finding] = ()
     command: str = "convert"
 
@@ -101,7 +105,11 @@ class Report:
             passes=passes,
             files={shard.name: shard.size for shard in shards},
             tensor_bytes={
-                "before": sum(tensor.end - tensor.begin for tensor in opened.source.tensors.values()),
+                "before": sum(
+                    tensor.end - tensor.begin
+                    for name, tensor in opened.source.tensors.items()
+                    if name not in opened.source.adopted
+                ),
                 "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
             },
             weights={side: sum(map(_weights, specs)) for side, specs in _sides(plan)},

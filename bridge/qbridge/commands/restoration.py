@@ -14,11 +14,13 @@ from qbridge.commands.conversion import carried_over, write
 from qbridge.commands.report import Report
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
-from qbridge.plan import manifest
+from qbridge.plan import graft, manifest
+from qbridge.plan.links import linked_shards
 from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_files import plan_shards
 from qbridge.plan.output_tensors import outputs_of
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
+from qbridge.plan.renaming import Renaming, renamed_spec
 from qbridge.source.folder import MANIFEST
 from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
@@ -37,6 +39,7 @@ def restore(
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    link: bool = False,
     jobs: int = 0,
     memory: int = MEMORY,
     proof: bool = True,
@@ -62,15 +65,19 @@ def restore(
         judge(opened.model, opened.source.tensors, opened.findings)
         opened.findings.stop_on_errors()
         shards = plan_shards(plan.outputs)
+        if link:
+            shards = linked_shards(shards, opened.source, opened.findings)
+            opened.findings.stop_on_errors()
+        links: dict[str, int] = {}
         texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
         documents: dict[str, Document] = {**texts, "config.json": plan.config}
         stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
         if not stands:
             check_destination(out, there, overwrite)
             if not dry_run:
-                write(opened, plan, shards, documents, out, overwrite, effort, progress)
+                links = write(opened, plan, shards, documents, out, overwrite, effort, progress)
     report = Report.of_plan(there, out, opened, plan, shards, dry_run, start)
-    return replace(report, command="restore", already_done=stands)
+    return replace(report, command="restore", links=links, already_done=stands)
 
 
 def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
@@ -95,18 +102,22 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
                 raise ValueError(f"{name!r} is no side file")
         if origin["dropped"]:
             raise error("QB037", origin["dropped"], ("left out of the conversion",))
-        layers = {
-            name: LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], destination.layout(spec))
-            for name, (spec, passes) in back.items()
-        }
-        outputs = [_renamed(output, origin["renamed"]) for output in outputs_of(opened.source, opened.model, layers)]
-        return Plan(
-            opened.model, find_target(destination.NAME), named(destination.NAME), layers, outputs, origin["config"]
-        )
+        _, grafted = graft.recorded(recorded)
+        renaming = Renaming.from_dict(origin.get("prefixes"))
+        model = graft.without(opened.model, grafted)
+        layers = {}
+        for name, (spec, passes) in back.items():
+            written = destination.layout(renamed_spec(spec, renaming.back) if renaming.pairs else spec)
+            layers[name] = LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], written)
+        names = origin["renamed"]
+        outputs = [_renamed(output, names, renaming) for output in outputs_of(opened.source, model, layers)]
+        return Plan(model, find_target(destination.NAME), named(destination.NAME), layers, outputs, origin["config"])
     except manifest.MALFORMED as fault:
         raise error("QB037", MANIFEST, (f"{type(fault).__name__}: {fault}",)) from fault
 
 
-def _renamed(output: OutputTensor, names: Mapping[str, str]) -> OutputTensor:
+def _renamed(output: OutputTensor, names: Mapping[str, str], renaming: Renaming) -> OutputTensor:
     """An unquantized tensor under the name that it had."""
-    return output if output.layer else replace(output, name=str(names.get(output.name, output.name)))
+    if output.layer or output.slices:
+        return output
+    return replace(output, name=renaming.back(str(names.get(output.name, output.name))))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import prepare
+from qbridge.commands.restructuring import Prefixes, pairs_of, restructured
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.options import MEMORY, Options
@@ -69,6 +71,8 @@ def stream(
     bits: int | None = None,
     passes: bool = True,
     dtype: str = "",
+    graft: PathLike = "",
+    rename_prefix: Prefixes = (),
     memory: int = MEMORY,
 ) -> Stream:
     """Plan a conversion and hand out its tensors instead of writing them; needs torch.
@@ -78,11 +82,22 @@ def stream(
     """
     wanted = find_target(target)
     options = Options.of(
-        wanted, tp, pad=pad, regroup=regroup, bits=bits, passes=passes, dtype=dtype, jobs=1, memory=memory
+        wanted,
+        tp,
+        pad=pad,
+        regroup=regroup,
+        bits=bits,
+        passes=passes,
+        dtype=dtype,
+        graft=os.fspath(graft),
+        rename_prefix=pairs_of(rename_prefix),
+        jobs=1,
+        memory=memory,
     )
     opened = open_checkpoint(src, source, allow, plans=True)
     try:
         with io_as_finding(str(src)):
+            opened, _ = restructured(opened, options)
             plan = prepare(opened, wanted, options)
     except BaseException:
         opened.source.close()

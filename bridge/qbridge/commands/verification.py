@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
+from qbridge.commands.restructured import align, without_grafts
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
@@ -45,12 +47,15 @@ def verify(
     b: PathLike,
     *,
     allow: Iterable[str] = (),
+    graft: PathLike = "",
     jobs: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare two checkpoints of any formats layer by layer; `same` is the answer. Raises QBridgeError.
 
+    What qbridge.json says was grafted into one of them is compared with the original: `graft`, or the path that was
+    given to `convert`. Names are compared as they are after the renaming that it records.
     `jobs` threads (0: one for each core) work in `memory` bytes. `progress` is called with an `Advance`: the bytes
     and shards of `a` that are compared.
     """
@@ -73,6 +78,8 @@ def verify(
             for finding in side.findings:
                 if finding.code == "QB043":  # whoever reads the other file has another model
                     findings.add(finding.code, finding.where, (which, *finding.facts))
+        left, right = align(left, right)
+        left, right, grafted = without_grafts(left, right, os.fspath(graft), findings)
         pads = {**padded(left.source), **padded(right.source)}
         _compare_configs(left, right, bool(pads), findings)
         common = _compare_names(left, right, findings)
@@ -90,7 +97,7 @@ def verify(
         formats=(left.format, right.format),
         identical=kinds["identical"],
         equal=kinds["equal"],
-        tensors=sum(name in left.model.tensors for name in common),
+        tensors=sum(name in left.model.tensors for name in common) + grafted,
         seconds=round(time.monotonic() - start, 3),
         findings=tuple(findings),
         same=not findings.errors,

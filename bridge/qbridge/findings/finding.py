@@ -83,9 +83,10 @@ class Finding:
         }
 
     def __str__(self) -> str:
-        place = f" ({self.where[0]}{f' and {len(self.where) - 1} more' if len(self.where) > 1 else ''})"
+        more = f" and {len(self.where) - 1} more" if len(self.where) > 1 else ""
+        place = f" ({self.where[0]}{more})" if self.where else ""
         facts = f": {'; '.join(self.facts)}" if self.facts else ""
-        return f"{self.severity}[{self.code}]: {self.message}{place if self.where else ''}{facts}"
+        return f"{self.severity}[{self.code}]: {self.message}{place}{facts}"
 
 
 @dataclass(slots=True)

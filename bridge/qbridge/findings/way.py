@@ -32,6 +32,12 @@ class Way:
         """The option as words of a command line."""
         return tuple(str(word) for word in (self.option, self.value) if word not in ("", None))
 
+    @property
+    def keyword(self) -> dict[str, int | str | bool]:
+        """The option as an argument of a library call; empty without one."""
+        value = True if self.value is None else self.value
+        return {self.option[2:]: value} if self.option else {}
+
     def of(self, command: str) -> Way:
         """The way as a whole command line; `command` is what the option is added to."""
         return replace(self, command=command)

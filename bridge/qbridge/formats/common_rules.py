@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from qbridge.architecture.names import is_kv_scale
+from qbridge.architecture.names import KV_BOTH, is_kv_scale, module_of
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, ValueRule, Values
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -64,6 +64,17 @@ def float8_kv_scales(code: str, source: str, any_strategy: bool = False) -> Mode
             yield Problem(("more than one scale of the kv cache for a layer",), where=several)
 
     return ModelRule(code, check, source, drop_kv_scales)
+
+
+def kv_scales_apart(source: str) -> ModelRule:
+    """No scale of keys and values alike (QB113), for formats that have one of each."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        both = tuple(name for name in stored_kv_scales(model) if module_of(name)[1] == KV_BOTH)
+        if both:
+            yield Problem(("one scale for keys and values alike: it has k_scale and v_scale",), where=both)
+
+    return ModelRule("QB113", check, source, drop_kv_scales)
 
 
 def no_kv_scales(source: str) -> ModelRule:

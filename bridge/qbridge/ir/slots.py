@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ class Codec:
 
     fixed: ClassVar[bool] = False  # the spec alone decides the content, so it stands for no part of the layer
     exclusive: ClassVar[bool] = True  # the tensor holds nothing of other layers
+    common: ClassVar[bool] = False  # layers that share the tensor have all of it, the same values
     redundant: ClassVar[bool] = False  # values may be stored that `encode` would never give
     needs: ClassVar[frozenset[str]] = frozenset()  # parts without which this one is neither read nor written
 
@@ -46,6 +48,15 @@ class Codec:
     def turns(self) -> tuple[Codec, ...]:
         """The codecs of all layers that share a tensor, in the order of their rows."""
         return (self,)
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the rows of the layers that share a tensor take turns; else they lie one layer after another."""
+        return False
+
+    def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """How many elements of `itemsize` bytes a canonical array of `shape` takes."""
+        return math.prod(shape)
 
     def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
         """The stored array (dtype and shape of `slot`) of a canonical array; `beside` has the parts in `needs`.

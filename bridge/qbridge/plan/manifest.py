@@ -31,11 +31,15 @@ from qbridge.source.json_text import MAX_HEADER, load_json
 from qbridge.source.reader import Source
 
 SCHEMA = 1
+NOTHING: Mapping[str, Any] = {}
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
-def build(source: Source, plan: Plan) -> dict[str, Any]:
-    """The manifest of a plan; layers that were treated alike share an entry."""
+def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+    """The manifest of a plan; layers that were treated alike share an entry.
+
+    `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such.
+    """
     written = {output.origin for output in plan.outputs}
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in plan.layers.items():
@@ -59,6 +63,7 @@ def build(source: Source, plan: Plan) -> dict[str, Any]:
             "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
             "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
             "shards": {} if source.memory else _digests(source),
+            **changes,
         },
         "target": {"name": plan.target.name, "format": plan.format.NAME},
         "steps": list(steps.values()),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any, cast
 
+from qbridge.architecture.prefixes import Prefix, check_prefixes
 from qbridge.findings.catalogue.code import ALLOW, CHOICES
 from qbridge.findings.finding import error
 from qbridge.findings.hints import did_you_mean
@@ -33,6 +34,9 @@ class Options:
     - `bits`: the width to widen narrower codes to, 4 or 8.
     - `passes`: False allows nothing but a change of layout.
     - `dtype`: of dense weights: float16, bfloat16 or float32; empty: config.json's.
+    - `graft`: the unquantized original, whose tensors are taken where the source has none; empty: none.
+    - `rename_prefix`: (old, new) beginnings of names, each of whole modules.
+    - `link`: files whose bytes do not change are linked, not written.
 
     Kept to while it works (convert, stream, restore, verify):
 
@@ -47,6 +51,9 @@ class Options:
     bits: int | None = None
     passes: bool = True
     dtype: str = ""
+    graft: str = ""
+    rename_prefix: tuple[Prefix, ...] = ()
+    link: bool = False
     jobs: int = 0
     memory: int = MEMORY
     proof: bool = True
@@ -64,6 +71,7 @@ class Options:
             raise ValueError(f"dense weights are {', '.join(DENSE)}")
         if not self.passes and (self.pad or self.regroup or self.bits):
             raise ValueError("no passes are allowed, and some are asked for")
+        check_prefixes(self.rename_prefix)
         check_effort(self.jobs, self.memory)
 
     @classmethod

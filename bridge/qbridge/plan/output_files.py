@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qbridge.ir.dtypes import nbytes
@@ -18,12 +19,16 @@ from qbridge.source.weight_files import SINGLE
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """One output file; `offsets` are absolute positions of its tensors' data."""
+    """One output file; `offsets` are absolute positions of its tensors' data.
+
+    `file` is what it is a link to, with the header and order of tensors that are there; None where it is written.
+    """
 
     name: str
     header: bytes
     tensors: Sequence[OutputTensor]
     offsets: Sequence[int]
+    file: Path | None = None
 
     @property
     def data_size(self) -> int:
@@ -33,12 +38,14 @@ class Shard:
     @property
     def size(self) -> int:
         """Bytes of the file."""
+        if self.file is not None:
+            return self.file.stat().st_size
         return len(self.header) + self.data_size
 
 
 def plan_shards(outputs: Sequence[OutputTensor], max_size: int | None = None) -> list[Shard]:
     """The output files: at the source's shard boundaries, or filled in order up to `max_size` bytes of data."""
-    order = sorted(outputs, key=lambda t: (t.shard, t.layer or t.name, t.name))
+    order = sorted(outputs, key=lambda t: (t.grafted, t.shard, t.layer or t.name, t.name))
     groups: list[list[OutputTensor]] = []
     filled, last = 0, None
     for tensor in order:

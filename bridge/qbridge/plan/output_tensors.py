@@ -17,19 +17,24 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
 
     ValueError where the slices of a fused tensor are not all there or do not fit each other.
     """
-    found, fused = [], dict[str, Slices]()
+    found, fused, common = [], dict[str, Slices](), dict[str, list[tuple[str, str]]]()
     for name, info in model.tensors.items():
         shard = source.tensors[info.stored].file
-        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored))
+        grafted = info.stored in source.adopted
+        found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored, grafted=grafted))
     for name, layer in layers.items():
         home = source.tensors[layer.read["code"].tensor].file
         for part, slot in layer.write.items():
             if slot.slice:
                 fused.setdefault(slot.slice.tensor, {}).setdefault(slot.slice.index, []).append((name, part))
                 continue
+            if slot.codec.common:
+                common.setdefault(slot.tensor, []).append((name, part))
+                continue
             origin = layer.read[part].tensor if layer.copied(part) else ""
             shard = source.tensors[layer.read[part].tensor].file if part in layer.read else home
             found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part))
+    found += [_slice(source, members, layers) for members in common.values()]
     return [*found, *(_fused(source, name, slices, layers) for name, slices in fused.items())]
 
 
@@ -45,12 +50,13 @@ def _fused(source: Source, name: str, slices: Slices, layers: Mapping[str, Layer
 
 
 def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[str, LayerPlan]) -> OutputTensor:
-    """One slice: the part of a layer, or of all layers whose rows take turns in it, in that order."""
+    """One slice, or a tensor of all: the part of a layer, or of all layers that share it, in their order."""
     part = members[0][1]
     slots = {name: layers[name].write[own] for name, own in members}
     names = sorted(slots, key=lambda name: slots[name].codec.turn)
     slot, first, beside = slots[names[0]], layers[names[0]], tuple(names[1:])
-    if [slots[name] for name in names] != [replace(slot, codec=codec) for codec in slot.codec.turns]:
+    wanted = [slot] * len(names) if slot.codec.common else [replace(slot, codec=own) for own in slot.codec.turns]
+    if [slots[name] for name in names] != wanted:
         raise ValueError(f"{slot.tensor}: the layers that share it are not all there, or do not fit each other")
     writer = Woven(tuple(layers[name] for name in names)) if beside else first
     origin = first.read[part].tensor if writer.copied(part) else ""

@@ -15,7 +15,7 @@ from qbridge.formats.protocol import Format
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.exactness import Exactness, weakest
 from qbridge.ir.layer import Layer, Spec
-from qbridge.ir.model import Model
+from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
@@ -24,7 +24,7 @@ from qbridge.targets.target import Target
 
 
 class Writer(Protocol):
-    """What gives output tensors their content: a layer after its passes, or several whose rows alternate in them."""
+    """What gives output tensors their content: a layer after its passes, or several that share them."""
 
     @property
     def before(self) -> Spec:
@@ -115,7 +115,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Woven:
-    """Layers whose rows alternate in tensors of theirs (`Interleaved`), as one layer that has all rows."""
+    """Layers that share tensors (`Interleaved`, `Concatenated`, `Shared`), as one layer that has all rows."""
 
     layers: tuple[LayerPlan, ...]
 
@@ -147,22 +147,60 @@ class Woven:
         return one and all(replace(write, tensor=read.tensor, slice=read.slice) == read for read, write in pairs)
 
     def run(self, source: Source, parts: frozenset[str], window: Window = EVERYTHING) -> Layer:
-        """As `LayerPlan.run`; every part has a row for each output feature."""
-        count = len(self.layers)
-        layers = [layer.run(source, parts, window.share(count)) for layer in self.layers]
-        spec = window.of(self.after)
+        """As `LayerPlan.run`, of `parts` alone; ValueError where a part that is one for all layers differs."""
+        spec, count = window.of(self.after), len(self.layers)
+        if not self._alternate and window != EVERYTHING:
+            number, share = self._own(window)
+            layer = self.layers[number].run(source, parts, share)
+            return Layer(spec, {part: array for part, array in layer.arrays.items() if part in parts})
+        share = window.share(count) if self._alternate else EVERYTHING
+        layers = [layer.run(source, parts, share) for layer in self.layers]
         shapes = spec.parts()
         arrays = {
-            part: np.stack([layer.arrays[part] for layer in layers], axis=1).reshape(shapes[part][1])
+            part: self._together(part, [layer.arrays[part] for layer in layers]).reshape(shapes[part][1])
             for part in layers[0].arrays
+            if part in parts
         }
         return Layer(spec, arrays)
+
+    @property
+    def _alternate(self) -> bool:
+        """Whether their rows take turns."""
+        return any(slot.codec.alternates for slot in self.layers[0].write.values())
+
+    def _own(self, window: Window) -> tuple[int, Window]:
+        """Which of the layers a window lies in, and where, if their rows lie one layer after another."""
+        rows = self.layers[0].after.out_features
+        number = window.start // rows
+        end = None if window.end is None or window.end == (number + 1) * rows else window.end - number * rows
+        return number, Window(window.start - number * rows, end)
+
+    def _together(self, part: str, arrays: Sequence[Array]) -> Array:
+        """The rows of all layers in one array."""
+        codec = self.layers[0].write[part].codec
+        if not codec.common:
+            return np.stack(arrays, axis=1) if codec.alternates else np.concatenate(arrays)
+        if any(array.tobytes() != arrays[0].tobytes() for array in arrays):
+            raise ValueError(f"{self.layers[0].write[part].tensor}: {len(arrays)} layers share it, and differ")
+        return arrays[0]
 
     def windows(self, limit: int, within: Window = EVERYTHING) -> Iterator[Window]:
         """As `LayerPlan.windows`."""
         count = len(self.layers)
-        for window in self.layers[0].windows(limit // count, within.share(count)):
-            yield window.times(count)
+        if self._alternate:
+            for window in self.layers[0].windows(limit // count, within.share(count)):
+                yield window.times(count)
+        elif self.before.out_features != self.after.out_features:
+            yield within  # what is cropped or filled lies at the end of each layer
+        else:
+            rows = self.layers[0].after.out_features
+            shares = (
+                [(number, EVERYTHING) for number in range(count)] if within == EVERYTHING else [self._own(within)]
+            )
+            for number, share in shares:
+                for window in self.layers[number].windows(limit, share):
+                    end = rows if window.end is None else window.end
+                    yield Window(number * rows + window.start, number * rows + end)
 
     def encoded(self, source: Source, part: str) -> Array:
         """As `LayerPlan.encoded`."""
@@ -176,8 +214,9 @@ class Woven:
 class OutputTensor:
     """One tensor to write: a copy of the source tensor `origin`, the encoded `part` of `layer`, or `slices`.
 
-    With `beside`, rows of `layer` and of these layers alternate. `slices` are output tensors of their own, which
-    lie one after another. `shard` is the source file beside whose other tensors it is written.
+    With `beside`, these layers have a share of it as `layer` has. `slices` are output tensors of their own, which
+    lie one after another. `shard` is the source file beside whose other tensors it is written; one that is `grafted`
+    comes from a file of another checkpoint, and all those come last.
     """
 
     name: str
@@ -189,6 +228,7 @@ class OutputTensor:
     part: str = ""
     beside: tuple[str, ...] = ()
     slices: tuple[OutputTensor, ...] = ()
+    grafted: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,6 +249,14 @@ class Plan:
         """The model that is written."""
         specs = {name: layer.after for name, layer in self.layers.items()}
         return replace(self.model, specs=specs, format=self.format.NAME)
+
+    @property
+    def written(self) -> Model:
+        """The model as who reads the output sees it: every tensor by the name that is written."""
+        plain = (output for output in self.outputs if output.origin and not output.layer)
+        tensors = {output.name: TensorInfo(output.dtype, output.shape, output.name) for output in plain}
+        slots = {name: layer.write for name, layer in self.layers.items()}
+        return replace(self.result, slots=slots, tensors=tensors)
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""

@@ -198,7 +198,16 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     block = destination.config(result)
     if block:
         config["quantization_config"] = block
-    return Plan(model, candidate.target, destination, layers, outputs, config)
+    plan = Plan(model, candidate.target, destination, layers, outputs, config)
+    _derive(plan, findings)
+    return plan
+
+
+def _derive(plan: Plan, findings: Findings) -> None:
+    """What the engine would build otherwise than what is planned, from the block that is planned."""
+    derivation = plan.target.derivation
+    for code, problem in derivation.check(plan.config, plan.written) if derivation else ():
+        findings.add(code, problem.where, problem.facts, problem.help, mild=problem.mild)
 
 
 def best_plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,13 +44,16 @@ class SourceValues:
             yield block.view(info.dtype.numpy)
 
 
-def survey(source: Source, model: Model, findings: Findings) -> None:
+def survey(source: Source, model: Model, findings: Findings, layers: Collection[str] | None = None) -> None:
     """Read every scale once: one that is NaN or infinite, or zero and divides, is a finding (QB017).
 
-    So is a tensor that the scheme fixes and that holds something else (QB016, QB020).
+    So is a tensor that the scheme fixes and that holds something else (QB016, QB020). With `layers` these alone are
+    looked at.
     """
     values = SourceValues(source, model)
     for name, spec in model.specs.items():
+        if layers is not None and name not in layers:
+            continue
         for part, slot in model.slots[name].items():
             if part in ("scale", "input_scale", "global_scale", "input_global_scale"):
                 _check_finite(source, slot, spec.parts()[part][0], findings)

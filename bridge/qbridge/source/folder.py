@@ -114,7 +114,7 @@ def _is_inside(root: Path, name: str, findings: Findings) -> bool:
     """Whether the shard is a file of the folder, or of the blobs of the Hugging Face cache it belongs to."""
     plain = Path(name)
     if plain.is_absolute() or ".." in plain.parts or "\0" in name:
-        findings.add("QB006", name)
+        findings.add("QB006", name, final=True)
         return False
     try:
         there = (root / plain).is_file()
@@ -127,7 +127,7 @@ def _is_inside(root: Path, name: str, findings: Findings) -> bool:
         return False
     if not _stays(root, root / plain):
         findings.add("QB006", name, ("it is a link out of the folder",))
-        return False
+        return findings.allows("QB006")
     return True
 
 
@@ -194,7 +194,7 @@ def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[P
             if (name.startswith(".") and name != _ATTRIBUTES) or str(relative) in ours:
                 continue
             if not (root / relative).is_file() or not _stays(root, root / relative):
-                findings.add("QB006", str(relative), ("it is a link out of the folder, or to nothing",))
+                findings.add("QB006", str(relative), ("it is a link out of the folder, or to nothing",), final=True)
             elif relative.suffix in WEIGHTS or name.endswith(tuple(f"{s}.index.json" for s in WEIGHTS)):
                 behind.append(str(relative))
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ class Source:
     `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
     order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
     of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard;
-    `unstored` heads that the index names and no shard holds, as tied ones are;
+    `unstored` heads that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint;
     `open_files` how many shards a thread keeps open, `keep` how many bytes of a tensor it may.
     """
 
@@ -47,6 +47,7 @@ class Source:
     memory: Mapping[str, Array] = field(default_factory=dict)
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     unstored: tuple[str, ...] = ()
+    adopted: frozenset[str] = frozenset()
     open_files: int = OPEN_FILES
     keep: int = 0
     _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
@@ -132,6 +133,23 @@ class Source:
                 if name in self.memory:
                     bytes_of[own] = self.memory[name][begin : begin + size]
         self.tensors, self.memory = kept, bytes_of
+
+    def adopt(self, other: Source, names: Collection[str]) -> None:
+        """Have tensors of another checkpoint among its own, whose files must not change either."""
+        taken = {name: other.tensors[name] for name in names}
+        files = {tensor.file for tensor in taken.values()}
+        self.tensors = {**self.tensors, **taken}
+        self.memory = {**self.memory, **{name: other.memory[name] for name in taken if name in other.memory}}
+        self.stamps = {**self.stamps, **{file: other.stamps[file] for file in files if file in other.stamps}}
+        self.adopted = self.adopted.union(taken)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call tensors by other names, each by its own; nothing moves."""
+        self.tensors = {names.get(name, name): tensor for name, tensor in self.tensors.items()}
+        self.memory = {names.get(name, name): data for name, data in self.memory.items()}
+        self.unstored = tuple(names.get(name, name) for name in self.unstored)
+        self._values = OrderedDict((names.get(name, name), data) for name, data in self._values.items())
+        self._known.clear()
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
         """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""

@@ -149,12 +149,12 @@ def drafts_outside(
             header = read_header(file)
         except (HeaderError, OSError):
             continue  # what it holds cannot be named
-        if header and tensors and tensors.keys().isdisjoint(header) and all(_is_draft(n, config) for n in header):
+        if header and tensors and tensors.keys().isdisjoint(header) and all(is_draft(n, config) for n in header):
             found[file] = header
     return found
 
 
-def _is_draft(tensor: str, config: Mapping[str, Any]) -> bool:
+def is_draft(tensor: str, config: Mapping[str, Any]) -> bool:
     """Whether a tensor is of a layer for multi-token prediction: called mtp, or numbered after the last layer."""
     parts = tensor.split(".")
     if any(part == "mtp" or part.startswith("mtp_") for part in parts):
@@ -239,3 +239,10 @@ def weight_files(root: Path) -> list[str]:
         relative = (str(Path(folder, name).relative_to(root)) for name in files if not name.startswith("."))
         found += [name for name in relative if name.endswith(WEIGHTS)]
     return found
+
+
+def model_name(path: str | Path) -> str:
+    """The name of a model by its folder, or by its repository in a Hugging Face cache (models--owner--name)."""
+    folder = Path(path).absolute()
+    cached = re.fullmatch(r"models--(?:.+--)?(.+)", folder.parent.parent.name)
+    return cached[1] if cached and folder.parent.name == "snapshots" else folder.name or "model"

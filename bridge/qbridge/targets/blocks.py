@@ -6,10 +6,12 @@ Sources: vllm 0.33.0, model_executor/layers/quantization/fp8.py and utils/fp8_ut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import gcd
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.names import is_routed
 from qbridge.findings.way import Way
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
@@ -17,21 +19,33 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets.fusion import COMMON, Fusion
 
+Pads = Callable[[Spec, Model], Iterator[Way]]  # the ways in which a layer can be padded
+
 
 @dataclass(frozen=True, slots=True)
 class BlockLimits:
     """Whole blocks in every rank's share, and at the borders of the linears that an engine builds as one.
 
-    A `last_cut` engine lets the last of these end within a block where there is one rank. `source` says where that
-    was read.
+    A `last_cut` engine lets the last of these end within a block where there is one rank. `splits` are the formats
+    in which it splits the blocks of routed experts itself, with the least size that it makes of them, and
+    `splits_source` where that was read. `source` says where all else was.
     """
 
     source: str
     last_cut: bool = False
+    splits: Mapping[str, int] = field(default_factory=dict)
+    splits_source: str = ""
 
-    def rules(self, sizes: tuple[int, ...], fusion: Fusion = COMMON) -> tuple[Rule, ...]:
-        """The limit at some tensor-parallel sizes (QB273), where `fusion` says which linears become one."""
-        return (ModelRule("QB273", _blocks(sizes, self.last_cut, fusion), self.source),)
+    def rules(
+        self, sizes: tuple[int, ...], fusion: Fusion = COMMON, format_name: str = "", pads: Pads | None = None
+    ) -> tuple[Rule, ...]:
+        """The limit at some tensor-parallel sizes (QB273), where `fusion` says which linears become one.
+
+        Of experts whose blocks are split in the format there is a note instead (QB229).
+        """
+        least = self.splits.get(format_name)
+        rule = ModelRule("QB273", _blocks(sizes, self.last_cut, fusion, least, pads), self.source)
+        return (rule,) if least is None else (rule, ModelRule("QB229", _split(sizes, least), self.splits_source))
 
 
 def is_static(spec: Spec) -> bool:
@@ -44,7 +58,9 @@ def per_tensor(spec: Spec) -> bool:
     return spec.weight.type != "int" and spec.weight.granularity is Granularity.TENSOR
 
 
-def _blocks(sizes: tuple[int, ...], last_cut: bool, fusion: Fusion) -> Callable[[Model], Iterator[Problem]]:
+def _blocks(
+    sizes: tuple[int, ...], last_cut: bool, fusion: Fusion, least: int | None, pads: Pads | None
+) -> Callable[[Model], Iterator[Problem]]:
     def check(model: Model) -> Iterator[Problem]:
         own = {name: spec for name, spec in model.specs.items() if spec.weight.block}
         joined = fusion.siblings(model, own) if own else []
@@ -53,11 +69,52 @@ def _blocks(sizes: tuple[int, ...], last_cut: bool, fusion: Fusion) -> Callable[
         for tp in sizes:
             for name, spec in own.items():
                 fact = _misfit(spec, model, tp, name in bordered and not (last_cut and tp == 1 and name in last))
-                if fact:
-                    fits_whole = tp > 1 and not _misfit(spec, model, 1, False)
-                    yield Problem((fact,), (Way("--tp", 1),) if fits_whole else (), (name,))
+                if not fact or (least is not None and split_block(spec, model, tp, least)):
+                    continue
+                fits_whole = tp > 1 and not _misfit(spec, model, 1, False)
+                ways = (*(pads(spec, model) if pads else ()), *((Way("--tp", 1),) if fits_whole else ()))
+                yield Problem((fact,), ways, (name,))
 
     return check
+
+
+def _split(sizes: tuple[int, ...], least: int) -> Callable[[Model], Iterator[Problem]]:
+    """Experts whose blocks the engine splits, and into which."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        found: dict[str, list[str]] = {}
+        for tp in sizes:
+            for name, spec in model.specs.items():
+                if size := split_block(spec, model, tp, least):
+                    rows, columns = spec.weight.block or (1, 1)
+                    found.setdefault(f"blocks of {rows} x {columns} become {size} x {size} (tp {tp})", []).append(
+                        name
+                    )
+        for fact, names in found.items():
+            yield Problem((fact,), where=tuple(names))
+
+    return check
+
+
+def split_block(spec: Spec, model: Model, tp: int, least: int) -> int:
+    """The size of the blocks that vLLM makes of a routed expert's, 0 where it splits none, or cannot.
+
+    It takes the greatest common divisor of the block, the share of the intermediate size and the hidden size, if that
+    is `least` or more, and repeats scales; where a dim is no whole number of blocks there are then too many of them.
+    """
+    if not spec.weight.block or not is_routed(spec.name):
+        return 0
+    held = Architecture.of_model(model).rank(spec.name, spec.dims, tp)
+    if held is None or held.fault or held.axis not in ("column", "row"):
+        return 0
+    rows, columns = spec.weight.block
+    share = held.out_features if held.axis == "column" else held.in_features
+    whole = any(size % side for size in spec.dims for side in (rows, columns))
+    if whole or (share % rows == 0 and (tp == 1 or share % columns == 0)):
+        return 0
+    hidden = spec.in_features if held.axis == "column" else spec.out_features
+    size = gcd(rows, columns, share, hidden)
+    return size if size >= least else 0
 
 
 def _misfit(spec: Spec, model: Model, tp: int, bordered: bool) -> str:

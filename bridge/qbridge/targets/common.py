@@ -47,6 +47,22 @@ def unlike_parts(
     return check
 
 
+def stacked(spec: Spec) -> str:
+    """How a layer shares tensors with all experts of its block: "columns", "rows", or "apart", one for each linear.
+
+    An empty string for one that has tensors of its own.
+    """
+    dialect = dict(spec.dialect)
+    lies = dialect.get("experts", "")
+    return "apart" if lies and dialect.get("experts.weight", "").startswith(".") else lies
+
+
+def misnamed(spec: Spec) -> Problem | None:
+    """A layer that is stored under a name that no engine has, which every conversion mends."""
+    stored = dict(spec.dialect).get("stored_as")
+    return Problem((f"it is stored as {stored}, a name that no engine has",)) if stored else None
+
+
 NEGLIGIBLE = 2.0**-12  # of a tensor's norm: a few float16 that are off by one place, not a bfloat16 tensor rounded
 
 

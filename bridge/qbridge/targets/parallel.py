@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import gcd, lcm
 from typing import Literal, TypeVar
 
@@ -80,7 +81,7 @@ class Parallel:
 
     def multiple(self, spec: Spec, tp: int) -> int:
         """What the intermediate size of a down projection must be a multiple of."""
-        return lcm(spec.weight.group_size or 1, self.inputs, self.outputs, 32) * tp
+        return lcm(spec.weight.group_size or 1, *(spec.weight.block or ()), self.inputs, self.outputs, 32) * tp
 
     def rules(self, format_name: str, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The limits at some tensor-parallel sizes."""
@@ -98,7 +99,8 @@ class Parallel:
         if self.inputs > 1 or self.outputs > 1:
             found.append(ModelRule("QB253", self._tiles(format_name, sizes, once), self.source))
         if self.blocks:
-            found += self.blocks.rules(sizes, self.fused)
+            pads = partial(self._pads_to_fit, sizes=sizes, once=once)
+            found += self.blocks.rules(sizes, self.fused, format_name, pads)
         return tuple(found)
 
     def shares(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> Iterator[Share]:
@@ -246,6 +248,14 @@ class Parallel:
         misfits = once(model, "misfits", lambda: {name for name, *_ in self._misfits(model, sizes)})
         if best is not None and spec.name not in misfits:
             yield Way("--regroup", best, "scales repeated, no weight changes", exact=True)
+        yield from self._pads_to_fit(spec, model, sizes, once)
+        sizes_below = range(max(sizes) - 1, 0, -1)
+        fits = once(model, "fits", lambda: next((tp for tp in sizes_below if self._legal(model, tp)), None))
+        if fits:
+            yield Way("--tp", fits, "fewer GPUs")
+
+    def _pads_to_fit(self, spec: Spec, model: Model, sizes: tuple[int, ...], once: Once) -> Iterator[Way]:
+        """Padding, where that makes the MLP of a layer legal."""
         pads = once(model, "growth", lambda: growth(model, sizes, self.multiple))
         if spec.name in pads.passes:
             grown = pads.passes[spec.name]
@@ -255,10 +265,6 @@ class Parallel:
             if new > old:
                 note = f"{old} -> {new}, {100 * (new - old) / old:+.2f} %, undone by qbridge restore"
                 yield Way("--pad", note=note, exact=True)
-        sizes_below = range(max(sizes) - 1, 0, -1)
-        fits = once(model, "fits", lambda: next((tp for tp in sizes_below if self._legal(model, tp)), None))
-        if fits:
-            yield Way("--tp", fits, "fewer GPUs")
 
     def _misfits(self, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         """(name, fact) of every linear that does not fit the tiles; experts have kernels of their own."""

@@ -23,6 +23,9 @@ Report of one checkpoint:
     misshapen           [{tensor, parameter, given, wanted}]
     left_out            [tensor]: not read, and the engine says so of its kind
     stubs               [what stands in for a device]
+
+Of an engine that is asked about several ranks there is one report: its faults are those of all ranks, each with its
+number, and a tensor is unexpected if no rank takes it.
 """
 
 from __future__ import annotations
@@ -32,11 +35,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Report = dict[str, Any]
+Proof = Callable[[str, Report], None]
 VERDICTS = ("clean", "refused", "faulty", "unproved")
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
 SEVERITY = (0, 3, 2, 1)  # of the verdicts, for the exit status of several checkpoints
@@ -77,20 +81,44 @@ def empty_report(engine: str, version: str, checkpoint: str, stubs: Iterable[str
     return start | middle | lists | {"stubs": list(stubs)}
 
 
-def run(prove: Callable[[str, Report], None], start: Callable[[str], Report], args: argparse.Namespace) -> int:
-    """Prove every checkpoint, each in a process of its own; the exit status."""
+def run(proofs: Sequence[Proof], start: Callable[[str], Report], args: argparse.Namespace) -> int:
+    """Prove every checkpoint, each rank in a process of its own, with a proof for each rank; the exit status."""
     worst = 0
     sink = args.json.open("w") if args.json else sys.stdout
     for checkpoint in args.checkpoints:
         path = os.path.abspath(checkpoint)
-        report = _forked(prove, start(path), path, args.trace)
+        report = merged([_forked(prove, start(path), path, args.trace) for prove in proofs])
         sink.write(json.dumps(report, default=str) + "\n")
         sink.flush()
         worst = max(worst, report["exit"], key=SEVERITY.__getitem__)
     return worst
 
 
-def _forked(prove: Callable[[str, Report], None], report: Report, path: str, trace: bool) -> Report:
+def merged(reports: Sequence[Report]) -> Report:
+    """The report of a checkpoint from those of all ranks; what is no list is of the rank with the worst verdict."""
+    if len(reports) == 1:
+        return reports[0]
+    rank = max(range(len(reports)), key=lambda number: SEVERITY[reports[number]["exit"]])
+    found = dict(reports[rank])
+    if found["error"]:
+        found["error"] = found["error"] | {"message": f"rank {rank}: {found['error']['message']}"}
+    for kind in ("missing", "unfilled", "misshapen"):
+        found[kind] = [_of_rank(entry, number) for number, report in enumerate(reports) for entry in report[kind]]
+    for kind in ("unexpected", "left_out"):
+        found[kind] = [name for name in reports[0][kind] if all(name in report[kind] for report in reports)]
+    found["quantized"] = {name: value for report in reports for name, value in report["quantized"].items()}
+    if found["exit"] in (0, 2):
+        found["exit"] = 2 if any(map(found.get, FAULTS)) else 0
+        found["verdict"] = VERDICTS[found["exit"]]
+    return found
+
+
+def _of_rank(entry: Any, rank: int) -> Any:
+    """A fault with the number of the rank that has it."""
+    return {"rank": rank, **entry} if isinstance(entry, dict) else f"rank {rank}: {entry}"
+
+
+def _forked(prove: Proof, report: Report, path: str, trace: bool) -> Report:
     """The report of one checkpoint from a child process: engines keep global state, and may die."""
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -118,7 +146,7 @@ def _forked(prove: Callable[[str, Report], None], report: Report, path: str, tra
     }
 
 
-def _attempt(prove: Callable[[str, Report], None], path: str, report: Report) -> None:
+def _attempt(prove: Proof, path: str, report: Report) -> None:
     try:
         prove(path, report)
     except Unproved as why:

@@ -137,10 +137,15 @@ def check_codec(codec: Codec, slot: Slot, array: Array, dtype: DType, beside: Pa
     again = copy(codec)
     _require(codec == again and hash(codec) == hash(again), "a codec is not compared by value")
     _require(codec.needs <= beside.keys(), "a part that it needs is not given")
-    if not codec.exclusive:
+    if codec.alternates:
         array = np.repeat(array, len(codec.turns), axis=0)
         stored = codec.whole.encode(array, slot, beside)
         array = array[codec.turn :: len(codec.turns)]
+    elif not codec.exclusive and not codec.common:
+        rows, count = len(array), len(codec.turns)
+        every = np.concatenate([np.roll(array, index, axis=0) for index in range(count)])
+        stored = codec.whole.encode(every, slot, beside)
+        array = every[codec.turn * rows : (codec.turn + 1) * rows]
     else:
         stored = codec.encode(array, slot, beside)
     size = stored.dtype == slot.dtype.numpy and stored.shape == slot.shape

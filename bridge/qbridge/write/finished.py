@@ -31,13 +31,15 @@ def is_finished(
             and sizes
             and all((dst / name).read_bytes() == text.encode() for name, text in texts.items())
             and all(_is_shard(dst / shard.name, shard) for shard in shards)
-            and _latest(source.shards) <= min(os.stat(dst / shard.name).st_mtime_ns for shard in shards)
+            and _latest(source.shards) <= os.stat(dst / next(iter(documents))).st_mtime_ns
         )
     except OSError:
         return False
 
 
 def _is_shard(file: Path, shard: Shard) -> bool:
+    if shard.file is not None:  # linked to the source's
+        return os.path.samefile(file, shard.file) or _same_beginning(file, shard.file)
     with open(file, "rb") as stream:
         return file.stat().st_size == shard.size and stream.read(len(shard.header)) == shard.header
 
@@ -45,3 +47,11 @@ def _is_shard(file: Path, shard: Shard) -> bool:
 def _latest(files: Sequence[Path]) -> int:
     """When the last of some files was changed, in ns."""
     return max((os.stat(file).st_mtime_ns for file in files), default=0)
+
+
+def _same_beginning(file: Path, other: Path) -> bool:
+    """Whether two shards have the same size and header."""
+    with open(file, "rb") as one, open(other, "rb") as two:
+        length = 8 + int.from_bytes(one.read(8), "little")
+        one.seek(0)
+        return file.stat().st_size == other.stat().st_size and one.read(length) == two.read(length)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from qbridge.source.reader import Source
 from qbridge.source.weight_files import INDEX
 from qbridge.write.budget import Effort
 from qbridge.write.jobs import Job, jobs_of, write_all
+from qbridge.write.links import link
 from qbridge.write.staging import Stage
 from qbridge.write.workspace import Workspace
 
@@ -72,19 +73,22 @@ def write_checkpoint(
     sides: Sequence[Path],
     effort: Effort,
     progress: Progress | None = None,
-) -> None:
+) -> dict[str, int]:
     """Shards, index, side files (relative paths) and `documents` into a stage, each flushed to the disk.
 
-    Shards that the stage has already are left as they are. Raises QBridgeError (QB403) where a proof fails, and
-    QB038 where the source changed meanwhile.
+    Shards that the stage has already are left as they are; those that are a file of the source are linked. How many
+    were linked, by the kind of link. Raises QBridgeError (QB403) where a proof fails, QB326 where nothing can be
+    linked, and QB038 where the source changed meanwhile.
     """
     source.open_files = min(source.open_files, effort.open_files)
     source.keep = effort.block
-    writer = _Writer(stage, source, plan, shards, effort, progress)
+    written = [shard for shard in shards if shard.file is None]
+    writer = _Writer(stage, source, plan, written, effort, progress)
     try:
         writer.run()
     finally:
         writer.close()
+    links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
     if len(shards) > 1:
         write_document(stage.folder / INDEX, index_of(shards))
@@ -96,6 +100,7 @@ def write_checkpoint(
             os.fsync(write.fileno())
     for name, value in documents.items():
         write_document(stage.folder / name, value)
+    return dict(links)
 
 
 @dataclass(slots=True)
@@ -195,7 +200,7 @@ class _Writer:
             self._flushed.popleft().result()
 
     def _open(self, shard: Shard) -> _Output:
-        out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._descriptors.append(out)
         write_all(out, shard.header, 0)
         self._advance(shard, 0)

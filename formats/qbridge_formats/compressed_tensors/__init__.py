@@ -24,7 +24,6 @@ quantization/lifecycle/initialize.py; dialects of older releases from the wheels
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import gcd
 from typing import Any
 
@@ -35,7 +34,7 @@ from qbridge.codecs.bits import BitPacked
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.assumed import Assumed
-from qbridge.formats.common_rules import global_scales, kv_scales_are_stored, zeros_fit
+from qbridge.formats.common_rules import global_scales, kv_scales_apart, kv_scales_are_stored, zeros_fit
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, Problem, Rule
 from qbridge.ir.dtypes import DType
@@ -48,6 +47,7 @@ from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.source.reader import Source
 from qbridge_formats._shared.scope import Scope
+from qbridge_formats._shared.stacked_experts import as_stored
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Matcher, Parsed, args_of, is_ours, parse
 from qbridge_formats.compressed_tensors.layers import Found, inferred_layers, listed_layers
@@ -162,15 +162,6 @@ def is_packed(spec: Spec) -> bool:
     return spec.activation is None if kept is None else kept == "yes"
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
-    """The tensors of the tables above, in the shapes and under the name that the dialect keeps."""
-    stored_as = dict(spec.dialect).get("stored_as")
-    if stored_as is None:
-        return _layout(spec)
-    others = tuple(entry for entry in spec.dialect if entry[0] != "stored_as")
-    return _layout(replace(spec, name=stored_as, dialect=others))
-
-
 def _slots(spec: Spec) -> dict[str, Slot]:
     """The slots of a layer without its name."""
     dialect, shape = dict(spec.dialect), spec.scale_shape
@@ -203,7 +194,7 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     return found
 
 
-_layout = by_kind(_slots)
+layout = as_stored(by_kind(_slots))
 
 
 def _packed_slots(spec: Spec, dialect: Mapping[str, str]) -> dict[str, Slot]:
@@ -314,5 +305,6 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB110", _packed_zeros, _SOURCE, lambda spec, model: Broadcast()),
     LayerRule("QB110", _short_group, "compressed-tensors 0.20.0, quantization/lifecycle/forward.py", _whole_groups),
     zeros_fit(_SOURCE),
+    kv_scales_apart("compressed-tensors 0.20.0, quantization/lifecycle/initialize.py"),
     kv_scales_are_stored("compressed-tensors 0.20.0, quantization/lifecycle/initialize.py"),
 )

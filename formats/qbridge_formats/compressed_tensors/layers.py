@@ -13,9 +13,10 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
-from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
+from qbridge_formats._shared.modules import ModuleTensors
 from qbridge_formats._shared.scope import Scope
 from qbridge_formats._shared.siblings import Siblings, family, names_elsewhere
+from qbridge_formats._shared.stacked_experts import Modules, modules_of
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Group, Matcher, Parsed
 from qbridge_formats.compressed_tensors.reader import Reader
@@ -47,7 +48,9 @@ def listed_layers(source: Source, block: Parsed, findings: Findings) -> Found | 
 
     None with findings (QB013) if a target or an ignore entry is no regular expression.
     """
-    modules, reader, found = _matrices(source), Reader(source, block.raw), Found()
+    every = modules_of(source)
+    modules, reader, found = _matrices(source, every), Reader(source, block.raw, every), Found()
+    _refuse_stacks(every, found, findings)
     coded = [module for module, own in modules.items() if _is_quantized(own)]
     scope = Scope.of(block.key, coded)
     matcher = Matcher(block, modules, scope)
@@ -73,8 +76,10 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
     Static activations show, by their scales. Their absence may mean dynamic ones or none, so that is assumed only
     with `--allow assumed-activations` (QB021).
     """
-    reader, found = Reader(source, {}), Found()
-    for module, own in _matrices(source).items():
+    every = modules_of(source)
+    reader, found = Reader(source, {}, every), Found()
+    _refuse_stacks(every, found, findings)
+    for module, own in _matrices(source, every).items():
         if not _is_quantized(own):
             continue
         try:
@@ -89,14 +94,21 @@ def inferred_layers(source: Source, findings: Findings) -> Found:
     return found
 
 
-def _matrices(source: Source) -> dict[str, ModuleTensors]:
+def _refuse_stacks(every: Modules, found: Found, findings: Findings) -> None:
+    """A finding for each block of stacked experts that does not fit together."""
+    for module, fault in every.faults.items():
+        findings.add("QB016", module, (fault,))
+        found.refused.add(module)
+
+
+def _matrices(source: Source, every: Modules) -> dict[str, ModuleTensors]:
     """Modules that own a weight matrix, packed or not, in the order of these, with all their tensors."""
-    modules, matrices = tensors_of_modules(source), dict[str, ModuleTensors]()
+    matrices = dict[str, ModuleTensors]()
     for name, tensor in source.tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf == "weight_packed" or (leaf == "weight" and len(tensor.shape) == 2):
-            matrices[module] = modules[module]
-    return matrices
+            matrices[module] = every.tensors[module]
+    return matrices | {module: every.tensors[module] for module in every.dialects}
 
 
 def _is_quantized(own: ModuleTensors) -> bool:

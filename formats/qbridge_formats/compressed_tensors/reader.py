@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.architecture.names import canonical_module
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import GLOBAL_SCALE, ActivationScheme, Dialect, Granularity, WeightScheme
 from qbridge.source.reader import Source
 from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers
+from qbridge_formats._shared.stacked_experts import Modules
 from qbridge_formats.compressed_tensors import floats as _ct_floats
 from qbridge_formats.compressed_tensors.config import Group
 
@@ -23,9 +23,9 @@ ACT_ORDER = "act-order"
 class Reader:
     """Specs from tensors, worked out once for all modules whose tensors are alike."""
 
-    def __init__(self, source: Source, block: Mapping[str, Any]) -> None:
-        """A source and the block of its config."""
-        self._source, self._block = source, block
+    def __init__(self, source: Source, block: Mapping[str, Any], modules: Modules) -> None:
+        """A source, the block of its config, and its modules."""
+        self._source, self._block, self._modules = source, block, modules
         self.version = str(block.get("version") or "")
         self._specs = SpecsByKind()
 
@@ -33,7 +33,7 @@ class Reader:
         """The spec of a module; ValueError where its tensors do not fit together."""
         if group.weight is None:
             raise ValueError("the group quantizes no weights")
-        name = canonical_module(module)
+        name = self._modules.known_name(module)
         stored_as = None if name == module else module
         columns, index = _columns(self._source, own), _index(self._source, own, group.weight)
         scales = own.get("weight_scale")
@@ -41,9 +41,12 @@ class Reader:
         weight, activation = group.weight, group.activation
         dialect = {} if stored_as is None else {"stored_as": stored_as}
         dialect |= {} if index is None else {"g_idx": index}
-        alike = headers(own), weight, activation, meant, columns, index, stored_as
+        stack = self._modules.dialects.get(module, ())
+        alike = headers(own), weight, activation, meant, columns, index, stored_as, stack
         return self._specs.spec(
-            name, alike, lambda: self._spec(name, own, weight, activation, meant, columns, dialect)
+            name,
+            alike,
+            lambda: self._modules.kept(module, self._spec(name, own, weight, activation, meant, columns, dialect)),
         )
 
     def _spec(

@@ -22,8 +22,10 @@ pytorch/nn/linear/blocked_fp8.py and static_fp8.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_kv_scale
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.findings.finding import Findings
@@ -42,6 +44,8 @@ from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
 from qbridge_formats._shared.skip_lists import exact_entries, source_entries
+from qbridge_formats._shared.stacked_experts import as_stored
+from qbridge_formats.fp8 import float4
 from qbridge_formats.fp8.config import FBGEMM, LISTS, METHOD, METHODS, float8_block, parse
 from qbridge_formats.fp8.layers import FLOAT8, activation_of, read_layers
 
@@ -95,6 +99,8 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
 
 def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above, in the shapes and under the names that the dialect keeps."""
+    if spec.weight.type == "e2m1":
+        return float4.slots(spec)
     dialect = dict(spec.dialect)
     code = next(dtype for dtype, kind in FLOAT8.items() if kind == spec.weight.type)
     blocks = spec.weight.granularity is Granularity.BLOCK
@@ -118,12 +124,20 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     return found
 
 
-layout = by_kind(_slots)
+layout = as_stored(by_kind(_slots))
 
 
 def settle(model: Model) -> Model:
-    """Every layer stands for itself."""
-    return model
+    """Every layer stands for itself; classes with float4 experts have their own name for the scale of blocks."""
+    if not Architecture.of_model(model).row.float4_experts:
+        return model
+    return replace(model, specs={name: _native(spec) for name, spec in model.specs.items()})
+
+
+def _native(spec: Spec) -> Spec:
+    if not spec.weight.block or "scale" in dict(spec.dialect):
+        return spec
+    return replace(spec, dialect=tuple(sorted((*spec.dialect, ("scale", "scale")))))
 
 
 def config(model: Model) -> dict[str, Any]:
@@ -132,7 +146,8 @@ def config(model: Model) -> dict[str, Any]:
     `modules_to_not_convert` is what all three read (`skip_lists` says how); `weight_block_size` null must be there,
     for transformers takes [128, 128] where it is not.
     """
-    first = next(iter(model.specs.values()))
+    float8 = (spec for spec in model.specs.values() if spec.weight.type != "e2m1")
+    first = next(float8, next(iter(model.specs.values())))
     acts = first.activation
     skipped = exact_entries(model, source_entries(model, NAME, LISTS))
     if acts is not None and acts.limit is not None:
@@ -145,12 +160,15 @@ def config(model: Model) -> dict[str, Any]:
         "activation_scheme": "dynamic" if acts is None or acts.dynamic else "static",
         "weight_block_size": list(block) if block else None,
         **rounded,
+        **float4.block_entries(model),
         "modules_to_not_convert": skipped,
     }
 
 
 def _other_weights(spec: Spec, model: Model) -> Problem | None:
     weight = spec.weight
+    if float4.has_place(spec, model):
+        return None
     if weight.type not in FLOAT8.values() or spec.g_idx:
         return Problem((f"weights {weight}{', act-order' if spec.g_idx else ''}: fp8 has float8 codes",))
     if weight.granularity is Granularity.GROUP:
@@ -162,6 +180,8 @@ def _other_activations(spec: Spec, model: Model) -> Problem | None:
     """What no value of activation_scheme says."""
     if _other_weights(spec, model):
         return None  # named already
+    if spec.weight.type == "e2m1":
+        return _other_float4_inputs(spec, model)
     acts, kind = spec.activation, spec.weight.type
     if acts is None:
         return Problem((f"{spec.scheme}: fp8 quantizes activations too",))
@@ -176,6 +196,15 @@ def _other_activations(spec: Spec, model: Model) -> Problem | None:
     return None if acts in possible else Problem((f"activations {acts} with weights {spec.weight}",))
 
 
+def _other_float4_inputs(spec: Spec, model: Model) -> Problem | None:
+    """Those of NVFP4 have a stored scale; those of MXFP4 are quantized as those of the float8 layers."""
+    beside = {other.activation for other in model.specs.values() if other.weight.type != "e2m1"}
+    possible = {float4.NVFP4_INPUTS} if spec.weight.global_scale else beside or {spec.activation}
+    if spec.activation in possible:
+        return None
+    return Problem((f"activations {spec.activation} with weights {spec.weight}",))
+
+
 def _limited_per_tensor(spec: Spec, model: Model) -> Problem | None:
     limited = spec.activation is not None and spec.activation.limit is not None
     if not limited or spec.weight.granularity is not Granularity.TENSOR:
@@ -188,15 +217,17 @@ def _one_per_channel(spec: Spec, model: Model) -> Pass:
 
 
 def _other_scales(spec: Spec, model: Model) -> Problem | None:
-    if spec.scale_dtype in _SCALES:
+    if spec.scale_dtype in _SCALES or spec.weight.type == "e2m1":
         return None
     return Problem((f"scales are {spec.scale_dtype}, fp8 stores {DType.F32}",))
 
 
 def _one_scheme(model: Model) -> Iterator[Problem]:
-    """One activation_scheme and one weight_block_size for the model, one kind of codes."""
+    """One activation_scheme and one weight_block_size for the model, one kind of codes beside float4 experts."""
     found: dict[str, list[str]] = {}
     for name, spec in model.specs.items():
+        if spec.weight.type == "e2m1":
+            continue
         key = f"{spec.weight.type} {f'blocks {spec.weight.block}' if spec.weight.block else 'no blocks'}"
         found.setdefault(f"{key}, activations {spec.activation}", []).append(name)
     if len(found) > 1:

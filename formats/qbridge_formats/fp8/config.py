@@ -32,8 +32,13 @@ _KEYS = frozenset(
         "dequantize",
         "store_dtype",
         "expert_dtype",
+        "moe_quant_algo",
         *LISTS,
     }
+)
+# What says of NVFP4 experts again what `moe_quant_algo` says, as ModelOpt's own blocks do.
+_OF_NVFP4 = frozenset(
+    {"config_groups", "group_size", "ignore", "kv_cache_quant_algo", "producer", "quant_algo", "quantized_layers"}
 )
 _OURS = frozenset({"weight_block_size", "activation_scheme"})
 _OTHERS = frozenset({"config_groups", "quant_algo", "bits"})  # of blocks of other methods
@@ -71,7 +76,7 @@ def float8_block(config: Mapping[str, Any]) -> Block | None:
 def parse(block: Block, findings: Findings) -> Said | None:
     """The block as checked data; None with findings (QB013, QB101) where it makes no sense or is not read."""
     key, raw = block.key, block.raw
-    unknown = sorted(raw.keys() - _KEYS)
+    unknown = sorted(raw.keys() - _KEYS - (_OF_NVFP4 if raw.get("moe_quant_algo") else frozenset()))
     if unknown:
         findings.add("QB103", [f"{key}.{name}" for name in unknown])
     faults = [(name, fault) for name, fault in _faults(raw) if fault]

@@ -12,7 +12,9 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import ActivationScheme, CodeType, Dialect, Granularity, WeightScheme
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
-from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers, tensors_of_modules
+from qbridge_formats._shared.modules import ModuleTensors, SpecsByKind, headers
+from qbridge_formats._shared.stacked_experts import Modules, modules_of, under_known_name
+from qbridge_formats.fp8 import float4
 from qbridge_formats.fp8.config import Said
 
 FLOAT8: Mapping[DType, CodeType] = {DType.F8_E4M3: "e4m3fn", DType.F8_E5M2: "e5m2"}
@@ -26,12 +28,19 @@ def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Sp
     """(the layers that can be read, the modules about which there is a finding instead)."""
     specs: list[Spec] = []
     refused: set[str] = set()
-    known = SpecsByKind()
-    for module, own in tensors_of_modules(source).items():
+    known, modules = SpecsByKind(), modules_of(source)
+    for module, fault in modules.faults.items():
+        findings.add("QB016", module, (fault,))
+        refused.add(module)
+    for module, own in modules.tensors.items():
+        if module in refused:
+            continue
         problem = _problem(module, own, said)
         if problem is None and _is_quantized(own):
             try:
-                specs.append(known.spec(module, headers(own), partial(_spec, module, own, said)))
+                alike = headers(own), modules.dialects.get(module)
+                spec = known.spec(module, alike, partial(_stacked_spec, module, modules, said))
+                specs.append(under_known_name(module, spec, modules))
                 if said.lists(module):
                     findings.add("QB019", module, (f"{said.key} lists it as not quantized",))
                 continue
@@ -44,11 +53,13 @@ def read_layers(source: Source, said: Said, findings: Findings) -> tuple[list[Sp
 
 
 def _is_quantized(own: ModuleTensors) -> bool:
-    return "weight" in own and own["weight"].dtype in FLOAT8
+    return "weight" in own and (own["weight"].dtype in FLOAT8 or float4.is_float4(own))
 
 
 def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | None:
     """(code, fact) of a module that is not read; None for a layer, and for one that is not quantized."""
+    if float4.is_float4(own):
+        return None
     fused = [
         leaf for leaf, tensor in own.items() if tensor.dtype in FLOAT8 and (leaf != "weight" or _rank(tensor) > 2)
     ]
@@ -62,7 +73,7 @@ def _problem(module: str, own: ModuleTensors, said: Said) -> tuple[str, str] | N
             return None
         if weight.dtype.is_float:
             return "QB016", f"weight is {weight.dtype} beside a {scale}: it is not quantized"
-        return "QB101", f"weight is {weight.dtype} beside a {scale}: packed float4 experts"
+        return "QB101", f"weight is {weight.dtype} beside a {scale} of {own[scale].dtype}{list(own[scale].shape)}"
     if _rank(weight) != 2 or 0 in weight.shape:
         return "QB016", f"weight has the shape {list(weight.shape)}, not [out_features, in_features]"
     if is_embedding(module):
@@ -74,9 +85,17 @@ def _rank(tensor: StoredTensor) -> int:
     return len(tensor.shape)
 
 
+def _stacked_spec(module: str, modules: Modules, said: Said) -> Spec:
+    """The spec of a module, which may be an expert that shares its tensors."""
+    return modules.kept(module, _spec(module, modules.tensors[module], said))
+
+
 def _spec(module: str, own: ModuleTensors, said: Said) -> Spec:
     """The spec of a module; ValueError where its tensors do not fit together."""
     weight, bias = own["weight"], own.get("bias")
+    if weight.dtype not in FLOAT8:
+        beside = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=said.block or _BLOCK)
+        return float4.read_spec(module, own, activation_of(beside, said))
     kind = FLOAT8[weight.dtype]
     leaf = next((leaf for leaf in SCALES if leaf in own), None)
     scheme = _weight(kind, weight, leaf, own.get(leaf or ""), said)

@@ -51,8 +51,9 @@ from qbridge.ir.slots import PLAIN, Slot, by_kind
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.recast import Recast
 from qbridge.source.reader import Source
-from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
+from qbridge_formats._shared.modules import ModuleTensors
 from qbridge_formats._shared.skip_lists import kept_wildcards, source_entries, wildcard_entries
+from qbridge_formats._shared.stacked_experts import Modules, as_stored, modules_of, under_known_name
 from qbridge_formats._shared.unquantized import Unquantized
 from qbridge_formats.modelopt.algorithms import ALGOS, TOKENS, stored_scale
 from qbridge_formats.modelopt.algorithms import assumed as assumed
@@ -100,22 +101,26 @@ def read(source: Source, findings: Findings) -> Model:
         if not findings.errors:
             findings.add("QB013", "config.json", (f"neither it nor {SIDE_FILE} is ModelOpt's",))
         return assemble(NAME, source, config, {}, Findings())
-    modules = _matrices(source)
+    every = modules_of(source)
+    modules = _matrices(every)
     coded = [module for module, own in modules.items() if is_quantized(own)]
     claims = Claims(said, modules, coded, source.config)
     layers: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
-    refused: set[str] = set()
+    refused = set(every.faults)
+    for module, fault in every.faults.items():
+        findings.add("QB016", module, (fault,))
     for module in coded:
         algo = algo_for(module, modules[module], claims, findings)
         try:
             spec = _spec(module, modules[module], algo) if algo else None
+            spec = spec and under_known_name(module, every.kept(module, spec), every)
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             spec = None
         if spec is None:
             refused.add(module)
         else:
-            layers[module] = (spec, layout(spec))
+            layers[spec.name] = (spec, layout(spec))
     judge_plain(modules, claims, findings)
     kv_cache = KV_CACHES[said.kv_cache] if said.kv_cache else {}
     return assemble(NAME, source, config, layers, findings, kv_cache, refused)
@@ -136,10 +141,9 @@ def _known(said: Said, findings: Findings) -> bool:
     return not unknown
 
 
-def _matrices(source: Source) -> dict[str, ModuleTensors]:
+def _matrices(modules: Modules) -> dict[str, ModuleTensors]:
     """Modules that own a weight matrix, with all their tensors."""
-    modules = tensors_of_modules(source)
-    return {m: own for m, own in modules.items() if "weight" in own and len(own["weight"].shape) == 2}
+    return {m: own for m, own in modules.tensors.items() if "weight" in own and len(own["weight"].shape) == 2}
 
 
 def _spec(module: str, own: ModuleTensors, algo: str) -> Spec:
@@ -211,7 +215,7 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     return {part: slots[part] for part in slots if part in spec.parts()}
 
 
-layout = by_kind(_slots)
+layout = as_stored(by_kind(_slots))
 
 
 def settle(model: Model) -> Model:

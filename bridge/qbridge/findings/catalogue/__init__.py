@@ -19,6 +19,7 @@ from qbridge.findings.catalogue import (
     outcome,
     scheme,
     source,
+    structure,
     tensors,
 )
 from qbridge.findings.catalogue.code import ALLOW, BUG, CHOICES, INTERRUPTED, IO, REFUSED, UNREADABLE, USAGE, Code
@@ -42,7 +43,7 @@ __all__ = [
 
 CATALOGUE: Mapping[str, Code] = {
     entry.code: entry
-    for group in (source, tensors, contradictions, scheme, engine, derived, checks, outcome, completeness)
+    for group in (source, tensors, contradictions, scheme, engine, derived, checks, outcome, structure, completeness)
     for entry in group.ENTRIES
 }
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

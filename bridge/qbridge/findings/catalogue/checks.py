@@ -1,4 +1,4 @@
-"""QB227, QB228 and QB26x: what `check` says of kernels, and of a checkpoint whatever the engine."""
+"""QB227 to QB229 and QB26x: what `check` says of kernels, and of a checkpoint whatever the engine."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ ENTRIES = (
         "None needed; --regroup with the smaller size writes it so that Marlin takes it.",
         "vllm 0.33.0, model_executor/layers/quantization/moe_wna16.py and auto_gptq.py (get_quant_method)",
         severity="note",
+    ),
+    Code(
+        "QB229",
+        "vLLM splits the blocks of these experts itself, for its Triton kernels",
+        "A rank's share of the experts is no whole number of float8 blocks; vLLM repeats scales for smaller ones.",
+        "The values are right. Only Triton kernels take such blocks, on a GPU of compute capability 8.9 or newer; on "
+        "an older one vLLM stops: No FP8 MoE backend supports the deployment configuration.",
+        "moe_intermediate_size 768 at tp 4 in blocks of 128 x 128: 192 = 3 blocks of 64",
+        "None needed on such a GPU; --pad makes whole blocks, which other kernels take as well.",
+        "vllm 0.33.0, model_executor/layers/fused_moe/oracle/fp8.py (refine_fp8_moe_block_shape)",
+        severity="warning",
     ),
     Code(
         "QB260",
@@ -57,10 +68,12 @@ ENTRIES = (
     ),
     Code(
         "QB265",
-        "the engine's transformers does not know these words of config.json",
+        "the engine's transformers does not know these words of config.json, or misses them",
         "transformers 5 writes rope_parameters, dtype and for some experts num_local_experts; transformers 4 reads "
-        "rope_theta and rope_scaling, before 4.56 torch_dtype, and num_experts.",
-        "The engine stops while it builds the model (TypeError, KeyError), or takes its default angles or sizes.",
+        "rope_theta and rope_scaling, before 4.56 torch_dtype, and num_experts. Some engines ask for keys that it no "
+        "longer writes: moe_layer_freq, full_attention_interval.",
+        "The engine stops while it builds the model (TypeError, KeyError, AttributeError), or takes its default "
+        "angles or sizes.",
         "a checkpoint saved by transformers 5 for LMDeploy 0.18, which brings transformers 4",
         "Convert it: the same is said in the engine's own words.",
         "lmdeploy 0.18.0 with transformers 4.57.6, tried there; models/*/configuration_*.py of 4.57.6 and 5.24.0",

@@ -13,8 +13,10 @@ ALLOW: Mapping[str, str] = {
     "drop-activation-details": "quantize inputs without the limit or the rounding of scales that the source asks for",
     "drop-kv-scales": "leave out stored kv-cache scales, which the target cannot load",
     "incomplete": "take a model whose shards or tensors are not all there; engines may talk garbage with it",
+    "outside-links": "read shards that are links to files outside of the folder",
     "pickle": "read pickled weights with torch's weights_only loader",
     "rounded": "accept values that the engine rounds when it loads them",
+    "unproved-graft": "graft from an original that is not proved to be the one that was quantized",
     "unknown-tensors": "carry over float tensors beside the codes of a layer that they are no part of",
 }
 

@@ -90,7 +90,8 @@ ENTRIES = (
         "If the model needs them, engines stop or leave them uninitialised; without its layers for multi-token "
         "prediction it is served, but no draft can be made with it.",
         "a config.json with num_nextn_predict_layers 1, and no layer after the last",
-        "Compare with the original's list of files and tensors, and download what is missing.",
+        "Compare with the original's list of files and tensors, and download what is missing; or take it from the "
+        "unquantized original: `qbridge convert --graft ORIGINAL`.",
         "transformers 5.23.0, models/*/modeling_*.py and models/*/configuration_*.py",
         severity="warning",
     ),

@@ -129,7 +129,7 @@ ENTRIES = (
         "The scale of a block belongs to all its rows and columns: an engine refuses to load it, or takes scales of "
         "other blocks.",
         "in_features 18432 at tp 16: 1152 = 9 blocks, out_features 2112 at tp 2: 8.25 blocks",
-        "Choose another tensor-parallel size; there is no exact way to split a block that kernels serve.",
+        "Pad the MLPs to whole blocks (--pad), which is exact, or choose another tensor-parallel size.",
         "vllm 0.33.0, model_executor/layers/quantization/utils/fp8_utils.py (validate_fp8_block_shape); lmdeploy "
         "0.18.0, pytorch/nn/linear/blocked_fp8.py",
     ),

@@ -55,9 +55,11 @@ ENTRIES = (
         "A checkpoint must not make qbridge read other files of the machine. Links to the blobs of a Hugging Face "
         "cache are fine.",
         '"lm_head.weight": "../../secrets.safetensors"',
-        "Put the shard into the folder and name it plainly.",
+        "Put the shard into the folder and name it plainly. A link may be followed where you trust it, as one that "
+        "--link made.",
         "huggingface_hub 1.33.0, file_download.py (the cache's layout)",
         UNREADABLE,
+        allow="outside-links",
     ),
     Code(
         "QB007",

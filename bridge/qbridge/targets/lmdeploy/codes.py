@@ -84,12 +84,15 @@ ENTRIES = (
     ),
     Code(
         "QB215",
-        "LMDeploy's engines want groups of 128",
-        "The layers' groups are of another size, and groups of 128 are what both of LMDeploy's engines load.",
-        "TurboMind refuses any other size of AWQ; the PyTorch engine wants one size for the whole model.",
-        "a scale per channel, groups of 256",
-        "Convert it: groups of a multiple of 128 are split into groups of 128, which changes no value.",
-        _TURBOMIND,
+        "LMDeploy's engines want other groups",
+        "The layers' groups are of another size, and groups of 128 are what both of LMDeploy's engines load; or the "
+        "PyTorch engine alone has the class, and a part of q, k, v or of gate, up has outputs that are no whole "
+        "groups.",
+        "TurboMind refuses any other size of AWQ; the PyTorch engine wants one size for the whole model, and cuts "
+        "the outputs of linears that it builds as one into whole groups, on one GPU, too: AssertionError.",
+        "a scale per channel, groups of 256; groups of 128 where k_proj has 64 outputs",
+        "Convert it: groups of a multiple of 128 are split (--to lmdeploy), which changes no value.",
+        f"{_TURBOMIND}; pytorch/nn/linear/awq.py",
     ),
     Code(
         "QB216",
@@ -195,6 +198,16 @@ ENTRIES = (
         "o_proj of GLM-4.7-Flash in 4 bits",
         "Leave q_b_proj, kv_b_proj and o_proj unquantized, or serve it with vLLM (--to vllm).",
         "lmdeploy 0.18.0, turbomind/builders/mla.py (fold_kv_b)",
+    ),
+    Code(
+        "QB247",
+        "LMDeploy asks config.json for a key that it does not have",
+        "Its PyTorch engine reads keys without a default that transformers 5 no longer saves, and the kinds of "
+        "layers that config.json lists instead are not what such a key could say.",
+        "It stops while it builds the model: AttributeError.",
+        "full_attention_interval of a Qwen3-Next in which two of three layers have full attention",
+        "Serve it with vLLM (--to vllm), which reads the list.",
+        "lmdeploy 0.18.0, pytorch/configurations/qwen3_next.py and pytorch/models/deepseek_v2.py",
     ),
     Code(
         "QB270",

@@ -6,6 +6,7 @@ pytorch/models/qwen3.py and qwen3_moe.py (prefixes); turbomind/converter.py (sea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
 from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, strings, unseen
-from qbridge.targets.lmdeploy.pytorch import TURBOMIND_ARCHITECTURES
+from qbridge.targets.lmdeploy.classes import TURBOMIND_ARCHITECTURES
 
 _PYTORCH = "LMDeploy 0.18.0's PyTorch engine"
 _PLACES = ("quantization_config", "llm_config.quantization_config", "text_config.quantization_config")
@@ -25,6 +26,22 @@ _MERGED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"} | d
     ["gate_proj", "up_proj"], "gate_up_proj"
 )
 _SERVED = ("awq", "smooth_quant", "fp8")
+# Linears that classes of the PyTorch engine build without the block (pytorch/models, quant_config of build_...).
+_EXPERTS, _MIXER = r"\.mlp\.experts\.", r"\.linear_attn\."
+_WITHOUT_BLOCK: Mapping[str, str] = {
+    **dict.fromkeys(["DeepseekForCausalLM", "Qwen2MoeForCausalLM"], _EXPERTS),
+    **dict.fromkeys(["PhiMoEForCausalLM", "PhimoeForCausalLM"], r"\.block_sparse_moe\.experts\."),
+    "Llama4ForConditionalGeneration": r"\.(?:self_attn|feed_forward|mlp)\.(?!experts)",
+    "MiniCPM3ForCausalLM": r"\.self_attn\.",
+    "Qwen3NextForCausalLM": _MIXER,
+    **dict.fromkeys(
+        [
+            *("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForCausalLM"),
+            "Qwen3_5MoeForConditionalGeneration",
+        ],
+        rf"{_MIXER}in_proj_(?:ba|a|b)$",
+    ),
+}
 
 
 def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
@@ -37,8 +54,21 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
         fact = f"{block.raw['fmt']!r}: {_PYTORCH} stops: Unsupported fp8 fmt"
         yield "QB284", Problem((fact,), where=(f"{block.key}.fmt",))
     yield from _without_format(block)
+    yield from _without_block(block, model)
     if model.slots and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
         yield from _lists(block, model)
+
+
+def _without_block(block: Block, model: Model) -> Iterator[tuple[str, Problem]]:
+    """Quantized linears that the class builds unquantized, where TurboMind does not load the model instead."""
+    pattern = _WITHOUT_BLOCK.get(model.architecture)
+    turbomind = block.method != "smooth_quant" and model.architecture in TURBOMIND_ARCHITECTURES
+    if pattern is None or turbomind or block.method not in _SERVED:
+        return
+    where = tuple(name for name in stored_linears(model)[0] if re.search(pattern, name))
+    if where:
+        fact = f"{_PYTORCH} builds {len(where)} linears of {model.architecture} unquantized, whatever the block says"
+        yield "QB281", Problem((fact,), where=where)
 
 
 def derive_turbomind(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:

@@ -28,6 +28,7 @@ STUBS = (
 DERIVED = (".kc", ".vc", ".kc.weight", ".vc.weight")
 QUANTIZED = ("scale", "qweight", "weight_scale_inv", "weight_scale")
 ELSEWHERE = ("does not recognize this architecture", "requires flash_mla", "flash_mla", "trust_remote_code")
+TOWERS = {"visual", "vision_tower", "vision_model", "multi_modal_projector", "audio_tower"}
 # What TurboMind knows without reading it.
 UNREAD = (".weight_shape", ".inv_freq", "g_idx")
 
@@ -152,11 +153,14 @@ class LMDeploy:
         report["quantized"] = self.proving.by_module(trace.origins, report["modules"])
         drafts = self.proving.draft_layers(vars(config.llm_config or config.hf_config))
         skipped = tuple(f".layers.{number}." for number in drafts)
-        for name in sorted(self.proving.stored_shapes(path).keys() - trace.taken):
+        unread = sorted(self.proving.stored_shapes(path).keys() - trace.taken)
+        towers = _of_vision_model(path, unread, trace.taken)
+        for name in unread:
             by_design = (
                 name.endswith(("inv_freq", *tied))
                 or any(part in name for part in (*skipped, "mtp."))
                 or name in trace.zeros
+                or name in towers
             )
             report["left_out" if by_design else "unexpected"].append(name)
 
@@ -202,9 +206,25 @@ class LMDeploy:
         report["quantized"] = {name: kind != "trivial" for name, kind in sorted(formats.items())}
         tied = ("lm_head.weight",) if getattr(text, "tie_word_embeddings", False) else ()
         skipped = tuple(f".layers.{number}." for number in self.proving.draft_layers(vars(text)))
-        for name in sorted(self.proving.stored_shapes(path).keys() - read):
-            by_design = name.endswith((*UNREAD, *tied)) or any(part in name for part in (*skipped, "mtp."))
+        unread = sorted(self.proving.stored_shapes(path).keys() - read)
+        towers = _of_vision_model(path, unread, read)
+        for name in unread:
+            by_design = (
+                name.endswith((*UNREAD, *tied)) or any(part in name for part in (*skipped, "mtp.")) or name in towers
+            )
             report["left_out" if by_design else "unexpected"].append(name)
+
+
+def _of_vision_model(path: str, unread: list[str], taken: Any) -> set[str]:
+    """Tensors of a model apart, which LMDeploy builds for images of the classes that have one (lmdeploy.vl)."""
+    from lmdeploy.archs import check_vl_llm
+    from transformers import PretrainedConfig
+
+    config, _ = PretrainedConfig.get_config_dict(path)
+    if not config.get("architectures") or not check_vl_llm("pytorch", config):
+        return set()
+    loaded = {name.partition(".")[0] for name in taken}
+    return {name for name in unread if name.partition(".")[0] not in loaded or TOWERS & set(name.split(".")[:2])}
 
 
 def _noting(read: Any, names: set[str]) -> Any:
@@ -242,7 +262,7 @@ def main() -> int:
     def start(path: str) -> Any:
         return proving.empty_report("lmdeploy", engine.version, path, STUBS)
 
-    return int(proving.run(engine.prove, start, args))
+    return int(proving.run([engine.prove], start, args))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ pytorch/nn/linear/w8a8.py; transformers 4.57.6, which both run on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import gcd
-from typing import Any
+from collections.abc import Iterator
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.config import Reader, rope, unsaid_rope
+from qbridge.architecture.config import Reader, rope, unsaid_keys, unsaid_rope
 from qbridge.architecture.names import (
     dense_linears,
     is_decoder_linear,
@@ -21,99 +19,36 @@ from qbridge.architecture.names import (
 )
 from qbridge.formats.common_rules import drop_kv_scales, stored_kv_scales
 from qbridge.formats.registry import named
-from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
+from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.passes import Pass
-from qbridge.passes.regroup import Regroup
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice, Serve
-from qbridge.targets.common import START, unquantized_tensors
+from qbridge.targets.common import unquantized_tensors
+from qbridge.targets.lmdeploy import awq
 from qbridge.targets.lmdeploy import float8 as lmdeploy_float8
+from qbridge.targets.lmdeploy.classes import (
+    ARCHITECTURES,
+    PREFIXED,
+    REMOVED,
+    TURBOMIND_ARCHITECTURES,
+    WITHOUT_BLOCK,
+    class_names,
+    classes,
+)
 from qbridge.targets.lmdeploy.fusion import LMDEPLOY as LMDEPLOY_FUSION
 
-
-def classes(names: str) -> frozenset[str]:
-    """Model classes, as config.json names them under architectures."""
-    return frozenset(names.split())
-
-
-# Classes that a checkpoint of quantized linears can be for (pytorch/models/module_map.py).
-_BOTH = classes("""
-    ChatGLMForConditionalGeneration CogVLMForCausalLM DeepseekForCausalLM DeepseekV2ForCausalLM Gemma2ForCausalLM
-    GemmaForCausalLM InternLM2ForCausalLM InternVLChatModel LlamaForCausalLM LlavaForConditionalGeneration
-    LlavaNextForConditionalGeneration MiniCPM3ForCausalLM MistralForCausalLM MixtralForCausalLM Phi3ForCausalLM
-    Phi3VForCausalLM PhiMoEForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
-""")
-# Of 0.18.0, pytorch/models/module_map.py (REMOVED_MODEL_MAP): an error of its own.
-REMOVED = classes("""
-    BaiChuanForCausalLM BaichuanForCausalLM InternLM2VEForCausalLM InternLMForCausalLM MllamaForConditionalGeneration
-    QWenLMHeadModel Starcoder2ForCausalLM
-""")
-ARCHITECTURES = {
-    "0.6.2": _BOTH
-    | classes("""
-        BaichuanForCausalLM DbrxForCausalLM FalconForCausalLM InternLMForCausalLM LlavaLlamaForCausalLM
-        LlavaMistralForCausalLM MllamaForConditionalGeneration QWenLMHeadModel Starcoder2ForCausalLM
-    """),
-    "0.18.0": _BOTH
-    | classes("""
-        DeepseekV32ForCausalLM DeepseekV3ForCausalLM DeepseekV4ForCausalLM DeepseekVLV2ForCausalLM
-        Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4ForCausalLM Glm4MoeForCausalLM
-        Glm4MoeLiteForCausalLM Glm4vForConditionalGeneration GlmMoeDsaForCausalLM GptOssForCausalLM
-        HYV3ForCausalLM InternLM2ForRewardModel InternLM3ForCausalLM InternS1ForConditionalGeneration
-        InternS1ProForConditionalGeneration InternS1_1_ForConditionalGeneration InternS2MobiusForCausalLM
-        InternS2MobiusForConditionalGeneration InternS2PreviewForCausalLM InternS2PreviewForConditionalGeneration
-        InternVLForConditionalGeneration KimiK25ForConditionalGeneration Kimi_K25ForConditionalGeneration
-        Llama4ForConditionalGeneration MetaMoeForConditionalGeneration MiniCPMV Qwen2ForRewardModel
-        Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM
-        Qwen3OmniMoeForConditionalGeneration Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration
-        Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration SDARForCausalLM SDARMoeForCausalLM
-    """),
-}
-
-# Of 0.18.0, turbomind/supported_models.py (SUPPORTED_ARCHS).
-TURBOMIND_ARCHITECTURES = classes("""
-    Glm4MoeLiteForCausalLM GptOssForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
-    InternS1ForConditionalGeneration InternS2MobiusForConditionalGeneration
-    InternS2PreviewForConditionalGeneration InternVLChatModel InternVLForConditionalGeneration LlamaForCausalLM
-    MixtralForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration
-    Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3_5ForConditionalGeneration
-    Qwen3_5MoeForConditionalGeneration
-""")
-# Classes of 0.18.0 that hand their modules a name, so that modules_to_not_convert is consulted (grep for add_prefix).
-PREFIXED = classes(
-    "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration"
-)
-# Classes of 0.18.0 whose text model is built from text_config, which pytorch/configurations gives no block for them.
-_WITHOUT_BLOCK = classes(
-    "Gemma3ForConditionalGeneration LlavaForConditionalGeneration LlavaNextForConditionalGeneration"
-)
-
-_SMALLEST_GROUP = 16  # pytorch/kernels/cuda/awq_kernels.py: a block of the dot product is a group
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 
 # 0.18.0 wants transformers 4.56 or newer, 5 included, which reads what is written for 4; 0.6.2 is older than 5.
 # rope_parameters beside no rope_scaling end in a TypeError (pytorch/nn/rotary_embedding.py, _get_fope_parameters),
 # and of those of two kinds of layers it takes theta 10000 (get_rope_theta there).
-READER = Reader((4,), old_dtype=False, plain_rope=False)
+READER = Reader((4,), old_dtype=False, plain_rope=False, implied=True)
 OLD_READER = Reader((4,))
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
 _OWN_ROPE_DIM = classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalLM MiniCPM3ForCausalLM")
 _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
-
-
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The model classes that it looks for: that of remote code, if config.json names one, or any of architectures.
-
-    Source: lmdeploy 0.18.0, pytorch/models/patch.py (_get_model_class).
-    """
-    remote, names = config.get("auto_map"), config.get("architectures")
-    if isinstance(remote, dict) and isinstance(named := remote.get("AutoModelForCausalLM"), str):
-        return (named.rpartition(".")[2],)
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
 def choices(version: str) -> tuple[Choice, ...]:
@@ -122,7 +57,7 @@ def choices(version: str) -> tuple[Choice, ...]:
     if version == "0.6.2":
         return (eight_bits,)
     blocks = Choice(named("fp8"), (*lmdeploy_float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
-    four_bits = Choice(named("awq"), (*AWQ_RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
+    four_bits = Choice(named("awq"), (*awq.RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
     return eight_bits, blocks, four_bits
 
 
@@ -166,7 +101,10 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB213", _float8, "lmdeploy 0.6.2, pytorch/models/q_modules.py"),
         ModelRule("QB206", _old_rope, "lmdeploy 0.6.2, pytorch/models/llama.py"),
     )
-    newest = (ModelRule("QB245", _without_block, "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py"),)
+    newest = (
+        ModelRule("QB245", _without_block, "lmdeploy 0.18.0, pytorch/models/gemma3_vl.py and llava.py"),
+        ModelRule("QB247", _unsaid_keys, "lmdeploy 0.18.0, pytorch/models/deepseek_v2.py and configurations"),
+    )
     return (
         *(old if version == "0.6.2" else newest),
         ModelRule("QB201", dense_linears_in_decoder, f"lmdeploy {version}, pytorch/models/llama.py"),
@@ -184,9 +122,14 @@ def rules(version: str, format_name: str) -> tuple[Rule, ...]:
 
 
 def _without_block(model: Model) -> Iterator[Problem]:
-    if found := tuple(name for name in class_names(model.config) if name in _WITHOUT_BLOCK):
+    if found := tuple(name for name in class_names(model.config) if name in WITHOUT_BLOCK):
         fact = "its text model is built from text_config, where the engine has no quantization_config"
         yield Problem((fact,), where=found)
+
+
+def _unsaid_keys(model: Model) -> Iterator[Problem]:
+    if keys := unsaid_keys(model.config):
+        yield Problem(("layers are mixed in a way that these keys cannot say",), where=tuple(keys))
 
 
 def _float8(model: Model) -> Iterator[Problem]:
@@ -199,78 +142,6 @@ def _experts(model: Model) -> Iterator[Problem]:
     found = tuple(name for name in model.specs if ".experts." in name)
     if found:
         yield Problem((f"{len(found)} linears of experts",), where=found)
-
-
-def _group(spec: Spec, model: Model) -> Problem | None:
-    if best_group(model) < _SMALLEST_GROUP:
-        return Problem((f"weights {spec.weight}: its kernels take {_SMALLEST_GROUP} inputs at a time, at least",))
-    if spec.weight.group_size == best_group(model):
-        return None
-    return Problem((f"weights {spec.weight}: groups of 128 are what both engines load",))
-
-
-def _regrouped(spec: Spec, model: Model) -> Pass | None:
-    best = best_group(model)
-    return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
-
-
-def best_group(model: Model) -> int:
-    """128 where groups of 128 divide every layer's, else the largest size that does."""
-
-    def find() -> int:
-        return gcd(*(gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values()))
-
-    return model.once("lmdeploy group size", find)
-
-
-def _one_engine(model: Model) -> Iterator[Problem]:
-    sizes = {spec.weight.group_size for spec in model.specs.values()}
-    if sizes == {128} and any(".experts." in name for name in model.specs):
-        fact = "TurboMind loads it, the PyTorch engine has no experts in AWQ"
-        yield Problem((fact,), (START.format("turbomind"),), ("config.json",))
-    if sizes != {128} and None not in sizes and {spec.weight.bits for spec in model.specs.values()} == {4}:
-        named = ", ".join(map(str, sorted(size or 0 for size in sizes)))
-        fact = f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only"
-        yield Problem((fact,), (START.format("pytorch"),), ("config.json",))
-
-
-def _experts_in_small_groups(model: Model) -> Iterator[Problem]:
-    """The PyTorch engine has no experts in AWQ; TurboMind has classes of its own, and AWQ in groups of 128 only."""
-    turbomind = model.architecture in TURBOMIND_ARCHITECTURES
-    experts = ((name, spec) for name, spec in model.specs.items() if ".experts." in name)
-    refused = tuple(name for name, spec in experts if not turbomind or spec.weight.group_size != 128)
-    if refused:
-        why = "" if turbomind else f", and TurboMind has no {model.architecture}"
-        yield Problem((f"{len(refused)} linears of experts{why}",), where=refused)
-
-
-def _row_biases(model: Model) -> Iterator[Problem]:
-    """o_proj and down_proj are split along their inputs, so their bias must be added once."""
-    rows = ("o_proj", "down_proj", "w2")
-    found = tuple(n for n, spec in model.specs.items() if spec.bias and n.rpartition(".")[2] in rows)
-    if found:
-        yield Problem((f"{len(found)} row-parallel linears have a bias",), where=found)
-
-
-# Classes that TurboMind alone loads in 4 bits and whose kv_b_proj it folds into q_b_proj and o_proj, by their values.
-_FOLDS = frozenset({"Glm4MoeLiteForCausalLM"})
-_FOLDED = ("q_b_proj", "kv_b_proj", "o_proj")
-
-
-def _folded(model: Model) -> Iterator[Problem]:
-    found = tuple(name for name in model.specs if name.endswith(_FOLDED)) if model.architecture in _FOLDS else ()
-    if found:
-        yield Problem((f"{len(found)} of q_b_proj, kv_b_proj and o_proj are quantized",), where=found)
-
-
-FOLDED = ModelRule("QB246", _folded, "lmdeploy 0.18.0, turbomind/builders/mla.py (fold_kv_b)")
-AWQ_RULES: tuple[Rule, ...] = (
-    FOLDED,
-    LayerRule("QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py", _regrouped),
-    ModelRule("QB218", _experts_in_small_groups, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
-    ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
-    ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
-)
 
 
 def _dense_decoder_linears(model: Model) -> Iterator[Problem]:

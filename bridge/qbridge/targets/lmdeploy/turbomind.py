@@ -23,12 +23,12 @@ from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import START, unquantized_tensors
+from qbridge.targets.lmdeploy.awq import FOLDED
+from qbridge.targets.lmdeploy.classes import TURBOMIND_ARCHITECTURES
 from qbridge.targets.lmdeploy.fusion import TURBOMIND as TURBOMIND_FUSION
 from qbridge.targets.lmdeploy.parallel import BLOCKS, TURBOMIND
 from qbridge.targets.lmdeploy.pytorch import (
-    FOLDED,
     PARSING,
-    TURBOMIND_ARCHITECTURES,
     kv_scales,
     quantized_head,
     served_by,

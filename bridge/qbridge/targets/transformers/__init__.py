@@ -20,7 +20,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import unquantized_tensors, weight_scales
+from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
 from qbridge.targets.transformers import matching
 
@@ -41,6 +41,13 @@ def _experts(model: Model) -> Iterator[Problem]:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
 
 
+def _stacks(spec: Spec, model: Model) -> Problem | None:
+    lies = stacked(spec)
+    if lies:
+        return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",))
+    return misnamed(spec)
+
+
 def _packed(spec: Spec, model: Model) -> Problem | None:
     """Linears of another class than Linear are initialized by the model's class, which asks for their weight."""
     packed = spec.weight.bits < 8 or (spec.weight.type == "int" and spec.activation is None)
@@ -51,7 +58,8 @@ def _packed(spec: Spec, model: Model) -> Problem | None:
 
 # Classes that have linears of their own kind and initialize those (models/falcon/modeling_falcon.py, _init_weights).
 _INITIALIZES = frozenset({"FalconForCausalLM"})
-_UNKNOWN_TYPES = frozenset({"kimi_k2"})  # names of the hub for classes that transformers knows by another
+# A name of the hub for a class that transformers knows by another; classes of which it knows fused ones alone.
+_UNKNOWN_TYPES = frozenset({"kimi_k2", "step3p5", "step3p7"})
 
 
 def _is_converted(spec: Spec) -> bool:
@@ -63,6 +71,8 @@ def _is_converted(spec: Spec) -> bool:
 
 def _scales(spec: Spec, model: Model) -> Problem | None:
     """It reads weight_scale_inv, of blocks or one per tensor, and activation_scale; others are left aside."""
+    if spec.weight.type == "e2m1":
+        return Problem((f"{spec.scheme}: it knows MXFP4",)) if spec.weight.global_scale else None
     dialect, one = dict(spec.dialect), spec.weight.granularity is Granularity.TENSOR
     scale = dialect.get("scale", "weight_scale_inv" if spec.weight.block else "weight_scale")
     if not spec.weight.block and not one:
@@ -77,11 +87,12 @@ def _scales(spec: Spec, model: Model) -> Problem | None:
 
 
 # Classes of which it has no converter that makes fused float8 experts of single ones (conversion_mapping.py).
-_SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration"})
+_SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration", "Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"})
 
 
 def _float8_experts(model: Model) -> Iterator[Problem]:
-    found = tuple(name for name, spec in model.specs.items() if ".experts." in name and spec.weight.block is None)
+    plain = ((name, spec) for name, spec in model.specs.items() if ".experts." in name and spec.weight.type != "e2m1")
+    found = tuple(name for name, spec in plain if spec.weight.block is None)
     if found:
         yield Problem((f"{len(found)} expert linears of float8 without blocks",), where=found)
     single = tuple(name for name in model.specs if ".experts." in name and model.architecture in _SINGLE)
@@ -106,6 +117,7 @@ CHOICES = (
     Choice(
         named("compressed-tensors"),
         (
+            LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
             LayerRule("QB290", _packed, f"{_NEWEST}, models/falcon/modeling_falcon.py (_init_weights)"),
             weight_scales(DType.F32, _LOADING),
@@ -116,6 +128,7 @@ CHOICES = (
     Choice(
         named("fp8"),
         (
+            LayerRule("QB231", _stacks, f"{_NEWEST}, conversion_mapping.py"),
             LayerRule("QB287", _scales, _FLOAT8),
             ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
             unquantized_tensors(DType.F32, _LOADING),
@@ -182,7 +195,7 @@ TARGETS = (
         "transformers@5.17.0",
         "transformers with compressed-tensors installed",
         CHOICES,
-        Reader((5,)),
+        Reader((5,), indexed=False),
         keeps=True,
         single_first=True,
         as_is=AS_IS,

@@ -41,16 +41,19 @@ _QWEN2_VL: _Renames = (
     (r"^visual", "model.visual"),
     (r"^model(?!\.(?:language_model|visual))", "model.language_model"),
 )
-# Of multimodal classes; those of text alone are called on disk as in memory, their experts and routers left out.
+# Of classes whose linears are called otherwise on disk than in memory; experts and routers left out.
 _RENAMES: Mapping[str, _Renames] = {
     **dict.fromkeys(
         [
             *("Gemma3ForConditionalGeneration", "InternVLForConditionalGeneration", "LlavaForConditionalGeneration"),
             *("LlavaNextForConditionalGeneration", "Mistral3ForConditionalGeneration"),
-            "VoxtralForConditionalGeneration",
+            *("AyaVisionForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"),
+            *("LlavaOnevisionForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
+            *("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration"),
         ],
         _LLAVA,
     ),
+    "GPTNeoXForCausalLM": ((r"^embed_out", "lm_head"),),
     **dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _QWEN2_VL),
     **dict.fromkeys(
         [
@@ -163,13 +166,17 @@ def _compressed_tensors(
     expressions = [entry[3:] for entry in (*targets, *ignore) if entry.startswith("re:")]
     found = matches(expressions, [unit.name for unit in built])
 
-    def hit(entries: Iterable[str], name: str) -> bool:
-        return any(
-            name in found.of(entry[3:]) if entry.startswith("re:") else entry in (name, "Linear") for entry in entries
-        )
+    def hits(entries: Iterable[str]) -> Callable[[str], bool]:
+        every = frozenset(entries)
+        patterns = [entry[3:] for entry in every if entry.startswith("re:")]
+        if "Linear" in every:
+            return lambda name: True
+        return lambda name: name in every or any(name in found.of(pattern) for pattern in patterns)
+
+    wanted, left = hits(targets), hits(ignore)
 
     def answer(unit: Built) -> Answer:
-        return hit(targets, unit.name) and not hit(ignore, unit.name)
+        return wanted(unit.name) and not left(unit.name)
 
     return "it matches ignore and targets by the names of modules in memory, and classes", answer
 

@@ -240,7 +240,7 @@ def main() -> int:
     proving.settle()
     engine = Transformers(proving)
     start = lambda path: proving.empty_report("transformers", engine.version, path, STUBS)  # noqa: E731
-    return int(proving.run(engine.prove, start, args))
+    return int(proving.run([engine.prove], start, args))
 
 
 if __name__ == "__main__":

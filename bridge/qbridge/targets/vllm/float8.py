@@ -23,6 +23,8 @@ def _vllm_scheme(spec: Spec, model: Model) -> Problem | None:
     weight, acts = spec.weight, spec.activation
     if weight.type == "e4m3fn" and weight.granularity is not Granularity.CHANNEL:
         return None
+    if weight.type == "e2m1" and is_routed(spec.name):  # models/deepseek_v4/quant_config.py
+        return None
     if acts is not None and acts.limit is not None:
         return Problem((f"{spec.scheme}: fbgemm_fp8 needs --allow-deprecated-quantization",))
     return Problem((f"{spec.scheme}: as fp8 it has e4m3fn in blocks or per tensor",))

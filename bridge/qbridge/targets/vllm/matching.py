@@ -26,7 +26,7 @@ from qbridge.targets.derivation import (
     unseen,
 )
 from qbridge.targets.vllm.methods import METHODS, Question
-from qbridge.targets.vllm.names import CLASSES, TEXT, Names
+from qbridge.targets.vllm.names import CLASSES, TEXT, TIES, Names
 
 ENGINE = "vLLM 0.33.0"
 PLACES = (
@@ -135,6 +135,8 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
             unit = f"{parent}.{merged[0]}"
         _, codes, floats = units.setdefault(unit, (kind, [], []))
         (codes if coded else floats).append(stored)
+    if architecture.tied and architecture.name in TIES and not any(map(is_head, called)):
+        units[names.renamed("lm_head")] = "head", [], ["lm_head"]
     built = tuple(Built(unit, kind, tuple(codes), tuple(floats)) for unit, (kind, codes, floats) in units.items())
     modules = dict.fromkeys(info.stored.rpartition(".")[0] for info in model.tensors.values())
     return Question(block, names, tuple(quantized), tuple(modules), built)

@@ -6,13 +6,14 @@ compressed_tensors/, and utils/quant_utils.py, utils/gptq_utils.py, utils/config
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from qbridge.formats.patterns import Matches, matches
-from qbridge.targets.derivation import Answer, Built, strings
+from qbridge.targets.derivation import Answer, Built, Kind, strings
 from qbridge.targets.vllm.names import Names
 
 _DIFFERENT = "the parts of a linear that it builds as one are not listed alike"
@@ -77,7 +78,7 @@ def _fp8(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
 def _gptq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
     given = asked.listed("modules_in_block_to_quantize")
     entries = given or [asked.names.renamed(name, entry=True) for name in asked.quantized]
-    listed, sizes = frozenset(entries), sorted({len(entry) for entry in entries}, reverse=True)
+    part_of = _contained(entries)
     dynamic = asked.block.get("dynamic")
     rules = list(dynamic) if isinstance(dynamic, dict) else []
     found = matches([_pattern(rule) for rule in rules], [unit.name for unit in asked.built])
@@ -92,14 +93,25 @@ def _gptq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
         if unit.kind == "experts" or not entries:
             return True
         parts = asked.shards(unit.name) or [unit.name]
-        return _alike(_holds_any(part, listed, sizes) for part in parts)
+        return _alike(map(part_of, parts))
 
     return "it matches modules_in_block_to_quantize as parts of its names, and dynamic from their start", answer
 
 
-def _holds_any(name: str, entries: frozenset[str], sizes: Sequence[int]) -> bool:
-    """Whether one of the entries, of so many sizes, is a part of a name; a mixture's list has tens of thousands."""
-    return any(name[at : at + size] in entries for size in sizes for at in range(len(name) - size + 1))
+def _contained(entries: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a name has one of some entries in it, wherever that is: long lists are of whole names, and quick."""
+    texts = frozenset(entries)
+    lengths = sorted({len(text) for text in texts})
+    search = len(texts) > sum(lengths)  # every part of a name of a length that some entry has is looked up
+
+    def within(name: str) -> bool:
+        if name in texts:
+            return True
+        if not search:
+            return any(text in name for text in texts)
+        return any(name[at : at + size] in texts for size in lengths for at in range(len(name) - size + 1))
+
+    return within
 
 
 def _pattern(rule: str) -> str:
@@ -109,11 +121,11 @@ def _pattern(rule: str) -> str:
 def _awq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
     entries = asked.listed("modules_to_not_convert")
     if not entries:  # it makes the list itself of all modules that hold floats alone
-        others = (name for name in asked.modules if name not in asked.quantized)
+        coded = frozenset(asked.quantized)
+        others = (name for name in asked.modules if name not in coded)
         entries = [asked.names.renamed(name, entry=True) for name in others]
 
-    def part(name: str) -> bool:
-        return any(entry in name for entry in entries)
+    part = _contained(entries)
 
     def answer(unit: Built) -> Answer:
         if unit.kind == "head" and not asked.block.get("lm_head"):
@@ -125,6 +137,9 @@ def _awq(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
     return "it matches modules_to_not_convert as parts of its names", answer
 
 
+_CLASSES: Mapping[Kind, str] = {"experts": "RoutedExperts", "head": "ParallelLMHead", "linear": "ParallelLinear"}
+
+
 def _compressed_tensors(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
     groups = asked.block.get("config_groups")
     lists = [group.get("targets") for group in groups.values()] if isinstance(groups, dict) else []
@@ -133,24 +148,24 @@ def _compressed_tensors(asked: Question) -> tuple[str, Callable[[Built], Answer]
     found = _expressions(asked, (*targets, *ignore))
     if "Linear" in targets:
         targets.append("RoutedExperts")
+    left, wanted = _Entries.of(found, ignore), _Entries.of(found, targets)
+    classes = {kind: wanted.hit_class(kind) for kind in _CLASSES.values()}
 
     def one(name: str, kind: str) -> bool:
-        if _hit(found, ignore, name):
-            return False
-        return _hit(found, targets, name) or _is_class(found, targets, kind)
+        return not left.hit(name) and (wanted.hit(name) or classes[kind])
 
     def answer(unit: Built) -> Answer:
-        kind = {"experts": "RoutedExperts", "head": "ParallelLMHead"}.get(unit.kind, "ParallelLinear")
+        kind = _CLASSES[unit.kind]
         if unit.kind == "experts":
             return _alike(one(name, kind) for name in _projections(unit))
         shards = asked.shards(unit.name)
-        ignored = [_hit(found, ignore, shard) for shard in shards]
-        if _hit(found, ignore, unit.name) or (ignored and all(ignored)):
+        ignored = [left.hit(shard) for shard in shards]
+        if left.hit(unit.name) or (ignored and all(ignored)):
             return False
         if any(ignored):
             return "Found different quantization schemes for the shards of a linear"
-        parts = all(_hit(found, targets, shard) for shard in shards) if shards else False
-        return _hit(found, targets, unit.name) or parts or _is_class(found, targets, kind)
+        parts = all(wanted.hit(shard) for shard in shards) if shards else False
+        return wanted.hit(unit.name) or parts or classes[kind]
 
     return "it matches ignore and targets by whole names, by re: from their start, and classes", answer
 
@@ -177,20 +192,33 @@ def _projections(unit: Built) -> list[str]:
 def _expressions(asked: Question, entries: Iterable[str]) -> Matches:
     names = {name: None for unit in asked.built for name in (unit.name, *asked.shards(unit.name))}
     experts = {name: None for unit in asked.built if unit.kind == "experts" for name in _projections(unit)}
-    classes = ("RoutedExperts", "ParallelLMHead", "ParallelLinear")
-    return matches((entry[3:] for entry in entries if entry.startswith("re:")), (*names, *experts, *classes))
-
-
-def _hit(found: Matches, entries: Iterable[str], name: str) -> bool:
-    return any(name in found.of(entry[3:]) if entry.startswith("re:") else entry == name for entry in entries)
-
-
-def _is_class(found: Matches, targets: Iterable[str], kind: str) -> bool:
-    """The last resort of a target: a part of the name of vLLM's own class, whatever its case."""
-    plain = [target for target in targets if not target.startswith("re:")]
-    return any(target.lower() in kind.lower() for target in plain) or _hit(
-        found, [target for target in targets if target.startswith("re:")], kind
+    return matches(
+        (entry[3:] for entry in entries if entry.startswith("re:")), (*names, *experts, *_CLASSES.values())
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """The entries of a list that is matched by whole names and expressions: thousands of names, few expressions."""
+
+    names: frozenset[str]
+    expressions: tuple[str, ...]
+    found: Matches
+
+    @classmethod
+    def of(cls, found: Matches, entries: Iterable[str]) -> _Entries:
+        """Entries whose expressions were matched already."""
+        every = tuple(entries)
+        expressions = tuple(entry[3:] for entry in every if entry.startswith("re:"))
+        return cls(frozenset(entry for entry in every if not entry.startswith("re:")), expressions, found)
+
+    def hit(self, name: str) -> bool:
+        """Whether an entry is a name, or an expression that matches it."""
+        return name in self.names or any(name in self.found.of(expression) for expression in self.expressions)
+
+    def hit_class(self, kind: str) -> bool:
+        """The last resort of a target: a part of the name of vLLM's own class, whatever its case."""
+        return any(name.lower() in kind.lower() for name in self.names) or self.hit(kind)
 
 
 def _modelopt(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
@@ -203,21 +231,23 @@ def _modelopt(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
         entries += [entry[:-1], f"{entry[:-1]}.*"] if tree else [entry]
     entries = [asked.names.renamed(entry, entry=True) for entry in entries]
     mixed = block.get("quantized_layers")
-    layers = [asked.names.renamed(name, entry=True) for name in mixed] if isinstance(mixed, dict) else None
-    exact = frozenset(entries)
+    layers = _Layers.of(asked.names.renamed(name, entry=True) for name in mixed) if isinstance(mixed, dict) else None
+    exact, within = frozenset(entries), _contained(entries)
+    experts = [entry for entry in entries if "experts" in entry]
+    wildcards = [entry for entry in entries if not set(entry).isdisjoint("*?[")]
 
     def excluded(name: str) -> Answer:
         skipped: Answer = name in exact
         if asked.shards(name):
             skipped = _skipped(asked, name, exact.__contains__)
         elif "experts" in name:
-            skipped = any(name in entry for entry in entries if "experts" in entry)
+            skipped = any(name in entry for entry in experts)
         if skipped is not False:
             return skipped
         bare = name.removeprefix("language_model.")
-        if any(entry != name and (entry in name or entry in bare) for entry in entries):
+        if name in exact or within(name) or within(bare):
             return True
-        return any(fnmatchcase(name, entry) for entry in entries)
+        return any(fnmatchcase(name, entry) for entry in wildcards)
 
     def answer(unit: Built) -> Answer:
         out = excluded(unit.name)
@@ -231,7 +261,21 @@ def _modelopt(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
 _OLD_TOWERS = ("vision_tower", "vision_model", "vit_large_projector")
 
 
-def _in_layers(asked: Question, unit: Built, layers: list[str]) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """The names of quantized_layers, and of all that is around them."""
+
+    names: frozenset[str]
+    around: frozenset[str]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> _Layers:
+        """Names as vLLM has them."""
+        every = frozenset(names)
+        return cls(every, frozenset(name[: dot.start()] for name in every for dot in re.finditer(r"\.", name)))
+
+
+def _in_layers(asked: Question, unit: Built, layers: _Layers) -> bool:
     """Whether quantized_layers names a unit, a part of it, or something within it."""
     swapped = unit.name
     for a, b in (
@@ -245,11 +289,9 @@ def _in_layers(asked: Question, unit: Built, layers: list[str]) -> bool:
     parent, _, leaf = unit.name.rpartition(".")
     parts = {**_DEFAULT_PARTS, **asked.names.packed}.get(leaf, ())
     candidates += [f"{candidate.rpartition('.')[0]}.{part}" for candidate in candidates[:2] for part in parts]
-    if any(candidate in layers for candidate in candidates):
+    if not layers.names.isdisjoint(candidates):
         return True
-    within = [f"{candidate}." for candidate in candidates[:2]]
-    within += [f"{parent}."] if leaf == "experts" else []
-    return any(layer.startswith(prefix) for layer in layers for prefix in within)
+    return not layers.around.isdisjoint([*candidates[:2], *([parent] if leaf == "experts" else [])])
 
 
 _DEFAULT_PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -266,9 +308,12 @@ def _auto_round(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
         [f"(?:.*?)(?:{pattern})" for pattern in patterns],
         [name for unit in asked.built for name in (unit.name, *asked.shards(unit.name))],
     )
+    order = {key: number for number, key in enumerate(own)}
+    below = _Layers.of(own).around
 
     def bits(name: str) -> Any:
-        suffix = next((key for key in own if name.endswith(f".{key}")), None)
+        ends = (name[dot.end() :] for dot in re.finditer(r"\.", name))
+        suffix = min((end for end in ends if end in own), key=order.__getitem__, default=None)
         pattern = next((p for p in patterns if name in found.of(f"(?:.*?)(?:{p})")), None)
         key = name if name in own else suffix if suffix is not None else pattern
         entry = own.get(key) if key is not None else None
@@ -276,7 +321,8 @@ def _auto_round(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
 
     def answer(unit: Built) -> Answer:
         default = unit.name.startswith(starts) if starts else unit.kind != "head"
-        inner = [own[key].get("bits") for key in own if unit.kind == "experts" and key.startswith(unit.name)]
+        experts = unit.kind == "experts" and unit.name in below
+        inner = [own[key].get("bits") for key in own if key.startswith(unit.name)] if experts else []
         named = [bits(name) for name in (unit.name, *asked.shards(unit.name))]
         given = {value for value in (*inner, *named) if type(value) is int}
         if not given:

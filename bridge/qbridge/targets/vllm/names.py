@@ -188,7 +188,9 @@ CLASSES: Mapping[str, Names] = {
     ),
     "LlavaForConditionalGeneration": _LLAVA,
     "LlavaNextForConditionalGeneration": _LLAVA,
-    "MiniCPM3ForCausalLM": replace(TEXT, packed=_GATED, merged=_GATED),
+    "MiniCPM3ForCausalLM": replace(  # q_a_proj is built without its name
+        TEXT, called={r".*\.self_attn\.q_a_proj(?=\.)": ""}, packed=_GATED, merged=_GATED
+    ),
     "Mistral3ForConditionalGeneration": Names(
         {**_TOWER, "model.": "language_model.model."}, unquantized=r"\.patch_merger\.merging_layer$", towers=True
     ),
@@ -219,6 +221,19 @@ CLASSES: Mapping[str, Names] = {
     ),
     "Step3p5ForCausalLM": Names(parts={".share_expert.": ".moe.share_expert."}),
 }
+# Classes whose head is built from the block and then given the embedding's weight, where the two are tied; others use
+# the embedding for it. model_executor/models (tie_weights), and transformers' own modules.
+TIES = frozenset(
+    {
+        *("ApertusForCausalLM", "DeciLMForCausalLM", "Ernie4_5_MoeForCausalLM", "Exaone4ForCausalLM"),
+        *("FalconForCausalLM", "FalconH1ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM"),
+        *("GraniteForCausalLM", "GraniteMoeHybridForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM"),
+        *("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Llama4ForCausalLM", "LlamaForCausalLM", "MinistralForCausalLM"),
+        *("Ministral3ForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "NemotronForCausalLM"),
+        *("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        *(name for name, names in CLASSES.items() if names is _ONE_BY_ONE),
+    }
+)
 # Of what qbridge reads, by the last version that had them: model_executor/models/registry.py.
 REMOVED: Mapping[str, str] = {
     **dict.fromkeys(["MllamaForConditionalGeneration", "MotifForCausalLM", "Phi4FlashForCausalLM"], "0.10.2"),
@@ -257,11 +272,11 @@ REMOVED: Mapping[str, str] = {
         "0.28.0",
     ),
 }
-# Of these, what transformers 5.24.0 has a class of that name for: vLLM runs that (models/registry.py,
-# _try_resolve_transformers); Dots1 was tried.
+# Of these, what transformers 5.24.0 has a class of that name for, whose attention can be another's: vLLM runs that
+# (models/registry.py, _try_resolve_transformers; is_backend_compatible). Dots1 was tried; MPT has its own attention.
 NATIVE = frozenset(
     {
         *("AyaVisionForConditionalGeneration", "BambaForCausalLM", "ChameleonForConditionalGeneration"),
-        *("Dots1ForCausalLM", "FuyuForCausalLM", "MiniMaxForCausalLM", "MptForCausalLM", "PersimmonForCausalLM"),
+        *("Dots1ForCausalLM", "FuyuForCausalLM", "MiniMaxForCausalLM", "PersimmonForCausalLM"),
     }
 )

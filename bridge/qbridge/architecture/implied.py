@@ -1,0 +1,71 @@
+"""Keys that a class of transformers 5 no longer saves, for it has no choice there, and that older readers ask for.
+
+Sources: transformers 5.24.0, models/{deepseek_v2,deepseek_v3,deepseek_v32,glm_moe_dsa,hy_v3,qwen3_next}, their
+configuration_*.py and modeling_*.py (TopkRouter, MoE, route_tokens_to_experts); the same classes in 4.57.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Config = Mapping[str, Any]
+Implied = Callable[[Config], Any]
+
+
+def _dense_layers(config: Config) -> int | None:
+    """How many dense layers come before those with experts; None where layers are mixed in another way."""
+    kinds, first = config.get("mlp_layer_types"), config.get("first_k_dense_replace")
+    if not isinstance(kinds, list):
+        return None
+    count = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+    mixed = any(kind != "sparse" for kind in kinds[count:])
+    return None if mixed or first not in (None, count) else count
+
+
+def _every_layer(config: Config) -> int | None:
+    """Every layer after the dense ones has experts, where no list says otherwise."""
+    listed = isinstance(config.get("mlp_layer_types"), list)
+    return None if listed and _dense_layers(config) is None else 1
+
+
+def _interval(config: Config) -> int | None:
+    """Every how many layers one has full attention, 4 where config.json does not say.
+
+    Which ones those are is said by layer_types; readers of the interval count layers with it.
+    """
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list):
+        return 4
+    full = kinds.count("full_attention")
+    return len(kinds) // full if full and len(kinds) % full == 0 else None
+
+
+def _always(value: str) -> Implied:
+    return lambda config: value
+
+
+_SIGMOID = {
+    "moe_layer_freq": _every_layer,
+    "scoring_func": _always("sigmoid"),
+    "topk_method": _always("noaux_tc"),
+}
+_IMPLIED: Mapping[str, Mapping[str, Implied]] = {
+    "deepseek_v2": {"moe_layer_freq": _every_layer, "scoring_func": _always("softmax")},
+    "deepseek_v3": _SIGMOID,
+    "deepseek_v32": _SIGMOID,
+    "glm_moe_dsa": {**_SIGMOID, "first_k_dense_replace": _dense_layers},
+    "hy_v3": {"first_k_dense_replace": _dense_layers},
+    "qwen3_next": {"full_attention_interval": _interval},
+}
+
+
+def implied(config: Config) -> dict[str, Any]:
+    """What the class of a config, nested ones aside, implies of such keys; None where nothing can be implied."""
+    table = _IMPLIED.get(str(config.get("model_type")), {})
+    return {key: find({word: value for word, value in config.items() if word != key}) for key, find in table.items()}
+
+
+def missing(config: Config) -> dict[str, Any]:
+    """The same of those keys alone that the config does not have."""
+    return {key: value for key, value in implied(config).items() if config.get(key) is None}

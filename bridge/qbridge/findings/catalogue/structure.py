@@ -1,0 +1,103 @@
+"""QB32x: tensors that are grafted, renamed or linked; what a checkpoint holds, not how it is quantized."""
+
+from __future__ import annotations
+
+from qbridge.findings.catalogue.code import Code
+
+ENTRIES = (
+    Code(
+        "QB320",
+        "no tensor's name begins with the prefix",
+        "--rename-prefix OLD=NEW names whole modules at the beginning of names, and no tensor lies in OLD.",
+        "Nothing would be renamed, and an engine that looks for NEW would not find it.",
+        "--rename-prefix model.language_model=model where names begin with language_model.model",
+        "Name a prefix that the checkpoint has; `qbridge inspect` and the index show its names.",
+        "transformers 5.24.0, conversion_mapping.py; vllm 0.33.0, model_executor/models/*.py (hf_to_vllm_mapper)",
+    ),
+    Code(
+        "QB321",
+        "the original that is to be grafted from is quantized",
+        "--graft copies unquantized tensors as they are, and ORIGINAL has a quantization block, or codes, or is SRC "
+        "itself.",
+        "A quantized tensor without the scales and the block that it belongs to is garbage, and what was quantized "
+        "proves nothing about the original.",
+        "--graft DeepSeek-V3, which is fp8 itself",
+        "Name the bfloat16, float16 or float32 checkpoint that SRC was quantized from.",
+        "qbridge.plan.graft",
+    ),
+    Code(
+        "QB322",
+        "there is nothing to graft",
+        "SRC has all that ORIGINAL has: each tensor of ORIGINAL is in SRC, by itself or as a quantized layer.",
+        "What SRC may lack for an engine, ORIGINAL lacks as well.",
+        "an MTP head that neither of the two has",
+        "Leave --graft out, or name an original that has what is missing.",
+        "qbridge.plan.graft",
+    ),
+    Code(
+        "QB323",
+        "it is not proved that SRC was quantized from the original",
+        "Every unquantized tensor of both must have the same bytes, and among them must be one norm of each "
+        "quantized layer and one matrix. The facts have the first difference, or what could not be compared.",
+        "Tensors of a fine-tune, or of another revision, make a model that nobody has trained: an MTP head of the "
+        "base model drafts badly for a fine-tune. Tools that fold scales into norms (AWQ, SmoothQuant) or cast all "
+        "floats change what is compared, so that nothing can be proved.",
+        "model.layers.0.input_layernorm.weight: its values differ from byte 0 on",
+        "Name the very revision that SRC was quantized from; accept it only where you know that it is the original.",
+        "qbridge.plan.graft",
+        allow="unproved-graft",
+    ),
+    Code(
+        "QB324",
+        "config.json speaks of the grafted layers again",
+        "The number of layers for multi-token prediction was lost with the layers, and is copied from the original.",
+        "An engine builds no draft model where config.json counts no such layers.",
+        "num_nextn_predict_layers 1",
+        "None needed.",
+        "vllm 0.33.0, config/speculative.py (n_predict)",
+        severity="note",
+    ),
+    Code(
+        "QB325",
+        "files change, and are written",
+        "--link links a file of SRC whose every tensor is carried over under its name. Tensors of the other files "
+        "change, or are joined by others.",
+        "They take time and room on the disk.",
+        "model-00001-of-00004.safetensors: model.layers.0.mlp.down_proj.qweight is written anew",
+        "None needed; the facts say what changes.",
+        "qbridge.plan.links",
+        severity="warning",
+    ),
+    Code(
+        "QB326",
+        "no file can be linked",
+        "--link was asked for, and no file of SRC has only tensors that are carried over under their names, or its "
+        "weights lie in no safetensors file, or the file system of DST has no links.",
+        "The whole checkpoint would be written, which is what --link is to avoid.",
+        "--link --to awq of a GPTQ checkpoint",
+        "Leave --link out to have all files written.",
+        "qbridge.plan.links; qbridge.write.links",
+    ),
+    Code(
+        "QB327",
+        "DST needs SRC: its files are symbolic links",
+        "DST lies on another file system than SRC, or hard links are not allowed there, and blocks cannot be shared.",
+        "Where SRC is moved, changed or removed, DST is broken, or another model.",
+        "SRC on one disk, DST on another",
+        "Keep SRC as it is; name a DST on the disk of SRC to have hard links. qbridge reads such a checkpoint with "
+        "--allow outside-links.",
+        "qbridge.write.links",
+        severity="warning",
+    ),
+    Code(
+        "QB328",
+        "grafted tensors were held against their digests alone",
+        "The original that qbridge.json names is not there, or cannot be read, so the tensors were compared with the "
+        "digests that were taken when they were grafted.",
+        "The digests say that nothing has changed since; not that it was the original's.",
+        "a graft from ./GLM-4.5, verified in another folder",
+        "Name the original: `qbridge verify A B --graft ORIGINAL`.",
+        "qbridge.commands.verification",
+        severity="warning",
+    ),
+)

@@ -1,0 +1,258 @@
+"""Experts whose codes share tensors with those of all others: one layer for each linear of each expert.
+
+tensor                     shape                      meaning (E experts, I intermediate size, H hidden size)
+<X>.gate_up_proj           [E, H, 2 I]                codes by columns: of gate_proj, then those of up_proj
+                           or [E, 2 I, H]             or by rows
+<X>.down_proj              [E, I, H] or [E, H, I]     codes of down_proj, alike
+<X>.<either>_<scale>       as the codes, or shorter   a part of every expert, or one for all of them
+
+<Y>.gate_proj.weight       [E, I, H]                  or by rows, each linear by itself (Step-3.5)
+<Y>.gate_proj.<scale>      as the codes, or shorter
+
+An expert's linears are <X>.N.gate_proj, up_proj and down_proj; <X> ends in experts, <Y>.experts is <X> where <Y> does
+not. Packed codes share bytes along in_features. The dialect keeps which it was, and the name and shape of each part.
+Sources: transformers 5.24.0, models/llama4/modeling_llama4.py (Llama4TextExperts), integrations/fbgemm_fp8.py
+(FbgemmFp8Llama4TextExperts) and finegrained_fp8.py (FP8Experts); nvidia-modelopt 0.47.0,
+torch/export/unified_export_hf.py; vllm 0.33.0, model_executor/models/llama4.py and step3p5.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from qbridge.architecture.names import canonical_module
+from qbridge.codecs.arrays import TRANSPOSED, Concatenated, Shared, Turned
+from qbridge.ir.dtypes import DType, nbytes
+from qbridge.ir.layer import Spec
+from qbridge.ir.scheme import Dialect
+from qbridge.ir.slots import PLAIN, Slice, Slot
+from qbridge.source.reader import Source
+from qbridge.source.stored import StoredTensor
+from qbridge_formats._shared.modules import ModuleTensors, tensors_of_modules
+
+Layout = Callable[[Spec], dict[str, Slot]]
+KEY = "experts"  # of the dialect: how the codes lie
+COLUMNS, ROWS = "columns", "rows"
+MERGED: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_APART: Mapping[str, tuple[str, ...]] = {leaf: (leaf,) for leaves in MERGED.values() for leaf in leaves}
+_LEAVES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # other names of an expert's linears
+# What follows the name of a tensor of codes in those of its other parts, and what the part is called elsewhere.
+_ENDINGS: Mapping[str, str] = {
+    "": "weight",
+    "_scale": "weight_scale",
+    "_weight_scale": "weight_scale",
+    "_scale_inv": "weight_scale_inv",
+    "_weight_scale_inv": "weight_scale_inv",
+    "_weight_scale_2": "weight_scale_2",
+    "_input_scale": "input_scale",
+    "_activation_scale": "activation_scale",
+    "_bias": "bias",
+}
+_EXPERT = re.compile(r"((?:.+\.)?experts)\.(0|[1-9]\d{0,5})\.(\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """The modules of a checkpoint with their tensors, those of experts in place of the tensors that they share.
+
+    `dialects` has what a layer of an expert keeps, by its name; `faults` why stacked experts are not read, by module.
+    """
+
+    tensors: dict[str, ModuleTensors]
+    dialects: dict[str, Dialect] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def kept(self, module: str, spec: Spec) -> Spec:
+        """The spec of a module with what its dialect keeps of a stack."""
+        extra = self.dialects.get(module, ())
+        return replace(spec, dialect=tuple(sorted((*spec.dialect, *extra)))) if extra else spec
+
+    def known_name(self, module: str) -> str:
+        """The name that engines know a module by; ValueError where another module has it."""
+        name = canonical_module(module)
+        if name != module and name in self.tensors:
+            raise ValueError(f"it and {name} are both {name}")
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """The tensors of one linear of all experts, or of two: `parts` by what they are called elsewhere."""
+
+    block: str
+    stored: str
+    leaves: tuple[str, ...]
+    parts: Mapping[str, StoredTensor]
+    columns: bool
+
+    def shape(self, part: str) -> tuple[int, ...]:
+        """The shape that a part of one expert's linear would have by itself; ValueError if it is none."""
+        whole, count = self.parts[part].shape, self.parts["weight"].shape[0]
+        if prod(whole) == 1:
+            return whole
+        if not whole or whole[0] != count or 0 in whole or len(whole) > 3:
+            raise ValueError(f"{self.parts[part].name} is {list(whole)}: not one for each of {count} experts")
+        own = whole[1:][::-1] if self.columns else whole[1:]
+        if prod(own) == 1:
+            return own
+        if own[0] % len(self.leaves):
+            raise ValueError(f"{self.parts[part].name} is {list(whole)}: not alike for {' and '.join(self.leaves)}")
+        return (own[0] // len(self.leaves), *own[1:])
+
+    def dialect(self) -> Dialect:
+        """What leads back to these tensors."""
+        found = {KEY: COLUMNS if self.columns else ROWS}
+        found |= {
+            f"{KEY}.{part}": f"{tensor.name.removeprefix(self.stored)}:{'x'.join(map(str, tensor.shape))}"
+            for part, tensor in self.parts.items()
+        }
+        if not self.stored.startswith(f"{self.block}."):
+            found[f"{KEY}.in"] = "parent"
+        return tuple(sorted(found.items()))
+
+
+def modules_of(source: Source) -> Modules:
+    """Every module with its tensors; stacked experts of codes become modules of single ones, slices their tensors."""
+    modules = Modules(tensors_of_modules(source))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for stack in [*_merged(modules), *_apart(modules)]:
+        try:
+            own = {part: stack.shape(part) for part in stack.parts}
+        except ValueError as fault:
+            modules.faults[stack.stored] = str(fault)
+            continue
+        count, dialect = stack.parts["weight"].shape[0], stack.dialect()
+        names = [f"{stack.block}.{expert}.{leaf}" for expert in range(count) for leaf in stack.leaves]
+        if not modules.tensors.keys().isdisjoint(names):
+            modules.faults[stack.stored] = "an expert of it is there by itself as well"
+            continue
+        like = {
+            part: tensor._replace(shape=own[part], end=tensor.begin + nbytes(tensor.dtype, own[part]))
+            for part, tensor in stack.parts.items()
+        }
+        modules.tensors.update(dict.fromkeys(names, like))
+        modules.dialects.update(dict.fromkeys(names, dialect))
+        shapes |= {tensor.name: tensor.shape[1:] for tensor in stack.parts.values() if prod(tensor.shape) > 1}
+    source.split(shapes)
+    taken = set(shapes)
+    for module in [name for name, own in modules.tensors.items() if name not in modules.dialects]:
+        left = {leaf: part for leaf, part in modules.tensors[module].items() if part.name not in taken}
+        if left:
+            modules.tensors[module] = left
+        else:
+            del modules.tensors[module]
+    return modules
+
+
+def _is_coded(tensor: StoredTensor) -> bool:
+    """Whether a tensor of three axes holds codes."""
+    return len(tensor.shape) == 3 and tensor.dtype in (DType.F8_E4M3, DType.F8_E5M2, DType.U8, DType.I8)
+
+
+def _merged(modules: Modules) -> Iterator[_Stack]:
+    """Blocks of experts with gate and up in one tensor."""
+    for block, own in modules.tensors.items():
+        both, down = (own.get(name) for name in MERGED)
+        if block.rpartition(".")[2] != "experts" or both is None or down is None:
+            continue
+        if not (_is_coded(both) and _is_coded(down)):
+            continue  # said as what it is: codes that are no linears of experts
+        columns = _by_columns(both, down)
+        if columns is None:
+            modules.faults[block] = f"gate_up_proj is {list(both.shape)} and down_proj {list(down.shape)}"
+            continue
+        for name, leaves in MERGED.items():
+            endings = {leaf.removeprefix(name): tensor for leaf, tensor in own.items() if leaf.startswith(name)}
+            parts = {_ENDINGS[ending]: tensor for ending, tensor in endings.items() if ending in _ENDINGS}
+            yield _Stack(block, f"{block}.{name}", leaves, parts, columns)
+
+
+def _by_columns(both: StoredTensor, down: StoredTensor) -> bool | None:
+    """Whether output features are columns, by what [E, H, 2 I] and [E, I, H], or their rows, have in common."""
+    packed = 1 if both.dtype in (DType.F8_E4M3, DType.F8_E5M2) else 2
+    (count, *first), (other, *second) = both.shape, down.shape
+    if count != other or both.dtype is not down.dtype or 0 in both.shape:
+        return None
+    if first[1] == 2 * packed * second[0] and packed * first[0] == second[1]:
+        return True
+    return False if first[0] == 2 * packed * second[1] and packed * first[1] == second[0] else None
+
+
+def _apart(modules: Modules) -> Iterator[_Stack]:
+    """Linears that have a tensor for all experts each."""
+    for module, own in modules.tensors.items():
+        parent, _, leaf = module.rpartition(".")
+        last = parent.rpartition(".")[2]
+        if leaf in _APART and last in ("experts", "moe") and "weight" in own and _is_coded(own["weight"]):
+            block = parent if last == "experts" else f"{parent}.experts"
+            yield _Stack(block, module, _APART[leaf], own, columns=False)
+
+
+def is_stacked(spec: Spec) -> bool:
+    """Whether a layer is of an expert that shares its tensors."""
+    return any(key == KEY and value in (COLUMNS, ROWS) for key, value in spec.dialect)
+
+
+def as_stored(layout: Layout) -> Layout:
+    """`layout` of a format whose layers may have other names on disk (`stored_as`), or share tensors with experts."""
+
+    def stored(spec: Spec) -> dict[str, Slot]:
+        name = dict(spec.dialect).get("stored_as")
+        if name is None:
+            slots = layout(spec)
+        else:
+            others = tuple((key, value) for key, value in spec.dialect if key != "stored_as")
+            slots = layout(replace(spec, name=name, dialect=others))
+        return stacked_slots(spec, slots) if is_stacked(spec) else slots
+
+    return stored
+
+
+def under_known_name(module: str, spec: Spec, modules: Modules) -> Spec:
+    """The spec under the name that engines know; ValueError where another module has it."""
+    name = modules.known_name(module)
+    if name == module:
+        return spec
+    return replace(spec, name=name, dialect=tuple(sorted((*spec.dialect, ("stored_as", module)))))
+
+
+def stacked_slots(spec: Spec, slots: Mapping[str, Slot]) -> dict[str, Slot]:
+    """The slots of such a layer, from those that it would have by itself.
+
+    ValueError for a name that is none of an expert's linears.
+    """
+    dialect, match = dict(spec.dialect), _EXPERT.fullmatch(spec.name)
+    if match is None:
+        raise ValueError(f"{spec.name} is no linear of an expert")
+    block, expert, leaf = match[1], int(match[2]), _LEAVES.get(match[3], match[3])
+    if dialect.get(f"{KEY}.in") == "parent":
+        block = block.rpartition(".")[0]
+    apart = dialect.get(f"{KEY}.weight", "").startswith(".")
+    stored, leaves = next(item for item in (_APART if apart else MERGED).items() if leaf in item[1])
+    found = {}
+    for part, slot in slots.items():
+        kept = dialect.get(f"{KEY}.{slot.tensor.rpartition('.')[2]}")
+        if kept is None:
+            found[part] = slot  # it is missing, which assembly says
+            continue
+        ending, _, shape = kept.partition(":")
+        whole = tuple(int(dim) for dim in shape.split("x") if dim)
+        turn, columns = (leaves.index(leaf), len(leaves)), dialect[KEY] == COLUMNS
+        found[part] = _slot(slot, f"{block}.{stored}{ending}", whole, expert, turn, columns)
+    return found
+
+
+def _slot(slot: Slot, tensor: str, whole: tuple[int, ...], expert: int, turn: tuple[int, int], columns: bool) -> Slot:
+    """A part of one expert in a tensor of all of them; `turn` is which of how many linears share it."""
+    if prod(whole) == 1:
+        return Slot(tensor, slot.dtype, whole, Shared(slot.codec))
+    own = Slice(tensor, expert, whole[1:])
+    if prod(own.shape) == 1:
+        return Slot(own.name, slot.dtype, own.shape, Shared(slot.codec) if turn[1] > 1 else slot.codec, own)
+    codec = slot.codec
+    if columns and len(own.shape) > 1:
+        codec = TRANSPOSED if codec == PLAIN else Turned(codec)
+    return Slot(own.name, slot.dtype, own.shape, Concatenated(codec, *turn) if turn[1] > 1 else codec, own)

@@ -79,7 +79,7 @@ def test_every_parameter_of_a_decoder_is_required_or_optional(architecture):
 def test_nothing_of_what_transformers_saves_is_too_much(architecture):
     tensors = {name: TensorInfo(name, DType.F16, shape) for name, shape in facts.on_disk(architecture).items()}
     findings = Findings()
-    expected.judge(Model("dense", config_of(architecture), {}, tensors, {}), tensors, findings)
+    expected.judge(Model("dense", config_of(architecture), {}, {}, tensors), tensors, findings)
     assert [finding.where for finding in findings if finding.code == "QB264"] == []
 
 

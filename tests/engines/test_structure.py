@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import judges
 import pytest
@@ -29,6 +30,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name / "model" for name in names}
 
 
+def faults(report: dict[str, Any]) -> tuple[str, str]:
+    """The verdict, and how many tensors are at fault in which way, without their names."""
+    return report["verdict"], " ".join(f"{kind} {len(report[kind])}" for kind in judges.FAULTS if report[kind])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_both_names_of_a_multimodal_model_are_loaded(engine, made, tmp_path):
     checkpoints = []
@@ -41,9 +47,11 @@ def test_both_names_of_a_multimodal_model_are_loaded(engine, made, tmp_path):
         qbridge.convert(source, other, engine, rename_prefix=pairs)
         qbridge.convert(other, back, engine, rename_prefix={new: old for old, new in pairs.items()})
         assert pairs and qbridge.verify(source, other).same and qbridge.verify(source, back).same
-        checkpoints += [other, back]
-    reports = judges.judge(engine, checkpoints)
-    assert {path: judges.short(report) for path, report in reports.items()} == dict.fromkeys(reports, "clean")
+        checkpoints.append((source, other, back))
+    reports = judges.judge(engine, [path for paths in checkpoints for path in paths])
+    for paths in checkpoints:  # what transformers saves is not always what vLLM loads
+        own, renamed, back = (faults(reports[str(path)]) for path in paths)
+        assert renamed in (("clean", ""), own) and back == own
 
 
 def test_a_grafted_head_is_no_parameter_too_many(tmp_path):

@@ -767,3 +767,14 @@ def test_no_expert_of_a_block_is_lost():
     names = [f"model.layers.{n}.mlp.experts.{e}.up_proj" for n in (0, 1) for e in range(12)]
     blocks = whole_experts(names, ["model.layers.1.mlp.experts.3.down_proj"])
     assert blocks == {"model.layers.0.mlp.experts": names[:12]}
+
+
+def test_a_module_that_lies_in_an_unquantized_one_in_memory_is_matched_by_no_entry_for_that():
+    shared, plain = "model.layers.0.share_expert.up_proj", "model.layers.0.moe.up_proj"
+    scheme, inputs, scale = KINDS["modelopt"]
+    spec = Spec(shared, 64, 64, scheme, scale, activation=inputs, input_scale_dtype=DType.F32)
+    tensors = {f"{plain}.weight": TensorInfo(DType.BF16, (4, 64, 64), f"{plain}.weight")}
+    tensors["model.layers.0.moe.gate.weight"] = TensorInfo(DType.BF16, (4, 64), "model.layers.0.moe.gate.weight")
+    rest = Unquantized.of(Model("modelopt", {}, {shared: spec}, {}, tensors))
+    assert {plain, "model.layers.0.moe.experts"} <= set(rest.linears)
+    assert not any(re.fullmatch(tree.whole, "model.layers.0.moe.share_expert.up_proj") for tree in rest.subtrees)

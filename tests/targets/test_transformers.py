@@ -6,7 +6,10 @@ import pytest
 
 import qbridge
 from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, TensorInfo
+from qbridge.ir.scheme import Granularity, WeightScheme
+from qbridge.targets.registry import find_target
 from qbridge.targets.transformers.matching import DERIVATION
 from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
 
@@ -57,12 +60,14 @@ def test_formats_that_need_a_package_are_loaded_and_never_written(case, package,
 
 
 def test_asymmetric_experts_do_not_load():
+    from qbridge.formats.rules import ModelRule
     from qbridge.ir.layer import Spec
     from qbridge.ir.scheme import Granularity, WeightScheme
     from qbridge.targets.registry import find_target
 
     target = find_target("transformers")
-    (rule,) = [r for r in target.choice_of("compressed-tensors").rules if r.code == "QB231"]
+    rules = target.choice_of("compressed-tensors").rules
+    (rule,) = [r for r in rules if r.code == "QB231" and isinstance(r, ModelRule)]
 
     def refused(symmetric):
         name = "model.layers.0.mlp.experts.0.down_proj"
@@ -209,3 +214,25 @@ def test_a_tied_head_is_called_as_in_memory():
         }
 
     assert said("proj_out") == set() and said("lm_head") == {"proj_out"}
+
+
+@pytest.mark.parametrize("format_name", ["compressed-tensors", "fp8"])
+@pytest.mark.parametrize(
+    ("architecture", "router", "stops"),
+    [
+        ("MixtralForCausalLM", "model.layers.0.block_sparse_moe.gate", True),
+        ("Qwen3MoeForCausalLM", "model.layers.0.mlp.gate", True),
+        ("DeepseekV3ForCausalLM", "model.layers.3.mlp.gate", True),
+        ("Qwen2MoeForCausalLM", "model.layers.0.mlp.gate", True),
+        ("Qwen2MoeForCausalLM", "model.layers.0.mlp.shared_expert_gate", False),  # a Linear
+        ("LlamaForCausalLM", "model.layers.0.mlp.gate_proj", False),
+        ("JambaForCausalLM", "model.layers.0.feed_forward.router", False),  # a Linear
+    ],
+)
+def test_routers_that_are_no_linear_are_built_unquantized(format_name, architecture, router, stops):
+    weight = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128))
+    specs = {router: Spec(router, 128, 128, weight, DType.F32)}
+    model = Model(format_name, {"architectures": [architecture]}, specs, {}, {})
+    (choice,) = (one for one in find_target("transformers").choices if format_name == one.format.NAME)
+    said = [problem for rule in choice.rules if rule.code == "QB281" for problem in rule.check(model)]
+    assert [problem.where for problem in said] == [(router,)] * stops

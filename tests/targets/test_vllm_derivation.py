@@ -335,6 +335,19 @@ def test_the_text_model_of_a_multimodal_class_has_another_prefix_in_memory(name,
     assert said == ({"QB280": {stored}} if missed else {})
 
 
+@pytest.mark.parametrize(
+    ("entry", "missed"), [("model.layers.0.moe.up_proj", True), ("model.layers.0.moe.experts", False)]
+)
+def test_stacks_of_experts_beside_a_shared_one_are_asked_about_by_their_block(entry, missed):
+    stored = "model.layers.0.moe.up_proj"
+    config = {"architectures": ["Step3p5ForCausalLM"], "num_hidden_layers": 1}
+    tensors = {f"{stored}.weight": TensorInfo(DType.BF16, (4, 64, 64), f"{stored}.weight")}
+    block = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [entry]}
+    model = Model("modelopt", config, {}, {"": {}}, tensors)
+    said = {code: set(p.where) for code, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+    assert said == ({"QB280": {stored}} if missed else {})
+
+
 def test_the_tables_agree():
     assert CLASSES.keys().isdisjoint(REMOVED) and PLACES[0] == "quantization_config"
 

@@ -1,7 +1,4 @@
-"""The model classes that qbridge knows, a row each. To add an architecture is to add a row.
-
-`qbridge.testing.check_architecture` has the laws of a row.
-"""
+"""The model classes, a row each; add a row to add an architecture (laws: `qbridge.testing.check_architecture`)."""
 
 from __future__ import annotations
 
@@ -60,7 +57,8 @@ _OLMO2 = ModelClass(DENSE, norms=(*NORMS_AFTER, *QK_NORMS))
 _GEMMA3 = ModelClass(DENSE, norms=(*SANDWICH_NORMS, *QK_NORMS), tied=True)
 _GLM4 = ModelClass(GLM, norms=GLM4_NORMS)
 _GLM_MOE = ModelClass(DENSE, corrected=True)
-_LLAMA4 = ModelClass(DENSE, shared_expert=True, fused_experts=FusedExperts(transposed=True))
+_COLUMNS, _APART = FusedExperts(transposed=True), FusedExperts(apart=True)
+_LLAMA4 = ModelClass(DENSE, shared_expert=True, fused_experts=_COLUMNS)
 _QWEN3 = ModelClass(DENSE, norms=QWEN3_NORMS)
 _QWEN3_GATED = ModelClass(DENSE, norms=QWEN3_NORMS, query_gates=True)
 _PHIMOE = ModelClass(MIXTRAL, biased=_NORMS_BIASED, mlp="block_sparse_moe", sparse=True)
@@ -114,14 +112,7 @@ _NEMOTRON_H = ModelClass(
     one_block=True,
     optional=frozenset({"fc1_latent_proj", "fc2_latent_proj"}),
 )
-_STEP3 = ModelClass(
-    DENSE,
-    norms=QWEN3_NORMS,
-    optional=frozenset({"g_proj"}),
-    judged=False,
-    shards=False,
-    fused_experts=FusedExperts(apart=True),
-)
+_STEP3 = replace(_QWEN3, optional=frozenset({"g_proj"}), judged=False, shards=False, fused_experts=_APART)
 
 _MPT = ModelClass(
     MPT,
@@ -380,7 +371,7 @@ CLASSES: Mapping[str, ModelClass] = {
     "Qwen3OmniMoeForConditionalGeneration": replace(_QWEN3, layers="thinker.model.layers"),
     "Qwen3OmniMoeThinkerForConditionalGeneration": _QWEN3,
     "Qwen3VLForConditionalGeneration": _QWEN3,
-    "Qwen3VLMoeForConditionalGeneration": replace(_QWEN3, fused_experts=FusedExperts(transposed=True)),
+    "Qwen3VLMoeForConditionalGeneration": replace(_QWEN3, fused_experts=_COLUMNS),
     "Qwen3_5ForCausalLM": _QWEN3_GATED,
     "Qwen3_5ForConditionalGeneration": _QWEN3_GATED,
     "Qwen3_5MoeForCausalLM": _QWEN3_GATED,

@@ -23,7 +23,8 @@ Answer = bool | str | None
 _LOOKUPS = re.compile(
     r"(?:^|\.)(?:\w*pos(?:ition)?_emb(?:ed(?:ding)?)?s?|embeddings?|\w*norm\w*|\w*tile_embedding|\w+_token)$"
 )
-_STACKS = ("input_linear", "output_linear")  # experts of Granite; other weights of three axes are convolutions
+# Experts of Granite and Step; other weights of three axes are convolutions.
+_STACKS = ("input_linear", "output_linear", ".moe.gate_proj", ".moe.up_proj", ".moe.down_proj")
 
 
 @dataclass(frozen=True, slots=True)

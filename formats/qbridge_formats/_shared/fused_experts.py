@@ -76,7 +76,7 @@ def place_of(module: str) -> Place | None:
 def unfusable(model: Model) -> Iterator[Problem]:
     """Experts that do not make up fused tensors: other linears, some are missing, or they are not alike."""
     architecture = Architecture.of_model(model)
-    biased = architecture.fused_experts is not None and architecture.fused_experts.biased
+    biased = architecture.fused_experts is None or architecture.fused_experts.biased  # none: gpt-oss alone has such
     plain = tuple(name for name in model.tensors if place_of(module_of(name)[0]))
     if plain:
         yield Problem(("it is of an expert that is not quantized, and has no fused tensor",), where=plain)

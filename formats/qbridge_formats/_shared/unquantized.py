@@ -55,6 +55,8 @@ _FUSED_AFTER = {
     last: [fused for fused, parts in FUSED.items() if parts[-1] == last]
     for last in {parts[-1] for parts in FUSED.values()}
 }
+# Modules that lie in others in memory. vllm 0.33.0, models/step3p5.py.
+MOVED: Mapping[str, str] = {".share_expert.": ".moe.share_expert."}
 ROUTED = r"experts\.\d+\..*"  # any linear of any routed expert
 
 
@@ -131,9 +133,10 @@ class Unquantized:
 
 def _unquantized(model: Model) -> Unquantized:
     quantized = quantized_names(model)
-    inner = _with_parents(quantized)
+    moved = {name.replace(old, new) for name in quantized for old, new in MOVED.items() if old in name}
+    inner = _with_parents(quantized | moved)
     dense = _dense(model.tensors)
-    parts, items = _Names(quantized), dict[str, list[str] | None]()
+    parts, items = _Names(quantized | moved), dict[str, list[str] | None]()
     for name in dense:
         path = next((path for path in (*(name[:dot] for dot in _dots(name)), name) if path not in inner), None)
         if path is None:

@@ -217,7 +217,7 @@ def _one_per_channel(spec: Spec, model: Model) -> Pass:
 
 
 def _other_scales(spec: Spec, model: Model) -> Problem | None:
-    if spec.scale_dtype in _SCALES or spec.weight.type == "e2m1":
+    if spec.scale_dtype in _SCALES or float4.has_place(spec, model):
         return None
     return Problem((f"scales are {spec.scale_dtype}, fp8 stores {DType.F32}",))
 
@@ -226,7 +226,7 @@ def _one_scheme(model: Model) -> Iterator[Problem]:
     """One activation_scheme and one weight_block_size for the model, one kind of codes beside float4 experts."""
     found: dict[str, list[str]] = {}
     for name, spec in model.specs.items():
-        if spec.weight.type == "e2m1":
+        if float4.has_place(spec, model):
             continue
         key = f"{spec.weight.type} {f'blocks {spec.weight.block}' if spec.weight.block else 'no blocks'}"
         found.setdefault(f"{key}, activations {spec.activation}", []).append(name)

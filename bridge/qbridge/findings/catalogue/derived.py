@@ -15,7 +15,7 @@ ENTRIES = (
         "The list of what is left out does not match the names that the engine has for these modules.",
         "The engine stops at a parameter that it does not have, or leaves the scales as they happen to be in memory.",
         "modules_to_not_convert [model.vision_tower] of fp8, which vLLM matches by whole names",
-        "Convert it: the list is written so that the engine matches it.",
+        "Convert it: the list is written so that the engine matches it; --to dense, where convert itself says this.",
         f"{_VLLM}; {_TRANSFORMERS}; {_LMDEPLOY}",
     ),
     Code(

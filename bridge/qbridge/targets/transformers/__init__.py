@@ -22,7 +22,7 @@ from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
-from qbridge.targets.transformers import matching
+from qbridge.targets.transformers import matching, routers
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -39,13 +39,13 @@ def _experts(model: Model) -> Iterator[Problem]:
     experts, kind = tuple(name for name in model.specs if ".experts." in name), model.config.get("model_type")
     if experts and kind in _UNKNOWN_TYPES:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
+    elif other := tuple(name for name in experts if misnamed(model.specs[name])):
+        yield Problem(("experts are stored under names that it does not know",), where=other)
 
 
 def _stacks(spec: Spec, model: Model) -> Problem | None:
     lies = stacked(spec)
-    if lies:
-        return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",))
-    return misnamed(spec)
+    return Problem((f"experts share a tensor by {lies}: it knows quantized ones one by one",)) if lies else None
 
 
 def _packed(spec: Spec, model: Model) -> Problem | None:
@@ -119,6 +119,7 @@ CHOICES = (
         (
             LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
+            routers.RULE,
             LayerRule("QB290", _packed, f"{_NEWEST}, models/falcon/modeling_falcon.py (_init_weights)"),
             weight_scales(DType.F32, _LOADING),
             unquantized_tensors(DType.F32, _LOADING),
@@ -130,6 +131,7 @@ CHOICES = (
         (
             LayerRule("QB231", _stacks, f"{_NEWEST}, conversion_mapping.py"),
             LayerRule("QB287", _scales, _FLOAT8),
+            routers.RULE,
             ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
             unquantized_tensors(DType.F32, _LOADING),
         ),

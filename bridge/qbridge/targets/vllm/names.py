@@ -219,7 +219,9 @@ CLASSES: Mapping[str, Names] = {
         merged={"self_attn.qkv_proj": _QKV["qkv_proj"], "encoder_attn.kv_proj": ("k_proj", "v_proj")},
         towers=True,
     ),
-    "Step3p5ForCausalLM": Names(parts={".share_expert.": ".moe.share_expert."}),
+    "Step3p5ForCausalLM": Names(
+        parts={".share_expert.": ".moe.share_expert."}, experts=r"(.*\.moe)\.(?:gate|up|down)_proj"
+    ),
 }
 # Classes whose head is built from the block and then given the embedding's weight, where the two are tied; others use
 # the embedding for it. model_executor/models (tie_weights), and transformers' own modules.

@@ -144,6 +144,11 @@ def helps(findings):
     return " ".join(line for finding in findings for line in finding.help)
 
 
+def remedies(findings):
+    """Every line of help as a person reads it."""
+    return [line for finding in findings for line in finding.remedies]
+
+
 def cli(*arguments, **options):
     """Run the program; its CompletedProcess with text."""
     command = [sys.executable, "-m", "qbridge", *map(str, arguments)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from qbridge.commands.checking import Check, check
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.commands.checkpoint import open_checkpoint as open
+from qbridge.commands.cleaning import Cleaning, clean
 from qbridge.commands.conversion import convert
 from qbridge.commands.inspection import Inspection, inspect
 from qbridge.commands.report import Report, Verification
@@ -47,6 +48,7 @@ __all__ = [
     "Advance",
     "Check",
     "Checkpoint",
+    "Cleaning",
     "Exactness",
     "Finding",
     "Findings",
@@ -63,6 +65,7 @@ __all__ = [
     "Verification",
     "WeightScheme",
     "check",
+    "clean",
     "convert",
     "identical",
     "inspect",

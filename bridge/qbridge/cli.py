@@ -24,14 +24,33 @@ from rich.console import Console
 import qbridge
 from qbridge import render
 from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
+from qbridge.commands.words import (
+    Allow,
+    DryRun,
+    Dst,
+    From,
+    Graft,
+    Jobs,
+    Json,
+    Link,
+    Memory,
+    NoProof,
+    Once,
+    Overwrite,
+    Progressing,
+    RenamePrefix,
+    Source,
+    V1Zeros,
+    words,
+)
 from qbridge.findings.catalogue import CATALOGUE
-from qbridge.findings.catalogue.code import ALLOW, BUG, INTERRUPTED
+from qbridge.findings.catalogue.code import BUG, INTERRUPTED
 from qbridge.findings.finding import Finding, Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean
 from qbridge.formats.registry import load, report_unusable
 from qbridge.plan.distribution import namesake, qbridge_version
 from qbridge.plan.options import Options
-from qbridge.progress import KINDS, compiling_shown
+from qbridge.progress import KINDS
 from qbridge.progress import progress as progress_of
 from qbridge.targets.registry import codes
 from qbridge.targets.registry import report_unusable as report_unusable_targets
@@ -45,42 +64,6 @@ app = typer.Typer(
     epilog="Example: qbridge convert model-W8A8 model-lmdeploy --to lmdeploy",
 )
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
-Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
-From = Annotated[
-    str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")
-]
-Allow = Annotated[
-    list[str] | None, typer.Option("--allow", metavar="WHAT", help=f"Let a finding pass: {', '.join(ALLOW)}.")
-]
-V1Zeros = Annotated[
-    str | None,
-    typer.Option(
-        "--v1-zeros", metavar="wrap|add", help="Read all-ones zero-points of GPTQ version 1 as 0, or plus 1."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")]
-Jobs = Annotated[
-    int, typer.Option("--jobs", metavar="N", min=0, help="Threads, as --memory allows; 0: one for each core.")
-]
-Memory = Annotated[
-    str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
-]
-NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
-Graft = Annotated[
-    Path | None,
-    typer.Option("--graft", metavar="ORIGINAL", help="Take what SRC lacks from the unquantized original; proved."),
-]
-RenamePrefix = Annotated[
-    list[str] | None,
-    typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
-]
-Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
-Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
-
 _NOTHING = "nothing was written"
 _WRITERS = ("convert", "restore")  # other commands write nothing in any case
 
@@ -91,13 +74,6 @@ def _out() -> Console:
 
 def _err() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
-    """The words of --allow, and those that other options stand for."""
-    if v1_zeros not in (None, "wrap", "add"):
-        raise typer.BadParameter("wrap or add", param_hint="--v1-zeros")
-    return [*(allow or ()), *([f"v1-zeros-{v1_zeros}"] if v1_zeros else ())]
 
 
 @contextmanager
@@ -129,7 +105,9 @@ def _say(as_json: bool, value: Any, show: Callable[[Console, Any], None], found:
         show(_out(), value)
 
 
-@app.command(epilog="Example: qbridge convert model-W8A8 model-lmdeploy --from llm-compressor --to lmdeploy")
+@app.command(
+    cls=Once, epilog="Example: qbridge convert model-W8A8 model-lmdeploy --from llm-compressor --to lmdeploy"
+)
 def convert(
     src: Source,
     dst: Dst,
@@ -173,7 +151,7 @@ def convert(
         Options(sizes, pad, regroup, bits, not no_passes, dtype, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
-    if dtype and to != "dense":
+    if dtype and to.lower() != "dense":
         raise typer.BadParameter("--dtype goes with --to dense")
     with _answering("convert", as_json):
         with _progress(progress) as advance:
@@ -182,7 +160,7 @@ def convert(
                 dst,
                 to,
                 source,
-                allow=_words(allow, v1_zeros),
+                allow=words(allow, v1_zeros),
                 dry_run=dry_run,
                 overwrite=overwrite,
                 max_shard_size=limit,
@@ -203,7 +181,7 @@ def convert(
         _say(as_json, done, render.report, done.findings)
 
 
-@app.command()
+@app.command(cls=Once)
 def restore(
     src: Source,
     dst: Dst,
@@ -223,7 +201,7 @@ def restore(
             done = qbridge.restore(
                 src,
                 dst,
-                allow=allow or (),
+                allow=words(allow, None),
                 dry_run=dry_run,
                 overwrite=overwrite,
                 progress=advance,
@@ -235,7 +213,7 @@ def restore(
         _say(as_json, done, render.report, done.findings)
 
 
-@app.command(epilog="Example: qbridge check Qwen2-72B-GPTQ-Int4 --for vllm --tp 2 --gpu sm90")
+@app.command(cls=Once, epilog="Example: qbridge check Qwen2-72B-GPTQ-Int4 --for vllm --tp 2 --gpu sm90")
 def check(
     src: Source,
     target: Annotated[str, typer.Option("--for", metavar="TARGET", help="Engine[@version] or format.")],
@@ -248,38 +226,60 @@ def check(
 ) -> None:
     """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not."""
     with _answering("check", as_json):
-        done = qbridge.check(src, target, tp, gpu, source, allow=_words(allow, v1_zeros))
+        done = qbridge.check(src, target, tp, gpu, source, allow=words(allow, v1_zeros))
         _say(as_json, done, render.check, done.findings)
         if not done.ok:
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Once)
 def inspect(
     src: Source, source: From = None, allow: Allow = None, v1_zeros: V1Zeros = None, as_json: Json = False
 ) -> None:
     """Say what a checkpoint is: format, schemes, dims, sizes."""
     with _answering("inspect", as_json):
-        found = qbridge.inspect(src, source, allow=_words(allow, v1_zeros))
+        found = qbridge.inspect(src, source, allow=words(allow, v1_zeros))
         _say(as_json, found, render.inspection, found.findings)
 
 
-@app.command()
+@app.command(cls=Once)
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
     graft: Graft = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
+    jobs: Jobs = 0,
+    memory: Memory = "512MB",
+    progress: Progressing = "auto",
     as_json: Json = False,
 ) -> None:
     """Compare two checkpoints layer by layer, across formats; exit 1 if they are not the same model."""
     with _answering("verify", as_json):
-        with compiling_shown(_err()):
-            done = qbridge.verify(a, b, allow=_words(allow, v1_zeros), graft=graft or "")
+        with _progress(progress) as advance:
+            done = qbridge.verify(
+                a,
+                b,
+                allow=words(allow, v1_zeros),
+                graft=graft or "",
+                jobs=jobs,
+                memory=_value("--memory", memory_of, memory),
+                progress=advance,
+            )
         _say(as_json, done, render.verification, done.findings)
         if not done.same:
             raise typer.Exit(1)
+
+
+@app.command(cls=Once)
+def clean(
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Where a conversion was interrupted.")],
+    as_json: Json = False,
+) -> None:
+    """Remove what interrupted conversions have left at DST; a finished checkpoint stays."""
+    with _answering("clean", as_json):
+        done = qbridge.clean(dst)
+        _say(as_json, done, render.cleaning, ())
 
 
 def _say_unusable(*reports: Callable[[Findings], None]) -> None:
@@ -289,7 +289,7 @@ def _say_unusable(*reports: Callable[[Findings], None]) -> None:
     render.findings(_err(), tuple(findings))
 
 
-@app.command()
+@app.command(cls=Once)
 def formats(as_json: Json = False) -> None:
     """List the formats that can be read and written."""
     with _answering("formats", as_json):
@@ -302,7 +302,7 @@ def formats(as_json: Json = False) -> None:
             render.table(_out(), [(" ".join((f.NAME, *f.ALIASES)), f.SUMMARY) for f in found])
 
 
-@app.command()
+@app.command(cls=Once)
 def targets(as_json: Json = False) -> None:
     """List what a checkpoint can be converted for."""
     with _answering("targets", as_json):
@@ -315,7 +315,7 @@ def targets(as_json: Json = False) -> None:
             render.table(_out(), [(t.name, t.summary) for t in found])
 
 
-@app.command()
+@app.command(cls=Once)
 def explain(
     code: Annotated[str, typer.Argument(metavar="CODE", help="For example QB015.")], as_json: Json = False
 ) -> None:

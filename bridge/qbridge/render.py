@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from qbridge.commands.checking import Check
+from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.report import Report, Verification
 from qbridge.findings.catalogue.code import Code
@@ -42,7 +46,7 @@ def _finding(console: Console, finding: Finding) -> None:
     for fact in finding.facts:
         console.print(_shown(f"   |  {fact}"))
     console.print(Text(f"   =  {finding.entry.why}"))
-    for line in (*finding.help, finding.entry.fix):
+    for line in finding.remedies:
         console.print(Text("  help: ", "cyan").append_text(_shown(line)))
     console.print()
 
@@ -62,7 +66,7 @@ def size(count: float) -> str:
 
 def report(console: Console, done: Report) -> None:
     """What a conversion did, or would do."""
-    verb = "would write" if done.dry_run else "wrote"
+    verb = "already done" if done.already_done else "would write" if done.dry_run else "wrote"
     exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
     stored = done.tensor_bytes
     rows = [
@@ -76,7 +80,10 @@ def report(console: Console, done: Report) -> None:
         *_restructured(done),
         (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
     ]
-    if not done.dry_run:
+    if done.already_done:
+        names = shlex.join((done.source, done.destination))
+        rows.append(("", f"by names, headers and sizes; `qbridge verify {names}` compares the values"))
+    elif not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])
 
@@ -125,6 +132,15 @@ def verification(console: Console, done: Verification) -> None:
     _rows(console, rows)
 
 
+def cleaning(console: Console, done: Cleaning) -> None:
+    """What was removed at a destination."""
+    rows = [("removed" if not number else "", path) for number, path in enumerate(done.removed)]
+    _rows(
+        console,
+        [*(rows or [("removed", "nothing: no interrupted run has left anything")]), ("freed", size(done.bytes))],
+    )
+
+
 def inspection(console: Console, found: Inspection) -> None:
     """What a checkpoint is."""
     quantized, plain = size(found.quantized_bytes), size(found.unquantized_bytes)
@@ -138,8 +154,16 @@ def inspection(console: Console, found: Inspection) -> None:
         scales = ", ".join(scheme["scale_dtypes"])
         rows.append(("scheme", f"{_count(scheme['layers'], 'layer')}: {scheme['scheme']}, scales {scales}"))
         rows.append(("", "dims " + ", ".join(f"{n} x {k}" for n, k in scheme["dims"])))
-    rows.append(("unquantized", ", ".join(found.unquantized_linears) or "no linear"))
+    kinds = tallied(found.unquantized_linears)
+    rows += [("unquantized" if not place else "", kind) for place, kind in enumerate(kinds or ["no linear"])]
     _rows(console, rows)
+
+
+def tallied(names: Sequence[str], most: int = 12) -> list[str]:
+    """Names, those that differ in numbers alone as one with how many there are: blocks.*.attn.qkv (32)."""
+    counts = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names)
+    lines = [kind if count == 1 and "*" not in kind else f"{kind} ({count})" for kind, count in counts.items()]
+    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} kinds more"]
 
 
 def check(console: Console, done: Check) -> None:

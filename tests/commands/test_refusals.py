@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ from support import (
     only_neighbours,
     places,
     refusal,
+    remedies,
     rewrite_tensors,
 )
 
@@ -278,7 +280,17 @@ def test_program_exits_1_where_the_answer_is_no(src):
 def test_existing_destination_is_refused(src, make, dry_run):
     make(src.parent / "dst")
     found = refusal(src, 1, "QB031", dry_run=dry_run)
-    assert "--overwrite" in helps(found["QB031"])
+    assert "--overwrite" not in " ".join(remedies(found["QB031"]))  # it would be refused
+
+
+def test_overwrite_is_offered_where_it_would_be_followed_alone(src):
+    dst = src.parent / "dst"
+    shutil.copytree(src, dst)
+    assert "--overwrite" in helps(refusal(src, 1, "QB031")["QB031"])
+    for where in (src, src / "sub", src.parent):
+        with pytest.raises(qbridge.QBridgeError) as excinfo:
+            qbridge.convert(src, where, "lmdeploy")
+        assert "--overwrite" not in " ".join(remedies(excinfo.value.findings))
 
 
 def test_overwrite_replaces_a_checkpoint(src):

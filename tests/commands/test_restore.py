@@ -187,9 +187,10 @@ def test_a_dry_run_writes_nothing_and_an_old_folder_is_only_replaced_when_told(t
     assert report.dry_run and report.format == "gptq"
     only_neighbours(tmp_path, "there")
     qbridge.restore(tmp_path / "there", tmp_path / "back")
+    assert qbridge.restore(tmp_path / "there", tmp_path / "back").already_done
+    (tmp_path / "back/extra").write_text("x")
     with pytest.raises(qbridge.QBridgeError, match="QB031"):
         qbridge.restore(tmp_path / "there", tmp_path / "back")
-    (tmp_path / "back/extra").write_text("x")
     qbridge.restore(tmp_path / "there", tmp_path / "back", overwrite=True)
     assert_restored(source, tmp_path / "back")
 

@@ -36,13 +36,13 @@ BROKEN = {
 def program(tmp_path):
     """The program beside an installed package that has a format called other, of the given text."""
 
-    def run(text, *arguments):
+    def run(text, *arguments, name="other"):
         home = tmp_path / "plugin"
         shutil.rmtree(home, ignore_errors=True)
         info = home / "other_format-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-format\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[qbridge.formats]\nother = other_format\n")
+        (info / "entry_points.txt").write_text(f"[qbridge.formats]\n{name} = other_format\n")
         if text is not None:
             (home / "other_format.py").write_text(text)
         code = f"import sys; sys.path.insert(0, {str(home)!r}); from qbridge.cli import main; main()"
@@ -103,3 +103,10 @@ def test_a_plugin_that_is_asked_for_by_name_fails_by_name(program, fixtures, tmp
     assert done.returncode == 2 and "error[QB032]" in done.stderr
     assert "ZeroDivisionError: oops" in done.stderr and "other_format" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert", "check", "verify", "formats", "targets"])
+def test_a_plugin_with_the_name_of_a_format_is_one_warning(program, fixtures, tmp_path, command):
+    done = program(WORKING, *commands(fixtures, tmp_path)[command], name="gptq")
+    assert done.returncode == 0 and done.stderr.count("warning[QB035]") == 1, done.stderr
+    assert "another format has this name" in done.stderr

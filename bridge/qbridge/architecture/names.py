@@ -85,6 +85,11 @@ def module_of(tensor: str) -> tuple[str, str]:
     return module, leaf
 
 
+def is_mask(name: str) -> bool:
+    """Whether a tensor is a buffer of the causal mask, which old GPT classes saved and no engine loads."""
+    return name.rpartition(".")[2] == "masked_bias"
+
+
 def is_embedding(module: str) -> bool:
     """Whether the module is a lookup table, by its last name."""
     return module.rpartition(".")[2] in EMBEDDINGS

@@ -37,12 +37,16 @@ NO_BLOCK = Block()  # what a reader that needs no block takes where there is non
 
 def find_block(config: Mapping[str, Any]) -> Block | None:
     """The first quantization block of a config: those at the top come before those of the text model."""
+    return next(quantization_blocks(config), None)
+
+
+def quantization_blocks(config: Mapping[str, Any]) -> Iterator[Block]:
+    """Every quantization block of a config; the first is followed."""
     for prefix, holder in text_holders(config):
         for key in QUANTIZATION_KEYS:
             raw = holder.get(key)
             if raw is not None:
-                return _unwrapped(prefix + key, raw if isinstance(raw, dict) else {})
-    return None
+                yield _unwrapped(prefix + key, raw if isinstance(raw, dict) else {})
 
 
 def is_nested_key(key: str) -> bool:

@@ -9,6 +9,7 @@ from qbridge.plan.options import LEAST_MEMORY
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LEAST_PLAIN = 10**6  # a smaller number without a unit is a size whose unit was forgotten
 
 
 def sizes_of(text: str) -> tuple[int, ...]:
@@ -29,10 +30,12 @@ def memory_of(text: str) -> int:
 
 def bytes_of(text: str) -> int:
     """The bytes that a size such as 5GB or 512MiB stands for."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)(B?)", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) <= 0:
         raise ValueError("a size such as 5GB or 512MiB")
     unit = match[2].upper()
+    if not unit and not match[4] and float(match[1]) < _LEAST_PLAIN:
+        raise ValueError(f"{text} has no unit: a size such as {text}GB or {text}MB")
     return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
 
 

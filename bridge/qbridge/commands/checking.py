@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from qbridge.formats.assumed import assumed_model
 from qbridge.formats.registry import named
 from qbridge.formats.rules import Broken, LayerRule, Problem, ValueRule, broken
 from qbridge.ir.model import Model
-from qbridge.plan.options import Options
+from qbridge.plan.options import Options, allowed, typed
 from qbridge.plan.repair import offered
 from qbridge.source.reader import TOKENIZER
 from qbridge.source.weight_files import INDEX, SINGLE, weight_files, weight_map
@@ -77,12 +78,16 @@ def check(
     """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
 
     `gpu` is a compute capability such as sm90. A folder with nothing but config.json is judged by the dims that it
-    names. Raises QBridgeError where the folder cannot be read at all; ValueError for a `tp` that is not positive.
+    names. Raises QBridgeError where the folder cannot be read at all; ValueError for a `tp` that is not positive,
+    TypeError for what is of another type.
     """
     start = time.monotonic()
     wanted = find_target(target)
     options = Options.of(wanted, tp)
-    findings = Findings(frozenset(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
+    findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
+    typed("tp", tp, int)
+    typed("gpu", gpu, str)
+    typed("src", src, str, os.PathLike)
     model, config, stored = _model(Path(src), source, findings)
     needs: list[str] = []
     choice = wanted.choice_of(model.format)

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.parts import decode
-from qbridge.findings.catalogue.code import ALLOW, CHOICES
-from qbridge.findings.finding import Findings, QBridgeError, error, io_as_finding
-from qbridge.findings.hints import did_you_mean
+from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
 from qbridge.findings.way import Way
+from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
 from qbridge.formats.detection import detect
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import find, load, registry, report_unusable, sniffed
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
+from qbridge.plan.options import allowed, typed
 from qbridge.source.folder import open_source
 from qbridge.source.reader import FEW, Source
 from qbridge.targets.registry import source_formats
@@ -92,13 +92,19 @@ def open_checkpoint(
     finds wrong is among the findings instead.
     With `plans` the small values that were read are held for the plan that is made next.
     """
-    findings = Findings(_words(allow))
+    typed("path", path, str, os.PathLike)
+    typed("the format of the source", format, str, type(None))
+    findings = Findings(allowed(allow))
     with io_as_finding(str(path)):
         source = open_source(path, findings)
     try:
         with io_as_finding(str(path)), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
+            judge_blocks(source, findings)
+            if any(finding.code in ("QB016", "QB013") for finding in findings.errors):
+                judge_shapes(source, findings)
+            judge_head(source, model, findings)
         _judge_heads(source, model, findings)
         _suggest(source, reader, findings)
         if strict:
@@ -107,13 +113,6 @@ def open_checkpoint(
         source.close()
         raise
     return Checkpoint(source, model, reader.NAME, match.because, findings)
-
-
-def _words(allow: Iterable[str]) -> frozenset[str]:
-    words = frozenset(allow)
-    for word in sorted(words - ALLOW.keys() - CHOICES.keys()):
-        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
-    return words
 
 
 def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:

@@ -14,14 +14,15 @@ from pathlib import Path
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.model_card import judge_card
 from qbridge.commands.report import Report
 from qbridge.commands.restructuring import Prefixes, pairs_of, restructured
 from qbridge.findings.finding import io_as_finding
-from qbridge.formats.registry import side_files
+from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.links import linked_shards, rewritten_layers
-from qbridge.plan.options import DEFAULTS, MEMORY, Options
+from qbridge.plan.options import DEFAULTS, MEMORY, Options, typed
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import Recorded, best_plan
@@ -31,8 +32,10 @@ from qbridge.source.reader import TOKENIZER, Source
 from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
+from qbridge.write.destination import check_destination
+from qbridge.write.finished import is_finished
 from qbridge.write.links import SYMBOLIC
-from qbridge.write.staging import check_destination, recover, staged
+from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
 
@@ -65,7 +68,7 @@ def convert(
     `target` is an engine (`lmdeploy`, `lmdeploy@0.6.2`) or a format; `source` the format of `src`, detected if None.
     `max_shard_size` is in bytes of tensor data, None keeps the source's shards. `progress` is called with an
     `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
-    it stopped. Raises QBridgeError.
+    it stopped, and after its end it finds that all is done (`Report.already_done`). Raises QBridgeError.
 
     The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
     size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
@@ -76,9 +79,14 @@ def convert(
     whose bytes do not change is linked to that of `src`: blocks shared, a hard link, or a symbolic one.
 
     `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
-    of linked files excepted. ValueError for what means nothing.
+    of linked files excepted. ValueError for what means nothing, TypeError for what is of another type.
     """
     start = time.monotonic()
+    typed("max_shard_size", max_shard_size, int, type(None))
+    if max_shard_size is not None and max_shard_size < 1:
+        raise ValueError("max_shard_size is a number of bytes, 1 or more")
+    for name, path in (("src", src), ("dst", dst)):
+        typed(name, path, str, os.PathLike)
     wanted = find_target(target)
     options = Options.of(
         wanted,
@@ -99,19 +107,31 @@ def convert(
     with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
         if not dry_run:
             recover(out, there)
-        check_destination(out, there, overwrite)
+        stands = _may_be_finished(out, overwrite)
+        if not stands:
+            check_destination(out, there, overwrite)
         opened, changes = restructured(opened, options)
         plan = prepare(opened, wanted, options)
         shards = _files(plan, opened, options, max_shard_size)
         links: dict[str, int] = {}
-        if not dry_run:
+        if stands or not dry_run:
             block = plan.config.get("quantization_config", {})
             documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan, changes.record())}
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
-            links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
+            stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
+        if not stands:
+            check_destination(out, there, overwrite)
+            if not dry_run:
+                links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
+        judge_card(opened.source, named(opened.format), plan.format, opened.findings)
     report = Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
-    return replace(report, grafted=changes.graft.as_dict(), links=links)
+    return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def _may_be_finished(dst: Path, overwrite: bool) -> bool:
+    """Whether DST is worth comparing with what is to be written: an output of qbridge, not to be replaced."""
+    return not overwrite and (dst / MANIFEST).is_file()
 
 
 def _files(plan: Plan, opened: Checkpoint, options: Options, max_shard_size: int | None) -> list[Shard]:
@@ -178,8 +198,7 @@ def write(
 
     How many files were linked, by the kind of link.
     """
-    source, replaced = opened.source, opened.model.consumed.union(documents)
-    sides = [file for file in source.side_files if str(file) not in replaced]
+    source, sides = opened.source, carried_over(opened, documents)
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum((source.path / file).stat().st_size for file in sides)
     links: dict[str, int] = {}
@@ -189,6 +208,12 @@ def write(
     if SYMBOLIC in links:
         opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.path}",))
     return links
+
+
+def carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[Path]:
+    """The files of the source that are carried over as they are."""
+    replaced = opened.model.consumed.union(documents)
+    return [file for file in opened.source.side_files if str(file) not in replaced]
 
 
 def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, Document]) -> str:

@@ -41,7 +41,8 @@ class Report:
     token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
     command that serves the output, empty where the target has no server. `grafted` says what was taken from which
     original (numbers of `tensors` and `bytes`, `modules` by their outermost names), if anything was; `links` counts
-    the files that were linked, by the kind of link.
+    the files that were linked, by the kind of link. `already_done`: the output stood there from an earlier run, by
+    its headers, documents and sizes, and nothing was written.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Report:
     dry_run: bool
     seconds: float
     serve: str = ""
+    already_done: bool = False
     grafted: Mapping[str, Any] = field(default_factory=dict)
     links: Mapping[str, int] = field(default_factory=dict)
     findings: Sequence[Finding] = ()

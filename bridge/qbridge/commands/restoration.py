@@ -10,7 +10,7 @@ from typing import Any
 
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.commands.conversion import write
+from qbridge.commands.conversion import carried_over, write
 from qbridge.commands.report import Report
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
@@ -25,7 +25,9 @@ from qbridge.source.folder import MANIFEST
 from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
 from qbridge.write.budget import Effort
-from qbridge.write.staging import check_destination, recover
+from qbridge.write.destination import check_destination
+from qbridge.write.finished import is_finished
+from qbridge.write.staging import recover
 from qbridge.write.writer import Document, Progress
 
 
@@ -53,7 +55,9 @@ def restore(
     with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
         if not dry_run:
             recover(out, there)
-        check_destination(out, there, overwrite)
+        stands = not overwrite and (out / "config.json").is_file()
+        if not stands:
+            check_destination(out, there, overwrite)
         recorded = manifest.load(opened.source)
         if recorded is None:
             raise error("QB036", str(there))
@@ -65,12 +69,15 @@ def restore(
             shards = linked_shards(shards, opened.source, opened.findings)
             opened.findings.stop_on_errors()
         links: dict[str, int] = {}
-        if not dry_run:
-            texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
-            documents: dict[str, Document] = {**texts, "config.json": plan.config}
-            links = write(opened, plan, shards, documents, out, overwrite, effort, progress)
+        texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
+        documents: dict[str, Document] = {**texts, "config.json": plan.config}
+        stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
+        if not stands:
+            check_destination(out, there, overwrite)
+            if not dry_run:
+                links = write(opened, plan, shards, documents, out, overwrite, effort, progress)
     report = Report.of_plan(there, out, opened, plan, shards, dry_run, start)
-    return replace(report, command="restore", links=links)
+    return replace(report, command="restore", links=links, already_done=stands)
 
 
 def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -27,14 +27,16 @@ from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
 from qbridge.ir.layer import Layer, Spec
+from qbridge.ir.model import Model
 from qbridge.ir.values import group_index, row_index
 from qbridge.passes.pad import Pad
 from qbridge.plan.manifest import padded
-from qbridge.plan.options import MEMORY, Options
+from qbridge.plan.options import MEMORY, Options, allowed
 from qbridge.plan.survey import survey
 from qbridge.plan.windows import read_layer, windows
 from qbridge.write.budget import Effort
 from qbridge.write.workspace import Workspace, same_bytes
+from qbridge.write.writer import Advance, Progress
 
 BLOCK = 1 << 20  # bytes that are compared at a time
 _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
@@ -48,16 +50,18 @@ def verify(
     graft: PathLike = "",
     jobs: int = 0,
     memory: int = MEMORY,
+    progress: Progress | None = None,
 ) -> Verification:
     """Compare two checkpoints of any formats layer by layer; `same` is the answer. Raises QBridgeError.
 
     What qbridge.json says was grafted into one of them is compared with the original: `graft`, or the path that was
     given to `convert`. Names are compared as they are after the renaming that it records.
-    `jobs` threads (0: one for each core) work in `memory` bytes.
+    `jobs` threads (0: one for each core) work in `memory` bytes. `progress` is called with an `Advance`: the bytes
+    and shards of `a` that are compared.
     """
     start = time.monotonic()
-    allow, effort = tuple(allow), Effort.of(Options(jobs=jobs, memory=memory))
-    findings = Findings(frozenset(allow))
+    allow, effort = allowed(allow), Effort.of(Options(jobs=jobs, memory=memory))
+    findings = Findings(allow)
     with (
         io_as_finding(f"{a}, {b}"),
         open_checkpoint(a, allow=allow) as left,
@@ -81,10 +85,12 @@ def verify(
         common = _compare_names(left, right, findings)
         kinds = Counter[str]()
         comparison = _Comparison(left, right, pads, effort)
+        advance = _Advancing(left, common, progress)
         for name, (code, kind, facts) in zip(common, working.map(comparison.of, common), strict=True):
             kinds[kind] += 1
             if facts:
                 findings.add(code, name, facts)
+            advance.past(name)
     return Verification(
         a=str(Path(a)),
         b=str(Path(b)),
@@ -121,6 +127,43 @@ def _compare_names(left: Checkpoint, right: Checkpoint, findings: Findings) -> l
         if names:
             findings.add("QB502", natural(names), (f"only {here} has it",))
     return natural(name for name in first & second if (name in left.model.specs) == (name in right.model.specs))
+
+
+@dataclass(slots=True)
+class _Advancing:
+    """How far a comparison is, in the tensors of the first checkpoint."""
+
+    left: Checkpoint
+    names: Sequence[str]
+    progress: Progress | None
+    _total: int = 0
+    _done: int = 0
+    _left: Counter[str] = field(default_factory=Counter)
+    _sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.names if self.progress else ():
+            tensors = [self.left.source.tensors[stored] for stored in _stored_as(self.left.model, name)]
+            self._sizes[name] = tensors[0].file.name, sum(tensor.end - tensor.begin for tensor in tensors)
+            self._left[tensors[0].file.name] += 1
+        self._total = sum(size for _, size in self._sizes.values())
+
+    def past(self, name: str) -> None:
+        """Say that a layer or tensor was compared."""
+        if not self.progress:
+            return
+        shard, size = self._sizes[name]
+        self._done += size
+        self._left[shard] -= 1
+        done = sum(count == 0 for count in self._left.values())
+        self.progress(Advance(self._done, self._total, shard, done, len(self._left)))
+
+
+def _stored_as(model: Model, name: str) -> list[str]:
+    """The tensors on disk of a layer, or of an unquantized tensor."""
+    if name in model.tensors:
+        return [model.tensors[name].stored]
+    return [slot.tensor for slot in model.slots[name].values()]
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class Finding:
 
     `advice` has the ways out as data, cheapest first, and plain text where there is nothing to type; `help` has the
     same as lines to print. No word of `--allow` lets a `final` one pass, whatever its catalogue entry says of others
-    of the code.
+    of the code. `fix` stands in place of the catalogue's, where that is of no use here.
     """
 
     code: str
@@ -39,6 +40,7 @@ class Finding:
     advice: tuple[Advice, ...] = ()
     severity: Severity = Severity.ERROR
     final: bool = False
+    fix: str = ""
 
     @property
     def entry(self) -> Code:
@@ -56,6 +58,11 @@ class Finding:
         return tuple(map(str, self.advice))
 
     @property
+    def remedies(self) -> tuple[str, ...]:
+        """The advice as lines to print, and the fix: the finding's or the catalogue's."""
+        return (*self.help, self.fix or self.entry.fix)
+
+    @property
     def ways(self) -> tuple[Way, ...]:
         """The ways out among the advice."""
         return ways_of(self.advice)
@@ -70,7 +77,7 @@ class Finding:
             "where": list(self.where),
             "facts": list(self.facts),
             "why": self.entry.why,
-            "help": [*self.help, self.entry.fix],
+            "help": list(self.remedies),
             "ways": [way.as_dict() for way in self.ways],
             "allow": None if self.final else self.entry.allow,
         }
@@ -90,7 +97,7 @@ class Findings:
     """
 
     allow: frozenset[str] = frozenset()
-    _found: dict[tuple[str, tuple[str, ...], tuple[Advice, ...], Severity, bool], dict[str, int]] = field(
+    _found: dict[tuple[str, tuple[str, ...], tuple[Advice, ...], Severity, bool, str], dict[str, int]] = field(
         default_factory=dict
     )
 
@@ -104,10 +111,12 @@ class Findings:
         *,
         mild: bool = False,
         final: bool = False,
+        fix: str = "",
     ) -> None:
         """Note a finding under its catalogue severity, or as a warning if it is `mild`.
 
-        `values` is how many values of each place it is about; no word of `allow` lets a `final` one pass.
+        `values` is how many values of each place it is about; no word of `allow` lets a `final` one pass; `fix`
+        stands in place of the catalogue's.
         """
         entry = entry_of(code)
         severity = Severity.WARNING if mild else Severity(entry.severity)
@@ -116,7 +125,7 @@ class Findings:
                 severity = Severity.WARNING
             else:
                 help = (*help, Way("--allow", entry.allow))
-        places = self._found.setdefault((code, tuple(facts), tuple(help), severity, final), {})
+        places = self._found.setdefault((code, tuple(facts), tuple(help), severity, final, fix), {})
         for place in (where,) if isinstance(where, str) else where:
             places[place] = values
 
@@ -131,7 +140,10 @@ class Findings:
 
     def __iter__(self) -> Iterator[Finding]:
         """Errors first, then by code, in the order found."""
-        found = [Finding(c, tuple(w), (*f, *_counted(w)), h, s, end) for (c, f, h, s, end), w in self._found.items()]
+        found = [
+            Finding(code, tuple(where), (*facts, *_counted(where)), help, severity, final, fix)
+            for (code, facts, help, severity, final, fix), where in self._found.items()
+        ]
         order = list(Severity)
         return iter(sorted(found, key=lambda f: (order.index(f.severity), f.code)))
 
@@ -173,19 +185,42 @@ class QBridgeError(Exception):
         return max((f.entry.exit for f in self.findings if f.severity is Severity.ERROR), default=1)
 
 
+_ROOM = "Make room, then run the same command again."
+_PERMISSION = "Mend the permission, then run the same command again."
+_PATH = "Correct the path: a part of it is not there, or is a file where a folder is wanted."
+_WAYS_OUT = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "Choose a DST on a file system that can be written.",
+    errno.ENAMETOOLONG: "Choose a shorter name: the output grows under one that is up to 17 bytes longer.",
+    errno.ENOENT: _PATH,
+    errno.ENOTDIR: _PATH,
+    errno.EEXIST: _PATH,
+    errno.EMFILE: "Let the process open more files (ulimit -n), then run the same command again.",
+    errno.EIO: "Look at the disk or the network: the system could not read or write it.",
+}
+
+
 @contextmanager
 def io_as_finding(where: str) -> Iterator[None]:
     """Turn an OSError into a QBridgeError (QB401)."""
     try:
         yield
     except OSError as fault:
-        raise error("QB401", str(fault.filename or where), (str(fault),)) from fault
+        fix = _WAYS_OUT.get(fault.errno or 0, "")
+        raise error("QB401", str(fault.filename or where), (str(fault),), fix=fix) from fault
 
 
 def error(
-    code: str, where: str | Iterable[str] = (), facts: Sequence[str] = (), help: Sequence[Advice] = ()
+    code: str,
+    where: str | Iterable[str] = (),
+    facts: Sequence[str] = (),
+    help: Sequence[Advice] = (),
+    fix: str = "",
 ) -> QBridgeError:
-    """A QBridgeError of one finding."""
+    """A QBridgeError of one finding; `fix` stands in place of the catalogue's."""
     findings = Findings()
-    findings.add(code, where, facts, help)
+    findings.add(code, where, facts, help, fix=fix)
     return QBridgeError(findings)

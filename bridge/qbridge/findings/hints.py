@@ -5,8 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+MOST = 40  # names in a line
+
+
+def folded(name: str) -> str:
+    """A name as names are compared: letters of any case, - and _ alike."""
+    return name.strip().lower().replace("_", "-")
+
 
 def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
-    """Help lines: the nearest known name if one is near, and all of them."""
+    """Help lines: the nearest known name if one is near, and all; of very many, some that begin alike."""
     near = difflib.get_close_matches(name, list(known), n=1)
-    return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(sorted(known))}")
+    names = sorted(known)
+    if len(names) > MOST:
+        alike = [each for each in names if each[:4] == name[:4]] or names
+        more = f" and {len(alike) - MOST} more" if len(alike) > MOST else ""
+        return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(alike[:MOST])}{more}")
+    return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(names)}")

@@ -248,6 +248,7 @@ def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> Va
     """
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
+        outside: dict[tuple[int, int], dict[str, tuple[int, int]]] = {}
         for name, spec in model.specs.items():
             if spec.weight.symmetric or spec.weight.type != "int":
                 continue
@@ -255,7 +256,9 @@ def zeros_fit(source: str, lowest: Callable[[Spec], int] = lambda spec: 0) -> Va
             low, high = int(zeros.min()) + half, int(zeros.max()) + half
             least, most = lowest(spec), 2 * half - 1 + lowest(spec)
             if low < least or high > most:
-                ranges = f"zero-points from {low} to {high}", f"it holds {least} to {most}"
-                yield Problem(ranges, where=(name,))
+                outside.setdefault((least, most), {})[name] = low, high
+        for (least, most), layers in outside.items():
+            low, high = min(low for low, _ in layers.values()), max(high for _, high in layers.values())
+            yield Problem((f"zero-points from {low} to {high}", f"it holds {least} to {most}"), where=tuple(layers))
 
     return ValueRule("QB111", check, source)

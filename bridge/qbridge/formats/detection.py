@@ -8,7 +8,7 @@ from typing import Any
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.formats.protocol import Format, Match
-from qbridge.formats.registry import aliases, leave_out, load, registry, sniffed
+from qbridge.formats.registry import aliases, leave_out, load, registry, report_clashes, sniffed
 from qbridge.ir.dtypes import DType
 from qbridge.source.reader import Source
 
@@ -38,6 +38,7 @@ def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
 
     A third party's format that fails is left out with a warning (QB035).
     """
+    report_clashes(findings)
     matches: list[tuple[Format, Match]] = []
     reasons = []
     for name in registry():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 
@@ -15,6 +15,14 @@ def installed(group: str) -> Mapping[str, str]:
     for point in entry_points(group=group):
         modules.setdefault(point.name, point.value)
     return modules
+
+
+def clashes(group: str, taken: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(name, module) of a group's entry points that are never asked, because another has their name."""
+    seen = dict.fromkeys(taken, "")
+    for point in entry_points(group=group):
+        if seen.setdefault(point.name, point.value) != point.value:
+            yield point.name, point.value
 
 
 @contextmanager

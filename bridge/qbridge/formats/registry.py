@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from qbridge.architecture.names import is_fused_experts, module_of, unclaimed
 from qbridge.findings.finding import Findings, QBridgeError, error
-from qbridge.findings.hints import did_you_mean
-from qbridge.formats.plugins import blamed, installed
+from qbridge.findings.hints import did_you_mean, folded
+from qbridge.formats.plugins import blamed, clashes, installed
 from qbridge.formats.protocol import Format, Match
 from qbridge.ir.model import TensorInfo
 from qbridge.source.reader import Source
@@ -92,12 +92,19 @@ def usable() -> dict[str, Format]:
 
 
 def report_unusable(findings: Findings) -> None:
-    """A warning (QB035) for each third party's format that cannot be imported."""
+    """A warning (QB035) for each third party's format that cannot be imported, or whose name is taken."""
+    report_clashes(findings)
     for name in registry():
         try:
             load(name)
         except QBridgeError as fault:
             leave_out(name, fault, findings)
+
+
+def report_clashes(findings: Findings) -> None:
+    """A warning (QB035) for each third party's format that has the name of another one."""
+    for name, module in clashes("qbridge.formats", BUILTIN):
+        findings.add("QB035", name, (f"{module}: another format has this name, and is taken",))
 
 
 def leave_out(name: str, fault: QBridgeError, findings: Findings) -> None:
@@ -116,8 +123,9 @@ def aliases() -> Mapping[str, str]:
 
 
 def find(name: str) -> Format:
-    """A format by id or alias; QBridgeError (QB030) with the nearest names otherwise."""
+    """A format by id or alias in letters of any case; QBridgeError (QB030) with the nearest names otherwise."""
     known = aliases()
+    name = {folded(each): each for each in known}.get(folded(name), name)
     if name not in known:
         raise error("QB030", name, help=did_you_mean(name, known))
     return load(known[name])

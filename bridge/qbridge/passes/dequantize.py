@@ -17,6 +17,7 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
 from qbridge.ir.values import code_table, group_index, row_index
 from qbridge.passes import Pass
+from qbridge.passes.counted import Counted
 
 _ENTRIES = 1 << 16  # of the table of values that is held at a time: with what makes it, it stays in a core's cache
 
@@ -70,7 +71,7 @@ class Dequantize(Pass):
             if np.logical_or.reduce(lost, axis=1)[entries].any():
                 beyond += int(np.count_nonzero(_looked_up(*own, lost)))
         if beyond:
-            raise ValueError(f"{beyond} weights are beyond the range of {NAMES[self.dtype]}")
+            raise Counted(beyond, f"weights are beyond the range of {NAMES[self.dtype]}")
         return weights
 
     def undo(self, layer: Layer, before: Spec) -> Layer:

@@ -12,6 +12,7 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import Granularity
 from qbridge.ir.values import group_index, row_index
 from qbridge.passes import Pass
+from qbridge.passes.counted import Counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Pad(Pass):
         half = 2 ** (spec.weight.bits - 1)
         outside = int(np.count_nonzero((zeros < -half) | (zeros >= half)))
         if outside:
-            raise ValueError(f"{outside} zero-points are no codes, so no code has the value 0")
+            raise Counted(outside, "zero-points are no codes, so no code has the value 0")
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """The layer without what was added; ValueError if any weight or bias of that is not zero."""

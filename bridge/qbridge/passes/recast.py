@@ -12,6 +12,7 @@ from qbridge.ir.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.passes import Pass
+from qbridge.passes.counted import Counted
 
 _BLOCK = 1 << 20  # values that are held as float64 at a time
 
@@ -70,13 +71,12 @@ class Recast(Pass):
         return cls(DType(recorded["dtype"]))
 
 
-class Moved(ValueError):
+class Moved(Counted):
     """`count` values have no exact value in the new dtype."""
 
     def __init__(self, count: int, size: int, after: DType) -> None:
         """Say how many of how many."""
-        self.count = count
-        super().__init__(f"{count} of {size} values have no exact {after}")
+        super().__init__(count, "", f"{count} of {size} values have no exact {after}")
 
 
 def cast(array: Array, before: DType, after: DType, rounded: bool = False) -> Array:

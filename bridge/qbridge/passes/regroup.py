@@ -11,6 +11,7 @@ from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import Granularity
 from qbridge.ir.values import group_index
 from qbridge.passes import Pass
+from qbridge.passes.counted import Counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def _regrouped(layer: Layer, after: Spec) -> dict[str, Array]:
         pairs = np.unique(np.stack([was, joined]), axis=1)
         differing = sum(bool((bits[:, a] != bits[:, b]).any()) for a, b in pairs.T if a != b)
         if differing:
-            raise ValueError(f"{part}: {differing} groups of {_size(layer.spec)} differ from those they would join")
+            what = f"groups of {_size(layer.spec)} differ from those they would join"
+            raise Counted(differing, f"{part}: {what}", f"{part}: {differing} {what}")
         found[part] = np.ascontiguousarray(array[:, was[first]])
     return found

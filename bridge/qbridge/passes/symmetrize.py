@@ -8,6 +8,7 @@ import numpy as np
 
 from qbridge.ir.layer import Layer, Spec
 from qbridge.passes import Pass
+from qbridge.passes.counted import Counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Symmetrize(Pass):
         """The layer without its zeros."""
         zero = layer.arrays.get("zero")
         if zero is not None and np.any(zero):
-            raise ValueError(f"{np.count_nonzero(zero)} of {zero.size} zero-points are not zero")
+            raise Counted(int(np.count_nonzero(zero)), "zero-points are not zero")
         rest = {part: array for part, array in layer.arrays.items() if part != "zero"}
         return Layer(self.plan(layer.spec), rest)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
-from typing import Any
+from typing import Any, cast
 
 from qbridge.architecture.prefixes import Prefix, check_prefixes
+from qbridge.findings.catalogue.code import ALLOW, CHOICES
+from qbridge.findings.finding import error
+from qbridge.findings.hints import did_you_mean
 from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import DENSE, Granularity
 from qbridge.passes import Pass
@@ -56,7 +59,8 @@ class Options:
     proof: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Refuse what has no meaning, and values of another type (TypeError)."""
+        _check_types(self)
         if not self.tp or any(size < 1 for size in self.tp):
             raise ValueError("tensor-parallel sizes are positive")
         if self.regroup is not None and self.regroup < 8:
@@ -73,9 +77,10 @@ class Options:
     @classmethod
     def of(cls, target: Target, tp: int | Sequence[int] = 1, **fields: Any) -> Options:
         """The options of a command that has a target; ValueError also for what means nothing to the target."""
-        if fields.get("dtype") and target.formats != ("dense",):
+        options = cls(sizes(tp), **fields)
+        if options.dtype and target.formats != ("dense",):
             raise ValueError("dtype goes with the target dense")
-        return cls((tp,) if isinstance(tp, int) else tuple(tp), **fields)
+        return options
 
     def steps(self, spec: Spec) -> Iterator[Pass]:
         """The passes on one layer that were asked for, padding aside."""
@@ -87,6 +92,50 @@ class Options:
             size = gcd(self.regroup, spec.in_features) if spec.in_features % self.regroup else self.regroup
             if size != weight.group_size:
                 yield Regroup(size)
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "pad": (bool,),
+    "regroup": (int, type(None)),
+    "bits": (int, type(None)),
+    "passes": (bool,),
+    "dtype": (str,),
+    "jobs": (int,),
+    "memory": (int,),
+    "proof": (bool,),
+}
+
+
+def _check_types(options: Options) -> None:
+    for name, kinds in _KINDS.items():
+        typed(name, getattr(options, name), *kinds)
+
+
+def typed(name: str, value: object, *kinds: type) -> None:
+    """TypeError for an argument that is none of some types; True is no number."""
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} is {value!r}, not {wanted}")
+
+
+def sizes(tp: int | Sequence[int]) -> tuple[int, ...]:
+    """Tensor-parallel sizes, one or several; TypeError for what is neither."""
+    several = tuple(tp) if isinstance(tp, Iterable) and not isinstance(tp, str | bytes) else (tp,)
+    for size in several:
+        typed("tp", size, int)
+    return cast(tuple[int, ...], several)
+
+
+def allowed(allow: Iterable[str]) -> frozenset[str]:
+    """The words of `allow`; TypeError for what is no collection of words, QBridgeError (QB030) for another word."""
+    if isinstance(allow, str | bytes) or not isinstance(allow, Iterable):
+        raise TypeError(f"allow is a collection of words, such as ['rounded'], not {allow!r}")
+    words = tuple(allow)
+    for word in words:
+        typed("a word of allow", word, str)
+    for word in sorted(frozenset(words) - ALLOW.keys() - CHOICES.keys()):
+        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
+    return frozenset(words)
 
 
 def check_effort(jobs: int, memory: int) -> None:

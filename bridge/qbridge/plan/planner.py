@@ -263,7 +263,12 @@ def _because(candidate: Candidate, rejected: Sequence[tuple[str, Finding]]) -> s
     """Why it is this format: it is the source's own, or those that come first cannot hold the model."""
     if candidate.target.keeps and candidate.model.format == candidate.choice.format.NAME:
         return _OWN
-    return "; ".join(f"not {name}: {finding}" for name, finding in rejected)
+    return "; ".join(f"not {name}: {_in_words(finding)}" for name, finding in rejected)
+
+
+def _in_words(finding: Finding) -> str:
+    """Why a format was not taken, for a report of what was: no error, for nothing is wrong."""
+    return f"{finding.message}{f' ({finding.facts[0]})' if finding.facts else ''}, {finding.code}"
 
 
 def _is_copy(choice: Choice, model: Model) -> bool:

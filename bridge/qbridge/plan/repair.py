@@ -14,7 +14,7 @@ from qbridge.formats.rules import Broken, LayerRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.passes import Pass
-from qbridge.passes.recast import Moved
+from qbridge.passes.counted import Counted
 from qbridge.plan.plan import LayerPlan
 from qbridge.plan.survey import CHUNK_BYTES
 from qbridge.plan.windows import EVERYTHING
@@ -96,6 +96,6 @@ def offered(rule: LayerRule, spec: Spec, model: Model) -> Pass | None:
 
 def _note(findings: Findings, rule: LayerRule, spec: Spec, problem: Problem, fault: ValueError | None) -> None:
     """A layer's broken rule, with why its pass cannot help."""
-    count = fault.count if isinstance(fault, Moved) else 0
-    facts = problem.facts if count or not fault else (*problem.facts, str(fault))
+    count, why = (fault.count, fault.what) if isinstance(fault, Counted) else (0, str(fault or ""))
+    facts = (*problem.facts, why) if why else problem.facts
     Broken(rule, replace(problem, facts=facts), (spec.name,), count).note(findings)

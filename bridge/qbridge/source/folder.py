@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.findings.finding import Findings, error
+from qbridge.source.foreign import (
+    CONFIG,
+    component_of_diffusers,
+    foreign_names,
+    no_checkpoint,
+    pointers,
+    unfinished_downloads,
+)
 from qbridge.source.reader import Source, stamp_of
 from qbridge.source.safetensors import HeaderError, read_header
 from qbridge.source.stored import StoredTensor
@@ -25,14 +33,13 @@ from qbridge.source.weight_files import (
 )
 
 MANIFEST = "qbridge.json"
+_ATTRIBUTES = ".gitattributes"  # says which files of a repository are Git LFS's, as in the output
 
 
 def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
     """Open a folder; raises QBridgeError with everything that is wrong with config, index and headers."""
     root = Path(path)
-    if not (root / "config.json").is_file():
-        raise error("QB001", str(root), _no_config(root))
-    config = json_object(root, "config.json", findings)
+    config = _config(root, findings)
     named, index = followed_index(root, findings)
     findings.stop_on_errors()
     stale = index if index and is_stale(root, index) else None
@@ -42,9 +49,13 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
         findings.stop_on_errors()
         return _open_pickled(root, config or {}, findings)
     found = [name for name in names if _is_inside(root, name, findings)]
+    if pointing := pointers(root, found):
+        raise error("QB045", pointing)
     shards = {name: root / name for name in found}
     stamps = {file: stamp_of(file) for file in shards.values()}
     tensors = _headers(root, shards, findings)
+    if said := foreign_names(tensors or ()):
+        raise error("QB101", names, said[:1], fix=said[1])
     unstored: tuple[str, ...] = ()
     if index is not None and tensors is not None and (found == names or findings.allows("QB003")):
         held = {name: file for name, file in index.items() if str(Path(file)) in shards}
@@ -57,19 +68,23 @@ def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
         shards[file.name], stamps[file] = file, stamp_of(file)
         tensors = {**(tensors or {}), **more}
     sides = _side_files(root, {*names, *shards, named}, findings)
+    if pointing := pointers(root, map(str, sides)):
+        findings.add("QB045", pointing)
     findings.stop_on_errors()
     return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps, unstored=unstored)
 
 
-def _no_config(root: Path) -> tuple[str, ...]:
-    """Why a folder is none of a checkpoint."""
-    if not root.is_dir():
-        return ("there is no such folder",)
-    if (root / "params.json").is_file():
-        return (
-            "there is no config.json, but a params.json: config and names of Mistral's own format, which is not read",
-        )
-    return ("there is no config.json",)
+def _config(root: Path, findings: Findings) -> dict[str, Any] | None:
+    """config.json, None with a finding if it cannot be read; QBridgeError where the folder is no checkpoint."""
+    if not (root / CONFIG).is_file():
+        fact, fix = no_checkpoint(root)
+        raise error("QB001", str(root), (fact,), fix=fix)
+    if pointing := pointers(root, [CONFIG]):
+        raise error("QB045", pointing)
+    config = json_object(root, CONFIG, findings)
+    if said := component_of_diffusers(config or {}):
+        raise error("QB001", str(root), said[:1], fix=said[1])
+    return config
 
 
 def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor], single: str) -> tuple[str, ...]:
@@ -106,7 +121,9 @@ def _is_inside(root: Path, name: str, findings: Findings) -> bool:
     except OSError:  # a name that no file can have
         there = False
     if not there:
-        findings.add("QB003", name)
+        partial = unfinished_downloads(root)
+        facts = (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
+        findings.add("QB003", name, facts)
         return False
     if not _stays(root, root / plain):
         findings.add("QB006", name, ("it is a link out of the folder",))
@@ -166,7 +183,7 @@ def _check_index(
 
 
 def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[Path]:
-    """Every file to carry over that is not `read`, folders included; hidden ones belong to git and to caches."""
+    """Every file to carry over that is not `read`, folders included; other hidden ones are git's and caches'."""
     ours = {"config.json", INDEX, MANIFEST, *read}
     found, behind = [], []
     for folder, folders, files in os.walk(root, followlinks=False):
@@ -174,7 +191,7 @@ def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[P
         behind += [str(Path(folder, name).relative_to(root)) for name in folders if Path(folder, name).is_symlink()]
         for name in sorted(files):
             relative = (Path(folder) / name).relative_to(root)
-            if name.startswith(".") or str(relative) in ours:
+            if (name.startswith(".") and name != _ATTRIBUTES) or str(relative) in ours:
                 continue
             if not (root / relative).is_file() or not _stays(root, root / relative):
                 findings.add("QB006", str(relative), ("it is a link out of the folder, or to nothing",), final=True)

@@ -209,11 +209,23 @@ class Source:
 
     def tokenizer(self) -> dict[str, Any]:
         """tokenizer_config.json as parsed; empty if there is none or it is no JSON object."""
+        return self.side_object(TOKENIZER)
+
+    def side_object(self, name: str) -> dict[str, Any]:
+        """A JSON file beside config.json as parsed; empty if there is none or it is no JSON object."""
         try:
-            value = load_json(self.path / TOKENIZER)
+            value = load_json(self.path / name)
         except (OSError, ValueError):
             return {}  # a side file: carried over byte for byte whatever it holds
         return value if isinstance(value, dict) else {}
+
+    def side_text(self, name: str, most: int) -> str:
+        """At most so many bytes of a file beside config.json as text; empty if there is none."""
+        try:
+            with open(self.path / name, "rb") as stream:
+                return stream.read(most).decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     def descriptor(self, file: Path) -> int:
         """An open read-only file descriptor of a shard, good until the same thread asks for many others."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.findings.finding import Findings
+from qbridge.source.foreign import no_weights
 from qbridge.source.json_text import load_json
 from qbridge.source.safetensors import HeaderError, read_header
 from qbridge.source.stored import StoredTensor
@@ -87,7 +88,8 @@ def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings)
     pickled = pickle_names(root)
     if not pickled:
         others = tuple(f"{file}: weights of a kind that is not read" for file in sorted(weight_files(root)))
-        findings.add("QB008", str(root), others)
+        fact, fix = no_weights(root) or ("", "")
+        findings.add("QB008", str(root), (fact,) if fact else others, fix=fix)
     elif not findings.allows("QB007"):
         findings.add("QB007", pickled)
     return []

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qbridge.architecture.config import compute_dtype
-from qbridge.architecture.names import is_kv_scale
+from qbridge.architecture.names import is_kv_scale, is_mask
 from qbridge.formats.rules import Problem, ValueRule, Values
 from qbridge.ir.dtypes import Array, DType, from_float64, survives, to_float64
 from qbridge.ir.layer import Spec
@@ -130,7 +130,7 @@ def unquantized_tensors(
         small: dict[str, Cast] = {}
         for name, info in model.tensors.items():
             scale = is_kv_scale(name)
-            if not info.dtype.is_float or (scale and not kv_scales):
+            if not info.dtype.is_float or (scale and not kv_scales) or is_mask(name):
                 continue
             after = DType.F32 if wide(name) else dtype
             if not survives(info.dtype, after):

@@ -203,7 +203,8 @@ class Parallel:
                 return None  # split already, or by the engine
             share, width = self.straddles(worst, model, sizes)[0], _columns(worst) or 1
             groups = f"{share.features} = {share.features / width:g} groups of {width}"
-            fact = f"{share.axis} {share.whole(worst)}, per rank {groups} (tp {share.tp})"
+            leaf = f"{worst.name.rpartition('.')[2]}: " if len(scope) > 1 else ""  # the finding is about all of them
+            fact = f"{leaf}{share.axis} {share.whole(worst)}, per rank {groups} (tp {share.tp})"
             happens = self.straddled.get(format_name, self.straddled.get("", ""))
             facts = (fact, happens) if happens else (fact,)
             return Problem(facts, tuple(self.ways_out(worst, model, format_name, sizes, once)))

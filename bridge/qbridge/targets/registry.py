@@ -12,7 +12,7 @@ from typing import Any
 from qbridge.findings.catalogue import complete_by, known
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Findings, QBridgeError, error
-from qbridge.findings.hints import did_you_mean
+from qbridge.findings.hints import did_you_mean, folded
 from qbridge.formats.common_rules import plain_activations
 from qbridge.formats.registry import aliases, find, named, usable
 from qbridge.formats.rules import Rule
@@ -100,37 +100,40 @@ def _names() -> Iterator[str]:
 
 
 def find_target(name: str) -> Target:
-    """A target by name; `engine@X.Y` is its newest patch in the table. QBridgeError (QB030) otherwise.
+    """A target by name, in letters of any case; `engine@X.Y` is its newest patch in the table. Else QB030.
 
     Those of other packages are imported only if none of this one has the name; QB032 if the one asked for fails.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a target is named by its name, not by {name!r}")
     engine, at, _ = name.partition("@")
     if target := _newest(builtin(), name):
         return target
-    if not at and name in aliases():
-        return _by_format(aliases()[name])
-    if target := next((target for target in _VARIANTS if target.name == name), None):
+    if not at and folded(name) in {folded(each) for each in aliases()}:
+        return _by_format(find(name).NAME)
+    if target := next((target for target in _VARIANTS if target.name == folded(name)), None):
         return target
     if target := _newest(_others(), name):
         return target
-    if engine in plugins():
-        load(engine, _taken())
+    if plugin := next((each for each in plugins() if folded(each) == folded(engine)), None):
+        load(plugin, _taken())
     raise error("QB030", name, help=did_you_mean(name, sorted(set(_names()))))
 
 
 def _newest(targets: Iterable[Target], name: str) -> Target | None:
-    engine, at, version = name.partition("@")
+    engine, at, version = folded(name).partition("@")
     for target in targets:
-        if target.engine == engine and (not at or f"{target.version}.".startswith(f"{version}.")):
+        if folded(target.engine) == engine and (not at or f"{target.version}.".startswith(f"{version}.")):
             return target
     return None
 
 
 def source_formats(name: str) -> tuple[str, ...]:
     """The formats that --from NAME means: one, or those of an engine."""
-    others = _others() if name not in (*_taken(), *(target.name for target in builtin())) else []
+    wanted = folded(name)
+    others = _others() if wanted not in map(folded, (*_taken(), *(each.name for each in builtin()))) else []
     for target in (*builtin(), *_VARIANTS, *others):
-        if name in (target.engine, target.name):
+        if wanted in (folded(target.engine), folded(target.name)):
             return target.formats
     return (find(name).NAME,)
 

@@ -14,19 +14,17 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from qbridge.findings.finding import QBridgeError, error
-from qbridge.findings.way import Way
 from qbridge.source.weight_files import INDEX
+from qbridge.write.destination import CONFIG, Paths, check_destination, is_moving, lines_of, named, paths_for
 
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
-_CONFIG = "config.json"
 
 
 @dataclass(slots=True)
@@ -46,47 +44,6 @@ class Stage:
         _append(self._journal, {"shard": shard, "size": (self.folder / shard).stat().st_size})
 
 
-@dataclass(frozen=True, slots=True)
-class _Paths:
-    """Every path that the making of one DST touches."""
-
-    dst: Path
-    inside: bool
-    part: Path = field(init=False)
-    journal: Path = field(init=False)
-    aside: Path = field(init=False)
-    trash: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        for name, suffix in (("part", "part"), ("journal", "journal"), ("aside", "old"), ("trash", "trash")):
-            object.__setattr__(self, name, self.home / f".{self.dst.name}.qbridge-{suffix}")
-
-    @property
-    def home(self) -> Path:
-        """The folder in which all but DST itself lie."""
-        return self.dst if self.inside else self.dst.parent
-
-    @property
-    def own(self) -> frozenset[str]:
-        """Names inside DST that do not make it a folder with content."""
-        return frozenset({self.part.name, self.journal.name, "lost+found"}) if self.inside else frozenset()
-
-
-def _named(dst: Path) -> Path:
-    """DST by a name of its own, which `.` and `..` are not."""
-    return dst.resolve() if dst.name in ("", "..") else dst
-
-
-def _paths_for(dst: Path) -> _Paths:
-    """Beside DST, or inside it where it is a folder with nothing of anybody else's in it."""
-    inside = _Paths(dst, inside=True)
-    if dst.is_dir() and not dst.is_symlink():
-        names = set(os.listdir(dst))
-        if names <= inside.own or inside.journal.name in names:
-            return inside
-    return _Paths(dst, inside=False)
-
-
 @contextlib.contextmanager
 def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> Iterator[Stage]:
     """A stage whose folder becomes `dst` when the block ends well.
@@ -94,17 +51,17 @@ def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> I
     `identity` tells one conversion from another: a stage of the same one is gone on with, any other is emptied.
     `size` is the bytes to come. An interrupt keeps a stage with finished shards, any other exception removes it.
     """
-    dst = _named(dst)
+    dst = named(dst)
     check_destination(dst, src, overwrite)
     made = [folder for folder in dst.parents if not folder.exists()]
-    paths, journal = _Paths(dst, inside=False), None
+    paths, journal = Paths(dst, inside=False), None
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
         recover(dst, src, identity)
-        paths = _paths_for(dst)
+        paths = paths_for(dst)
         journal = _open_journal_locked(paths)
         check_destination(dst, src, overwrite)  # what a killed run had left may be whole by now
-        if _is_moving(_lines(journal)):
+        if is_moving(lines_of(journal)):
             yield Stage(paths.part, frozenset(), True, journal)
         else:
             finished = _resumed(paths, journal, identity)
@@ -129,36 +86,12 @@ def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> I
             os.close(journal)
 
 
-def _clean_up(paths: _Paths, journal: int, fault: BaseException) -> None:
+def _clean_up(paths: Paths, journal: int, fault: BaseException) -> None:
     """Remove the stage, unless the next run can go on with it; without a stage there is no journal either."""
-    if not _is_worth_keeping(fault, _lines(journal)):
+    if not _is_worth_keeping(fault, lines_of(journal)):
         shutil.rmtree(paths.part, ignore_errors=True)
     if not paths.part.exists():
         _remove_journal(paths)
-
-
-def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
-    """QBridgeError (QB031) if writing `dst` would touch the source or anything that was not offered."""
-    dst = _named(dst)
-    here, there = dst.resolve(), src.resolve()
-    if here == there or here.is_relative_to(there) or there.is_relative_to(here):
-        raise error("QB031", str(dst), ("SRC and DST lie in each other",))
-    if not (dst.exists() or dst.is_symlink()):
-        return
-    if dst.is_dir() and not dst.is_symlink() and (paths := _paths_for(dst)).inside:
-        others = sorted(set(os.listdir(dst)) - paths.own)
-        if others and not _is_moving(_read(paths.journal)):
-            fact = f"it holds {others[0]} besides what an unfinished conversion left there"
-            raise error("QB031", str(dst), (fact,), (f"remove {paths.part} and {paths.journal}",))
-        return
-    if not overwrite:
-        raise error("QB031", str(dst), ("it exists",), (Way("--overwrite"),))
-    if dst.is_symlink():
-        raise error("QB031", str(dst), ("it is a link; name the folder that it leads to",))
-    if not dst.is_dir() or not (dst / _CONFIG).is_file():
-        raise error("QB031", str(dst), ("it is no checkpoint, so --overwrite does not remove it",))
-    if _is_mount(dst):
-        raise error("QB031", str(dst), ("it is a mount point, which cannot be moved aside; empty it",))
 
 
 def recover(dst: Path, src: Path, identity: str | None = None) -> None:
@@ -167,24 +100,48 @@ def recover(dst: Path, src: Path, identity: str | None = None) -> None:
     A run that was cut while it moved its files into DST is finished if it was one of another `identity` than this,
     and left to `staged` if it was the same, or as long as that is unknown.
     """
-    dst = _named(dst)
-    for paths in (_Paths(dst, inside=False), _Paths(dst, inside=True)):
-        left = [path for path in (paths.journal, paths.part, paths.aside, paths.trash) if path.exists()]
+    dst = named(dst)
+    for paths in (Paths(dst, inside=False), Paths(dst, inside=True)):
+        left = paths.left
         if any(src.resolve().is_relative_to(path.resolve()) for path in left):
-            raise error("QB031", str(src), (f"it is what an earlier conversion to {dst} left, and not yet settled",))
+            fact = f"it is what an earlier conversion to {dst} left, and not yet settled"
+            raise error("QB031", str(src), (fact,), fix="Run that conversion again, then this one from its DST.")
         if left and left != [paths.part]:
             journal = _open_journal_locked(paths)
             try:
-                if _finish_interrupted_swap(paths, _lines(journal), identity) and not paths.part.exists():
+                if _finish_interrupted_swap(paths, lines_of(journal), identity) and not paths.part.exists():
                     _remove_journal(paths)
             finally:
                 os.close(journal)
 
 
-def _finish_interrupted_swap(paths: _Paths, lines: list[dict[str, object]], identity: str | None) -> bool:
+def clean(dst: Path) -> list[Path]:
+    """Settle what interrupted runs have left at `dst`, and remove the rest; the paths that are gone.
+
+    A checkpoint that was moved aside comes back, one that was moving in is finished; what had only been begun is
+    removed. QBridgeError (QB031) where another process writes, or where the files are not those of qbridge.
+    """
+    dst, gone = named(dst), []
+    for paths in (Paths(dst, inside=False), Paths(dst, inside=True)):
+        left = paths.left
+        if not left:
+            continue
+        journal = _open_journal_locked(paths)
+        try:
+            _finish_interrupted_swap(paths, lines_of(journal), "")
+            if paths.part.exists():
+                shutil.rmtree(paths.part)
+            _remove_journal(paths)
+        finally:
+            os.close(journal)
+        gone += [path for path in left if not path.exists()]
+    return gone
+
+
+def _finish_interrupted_swap(paths: Paths, lines: list[dict[str, object]], identity: str | None) -> bool:
     """Under the lock; whether nothing is left for the same command to finish."""
     if paths.inside:
-        if not _is_moving(lines):
+        if not is_moving(lines):
             return True
         if identity is None or lines[0].get("identity") == identity:
             return False
@@ -194,25 +151,26 @@ def _finish_interrupted_swap(paths: _Paths, lines: list[dict[str, object]], iden
         _remove_empty_dst(paths.dst)
         if not paths.dst.exists():
             _rename(paths.aside, paths.dst)
-        elif paths.part.exists() or not (paths.dst / _CONFIG).exists():  # what stands there is not the new one
+        elif paths.part.exists() or not (paths.dst / CONFIG).exists():  # what stands there is not the new one
             fact = f"{paths.aside} is what it was before --overwrite, and something else was put there since"
-            raise error("QB031", str(paths.dst), (fact,), ("remove one of the two",))
+            raise error("QB031", str(paths.dst), (fact,), fix="Remove one of the two, then run the command again.")
         else:
             _rename(paths.aside, paths.trash)
     if paths.trash.is_dir() and not paths.trash.is_symlink():
         shutil.rmtree(paths.trash)
-    if _paths_for(paths.dst).inside:  # an empty folder was made there since, and is staged in
+    if paths_for(paths.dst).inside:  # an empty folder was made there since, and is staged in
         shutil.rmtree(paths.part, ignore_errors=True)
     return True
 
 
-def _open_journal_locked(paths: _Paths) -> int:
+def _open_journal_locked(paths: Paths) -> int:
     """The journal, locked; a stage that is no stage of ours, or another process's, is refused."""
     for path, wants_folder in ((paths.part, True), (paths.journal, False)):
         if path.is_symlink() or (path.exists() and path.is_dir() is not wants_folder):
-            raise error("QB031", str(path), ("it is no folder of qbridge",))
+            raise error("QB031", str(path), ("qbridge did not make it",), fix="Move it away, or choose another DST.")
     if paths.part.exists() and not paths.journal.exists() and any(paths.part.iterdir()):
-        raise error("QB031", str(paths.part), ("it holds files and no journal of qbridge lies beside it",))
+        fact = "it holds files and no journal of qbridge lies beside it"
+        raise error("QB031", str(paths.part), (fact,), fix="Move it away, or choose another DST.")
     while True:
         journal = os.open(paths.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         try:
@@ -220,40 +178,13 @@ def _open_journal_locked(paths: _Paths) -> int:
         except OSError as fault:
             if fault.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(journal)
-                raise error("QB031", str(paths.part), ("another qbridge is writing it",)) from None
+                fix = "Wait until it has ended, or choose another DST."
+                raise error("QB031", str(paths.part), ("another qbridge is writing it",), fix=fix) from None
             # a file system without locks: there is nothing to hold
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(journal), os.stat(paths.journal)):
                 return journal
         os.close(journal)  # a process that has just finished removed what we opened
-
-
-def _lines(journal: int) -> list[dict[str, object]]:
-    """What the journal says; a line that was cut off, and all after it, is as if it were not there."""
-    found = []
-    with open(os.dup(journal), "rb") as stream:
-        stream.seek(0)
-        for line in stream:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or not isinstance(value, dict):
-                break
-            found.append(value)
-    return found
-
-
-def _read(journal: Path) -> list[dict[str, object]]:
-    """What the journal of another process says, as far as there is one."""
-    try:
-        descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return []
-    try:
-        return _lines(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encoded(*lines: dict[str, object]) -> bytes:
@@ -267,14 +198,9 @@ def _append(journal: int, *lines: dict[str, object]) -> None:
     os.fsync(journal)
 
 
-def _is_moving(lines: list[dict[str, object]]) -> bool:
-    """Whether a run was cut while it moved its files into DST."""
-    return any("moving" in line for line in lines)
-
-
-def _resumed(paths: _Paths, journal: int, identity: str) -> frozenset[str]:
+def _resumed(paths: Paths, journal: int, identity: str) -> frozenset[str]:
     """The finished shards of the same conversion; of anything else the stage is emptied."""
-    lines = _lines(journal)
+    lines = lines_of(journal)
     same = bool(lines) and lines[0].get("identity") == identity
     sizes = {line["shard"]: line.get("size") for line in lines if "shard" in line} if same else {}
     paths.part.mkdir(exist_ok=True)
@@ -295,7 +221,7 @@ def _resumed(paths: _Paths, journal: int, identity: str) -> frozenset[str]:
     return frozenset(finished)
 
 
-def _check_space(paths: _Paths, size: int) -> None:
+def _check_space(paths: Paths, size: int) -> None:
     there = sum(file.stat().st_size for file in paths.part.iterdir())
     free = shutil.disk_usage(paths.part).free
     if size - there > free:
@@ -306,20 +232,20 @@ def _is_worth_keeping(fault: BaseException, lines: list[dict[str, object]]) -> b
     """Whether the next run can go on: a shard is finished and nothing failed, or files are in DST already."""
     refused = isinstance(fault, QBridgeError) and fault.findings[0].code in ("QB031", "QB402")
     stopped = refused or isinstance(fault, KeyboardInterrupt)
-    return _is_moving(lines) or (stopped and any("shard" in line for line in lines))
+    return is_moving(lines) or (stopped and any("shard" in line for line in lines))
 
 
-def _swap_in(paths: _Paths, journal: int) -> None:
+def _swap_in(paths: Paths, journal: int) -> None:
     """The one moment at which DST appears; an old DST is moved aside first and removed last."""
     if paths.inside:
-        if not _is_moving(_lines(journal)):
+        if not is_moving(lines_of(journal)):
             _append(journal, {"moving": True})
         _move_inside(paths)
         _remove_journal(paths)
         return
     _remove_empty_dst(paths.dst)
     try:
-        if (paths.dst / _CONFIG).exists():  # else a rename over anything but nothing fails
+        if (paths.dst / CONFIG).exists():  # else a rename over anything but nothing fails
             _rename(paths.dst, paths.aside)
         _rename(paths.part, paths.dst)
     except BaseException:
@@ -340,33 +266,22 @@ def _remove_empty_dst(dst: Path) -> None:
             dst.rmdir()
 
 
-def _move_inside(paths: _Paths) -> None:
+def _move_inside(paths: Paths) -> None:
     """Everything of the stage into the folder that it lies in; what makes it a checkpoint comes last."""
-    last = (INDEX, _CONFIG)
+    last = (INDEX, CONFIG)
     if not paths.part.is_dir():
         return
     names = sorted(os.listdir(paths.part), key=lambda name: (last.index(name) + 1 if name in last else 0, name))
     for name in names:
         if os.path.lexists(paths.dst / name):
             fact = f"{name} was put there while it was written"
-            raise error("QB031", str(paths.dst), (fact,), ("remove that file; the same command goes on",))
+            raise error("QB031", str(paths.dst), (fact,), fix="Remove that file; the same command goes on.")
     for name in names:
-        if name == _CONFIG:
+        if name == CONFIG:
             _fsync_folder(paths.dst)
         _rename(paths.part / name, paths.dst / name)
     _fsync_folder(paths.dst)
     paths.part.rmdir()
-
-
-def _is_mount(folder: Path) -> bool:
-    """Whether something is mounted there; os.path.ismount does not see a bind mount of the same file system."""
-    if os.path.ismount(folder):
-        return True
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-        name = re.sub(rb"[\\ \t\n]", lambda found: b"\\%03o" % found[0][0], os.fsencode(folder.resolve()))
-        return any(line.split()[4] == name for line in lines)
-    return False
 
 
 def _rename(here: Path, there: Path) -> None:
@@ -381,7 +296,7 @@ def _rename(here: Path, there: Path) -> None:
             return
 
 
-def _remove_journal(paths: _Paths) -> None:
+def _remove_journal(paths: Paths) -> None:
     """The last thing that is removed: it is the lock."""
     with contextlib.suppress(FileNotFoundError):
         paths.journal.unlink()

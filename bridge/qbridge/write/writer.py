@@ -51,10 +51,15 @@ class Advance:
 Progress = Callable[[Advance], None]
 
 
+def text_of(value: Document) -> str:
+    """A text as it is, anything else as indented JSON with a final newline."""
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_document(path: Path, value: Document) -> None:
-    """A text as it is, anything else as indented JSON with a final newline, flushed to the disk."""
+    """The text of a document, flushed to the disk."""
     with open(path, "w", encoding="utf-8", newline="") as stream:
-        stream.write(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        stream.write(text_of(value))
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -28,6 +28,16 @@ ENTRIES = (
         severity="warning",
     ),
     Code(
+        "QB045",
+        "files are pointers of Git LFS, not the files themselves",
+        "They hold three lines of text with a digest and a size; the repository was cloned without git-lfs.",
+        "There is nothing in them to read, and an output with such a file would not load.",
+        "model.safetensors of 135 bytes that begins with: version https://git-lfs.github.com/spec/v1",
+        "Run `git lfs pull` in the repository, or download it again with `hf download`.",
+        "git-lfs 3.7.0, docs/spec.md",
+        UNREADABLE,
+    ),
+    Code(
         "QB041",
         "an adapter is not merged into the model",
         "Linears lie under base_layer, as PEFT keeps them beside the matrices (lora_A, lora_B) of an adapter.",

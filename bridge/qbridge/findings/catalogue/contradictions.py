@@ -1,8 +1,8 @@
-"""QB042 to QB044: the config, the files beside it and the index against the tensors, which decide."""
+"""QB042 to QB044, QB046, QB047: config, files beside it and index against the tensors, which decide."""
 
 from __future__ import annotations
 
-from qbridge.findings.catalogue.code import Code
+from qbridge.findings.catalogue.code import UNREADABLE, Code
 
 ENTRIES = (
     Code(
@@ -18,11 +18,13 @@ ENTRIES = (
     ),
     Code(
         "QB043",
-        "two files say how the model is quantized, and differ",
-        "hf_quant_config.json says another thing than the quantization block of config.json, which is read.",
-        "vLLM reads config.json, TensorRT-LLM the other file: they may serve two different models.",
+        "two places say how the model is quantized, and differ",
+        "A file beside config.json, or a second quantization block in it, says another thing than the first block of "
+        "config.json, which is read.",
+        "Engines follow one or the other (vLLM config.json, TensorRT-LLM and AutoGPTQ the file beside it): they may "
+        "serve two different models.",
         "exclude_modules ['lm_head'], config.json: []",
-        "None needed for a conversion, whose files agree; check the facts if you serve the source with TensorRT-LLM.",
+        "None needed for a conversion, whose files agree; remove what is wrong if you serve the source itself.",
         "vllm 0.33.0, model_executor/model_loader/weight_utils.py (get_quant_config); TensorRT-LLM 2edf354, "
         "tensorrt_llm/quantization/modelopt_config.py",
         severity="warning",
@@ -37,5 +39,26 @@ ENTRIES = (
         "None needed.",
         "vllm 0.33.0, model_executor/model_loader/weight_utils.py (filter_duplicate_safetensors_files)",
         severity="note",
+    ),
+    Code(
+        "QB046",
+        "the tensors belie the config",
+        "The shapes of codes and scales give another width or group size than config.json names.",
+        "Engines that trust the config stop, or misread every weight.",
+        "bits: 4, and words that hold four codes of 8 bits for each scale",
+        "Correct the width and the group size in config.json (and in the file beside it, where there is one).",
+        "qbridge.formats.contradictions",
+        UNREADABLE,
+    ),
+    Code(
+        "QB047",
+        "the config says that the head is the embedding, and another head is stored",
+        "tie_word_embeddings is true, and the weight of the head is not the embedding's.",
+        "vLLM and LMDeploy drop the stored head, transformers 5 uses it: two models with one name.",
+        "a finetune that trained lm_head and kept tie_word_embeddings: true",
+        "Set tie_word_embeddings to false in config.json if the stored head is the model's; else remove it.",
+        "vllm 0.33.0, model_executor/models/llama.py (load_weights); lmdeploy 0.18.0, pytorch/models/llama.py "
+        "(load_weights); transformers 5.17.0, modeling_utils.py (tie_weights)",
+        severity="warning",
     ),
 )

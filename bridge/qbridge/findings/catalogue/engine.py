@@ -97,7 +97,7 @@ ENTRIES = (
         "QB253",
         "a linear does not fit the tiles of this vLLM's kernels",
         "Before 0.24, Marlin kernels wanted in_features per rank in multiples of 128 and out_features in 64.",
-        "It stops: Weight input_size_per_partition = 14784 is not divisible by min_thread_k = 128.",
+        "It stops: Weight input_size_per_partition is not divisible by min_thread_k, or output_size by min_thread_n.",
         "Qwen2-72B-Instruct-GPTQ-Int4 on two GPUs",
         "Pad the MLP, choose another tensor-parallel size, or a newer vLLM. --quantization gptq does not help where "
         "groups straddle, and enforce-eager has nothing to do with shapes.",

@@ -304,8 +304,8 @@ ENTRIES = (
         "DST exists, or lies inside SRC, or holds SRC, or another qbridge is writing it.",
         "Nothing is ever overwritten without being asked, and SRC is never written.",
         "qbridge convert model model --to lmdeploy",
-        "Choose another DST, or pass --overwrite for one that exists.",
-        "qbridge.write.staging",
+        "Choose another DST.",
+        "qbridge.write.destination, qbridge.write.staging",
     ),
     Code(
         "QB032",

@@ -91,7 +91,7 @@ ENTRIES = (
         "TurboMind refuses any other size of AWQ; the PyTorch engine wants one size for the whole model, and cuts "
         "the outputs of linears that it builds as one into whole groups, on one GPU, too: AssertionError.",
         "a scale per channel, groups of 256; groups of 128 where k_proj has 64 outputs",
-        "Nothing: groups are split on the way (--to lmdeploy), which changes no value.",
+        "Convert it: groups of a multiple of 128 are split (--to lmdeploy), which changes no value.",
         f"{_TURBOMIND}; pytorch/nn/linear/awq.py",
     ),
     Code(

@@ -61,7 +61,7 @@ ENTRIES = (
         "Groups larger than 128 are split into groups of 128.",
         "Its Marlin kernel refuses them, and its Triton kernel is slow.",
         "AWQ in groups of 256",
-        "Nothing: the split changes no value.",
+        "Convert it: groups of a multiple of 128 are split into groups of 128, which changes no value.",
         "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py",
     ),
     Code(

@@ -1,0 +1,43 @@
+"""clean: remove what interrupted conversions have left at a destination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qbridge.commands.checkpoint import PathLike
+from qbridge.commands.report import as_json
+from qbridge.findings.finding import io_as_finding
+from qbridge.write import staging
+from qbridge.write.destination import leftovers
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaning:
+    """What `clean` removed at a destination; `bytes` is the size of its files."""
+
+    destination: str
+    removed: tuple[str, ...]
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return as_json(self, "clean")
+
+
+def clean(dst: PathLike) -> Cleaning:
+    """Remove what interrupted runs have left beside `dst` or in it; a finished checkpoint stays as it is.
+
+    QBridgeError: QB031 where another process writes it, or where something there is not of qbridge's making.
+    """
+    out = Path(dst)
+    with io_as_finding(str(dst)):
+        sizes = {path: _size(path) for path in leftovers(out)}
+        removed = staging.clean(out)
+    return Cleaning(str(out), tuple(map(str, removed)), sum(sizes.get(path, 0) for path in removed))
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.lstat().st_size for file in files if not file.is_dir())

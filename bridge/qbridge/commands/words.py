@@ -1,0 +1,69 @@
+"""The options that several commands have, the words of --allow, and what may be said once."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from qbridge.findings.catalogue.code import ALLOW
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
+Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")
+]
+Allow = Annotated[
+    list[str] | None, typer.Option("--allow", metavar="WHAT[,WHAT]", help=f"Let a finding pass: {', '.join(ALLOW)}.")
+]
+V1Zeros = Annotated[
+    str | None,
+    typer.Option(
+        "--v1-zeros", metavar="wrap|add", help="Read all-ones zero-points of GPTQ version 1 as 0, or plus 1."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", metavar="N", min=0, help="Threads, as --memory allows; 0: one for each core.")
+]
+Memory = Annotated[
+    str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
+]
+NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+Graft = Annotated[
+    Path | None,
+    typer.Option("--graft", metavar="ORIGINAL", help="Take what SRC lacks from the unquantized original; proved."),
+]
+RenamePrefix = Annotated[
+    list[str] | None,
+    typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
+]
+Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
+Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
+
+
+class Once(TyperCommand):
+    """A command whose options of one value are given at most once: the last of two would win in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; a usage error for an option that is given twice."""
+        names = [word.partition("=")[0] for word in takewhile(lambda word: word != "--", args)]
+        for option in self.params:
+            repeatable = getattr(option, "multiple", True) or getattr(option, "is_flag", False)
+            if not repeatable and sum(name in option.opts for name in names) > 1:
+                ctx.fail(f"{option.opts[0]} is given more than once")
+        return super().parse_args(ctx, args)
+
+
+def words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
+    """The words of --allow, each option with one or several, and those that other options stand for."""
+    if v1_zeros not in (None, "wrap", "add"):
+        raise typer.BadParameter("wrap or add", param_hint="--v1-zeros")
+    split = [word.strip().lower() for option in allow or () for word in option.split(",")]
+    return [*filter(None, split), *([f"v1-zeros-{v1_zeros}"] if v1_zeros else ())]

@@ -1,0 +1,219 @@
+"""What a path is that is no checkpoint, in a sentence, and the way out: (fact, fix)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qbridge.source.json_text import load_json
+
+CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+_POINTER = b"version https://git-lfs.github.com/spec/"  # git-lfs, docs/spec.md: the first line of every pointer
+_POINTER_SIZE = 1024  # bytes that a pointer has at most, by the same page
+_PART = re.compile(r"\.(.+)\.qbridge-part")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name of the Hub
+# mistral_common and vllm 0.33.0, model_executor/models/mistral.py (mistral_mapping)
+_MISTRAL_NAME = re.compile(r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\..+")
+_PARTIAL = (".incomplete", ".aria2", ".crdownload", ".part")  # huggingface_hub, aria2, Chrome, Firefox and wget
+_DOWNLOADS = Path(".cache", "huggingface", "download")  # of `hf download --local-dir`
+_SCANNED = 1000  # entries of a folder that are looked at
+
+Said = tuple[str, str]
+
+
+def stage_name(name: str, what: str) -> str:
+    """What is called `what` (part, journal, old, trash) of a checkpoint that is being written under `name`."""
+    return f".{name}.qbridge-{what}"
+
+
+def no_checkpoint(path: Path) -> Said:
+    """What a path is that has no config.json, and what to do; the fix is empty where the catalogue's fits."""
+    if path.is_file():
+        return _file(path)
+    if not path.is_dir():
+        return _nothing(path)
+    names = _entries(path)
+    for kind in (_stage, _adapter, _pipeline, _cache, _others):
+        if said := kind(path, names):
+            return said
+    if partial := unfinished_downloads(path):
+        return f"there is no {CONFIG}, but a download that has not ended: {partial[0]}", _AGAIN
+    if parts := _below(path, names):
+        return f"there is no {CONFIG}, but in {len(parts)} folders below", f"Name one: {_listed(path, parts)}."
+    return f"there is no {CONFIG}", ""
+
+
+def _stage(path: Path, names: Collection[str]) -> Said | None:
+    whole = path.resolve()
+    if match := _PART.fullmatch(whole.name):
+        return "it is what an unfinished conversion left", _unfinished(whole.parent / match[1])
+    if stage_name(whole.name, "part") in names:
+        return "an unfinished conversion is all that it holds", _unfinished(path)
+    return None
+
+
+def _adapter(path: Path, names: Collection[str]) -> Said | None:
+    return (f"it holds an adapter{_base(path)} and not the model", _ADAPTER) if ADAPTER in names else None
+
+
+def _pipeline(path: Path, names: Collection[str]) -> Said | None:
+    if "model_index.json" not in names:
+        return None
+    pipeline, parts = _value(path / "model_index.json", "_class_name"), _below(path, names)
+    there = f"Name the folder of a language model in it: {_listed(path, parts)}." if parts else _DIFFUSERS
+    return f"it is a pipeline of diffusers ({pipeline or 'of no class'}), not one model", there
+
+
+def _cache(path: Path, names: Collection[str]) -> Said | None:
+    if "snapshots" in names and ("refs" in names or "blobs" in names):
+        return "it is the root of one model in a Hugging Face cache", _snapshot(path)
+    models = sorted(name for name in names if name.startswith("models--"))
+    if models:
+        return f"it is a Hugging Face cache, of {len(models)} or more models", _snapshot(path / models[0])
+    return None
+
+
+def _others(path: Path, names: Collection[str]) -> Said | None:
+    if "params.json" in names or any(name.startswith("consolidated") for name in names):
+        return f"there is no {CONFIG}, but files of Mistral's own format (or Meta's), which is not read", _MISTRAL
+    return _gguf(path, names)
+
+
+def _gguf(path: Path, names: Collection[str]) -> Said | None:
+    there = any(name.endswith(".gguf") for name in names)
+    return ("it holds GGUF files (llama.cpp), which are not read", _GGUF) if there else None
+
+
+def no_weights(root: Path) -> Said | None:
+    """What a folder with config.json has in place of weights."""
+    if partial := unfinished_downloads(root):
+        return f"{len(partial)} downloads have not ended, such as {partial[0]}", _AGAIN
+    names = _entries(root)
+    return _gguf(root, names) or _adapter(root, names)
+
+
+def component_of_diffusers(config: Mapping[str, Any]) -> Said | None:
+    """That a config is of a component of an image model; diffusers writes its version into each."""
+    if "_diffusers_version" not in config:
+        return None
+    return f"it is a component of diffusers ({config.get('_class_name')}), not a language model", _DIFFUSERS
+
+
+def foreign_names(tensors: Iterable[str]) -> Said | None:
+    """That tensors have the names of Mistral's own format."""
+    if any(map(_MISTRAL_NAME.fullmatch, islice(tensors, _SCANNED))):
+        return "the tensors have names of Mistral's own format, which is Meta's (layers.0.attention.wq)", _MISTRAL
+    return None
+
+
+def unfinished_downloads(root: Path) -> list[str]:
+    """Files below a folder that a download has begun and not ended, relative to it."""
+    found = [name for name in _entries(root) if name.endswith(_PARTIAL)]
+    return sorted(found + [str(_DOWNLOADS / name) for name in _entries(root / _DOWNLOADS) if name.endswith(_PARTIAL)])
+
+
+def pointers(root: Path, names: Iterable[str]) -> list[str]:
+    """Those of some files that are pointers of Git LFS: what git clones where git-lfs is not installed."""
+    return [name for name in names if _is_pointer(root / name)]
+
+
+_ADAPTER = "Convert the model that it is for, and serve the adapter beside it; or merge the two first."
+_MISTRAL = "Take the same model in the files of transformers (config.json, model-*.safetensors)."
+_GGUF = "Convert the safetensors checkpoint that the GGUF file was made from."
+_AGAIN = "Run the same download again: it goes on where it stopped."
+_DIFFUSERS = "Name the folder of a language model; image models are not converted."
+
+
+def _file(path: Path) -> Said:
+    if path.suffix == ".gguf" or _begins(path, b"GGUF"):
+        return "it is a GGUF file (llama.cpp), which is not read", _GGUF
+    folder = path.parent
+    if (folder / CONFIG).is_file():
+        return "it is a file", f"Name the folder that it lies in: {folder}"
+    return "it is a file, and no config.json lies beside it", "Name a folder with config.json and weights."
+
+
+def _nothing(path: Path) -> Said:
+    part = path.parent / stage_name(path.name, "part")
+    if part.is_dir():
+        return f"there is no such folder, but {part}, which an unfinished conversion left", _unfinished(path)
+    text = str(path)
+    if _REPOSITORY.fullmatch(text) and not path.parent.exists():
+        return (
+            "there is no such folder",
+            f"If it is a repository of the Hub: hf download {text} --local-dir {path.name}",
+        )
+    return "there is no such folder", "Correct the path."
+
+
+def _unfinished(dst: Path) -> str:
+    name = shlex.quote(str(dst))
+    return f"Run the same conversion to {name} again: it goes on where it stopped. Or remove it: qbridge clean {name}"
+
+
+def _base(path: Path) -> str:
+    """Whose adapter it is, as far as its config says."""
+    name = _value(path / ADAPTER, "base_model_name_or_path")
+    return f" of {name}" if name else ""
+
+
+def _value(file: Path, key: str) -> str:
+    try:
+        value = load_json(file)
+    except (OSError, ValueError):
+        return ""
+    named = value.get(key) if isinstance(value, dict) else None
+    return named if isinstance(named, str) else ""
+
+
+def _snapshot(model: Path) -> str:
+    """The way to the snapshot of a model in a cache: the one that main leads to, or the first."""
+    try:
+        wanted = (model / "refs" / "main").read_text().strip()
+    except (OSError, ValueError):
+        wanted = ""
+    there = _below(model / "snapshots", _entries(model / "snapshots"))
+    name = wanted if wanted in there else next(iter(there), "")
+    return f"Name the snapshot: {model / 'snapshots' / name}" if name else "Download it: no snapshot is whole."
+
+
+def _below(root: Path, names: Iterable[str]) -> list[str]:
+    """Those folders that hold a config.json."""
+    try:
+        return sorted(name for name in names if (root / name / CONFIG).is_file())
+    except OSError:
+        return []
+
+
+def _listed(root: Path, names: list[str], most: int = 4) -> str:
+    return ", ".join(str(root / name) for name in names[:most]) + (" ..." if len(names) > most else "")
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder, the first of them where there are very many; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry, _ in zip(entries, range(_SCANNED), strict=False)]
+    except OSError:
+        return []
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        return file.stat().st_size <= _POINTER_SIZE and _begins(file, _POINTER)
+    except OSError:
+        return False
+
+
+def _begins(file: Path, magic: bytes) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(len(magic)) == magic
+    except OSError:
+        return False

@@ -27,11 +27,11 @@ def block_of(layout, sides, plain):
     return {**shared, "format": "float-quantized", "config_groups": groups}
 
 
-def experts(folder, size, hidden=256, layout="fp8", sides=(128, 128), scale=torch.float32):
-    """A Qwen3-MoE of one layer, whose two experts alone are quantized, of random codes and scales."""
+def experts(folder, size, hidden=256, layout="fp8", sides=(128, 128), scale=torch.float32, count=2):
+    """A Qwen3-MoE of one layer, whose experts alone are quantized, of random codes and scales."""
     torch.manual_seed(0)
     tensors, leaf = {}, "weight_scale_inv" if layout == "fp8" else "weight_scale"
-    for expert in (0, 1):
+    for expert in range(count):
         for name, by_rows in LEAVES.items():
             rows, columns = (size, hidden) if by_rows else (hidden, size)
             module = f"{LAYER}.mlp.experts.{expert}.{name}"
@@ -39,7 +39,7 @@ def experts(folder, size, hidden=256, layout="fp8", sides=(128, 128), scale=torc
             shape = -(-rows // sides[0]), -(-columns // sides[1])
             tensors[f"{module}.{leaf}"] = (torch.rand(shape) / 100 + 1e-3).to(scale)
     dense = {f"{LAYER}.self_attn.{n}": (o or hidden, i or hidden) for n, (o, i) in ATTENTION.items()}
-    dense |= {"lm_head": (64, hidden), f"{LAYER}.mlp.gate": (2, hidden)}
+    dense |= {"lm_head": (64, hidden), f"{LAYER}.mlp.gate": (count, hidden)}
     sizes = {name: (hidden,) for name in ("model.norm", f"{LAYER}.input_layernorm")}
     sizes |= {f"{LAYER}.post_attention_layernorm": (hidden,), "model.embed_tokens": (64, hidden)}
     sizes |= {f"{LAYER}.self_attn.{name}_norm": (64,) for name in "qk"}
@@ -53,7 +53,7 @@ def experts(folder, size, hidden=256, layout="fp8", sides=(128, 128), scale=torc
         "hidden_size": hidden,
         "moe_intermediate_size": size,
         "intermediate_size": 512,
-        "num_experts": 2,
+        "num_experts": count,
         "num_experts_per_tok": 2,
         "num_hidden_layers": 1,
         "num_attention_heads": 4,

@@ -144,7 +144,7 @@ def test_turbomind_has_the_sources_weights_and_zeros(tp, grown, tmp_path):
 @pytest.mark.parametrize("tp", sorted({row[3] for row in SPLIT}))
 def test_vllm_loads_every_share_of_blocks_that_it_splits(tp, tmp_path):
     rows = [row for row in SPLIT if row[3] == tp]
-    made = {experts(tmp_path / str(number), *row[:2], sides=row[2]): row for number, row in enumerate(rows)}
+    made = {experts(tmp_path / str(number), *row[:2], sides=row[2], count=8): row for number, row in enumerate(rows)}
     reports = judges.judge("vllm", list(made), options=["--tp", str(tp)])
     loaded = {row: reports[str(folder)]["verdict"] == "clean" for folder, row in made.items()}
     assert loaded == {row: row[4] is not None for row in rows}
@@ -155,7 +155,7 @@ def test_vllm_loads_every_share_of_padded_blocks_on_four_ranks(target, tmp_path)
     made = []
     for layout in ("fp8", "compressed-tensors"):
         for size, hidden in ((384, 256), (448, 256), (384, 192)):
-            src = experts(tmp_path / f"{layout}-{size}-{hidden}", size, hidden, layout)
+            src = experts(tmp_path / f"{layout}-{size}-{hidden}", size, hidden, layout, count=8)
             made.append(tmp_path / f"out-{layout}-{size}-{hidden}")
             qbridge.convert(src, made[-1], target, tp=4, pad=True)
             assert qbridge.verify(src, made[-1]).same

@@ -315,3 +315,26 @@ def test_parts_of_linears_that_are_stored_as_one_are_whole_groups_too(leaf, outp
     config = {"architectures": ["Phi3ForCausalLM"], "num_attention_heads": 8, "num_key_value_heads": 1}
     model = Model("awq", config, {name: Spec(name, outputs, 256, weight, DType.F16)}, {}, {})
     assert best_group(model) == size
+
+
+@pytest.mark.parametrize(("outputs", "size"), [(64, 64), (128, 128)])
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GemmaForCausalLM"])
+def test_the_older_release_takes_awq_in_groups_that_divide_outputs(name, outputs, size, tmp_path):
+    """Its TurboMind has no heads of 64 in Llama, and its PyTorch engine cuts as the newer one does."""
+    src, dst = with_one_kv_head(tmp_path, name, outputs), tmp_path / "dst"
+    edit_json(src / "config.json", lambda c: c.pop("head_dim") and None)
+    report = qbridge.convert(src, dst, "lmdeploy@0.6.2", allow=["incomplete"])
+    config = json.loads((dst / "config.json").read_text())
+    block = config["quantization_config"]
+    assert report.format == "awq" and (block["group_size"], block["version"]) == (size, "gemm")
+    assert qbridge.check(dst, "lmdeploy@0.6.2").ok is True
+    assert qbridge.verify(src, dst, allow=["incomplete"]).same
+    assert qbridge.check(src, "lmdeploy@0.6.2").ok is (size == 128)
+
+
+def test_ranks_of_the_older_release_hold_whole_groups_of_outputs(tmp_path):
+    src, dst = copy_fixture(tmp_path, "awq/llama_gemm_g128"), tmp_path / "dst"
+    assert "QB251" in {f.code for f in qbridge.check(src, "lmdeploy@0.6.2", tp=2).findings}
+    qbridge.convert(src, dst, "lmdeploy@0.6.2", tp=2)
+    assert json.loads((dst / "config.json").read_text())["quantization_config"]["group_size"] == 64
+    assert qbridge.check(dst, "lmdeploy@0.6.2", tp=2).ok

@@ -24,7 +24,7 @@ TARGETS = (
     ),
     Target(
         "lmdeploy@0.6.2",
-        "LMDeploy's PyTorch engine of November 2024; W8A8 as smooth-quant",
+        "LMDeploy of November 2024; W8A8 as smooth-quant, W4A16 as AWQ",
         pytorch.choices("0.6.2"),
         pytorch.OLD_READER,
         single_first=True,

@@ -41,6 +41,31 @@ def _regrouped(spec: Spec, model: Model) -> Pass | None:
     return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
 
 
+def _pytorch_group(spec: Spec, model: Model) -> Problem | None:
+    best = pytorch_group(model)
+    if best < _SMALLEST_GROUP:
+        return Problem((f"weights {spec.weight}: its kernels take {_SMALLEST_GROUP} inputs at a time, at least",))
+    if spec.weight.group_size == best:
+        return None
+    cut = _cut(model, spec.weight.group_size or spec.in_features) or "it has one size for the whole model"
+    return Problem((f"weights {spec.weight}: groups of {best} are what the PyTorch engine loads; {cut}",))
+
+
+def _pytorch_regrouped(spec: Spec, model: Model) -> Pass | None:
+    best = pytorch_group(model)
+    return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
+
+
+def pytorch_group(model: Model) -> int:
+    """The largest group size up to 128 that divides every layer's groups, and the outputs of what is cut."""
+
+    def find() -> int:
+        common = (gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values())
+        return gcd(*common, *(outputs for _, outputs in _merged(model)))
+
+    return model.once("lmdeploy pytorch group size", find)
+
+
 def best_group(model: Model) -> int:
     """128 where both engines load groups of 128, or the class is TurboMind's; else the largest size that will do.
 
@@ -49,9 +74,8 @@ def best_group(model: Model) -> int:
 
     def find() -> int:
         common = gcd(*(gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values()))
-        if common == 128 and model.architecture in TURBOMIND_ARCHITECTURES:
-            return common
-        return gcd(common, *(outputs for _, outputs in _merged(model)))
+        both = common == 128 and model.architecture in TURBOMIND_ARCHITECTURES
+        return common if both else pytorch_group(model)
 
     return model.once("lmdeploy group size", find)
 
@@ -134,4 +158,9 @@ RULES: tuple[Rule, ...] = (
     ModelRule("QB218", _experts_in_small_groups, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
     ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
     ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
+)
+# 0.6.2, whose PyTorch engine cuts linears alike and whose TurboMind has groups of 128 and heads of 128 inputs.
+OLD_RULES: tuple[Rule, ...] = (
+    LayerRule("QB215", _pytorch_group, "lmdeploy 0.6.2, pytorch/nn/linear.py (_chunk_align)", _pytorch_regrouped),
+    ModelRule("QB217", _row_biases, "lmdeploy 0.6.2, pytorch/nn/linear.py (AwqLinear)"),
 )

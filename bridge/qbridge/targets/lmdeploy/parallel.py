@@ -15,6 +15,13 @@ LMDEPLOY = Parallel(
     fused=fusion.LMDEPLOY,
     source="lmdeploy 0.18.0, pytorch/nn/linear/awq.py (get_distribute_size)",
 )
+OLD_AWQ = Parallel(
+    (128, 64, 32),
+    whole_outputs=True,
+    straddled={"": "LMDeploy's PyTorch engine stops: AssertionError"},
+    fused=fusion.LMDEPLOY,
+    source="lmdeploy 0.6.2, pytorch/nn/linear.py (_chunk_align)",
+)
 TURBOMIND = Parallel(
     (128,),
     pads_mlps=True,

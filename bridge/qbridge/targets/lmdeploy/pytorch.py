@@ -37,6 +37,7 @@ from qbridge.targets.lmdeploy.classes import (
     classes,
 )
 from qbridge.targets.lmdeploy.fusion import LMDEPLOY as LMDEPLOY_FUSION
+from qbridge.targets.lmdeploy.parallel import OLD_AWQ
 
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 
@@ -55,7 +56,14 @@ def choices(version: str) -> tuple[Choice, ...]:
     """W8A8 as smooth-quant, in 0.18.0 also as fp8; 4-bit weights as AWQ, which its other engine loads as well."""
     eight_bits = Choice(named("smooth-quant"), rules(version, "smooth-quant"), serve=served_by("pytorch"))
     if version == "0.6.2":
-        return (eight_bits,)
+        old = Choice(
+            named("awq"),
+            (*awq.OLD_RULES, *rules(version, "awq")),
+            dtype="float16",
+            parallel=OLD_AWQ,
+            serve=served_by("pytorch"),
+        )
+        return eight_bits, old
     blocks = Choice(named("fp8"), (*lmdeploy_float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
     four_bits = Choice(named("awq"), (*awq.RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
     return eight_bits, blocks, four_bits

@@ -13,7 +13,7 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import PLAIN, Slot
-from qbridge.targets.lmdeploy.awq import best_group
+from qbridge.targets.lmdeploy.awq import OLD_RULES, best_group
 from qbridge.targets.lmdeploy.classes import ARCHITECTURES, REMOVED, TURBOMIND_ARCHITECTURES
 from qbridge.targets.registry import find_target
 from support import copy_fixture, edit_json, edit_quantization, facts, places, refusal, rewrite_tensors
@@ -338,3 +338,24 @@ def test_ranks_of_the_older_release_hold_whole_groups_of_outputs(tmp_path):
     qbridge.convert(src, dst, "lmdeploy@0.6.2", tp=2)
     assert json.loads((dst / "config.json").read_text())["quantization_config"]["group_size"] == 64
     assert qbridge.check(dst, "lmdeploy@0.6.2", tp=2).ok
+
+
+@pytest.mark.parametrize(
+    ("outputs", "group", "fact"),
+    [
+        ({"q_proj": 128, "k_proj": 32, "v_proj": 32, "o_proj": 256}, 32, ""),  # q, k and v are one linear of 192
+        ({"q_proj": 256, "k_proj": 256, "v_proj": 256, "o_proj": 256}, 16, "takes 32 inputs"),
+        ({"q_proj": 128, "k_proj": 32, "v_proj": 64, "o_proj": 256}, 32, "224 outputs"),
+        ({"o_proj": 96}, 32, "96 outputs"),
+        ({"o_proj": 192}, 128, "groups of 64"),
+    ],
+)
+def test_the_kernel_of_the_older_release_has_its_shapes(outputs, group, fact):
+    """AutoAWQ's: groups of 32 or more, outputs in whole groups and in 64s, of the linears that are built."""
+    weight = WeightScheme(4, Granularity.GROUP, symmetric=False, group_size=group)
+    names = {f"model.layers.0.self_attn.{leaf}": count for leaf, count in outputs.items()}
+    specs = {name: Spec(name, count, 256, weight, DType.F16) for name, count in names.items()}
+    model = Model("awq", {"architectures": ["LlamaForCausalLM"]}, specs, {}, {})
+    problems = [OLD_RULES[0].check(spec, model) for spec in specs.values()]
+    found = " ".join(" ".join(problem.facts) for problem in problems if problem)
+    assert fact in found and bool(found) is bool(fact)

@@ -20,6 +20,9 @@ from qbridge.targets.lmdeploy.fusion import LMDEPLOY as FUSION
 
 _STORED_QKV = frozenset({"qkv_proj", "query_key_value", "W_pack", "wqkv", "c_attn"})  # q, k and v, one after another
 _SMALLEST_GROUP = 16  # pytorch/kernels/cuda/awq_kernels.py: a block of the dot product is a group
+# 0.6.2 computes fewer than 64 tokens with AutoAWQ's gemm_forward_cuda, which raises on other groups and outputs.
+_OLD_GROUP = 32
+_OLD_OUTPUTS = 64
 
 
 def _group(spec: Spec, model: Model) -> Problem | None:
@@ -41,19 +44,39 @@ def _regrouped(spec: Spec, model: Model) -> Pass | None:
     return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
 
 
-def _pytorch_group(spec: Spec, model: Model) -> Problem | None:
-    best = pytorch_group(model)
-    if best < _SMALLEST_GROUP:
-        return Problem((f"weights {spec.weight}: its kernels take {_SMALLEST_GROUP} inputs at a time, at least",))
+def _old_group_problem(spec: Spec, model: Model) -> Problem | None:
+    best = _old_group(model)
+    outputs = _built_outputs(model)[spec.name]
+    if best < _OLD_GROUP:
+        return Problem((f"weights {spec.weight}: AutoAWQ's kernel takes {_OLD_GROUP} inputs at a time, at least",))
+    if outputs % _OLD_OUTPUTS:
+        return Problem((f"{outputs} outputs: AutoAWQ's kernel takes {_OLD_OUTPUTS} at a time",))
     if spec.weight.group_size == best:
         return None
     cut = _cut(model, spec.weight.group_size or spec.in_features) or "it has one size for the whole model"
     return Problem((f"weights {spec.weight}: groups of {best} are what the PyTorch engine loads; {cut}",))
 
 
-def _pytorch_regrouped(spec: Spec, model: Model) -> Pass | None:
-    best = pytorch_group(model)
-    return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
+def _old_regrouped(spec: Spec, model: Model) -> Pass | None:
+    best = _old_group(model)
+    return Regroup(best) if best >= _OLD_GROUP and spec.weight.group_size != best else None
+
+
+def _old_group(model: Model) -> int:
+    """The group size of 0.6.2, which divides the outputs of every linear that it builds, too."""
+    return gcd(pytorch_group(model), *_built_outputs(model).values())
+
+
+def _built_outputs(model: Model) -> dict[str, int]:
+    """By layer, the outputs of the linear that is built of it: the sums of q, k, v and of gate, up."""
+
+    def find() -> dict[str, int]:
+        outputs = {name: spec.out_features for name, spec in model.specs.items()}
+        for names in FUSION.siblings(model, model.specs):
+            outputs |= dict.fromkeys(names, sum(model.specs[name].out_features for name in names))
+        return outputs
+
+    return model.once("lmdeploy built outputs", find)
 
 
 def pytorch_group(model: Model) -> int:
@@ -159,8 +182,13 @@ RULES: tuple[Rule, ...] = (
     ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
     ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
 )
-# 0.6.2, whose PyTorch engine cuts linears alike and whose TurboMind has groups of 128 and heads of 128 inputs.
+# 0.6.2, whose PyTorch engine cuts linears alike, and whose TurboMind has groups of 128 and, in Llama, heads of 128.
 OLD_RULES: tuple[Rule, ...] = (
-    LayerRule("QB215", _pytorch_group, "lmdeploy 0.6.2, pytorch/nn/linear.py (_chunk_align)", _pytorch_regrouped),
+    LayerRule(
+        "QB215",
+        _old_group_problem,
+        "lmdeploy 0.6.2, pytorch/nn/linear.py (_chunk_align); autoawq_kernels, awq_ext/quantization/gemm_cuda_gen.cu",
+        _old_regrouped,
+    ),
     ModelRule("QB217", _row_biases, "lmdeploy 0.6.2, pytorch/nn/linear.py (AwqLinear)"),
 )

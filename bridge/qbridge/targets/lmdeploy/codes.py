@@ -89,10 +89,11 @@ ENTRIES = (
         "PyTorch engine alone has the class, and a part of q, k, v or of gate, up has outputs that are no whole "
         "groups.",
         "TurboMind refuses any other size of AWQ; the PyTorch engine wants one size for the whole model, and cuts "
-        "the outputs of linears that it builds as one into whole groups, on one GPU, too: AssertionError.",
+        "the outputs of linears that it builds as one into whole groups, on one GPU, too: AssertionError. 0.6.2 "
+        "computes with AutoAWQ's kernel, which raises on groups of less than 32 and on outputs not in 64s or groups.",
         "a scale per channel, groups of 256; groups of 128 where k_proj has 64 outputs",
         "Convert it: groups of a multiple of 128 are split (--to lmdeploy), which changes no value.",
-        f"{_TURBOMIND}; pytorch/nn/linear/awq.py",
+        f"{_TURBOMIND}; pytorch/nn/linear/awq.py; 0.6.2, pytorch/nn/linear.py; autoawq_kernels, gemm_cuda_gen.cu",
     ),
     Code(
         "QB216",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -81,8 +80,7 @@ def report(console: Console, done: Report) -> None:
         (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
     ]
     if done.already_done:
-        names = shlex.join((done.source, done.destination))
-        rows.append(("", f"by names, headers and sizes; `qbridge verify {names}` compares the values"))
+        rows.append(("", "compared byte for byte; nothing was written"))
     elif not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])

@@ -52,7 +52,7 @@ def test_classes_of_code_on_the_hub_are_known_and_complete(architecture):
     known, findings = Architecture.of(config), Findings()
     assert known.known and (known.judged or not known.row.judged)
     there = {name: TensorInfo(name, DType.BF16, shape) for name, (shape, _) in tensors.items()}
-    expected.judge(Model("dense", config, {}, there, {}), tensors, findings)
+    expected.judge(Model("dense", config, {}, {}, there), tensors, findings)
     assert [(finding.code, finding.where) for finding in findings if finding.code != "QB266"] == []
     less = [name for name in tensors if "layers.1." not in name and ".h.1." not in name and ".blocks.1." not in name]
     assert bool(expected.missing(less, known)) == known.judged

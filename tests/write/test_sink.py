@@ -195,7 +195,7 @@ def test_side_files_are_carried_over_byte_for_byte(src, dst):
         (src / name).write_bytes(data)
     (src / ".git").mkdir()
     (src / ".git" / "config").write_text("hidden")
-    (src / ".gitattributes").write_text("hidden")
+    (src / ".gitignore").write_text("hidden")
     qbridge.convert(src, dst, "smooth-quant")
     written = contents(dst)
     kept = {name: data for name, data in contents(src).items() if not name.startswith((".git", "model", "config."))}

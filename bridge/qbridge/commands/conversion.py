@@ -33,7 +33,7 @@ from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
-from qbridge.write.finished import is_finished
+from qbridge.write.finished import has_values, is_finished
 from qbridge.write.links import SYMBOLIC
 from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
@@ -120,6 +120,7 @@ def convert(
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
             stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
+            stands = stands and has_values(out, opened.source, plan, shards, Effort.of(options))
         if not stands:
             check_destination(out, there, overwrite)
             if not dry_run:

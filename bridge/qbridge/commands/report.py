@@ -41,8 +41,8 @@ class Report:
     token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
     command that serves the output, empty where the target has no server. `grafted` says what was taken from which
     original (numbers of `tensors` and `bytes`, `modules` by their outermost names), if anything was; `links` counts
-    the files that were linked, by the kind of link. `already_done`: the output stood there from an earlier run, by
-    its headers, documents and sizes, and nothing was written.
+    the files that were linked, by the kind of link. `already_done`: the output stood there from an earlier run, was
+    compared byte for byte, and nothing was written.
     """
 
     source: str

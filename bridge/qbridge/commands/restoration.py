@@ -26,7 +26,7 @@ from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
-from qbridge.write.finished import is_finished
+from qbridge.write.finished import has_values, is_finished
 from qbridge.write.staging import recover
 from qbridge.write.writer import Document, Progress
 
@@ -72,6 +72,7 @@ def restore(
         texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
         documents: dict[str, Document] = {**texts, "config.json": plan.config}
         stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
+        stands = stands and has_values(out, opened.source, plan, shards, effort)
         if not stands:
             check_destination(out, there, overwrite)
             if not dry_run:

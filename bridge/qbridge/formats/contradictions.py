@@ -73,6 +73,8 @@ def judge_shapes(source: Source, findings: Findings) -> None:
     wrong = Counter({kind: count for kind, count in seen.items() if kind not in right})
     coded = sum(name.endswith((".qweight", ".weight_packed")) for name in source.tensors)
     against = coded - seen.total() + sum(seen[kind] for kind in right if kind[1] or any(not size for _, size in said))
+    if any(size >= 2**31 for _, size in said):
+        return  # no model has such groups: readers say so
     if said and wrong and wrong.total() > against:
         # a whole row in one group fits many sizes: those of several groups know better
         (bits, group, _), count = Counter({k: n for k, n in wrong.items() if k[1]} or wrong).most_common(1)[0]

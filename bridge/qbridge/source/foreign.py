@@ -86,8 +86,8 @@ def _others(path: Path, names: Collection[str]) -> Said | None:
 
 
 def _gguf(path: Path, names: Collection[str]) -> Said | None:
-    there = any(name.endswith(".gguf") for name in names)
-    return ("it holds GGUF files (llama.cpp), which are not read", _GGUF) if there else None
+    there = min((name for name in names if name.endswith(".gguf")), default="")
+    return (f"it holds GGUF files (llama.cpp), such as {there}, which are not read", _GGUF) if there else None
 
 
 def no_weights(root: Path) -> Said | None:

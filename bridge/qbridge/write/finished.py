@@ -1,14 +1,22 @@
-"""Whether a folder is the output of a conversion already, seen without its values."""
+"""Whether a folder is the output of a conversion already: by names and headers first, then by every byte."""
 
 from __future__ import annotations
 
+import filecmp
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from qbridge.plan.output_files import Shard, index_of
+from qbridge.plan.plan import Plan
 from qbridge.source.reader import Source
 from qbridge.source.weight_files import INDEX
+from qbridge.write.budget import Effort
+from qbridge.write.jobs import Job, jobs_of
+from qbridge.write.workspace import Workspace
 from qbridge.write.writer import Document, text_of
 
 
@@ -17,7 +25,7 @@ def is_finished(
 ) -> bool:
     """Whether `dst` has the very headers, documents and sizes that a conversion writes, later than its source.
 
-    The values of tensors are not read: who wants to know more compares them (`verify`).
+    Values are not read: two fine-tunes of one model are alike in all this (`has_values`).
     """
     texts = {name: text_of(value) for name, value in documents.items()}
     if len(shards) > 1:
@@ -25,16 +33,43 @@ def is_finished(
     wanted = {shard.name: shard.size for shard in shards} | {str(file): 0 for file in sides}
     try:
         there = {str(file.relative_to(dst)) for file in dst.rglob("*") if file.is_file()}
-        sizes = all((dst / file).stat().st_size == (source.path / file).stat().st_size for file in sides)
+        same = all(filecmp.cmp(dst / file, source.path / file, shallow=False) for file in sides)
         return (
             there == texts.keys() | wanted.keys()
-            and sizes
+            and same
             and all((dst / name).read_bytes() == text.encode() for name, text in texts.items())
             and all(_is_shard(dst / shard.name, shard) for shard in shards)
             and _latest(source.shards) <= os.stat(dst / next(iter(documents))).st_mtime_ns
         )
     except OSError:
         return False
+
+
+def has_values(dst: Path, source: Source, plan: Plan, shards: Sequence[Shard], effort: Effort) -> bool:
+    """Whether the shards in `dst` hold what the plan makes of the source, by the proof that follows each writing."""
+    with ThreadPoolExecutor(effort.threads, "qbridge-proof") as working:
+        return all(_holds(dst / shard.name, source, plan, shard, effort, working) for shard in shards)
+
+
+def _holds(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort, working: ThreadPoolExecutor) -> bool:
+    if shard.file is not None:
+        return os.path.samefile(file, shard.file) or filecmp.cmp(file, shard.file, shallow=False)
+    local = threading.local()
+
+    def proved(job: Job) -> bool:
+        if not hasattr(local, "workspace"):
+            local.workspace = Workspace()
+        return not job.prove(source, descriptor, local.workspace)
+
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        jobs = jobs_of(source, plan, shard, effort.block)
+        while some := list(islice(jobs, 4 * effort.threads)):
+            if not all(working.map(proved, some)):
+                return False
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _is_shard(file: Path, shard: Shard) -> bool:

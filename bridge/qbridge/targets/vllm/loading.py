@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.decoder import heads_of
 from qbridge.architecture.implied import default_layer_types
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
@@ -75,7 +74,7 @@ def _reshaped(format_name: str) -> Callable[[Model], Iterator[Problem]]:
     def check(model: Model) -> Iterator[Problem]:
         if model.architecture != "BloomForCausalLM":
             return
-        rows = 3 * heads_of(Architecture.of_model(model).text)[0]
+        rows = 3 * Architecture.of_model(model).heads[0]
         names = (name for name in model.specs if name.rpartition(".")[2] == "query_key_value")
         where = tuple(name for name in names if rows and not _is_reshaped(model.specs[name], format_name, rows))
         if where:

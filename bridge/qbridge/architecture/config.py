@@ -53,7 +53,7 @@ class Reader:
     implied: bool = False
 
 
-ANY_READER = Reader()
+ANY_READER = Reader(indexed=False)
 
 
 def _inner(config: Mapping[str, Any], depth: int) -> dict[str, dict[str, Any]]:

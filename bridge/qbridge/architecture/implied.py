@@ -58,6 +58,8 @@ _IMPLIED: Mapping[str, Mapping[str, Implied]] = {
     "hy_v3": {"first_k_dense_replace": _dense_layers},
     "qwen3_next": {"full_attention_interval": _interval},
 }
+# Classes with linear attention in three of four layers, where config.json says neither layer_types nor an interval.
+_HYBRID = frozenset({"qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"})
 
 
 def implied(config: Config) -> dict[str, Any]:
@@ -69,3 +71,16 @@ def implied(config: Config) -> dict[str, Any]:
 def missing(config: Config) -> dict[str, Any]:
     """The same of those keys alone that the config does not have."""
     return {key: value for key, value in implied(config).items() if config.get(key) is None}
+
+
+def default_layer_types(text: Config, count: int) -> list[str] | None:
+    """The kinds of `count` layers that the class of a text config builds where it has no layer_types; None elsewhere.
+
+    Source: transformers 5.17.0, models/qwen3_5/configuration_qwen3_5.py (__post_init__); qwen3_5_moe, qwen3_next.
+    """
+    if text.get("layer_types") is not None or str(text.get("model_type")) not in _HYBRID:
+        return None
+    interval = text.get("full_attention_interval", 4)
+    if type(interval) is not int or interval < 1:
+        return None
+    return ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(count)]

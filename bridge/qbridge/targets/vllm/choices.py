@@ -30,7 +30,7 @@ from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm import float8 as vllm_float8
-from qbridge.targets.vllm import fusion, modelopt
+from qbridge.targets.vllm import fusion, loading, modelopt
 from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
 
@@ -362,7 +362,7 @@ _HAS_CLASS = ModelRule("QB286", _removed, "vllm 0.33.0, model_executor/models/re
 def _of_class(choice: Choice) -> Choice:
     """A choice with what the newest release's classes cannot do in its format."""
     builds = ModelRule("QB281", unquantizable(choice.format.NAME), "vllm 0.33.0, model_executor/models")
-    return replace(choice, rules=(*choice.rules, _HAS_CLASS, builds))
+    return replace(choice, rules=(*choice.rules, _HAS_CLASS, builds, *loading.rules(choice.format.NAME)))
 
 
 NEWEST_GPTQ = _of_class(GPTQ)
@@ -387,6 +387,7 @@ AUTO_ROUND = Choice(
         *_common(fusion.VLLM),
         _UNQUANTIZED,
         _HAS_CLASS,
+        *loading.rules("auto-round"),
     ),
     serve=_serve,
 )

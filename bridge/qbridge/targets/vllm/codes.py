@@ -1,4 +1,4 @@
-"""QB220 to QB226, QB272 to QB276 and QB286: what vLLM refuses, or would silently compute wrongly."""
+"""QB220 to QB226, QB272 to QB276, QB286 and QB291: what vLLM refuses, or would silently compute wrongly."""
 
 from __future__ import annotations
 
@@ -122,5 +122,14 @@ ENTRIES = (
         "MPTForCausalLM",
         "Serve it with a vLLM that has the class.",
         "vllm 0.33.0, model_executor/models/registry.py (_PREVIOUSLY_SUPPORTED_MODELS)",
+    ),
+    Code(
+        "QB291",
+        "the loader of vLLM's model class stops at these tensors",
+        "They are called or laid out as the class does not read them, or lie in a layer that it builds otherwise.",
+        "It stops: There is no module or parameter named ..., or shape '[...]' is invalid for input of size 1.",
+        "in_proj_ba of Qwen3.5 stored as one; self_attn in a layer without layer_types",
+        "Store the tensors as the class reads them, or say in config.json what the layers are.",
+        "vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py; transformers 5.17.0, models/qwen3_5",
     ),
 )

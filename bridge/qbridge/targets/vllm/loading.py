@@ -1,0 +1,105 @@
+"""What the loaders of vLLM's classes stop at: names that they rename twice, tensors that they reshape, other layers.
+
+Source: vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py, utils.py (WeightsMapper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.implied import default_layer_types
+from qbridge.formats.rules import ModelRule, Problem, Rule
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity
+from qbridge.targets.vllm.fusion import VLLM
+
+_QWEN = "vllm 0.33.0, model_executor/models/qwen3_5.py (hf_to_vllm_mapper)"
+_BLOOM = "vllm 0.33.0, model_executor/models/bloom.py (_repack_qkv)"
+_LAYERS = "transformers 5.17.0, models/qwen3_5/configuration_qwen3_5.py (full_attention_interval)"
+# Linears whose name begins with that of a part, which the loader replaces by the whole name once more.
+_RENAMED_TWICE = {"in_proj_ba": "in_proj_baa", "in_proj_qkvz": "in_proj_qkvzz"}
+_MIXERS = {"self_attn": "full_attention", "linear_attn": "linear_attention"}
+
+
+def _modules(model: Model) -> list[str]:
+    """The modules of a model as they are called on disk, each once."""
+    coded = (str(dict(spec.dialect).get("stored_as") or name) for name, spec in model.specs.items())
+    plain = (info.stored.rpartition(".")[0] for info in model.tensors.values())
+    return list(dict.fromkeys((*coded, *plain)))
+
+
+def _renamed_twice(model: Model) -> Iterator[Problem]:
+    fused = VLLM.of(model.architecture or "")
+    for leaf, name in _RENAMED_TWICE.items():
+        where = tuple(module for module in _modules(model) if module.rpartition(".")[2] == leaf)
+        if leaf in fused and where:
+            parts = " and ".join(fused[leaf])
+            fact = f"vLLM 0.33.0 stops: There is no module or parameter named {name}"
+            help_ = f"store {parts} one by one: their rows are those of {leaf}, in this order"
+            yield Problem((f"{leaf} is stored as one, and the loader wants {parts}", fact), (help_,), where)
+
+
+def _other_layers(model: Model) -> Iterator[Problem]:
+    architecture = Architecture.of_model(model)
+    kinds = default_layer_types(architecture.text, architecture.layers or 0)
+    if kinds is None:
+        return
+    stored, where = list(kinds), dict[str, None]()
+    for module in _modules(model):
+        parts = module.split(".")
+        at = next((i for i, part in enumerate(parts) if part in _MIXERS), 0)
+        if not at or not parts[at - 1].isdecimal() or not architecture.is_decoder(module):
+            continue
+        layer, kind = int(parts[at - 1]), _MIXERS[parts[at]]
+        if layer < len(kinds) and kinds[layer] != kind:
+            stored[layer] = kind
+            where[".".join(parts[: at + 1])] = None
+    if where:
+        first = next(layer for layer, kind in enumerate(kinds) if stored[layer] != kind)
+        fact = f"without layer_types the class builds {kinds[first]} in layer {first}, and {stored[first]} is stored"
+        words = ", ".join(f'"{kind}"' for kind in stored)
+        yield Problem(
+            (fact,), (f'write "layer_types": [{words}] into config.json, beside num_hidden_layers',), tuple(where)
+        )
+
+
+_FROM_INPUTS = frozenset({"gptq", "awq", "auto-round"})  # their first axis is that of the inputs
+
+
+def _reshaped(format_name: str) -> Callable[[Model], Iterator[Problem]]:
+    """What Bloom's loader, which takes the first axis of every tensor of a fused linear for heads, cannot take."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        if model.architecture != "BloomForCausalLM":
+            return
+        rows = 3 * Architecture.of_model(model).heads[0]
+        names = (name for name in model.specs if name.rpartition(".")[2] == "query_key_value")
+        where = tuple(name for name in names if rows and not _is_reshaped(model.specs[name], format_name, rows))
+        if where:
+            fact = f"vLLM 0.33.0 reshapes every tensor of it to [{rows // 3} heads, 3, ...], which fails on some"
+            yield Problem((fact,), ("scales per channel, with dynamic activations, are loaded",), where)
+
+    return check
+
+
+def _is_reshaped(spec: Spec, format_name: str, rows: int) -> bool:
+    """Whether the first axis of each tensor of a linear holds outputs, in shares for q, k and v of every head."""
+    weight, acts = spec.weight, spec.activation
+    packed = format_name == "compressed-tensors" and weight.type == "int" and acts is None  # weight_shape [2]
+    scalar = (
+        weight.granularity is Granularity.TENSOR or weight.global_scale or (acts is not None and not acts.dynamic)
+    )
+    if format_name in _FROM_INPUTS or packed or scalar:
+        return False
+    return weight.block is None or -(-spec.out_features // weight.block[0]) % rows == 0
+
+
+def rules(format_name: str) -> tuple[Rule, ...]:
+    """What no loader of the newest release takes, in one of its formats."""
+    return (
+        ModelRule("QB291", _renamed_twice, _QWEN),
+        ModelRule("QB291", _other_layers, _LAYERS),
+        ModelRule("QB291", _reshaped(format_name), _BLOOM),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 
@@ -34,6 +35,39 @@ def test_same_command_again_finds_its_output(src, dst):
     assert before == {file: file.stat().st_mtime_ns for file in dst.rglob("*")}
     done = cli("convert", src, dst, "--to", "lmdeploy")
     assert done.returncode == 0 and "already done" in done.stdout and "wrote" not in done.stdout
+
+
+def flipped(path, name):
+    """One bit of one tensor's last byte, the file as old as it was."""
+    stamp = path.stat()
+    with open(path, "r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        end = json.loads(stream.read(length))[name]["data_offsets"][1]
+        stream.seek(8 + length + end - 1)
+        byte = stream.read(1)[0]
+        stream.seek(8 + length + end - 1)
+        stream.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.mlp.down_proj.weight"])
+def test_another_model_of_the_same_headers_is_not_done_already(src, dst, name):
+    """Two fine-tunes differ in values alone: what stands there is the other one's."""
+    qbridge.convert(src, dst, "lmdeploy")
+    flipped(next(file for file in sorted(src.glob("*.safetensors")) if name.encode() in file.read_bytes()), name)
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, dst, "lmdeploy")
+    assert [finding.code for finding in refused.value.findings] == ["QB031"]
+
+
+def test_another_side_file_of_the_same_size_is_not_done_already(src, dst):
+    (src / "notes.txt").write_text("one")
+    qbridge.convert(src, dst, "lmdeploy")
+    stamp = (src / "notes.txt").stat()
+    (src / "notes.txt").write_text("two")
+    os.utime(src / "notes.txt", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(qbridge.QBridgeError):
+        qbridge.convert(src, dst, "lmdeploy")
 
 
 def test_same_restoration_again_finds_its_output(src, dst, tmp_path):

@@ -60,6 +60,24 @@ def test_another_model_of_the_same_headers_is_not_done_already(src, dst, name):
     assert [finding.code for finding in refused.value.findings] == ["QB031"]
 
 
+@pytest.mark.parametrize(
+    "kind", [("gptq/llama_640", "awq"), ("awq/llama_gemm", "dense"), ("compressed_tensors/llama_w4a16", "gptq")]
+)
+def test_codes_that_move_or_are_decoded_are_compared(tmp_path, dst, kind):
+    fixture, target = kind
+    src = copy_fixture(tmp_path, fixture)
+    qbridge.convert(src, dst, target)
+    assert qbridge.convert(src, dst, target).already_done
+    codes_of = (".qweight", ".weight_packed")
+    for file in src.glob("*.safetensors"):
+        with open(file, "rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name in [name for name in header if name.endswith(codes_of)][:1]:
+            flipped(file, name)
+    with pytest.raises(qbridge.QBridgeError, match="QB031"):
+        qbridge.convert(src, dst, target)
+
+
 def test_another_side_file_of_the_same_size_is_not_done_already(src, dst):
     (src / "notes.txt").write_text("one")
     qbridge.convert(src, dst, "lmdeploy")

@@ -59,6 +59,7 @@ def _holds(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort,
     def proved(job: Job) -> bool:
         if not hasattr(local, "workspace"):
             local.workspace = Workspace()
+        job.read(source, local.workspace)
         return not job.prove(source, descriptor, local.workspace)
 
     descriptor = os.open(file, os.O_RDONLY)

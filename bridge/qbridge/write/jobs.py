@@ -42,8 +42,11 @@ class Job(Protocol):
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Write them."""
 
+    def read(self, source: Source, workspace: Workspace) -> None:
+        """Hold in the workspace what `prove` compares with and does not read by itself; `run` does it, too."""
+
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
-        """After `run` in the same workspace: the tensor that is not what it should be, or nothing."""
+        """After `run` or `read` in the same workspace: the tensor that is not what it should be, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class Copied:
             write_all(out, block.data, self.offset + done)
             done += block.nbytes
 
+    def read(self, source: Source, workspace: Workspace) -> None:
+        """Nothing: `prove` reads block by block."""
+
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """Byte by byte."""
         descriptor = source.descriptor(self.file)
@@ -100,19 +106,24 @@ class Moved:
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Read, move, write."""
-        move, place = self.block.move, self.block.source
-        stored = workspace.words("stored", move.read, place)
-        source.read_rectangle(move.read.tensor, place, stored)
+        move, stored = self.block.move, self._stored(workspace)
+        self.read(source, workspace)
         for piece in self.block.pieces(_PIECE):
             words = workspace.words("moved", move.write, piece.written)
             self.block.run(stored, words, piece)
             for begin, part in _segments(piece, words):
                 write_all(out, part.data, self.offset + begin)
 
+    def read(self, source: Source, workspace: Workspace) -> None:
+        """The words of the source."""
+        source.read_rectangle(self.block.move.read.tensor, self.block.source, self._stored(workspace))
+
+    def _stored(self, workspace: Workspace) -> Array:
+        return workspace.words("stored", self.block.move.read, self.block.source)
+
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, moved back, is what was read."""
-        move = self.block.move
-        stored = workspace.words("stored", move.read, self.block.source)
+        move, stored = self.block.move, self._stored(workspace)
         for piece in self.block.pieces(_PIECE):
             words = workspace.words("moved", move.write, piece.written)
             there = all(read_all(out, part, self.offset + begin) for begin, part in _segments(piece, words))
@@ -154,6 +165,9 @@ class Encoded:
                     self._part(stored, span, window)[...] = self._encoded(source, window)
             for begin, part in self._segments(stored, span):
                 write_all(out, part.data, self.offset + begin)
+
+    def read(self, source: Source, workspace: Workspace) -> None:
+        """Nothing: `prove` runs the layer again."""
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """What was written, decoded, is what the layer has after its passes."""

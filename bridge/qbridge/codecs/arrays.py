@@ -170,63 +170,10 @@ class Padded(Codec):
 
 
 @dataclass(frozen=True, slots=True)
-class Interleaved(Codec):
-    """One array [count * out, ...] in which the rows of `count` layers alternate, stored through `codec`.
+class _OfLayers(Codec):
+    """One array [count * out, ...] of the rows of `count` layers, stored through `codec`; this one is at `index`.
 
-    Rows index, index + count, index + 2 * count ... are this layer's: of gate and up, gate has every even row. No
-    layer alone has all of the tensor, so `plan.Woven` writes it.
-    """
-
-    codec: Codec
-    index: int
-    count: int
-
-    exclusive = False
-
-    @property
-    def whole(self) -> Codec:
-        """The codec of all layers' rows."""
-        return self.codec
-
-    @property
-    def turn(self) -> int:
-        """The row of the tensor with which the layer's begin."""
-        return self.index
-
-    @property
-    def turns(self) -> tuple[Codec, ...]:
-        """This of every layer in turn."""
-        return tuple(replace(self, index=index) for index in range(self.count))
-
-    @property
-    def alternates(self) -> bool:
-        """True."""
-        return True
-
-    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
-        """ValueError."""
-        raise ValueError(f"{slot.tensor}: it holds the rows of {self.count} layers, and is not written from one")
-
-    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
-        """The canonical array of the layer's rows alone."""
-        rows = self.codec.decode(stored, dtype, (self.count * shape[0], *shape[1:]))
-        return np.ascontiguousarray(rows[self.index :: self.count])
-
-    def step(self, itemsize: int) -> int:
-        """That of the whole tensor."""
-        return self.codec.step(itemsize)
-
-    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
-        """Those of every layer."""
-        of_all = (features[0] * self.count, features[1]), (span[0] * self.count, span[1] * self.count)
-        return self.codec.rows(shape, *of_all, itemsize)
-
-
-@dataclass(frozen=True, slots=True)
-class Concatenated(Codec):
-    """One array [count * out, ...] in which `count` layers' rows lie one layer after another, stored through `codec`.
-
-    This layer's begin at index * out. No layer alone has all of the tensor, so `plan.Woven` writes it.
+    No layer alone has all of the tensor, so `plan.Woven` writes it.
     """
 
     codec: Codec
@@ -250,13 +197,42 @@ class Concatenated(Codec):
         """This of every layer in turn."""
         return tuple(replace(self, index=index) for index in range(self.count))
 
-    def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
-        """That of this layer's rows."""
-        return self.codec.stored_size(shape, itemsize)
-
     def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
         """ValueError."""
         raise ValueError(f"{slot.tensor}: it holds the rows of {self.count} layers, and is not written from one")
+
+    def step(self, itemsize: int) -> int:
+        """That of the whole tensor."""
+        return self.codec.step(itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Interleaved(_OfLayers):
+    """Layers' rows in turns: index, index + count ... are this layer's; of gate and up, gate has every even row."""
+
+    @property
+    def alternates(self) -> bool:
+        """True."""
+        return True
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """The canonical array of the layer's rows alone."""
+        rows = self.codec.decode(stored, dtype, (self.count * shape[0], *shape[1:]))
+        return np.ascontiguousarray(rows[self.index :: self.count])
+
+    def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
+        """Those of every layer."""
+        of_all = (features[0] * self.count, features[1]), (span[0] * self.count, span[1] * self.count)
+        return self.codec.rows(shape, *of_all, itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenated(_OfLayers):
+    """Layers' rows one layer after another: this layer's begin at index * out."""
+
+    def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """That of this layer's rows."""
+        return self.codec.stored_size(shape, itemsize)
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """The canonical array of the layer's rows alone, from the whole tensor or from what `rows` says of it."""
@@ -264,10 +240,6 @@ class Concatenated(Codec):
             return self.codec.decode(stored, dtype, shape)
         rows = self.codec.decode(stored, dtype, (self.count * shape[0], *shape[1:]))
         return np.ascontiguousarray(rows[self.index * shape[0] : (self.index + 1) * shape[0]])
-
-    def step(self, itemsize: int) -> int:
-        """That of the whole tensor."""
-        return self.codec.step(itemsize)
 
     def rows(self, shape: tuple[int, int], features: tuple[int, int], span: Span, itemsize: int) -> Region | None:
         """The layer's own."""

@@ -40,8 +40,12 @@ def _group(spec: Spec, model: Model) -> Problem | None:
 
 
 def _regrouped(spec: Spec, model: Model) -> Pass | None:
-    best = best_group(model)
-    return Regroup(best) if best >= _SMALLEST_GROUP and spec.weight.group_size != best else None
+    return _regroup(spec, best_group(model), _SMALLEST_GROUP)
+
+
+def _regroup(spec: Spec, best: int, least: int) -> Pass | None:
+    """Groups of the best size, if the kernel takes so few and a layer has others."""
+    return Regroup(best) if best >= least and spec.weight.group_size != best else None
 
 
 def _old_group_problem(spec: Spec, model: Model) -> Problem | None:
@@ -58,13 +62,16 @@ def _old_group_problem(spec: Spec, model: Model) -> Problem | None:
 
 
 def _old_regrouped(spec: Spec, model: Model) -> Pass | None:
-    best = _old_group(model)
-    return Regroup(best) if best >= _OLD_GROUP and spec.weight.group_size != best else None
+    return _regroup(spec, _old_group(model), _OLD_GROUP)
 
 
 def _old_group(model: Model) -> int:
     """The group size of 0.6.2, which divides the outputs of every linear that it builds, too."""
-    return gcd(pytorch_group(model), *_built_outputs(model).values())
+
+    def find() -> int:
+        return gcd(pytorch_group(model), *_built_outputs(model).values())
+
+    return model.once("lmdeploy 0.6.2 group size", find)
 
 
 def _built_outputs(model: Model) -> dict[str, int]:

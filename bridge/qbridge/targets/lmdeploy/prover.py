@@ -151,17 +151,21 @@ class LMDeploy:
         missing, report["unfilled"] = trace.finish()
         report["missing"] = [name for name in missing if not name.endswith((*DERIVED, *tied))]
         report["quantized"] = self.proving.by_module(trace.origins, report["modules"])
-        drafts = self.proving.draft_layers(vars(config.llm_config or config.hf_config))
-        skipped = tuple(f".layers.{number}." for number in drafts)
-        unread = sorted(self.proving.stored_shapes(path).keys() - trace.taken)
-        towers = _of_vision_model(path, unread, trace.taken)
+        text = config.llm_config or config.hf_config
+        self._sort_unread(path, trace.taken, text, ("inv_freq", *tied), report, trace.zeros)
+
+    def _sort_unread(
+        self, path: str, read: Any, text: Any, endings: tuple[str, ...], report: dict[str, Any], others: Any = ()
+    ) -> None:
+        """Say of each tensor that was not read whether the engine leaves it out by design.
+
+        So it does with those of some `endings`, of draft layers, of towers that are a model apart, and with `others`.
+        """
+        drafts = (*(f".layers.{number}." for number in self.proving.draft_layers(vars(text))), "mtp.")
+        unread = sorted(self.proving.stored_shapes(path).keys() - read)
+        apart = {*_of_vision_model(path, unread, read), *others}
         for name in unread:
-            by_design = (
-                name.endswith(("inv_freq", *tied))
-                or any(part in name for part in (*skipped, "mtp."))
-                or name in trace.zeros
-                or name in towers
-            )
+            by_design = name.endswith(endings) or any(part in name for part in drafts) or name in apart
             report["left_out" if by_design else "unexpected"].append(name)
 
     def _turbomind(self, path: str, report: dict[str, Any]) -> None:
@@ -205,14 +209,7 @@ class LMDeploy:
         }
         report["quantized"] = {name: kind != "trivial" for name, kind in sorted(formats.items())}
         tied = ("lm_head.weight",) if getattr(text, "tie_word_embeddings", False) else ()
-        skipped = tuple(f".layers.{number}." for number in self.proving.draft_layers(vars(text)))
-        unread = sorted(self.proving.stored_shapes(path).keys() - read)
-        towers = _of_vision_model(path, unread, read)
-        for name in unread:
-            by_design = (
-                name.endswith((*UNREAD, *tied)) or any(part in name for part in (*skipped, "mtp.")) or name in towers
-            )
-            report["left_out" if by_design else "unexpected"].append(name)
+        self._sort_unread(path, read, text, (*UNREAD, *tied), report)
 
 
 def _of_vision_model(path: str, unread: list[str], taken: Any) -> set[str]:

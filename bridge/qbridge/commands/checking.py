@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
-from qbridge.commands.remedies import WRITTEN, Remedies
+from qbridge.commands.remedies import CONVERT, WRITTEN, Remedies
 from qbridge.commands.report import as_json
 from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
@@ -93,18 +92,18 @@ def check(
     choice = wanted.choice_of(model.format)
     if choice is None:
         facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
-        findings.add("QB260", str(src), facts, (_conversion(str(src), wanted),))
+        findings.add("QB260", str(src), facts, (CONVERT,))
     judged = choice or replace(wanted.choices[0], format=named(model.format), rules=())
     if stored is not None:
         judge(model, stored, findings)
-        _index_followed(wanted, str(src), findings)
-    _spelling(model, wanted, str(src), findings)
+        _index_followed(wanted, findings)
+    _spelling(model, wanted, findings)
     if model.specs:
-        needs = _walk(model, wanted, judged, options, str(src), findings)
+        needs = _walk(model, wanted, judged, options, findings)
     if wanted.derivation is not None and choice is not None:
-        _derived(wanted.derivation.check(config, model), _conversion(str(src), wanted, tp), findings)
+        _derived(wanted.derivation.check(config, model), findings)
     kernels = wanted.serving(model, tp, capability_of(gpu))
-    _unserved(kernels, gpu, _conversion(str(src), wanted, tp), findings)
+    _unserved(kernels, gpu, findings)
     whole = stored is not None and bool(model.slots or not model.specs)
     remedies = Remedies(str(src), wanted, tp, gpu, source, findings.allow, whole)
     return Check(
@@ -132,13 +131,12 @@ def _unknown(wanted: Target) -> list[str]:
     return sorted({"QB263", *(code for code in derived if code in ("QB280", "QB281", "QB282"))})
 
 
-def _spelling(model: Model, wanted: Target, src: str, findings: Findings) -> None:
+def _spelling(model: Model, wanted: Target, findings: Findings) -> None:
     """What the model's config files say in words that the engine's transformers does not know, but convert does."""
-    ways = (_conversion(src, wanted),)
     if words := unread(model.config, wanted.reader):
-        findings.add("QB265", "config.json", words, ways)
+        findings.add("QB265", "config.json", words, (CONVERT,))
     if facts := unread_tokenizer(model.tokenizer, wanted.reader):
-        findings.add("QB205", TOKENIZER, facts, ways)
+        findings.add("QB205", TOKENIZER, facts, (CONVERT,))
 
 
 def _named(target: Target) -> str:
@@ -166,20 +164,20 @@ def _model(
     return model, config_alone(path), None if index is None else frozenset(index)
 
 
-def _index_followed(wanted: Target, src: str, findings: Findings) -> None:
+def _index_followed(wanted: Target, findings: Findings) -> None:
     """An index of other files stops the engines that look at it first, though the single file is complete."""
     if wanted.version and not wanted.single_first and any(finding.code == "QB040" for finding in findings):
-        findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (_conversion(src, wanted),))
+        findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (CONVERT,))
 
 
-def _walk(model: Model, target: Target, choice: Choice, options: Options, src: str, findings: Findings) -> list[str]:
+def _walk(model: Model, target: Target, choice: Choice, options: Options, findings: Findings) -> list[str]:
     """Every rule of the engine on the model as it is; the codes of those that would need values."""
-    rules, conversion = target.limits(choice, options.tp), _conversion(src, target, max(options.tp))
+    rules = target.limits(choice, options.tp)
     elsewhere = any(rule.elsewhere for rule in rules if isinstance(rule, LayerRule)) and _holds(model, target, choice)
     for fault in broken(rules, model):
-        help = _commands(fault.problem.help, conversion)
+        help = _commands(fault.problem.help)
         if not help and (_is_mended(fault, model) or (elsewhere and _is_elsewhere(fault))):
-            help = (replace(conversion, exact=True),)
+            help = (CONVERT,)
         replace(fault, problem=replace(fault.problem, help=help)).note(findings)
     return sorted({rule.code for rule in rules if isinstance(rule, ValueRule)})
 
@@ -194,12 +192,12 @@ def _is_elsewhere(fault: Broken) -> bool:
     return isinstance(fault.rule, LayerRule) and fault.rule.elsewhere
 
 
-def _derived(deviations: Iterable[tuple[str, Problem]], conversion: Way, findings: Findings) -> None:
+def _derived(deviations: Iterable[tuple[str, Problem]], findings: Findings) -> None:
     """What the engine would build otherwise, where no rule has said so already of the same layers."""
     blamed = {name for finding in findings.errors for name in finding.where}
     for code, problem in deviations:
         if blamed.isdisjoint(problem.where):
-            ways = _commands(problem.help, conversion) or (conversion,)
+            ways = _commands(problem.help) or (CONVERT,)
             findings.add(code, problem.where, problem.facts, ways, mild=problem.mild)
 
 
@@ -213,29 +211,24 @@ def _holds(model: Model, target: Target, judged: Choice) -> bool:
     return any(holds(choice) for choice in target.choices if choice is not judged)
 
 
-def _conversion(src: str, target: Target, tp: int = 1) -> Way:
-    """The command that converts the checkpoint for the target, as a way out by itself."""
-    return Way(command=f"qbridge convert {shlex.quote(src)} DST --to {target.name}{f' --tp {tp}' if tp > 1 else ''}")
-
-
 @lru_cache
-def _commands(advice: tuple[Advice, ...], conversion: Way) -> tuple[Advice, ...]:
+def _commands(advice: tuple[Advice, ...]) -> tuple[Advice, ...]:
     """Options as what to do with a checkpoint that is there: a whole command, or its server with fewer ranks."""
 
     def whole(entry: Advice) -> Advice:
         if not isinstance(entry, Way):
             return entry
-        return replace(entry, serve=True) if entry.option == "--tp" else entry.of(conversion.command)
+        return replace(entry, serve=True) if entry.option == "--tp" else entry.of(CONVERT.command)
 
     return tuple(map(whole, advice))
 
 
-def _unserved(kernels: Sequence[Served], gpu: str, conversion: Way, findings: Findings) -> None:
+def _unserved(kernels: Sequence[Served], gpu: str, findings: Findings) -> None:
     """Layers that no kernel serves rightly, where no rule has said so already."""
     blamed = {name for finding in findings.errors for name in finding.where}
     for kind in kernels:
         if not kind.legal and blamed.isdisjoint(kind.names):
             what = f"{kind.scheme} on {gpu}"
             why = (kind.note,) if kind.note else kind.reasons
-            help = (f"serve it with {kind.instead}",) if kind.instead else (conversion,)
+            help = (f"serve it with {kind.instead}",) if kind.instead else (CONVERT,)
             findings.add("QB227", kind.names, (what, *why), help)

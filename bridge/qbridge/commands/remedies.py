@@ -17,7 +17,7 @@ from qbridge.findings.way import Advice, Way
 from qbridge.ir.exactness import Exactness, weakest
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
-from qbridge.source.weight_files import model_name
+from qbridge.source.folder import model_name
 from qbridge.targets.serving import capability_of
 from qbridge.targets.target import Target
 
@@ -25,6 +25,7 @@ _OFFERED = ALLOW.keys() - {"incomplete", "pickle"}  # the others make no sound m
 WRITTEN = frozenset(
     {"drop-activation-details", "drop-kv-scales", "rounded"}
 )  # change what convert writes, nothing read
+CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
 _EXACT = (Exactness.REVERSIBLE, Exactness.EQUAL)
 
 
@@ -68,7 +69,7 @@ class Remedies:
 
     def _proved(self, entry: Advice) -> Iterator[Advice]:
         if isinstance(entry, Way) and entry.option == "--allow" and entry.value in WRITTEN:
-            entry = Way(command="qbridge convert")  # its attempt finds out that the word is needed
+            entry = CONVERT  # its attempt finds out that the word is needed
         if not isinstance(entry, Way) or not entry.command or entry.serve:
             yield entry
         elif not self.whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,13 @@ def _is_blob(file: Path) -> bool:
     """Whether a file is one of a Hugging Face cache by its whole path: models--owner--name/blobs/<digest>."""
     digest = len(file.name) in (40, 64) and not set(file.name) - set("0123456789abcdef")
     return digest and file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
+
+
+def model_name(path: str | Path) -> str:
+    """The name of a model by its folder, or by its repository in a Hugging Face cache (models--owner--name)."""
+    folder = Path(path).absolute()
+    cached = re.fullmatch(r"models--(?:.+--)?(.+)", folder.parent.parent.name)
+    return cached[1] if cached and folder.parent.name == "snapshots" else folder.name or "model"
 
 
 def _headers(root: Path, shards: Mapping[str, Path], findings: Findings) -> dict[str, StoredTensor] | None:

@@ -239,10 +239,3 @@ def weight_files(root: Path) -> list[str]:
         relative = (str(Path(folder, name).relative_to(root)) for name in files if not name.startswith("."))
         found += [name for name in relative if name.endswith(WEIGHTS)]
     return found
-
-
-def model_name(path: str | Path) -> str:
-    """The name of a model by its folder, or by its repository in a Hugging Face cache (models--owner--name)."""
-    folder = Path(path).absolute()
-    cached = re.fullmatch(r"models--(?:.+--)?(.+)", folder.parent.parent.name)
-    return cached[1] if cached and folder.parent.name == "snapshots" else folder.name or "model"

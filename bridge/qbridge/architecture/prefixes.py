@@ -39,6 +39,15 @@ KNOWN: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+Prefixes = Mapping[str, str] | Iterable[Prefix]
+
+
+def pairs_of(prefixes: Prefixes) -> tuple[Prefix, ...]:
+    """The pairs without the dots at their ends."""
+    pairs = prefixes.items() if isinstance(prefixes, Mapping) else prefixes
+    return tuple((old.removesuffix("."), new.removesuffix(".")) for old, new in pairs)
+
+
 def check_prefixes(pairs: Iterable[Prefix]) -> None:
     """ValueError for pairs that mean nothing: no change, one beginning twice, or names that no module can have."""
     pairs = list(pairs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from qbridge.architecture.prefixes import Prefix, pairs_of
 from qbridge.plan.options import LEAST_MEMORY
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -39,12 +40,12 @@ def bytes_of(text: str) -> int:
     return max(1, int(float(match[1]) * (_BINARY[unit] if match[3] and unit else _UNITS[unit])))
 
 
-def prefixes_of(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of --rename-prefix, without the dots at their ends."""
+def prefixes_of(texts: Iterable[str]) -> tuple[Prefix, ...]:
+    """The pairs of --rename-prefix."""
     pairs = []
     for text in texts:
         old, sign, new = text.partition("=")
         if not sign or "=" in new:
             raise ValueError("OLD=NEW, such as model.language_model=model")
-        pairs.append((old.removesuffix("."), new.removesuffix(".")))
-    return tuple(pairs)
+        pairs.append((old, new))
+    return pairs_of(pairs)

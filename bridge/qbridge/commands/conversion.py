@@ -13,10 +13,11 @@ from pathlib import Path
 
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
+from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.model_card import judge_card
 from qbridge.commands.report import Report
-from qbridge.commands.restructuring import Prefixes, pairs_of, restructured
+from qbridge.commands.restructuring import restructured
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
@@ -33,7 +34,7 @@ from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
-from qbridge.write.finished import has_values, is_finished
+from qbridge.write.finished import is_finished
 from qbridge.write.links import SYMBOLIC
 from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
@@ -96,8 +97,8 @@ def convert(
         bits=bits,
         passes=passes,
         dtype=dtype,
-        graft=os.fspath(graft),
-        rename_prefix=pairs_of(rename_prefix),
+        graft=graft,
+        rename_prefix=rename_prefix,
         link=link,
         jobs=jobs,
         memory=memory,
@@ -112,15 +113,14 @@ def convert(
             check_destination(out, there, overwrite)
         opened, changes = restructured(opened, options)
         plan = prepare(opened, wanted, options)
-        shards = _files(plan, opened, options, max_shard_size)
+        shards = files_of(plan, opened, options.link, max_shard_size)
         links: dict[str, int] = {}
         if stands or not dry_run:
             block = plan.config.get("quantization_config", {})
             documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan, changes.record())}
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
-            stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
-            stands = stands and has_values(out, opened.source, plan, shards, Effort.of(options))
+            stands = stands and stands_there(opened, plan, shards, documents, out, Effort.of(options))
         if not stands:
             check_destination(out, there, overwrite)
             if not dry_run:
@@ -135,10 +135,10 @@ def _may_be_finished(dst: Path, overwrite: bool) -> bool:
     return not overwrite and (dst / MANIFEST).is_file()
 
 
-def _files(plan: Plan, opened: Checkpoint, options: Options, max_shard_size: int | None) -> list[Shard]:
+def files_of(plan: Plan, opened: Checkpoint, link: bool, max_shard_size: int | None = None) -> list[Shard]:
     """The output files, linked where that is asked for; QBridgeError (QB326) where none can be."""
     shards = plan_shards(plan.outputs, max_shard_size)
-    if options.link:
+    if link:
         shards = linked_shards(shards, opened.source, opened.findings)
         opened.findings.stop_on_errors()
     return shards
@@ -199,7 +199,7 @@ def write(
 
     How many files were linked, by the kind of link.
     """
-    source, sides = opened.source, carried_over(opened, documents)
+    source, sides = opened.source, _carried_over(opened, documents)
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum((source.path / file).stat().st_size for file in sides)
     links: dict[str, int] = {}
@@ -211,7 +211,19 @@ def write(
     return links
 
 
-def carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[Path]:
+def stands_there(
+    opened: Checkpoint,
+    plan: Plan,
+    shards: Sequence[Shard],
+    documents: Mapping[str, Document],
+    dst: Path,
+    effort: Effort,
+) -> bool:
+    """Whether DST is already what `write` would make of it."""
+    return is_finished(dst, opened.source, plan, shards, documents, _carried_over(opened, documents), effort)
+
+
+def _carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[Path]:
     """The files of the source that are carried over as they are."""
     replaced = opened.model.consumed.union(documents)
     return [file for file in opened.source.side_files if str(file) not in replaced]

@@ -10,14 +10,12 @@ from typing import Any
 
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.commands.conversion import carried_over, write
+from qbridge.commands.conversion import files_of, stands_there, write
 from qbridge.commands.report import Report
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
 from qbridge.plan import graft, manifest
-from qbridge.plan.links import linked_shards
 from qbridge.plan.options import MEMORY, Options
-from qbridge.plan.output_files import plan_shards
 from qbridge.plan.output_tensors import outputs_of
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
 from qbridge.plan.renaming import Renaming, renamed_spec
@@ -26,7 +24,6 @@ from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
-from qbridge.write.finished import has_values, is_finished
 from qbridge.write.staging import recover
 from qbridge.write.writer import Document, Progress
 
@@ -64,15 +61,11 @@ def restore(
         plan = _plan(opened, recorded)
         judge(opened.model, opened.source.tensors, opened.findings)
         opened.findings.stop_on_errors()
-        shards = plan_shards(plan.outputs)
-        if link:
-            shards = linked_shards(shards, opened.source, opened.findings)
-            opened.findings.stop_on_errors()
+        shards = files_of(plan, opened, link)
         links: dict[str, int] = {}
         texts: dict[str, Document] = {str(name): str(text) for name, text in recorded["source"]["files"].items()}
         documents: dict[str, Document] = {**texts, "config.json": plan.config}
-        stands = stands and is_finished(out, opened.source, shards, documents, carried_over(opened, documents))
-        stands = stands and has_values(out, opened.source, plan, shards, effort)
+        stands = stands and stands_there(opened, plan, shards, documents, out, effort)
         if not stands:
             check_destination(out, there, overwrite)
             if not dry_run:

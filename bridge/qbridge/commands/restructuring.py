@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qbridge.architecture.prefixes import Prefix
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.plan.graft import Graft, graft, record
 from qbridge.plan.options import Options
 from qbridge.plan.renaming import Renaming, rename
 from qbridge.source.reader import Source
-
-Prefixes = Mapping[str, str] | Iterable[Prefix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +28,6 @@ class Changes:
         if self.graft.original:
             found["grafted"] = record(self.source, self.graft)
         return found
-
-
-def pairs_of(prefixes: Prefixes) -> tuple[Prefix, ...]:
-    """The pairs without the dots at their ends."""
-    pairs = prefixes.items() if isinstance(prefixes, Mapping) else prefixes
-    return tuple((old.removesuffix("."), new.removesuffix(".")) for old, new in pairs)
 
 
 def restructured(opened: Checkpoint, options: Options) -> tuple[Checkpoint, Changes]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import prepare
-from qbridge.commands.restructuring import Prefixes, pairs_of, restructured
+from qbridge.commands.restructuring import restructured
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.options import MEMORY, Options
@@ -89,8 +89,8 @@ def stream(
         bits=bits,
         passes=passes,
         dtype=dtype,
-        graft=os.fspath(graft),
-        rename_prefix=pairs_of(rename_prefix),
+        graft=graft,
+        rename_prefix=rename_prefix,
         jobs=1,
         memory=memory,
     )

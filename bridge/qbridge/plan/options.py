@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, cast
 
-from qbridge.architecture.prefixes import Prefix, check_prefixes
+from qbridge.architecture.prefixes import Prefix, check_prefixes, pairs_of
 from qbridge.findings.catalogue.code import ALLOW, CHOICES
 from qbridge.findings.finding import error
 from qbridge.findings.hints import did_you_mean
@@ -76,7 +77,12 @@ class Options:
 
     @classmethod
     def of(cls, target: Target, tp: int | Sequence[int] = 1, **fields: Any) -> Options:
-        """The options of a command that has a target; ValueError also for what means nothing to the target."""
+        """The options of a command that has a target; ValueError also for what means nothing to the target.
+
+        `graft` may be any path, `rename_prefix` a mapping or pairs, with or without dots at their ends.
+        """
+        fields["graft"] = os.fspath(fields.get("graft", ""))
+        fields["rename_prefix"] = pairs_of(fields.get("rename_prefix", ()))
         options = cls(sizes(tp), **fields)
         if options.dtype and target.formats != ("dense",):
             raise ValueError("dtype goes with the target dense")

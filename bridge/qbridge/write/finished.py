@@ -21,22 +21,34 @@ from qbridge.write.writer import Document, text_of
 
 
 def is_finished(
+    dst: Path,
+    source: Source,
+    plan: Plan,
+    shards: Sequence[Shard],
+    documents: Mapping[str, Document],
+    sides: Sequence[Path],
+    effort: Effort,
+) -> bool:
+    """Whether `dst` holds what a plan makes of the source, and nothing else: by names and headers, then by values.
+
+    Two fine-tunes of one model are alike in all but values, so the proof that follows each writing is made here too.
+    """
+    return _looks_finished(dst, source, shards, documents, sides) and _has_values(dst, source, plan, shards, effort)
+
+
+def _looks_finished(
     dst: Path, source: Source, shards: Sequence[Shard], documents: Mapping[str, Document], sides: Sequence[Path]
 ) -> bool:
-    """Whether `dst` has the very headers, documents and sizes that a conversion writes, later than its source.
-
-    Values are not read: two fine-tunes of one model are alike in all this (`has_values`).
-    """
+    """Whether `dst` has the headers, documents and side files that a conversion writes, later than its source."""
     texts = {name: text_of(value) for name, value in documents.items()}
     if len(shards) > 1:
         texts[INDEX] = text_of(index_of(shards))
-    wanted = {shard.name: shard.size for shard in shards} | {str(file): 0 for file in sides}
+    wanted = {shard.name for shard in shards} | set(map(str, sides))
     try:
         there = {str(file.relative_to(dst)) for file in dst.rglob("*") if file.is_file()}
-        same = all(filecmp.cmp(dst / file, source.path / file, shallow=False) for file in sides)
         return (
-            there == texts.keys() | wanted.keys()
-            and same
+            there == texts.keys() | wanted
+            and all(filecmp.cmp(dst / file, source.path / file, shallow=False) for file in sides)
             and all((dst / name).read_bytes() == text.encode() for name, text in texts.items())
             and all(_is_shard(dst / shard.name, shard) for shard in shards)
             and _latest(source.shards) <= os.stat(dst / next(iter(documents))).st_mtime_ns
@@ -45,8 +57,7 @@ def is_finished(
         return False
 
 
-def has_values(dst: Path, source: Source, plan: Plan, shards: Sequence[Shard], effort: Effort) -> bool:
-    """Whether the shards in `dst` hold what the plan makes of the source, by the proof that follows each writing."""
+def _has_values(dst: Path, source: Source, plan: Plan, shards: Sequence[Shard], effort: Effort) -> bool:
     with ThreadPoolExecutor(effort.threads, "qbridge-proof") as working:
         return all(_holds(dst / shard.name, source, plan, shard, effort, working) for shard in shards)
 

@@ -44,12 +44,8 @@ NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
 ALIASES: tuple[str, ...] = ()
 WRITE_ONLY = True
-INTERLEAVED, BY_COLUMNS, BY_ROWS, APART = (
-    "fused",
-    "columns",
-    "rows",
-    "apart",
-)  # how the output features of fused experts lie
+# How the output features of fused experts lie.
+INTERLEAVED, BY_COLUMNS, BY_ROWS, APART = "fused", "columns", "rows", "apart"
 KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
 
 

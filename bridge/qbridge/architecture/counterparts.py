@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from qbridge.architecture.names import canonical_tensor, module_of
+from qbridge.architecture.prefixes import modules_of
 
 # Linears that some save as one and others apart. transformers 5.24.0, models/*/modeling_*.py and
 # conversion_mapping.py; vllm 0.33.0, models/*.py (packed_modules_mapping).
@@ -62,11 +63,8 @@ def _experts(name: str) -> tuple[str, str, str]:
 
 def outermost(names: Iterable[str], others: Iterable[str]) -> dict[str, list[str]]:
     """By the outermost module below which `others` have nothing, the names that lie there; a name alone by itself."""
-    inner: set[str] = set()
-    for name in others:
-        while name and name not in inner:
-            inner.add(name)
-            name = name.rpartition(".")[0]
+    taken = frozenset(others)
+    inner = taken | modules_of(taken)
     found: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")

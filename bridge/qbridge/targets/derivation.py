@@ -24,7 +24,7 @@ _LOOKUPS = re.compile(
     r"(?:^|\.)(?:\w*pos(?:ition)?_emb(?:ed(?:ding)?)?s?|embeddings?|\w*norm\w*|\w*tile_embedding|\w+_token)$"
 )
 # Experts of Granite and Step; other weights of three axes are convolutions.
-_STACKS = ("input_linear", "output_linear", ".moe.gate_proj", ".moe.up_proj", ".moe.down_proj")
+STACKS = ("input_linear", "output_linear", ".moe.gate_proj", ".moe.up_proj", ".moe.down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def stored_linears(model: Model) -> tuple[list[str], list[str]]:
         if leaf != "weight" and not (len(info.shape) == 3 and ".experts." in info.stored):
             continue
         name = module if leaf == "weight" else info.stored
-        matrix = len(info.shape) == 2 or (len(info.shape) == 3 and (".experts" in name or name.endswith(_STACKS)))
+        matrix = len(info.shape) == 2 or (len(info.shape) == 3 and (".experts" in name or name.endswith(STACKS)))
         if matrix and name not in quantized and not is_embedding(name) and not _LOOKUPS.search(name):
             plain[name] = None
     return list(quantized), list(plain)

@@ -12,9 +12,7 @@ from pathlib import Path
 
 from qbridge.findings.finding import error
 from qbridge.findings.way import Way
-from qbridge.source.foreign import stage_name
-
-CONFIG = "config.json"
+from qbridge.source.foreign import CONFIG, stage_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbridge.findings.finding import QBridgeError, error
+from qbridge.source.foreign import CONFIG
 from qbridge.source.weight_files import INDEX
-from qbridge.write.destination import CONFIG, Paths, check_destination, is_moving, lines_of, named, paths_for
+from qbridge.write.destination import Paths, check_destination, is_moving, lines_of, named, paths_for
 
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
 

@@ -18,6 +18,7 @@ from qbridge.formats.patterns import matches
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
 from qbridge.targets.derivation import (
+    STACKS,
     Answer,
     Built,
     Derivation,
@@ -71,7 +72,7 @@ _UNKNOWN = """
     minicpmo minicpmv molmo nemotron-nas orion phi3_v phi4mm plamo plamo2 qwen solar stablelm_epoch telechat xverse
 """
 _UNKNOWN_TYPES = frozenset(_UNKNOWN.split())
-_STACKS = ("input_linear", "output_linear", "router.layer", ".moe.gate_proj", ".moe.up_proj", ".moe.down_proj")
+_LEFT_ASIDE = (*STACKS, "router.layer")
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 
 
@@ -133,7 +134,7 @@ def _built(model: Model, renames: _Renames) -> Iterator[Built]:
 
 def _left_aside(stored: str, architecture: Architecture) -> bool:
     parts = stored.split(".")
-    if "mtp" in parts or stored.endswith(_STACKS) or "experts" in parts:
+    if "mtp" in parts or stored.endswith(_LEFT_ASIDE) or "experts" in parts:
         return True
     number = next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part == "layers"), "")
     tower = any("vision" in part or "visual" in part or "audio" in part for part in parts)

@@ -28,14 +28,17 @@ DRAFTED = {  # classes with a layer for multi-token prediction, and how it is ca
 FUSED = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
 # Keys of config.json that repositories have, engines read, and transformers' class has no more.
 SAID = {
-    "AfmoeForCausalLM": {"score_func": "sigmoid"},
+    "AfmoeForCausalLM": {"route_norm": True, "score_func": "sigmoid"},
     "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4MoeForCausalLM": {"head_dim": HEAD},
     "Glm4MoeLiteForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc"},
     "GlmMoeDsaForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Glm4vMoeForConditionalGeneration": {"head_dim": HEAD, "use_qk_norm": False},
     "Lfm2ForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2MoeForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+    "Lfm2VlForConditionalGeneration": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+    "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
 }
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
 TOWER = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
@@ -169,6 +172,7 @@ def chatglm():
     ends |= {"transformer.encoder.final_layernorm": (HIDDEN,)}
     config = text_config("ChatGLMModel", "chatglm", num_layers=2, ffn_hidden_size=WIDE, padded_vocab_size=VOCAB)
     config |= {"multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": HEAD, "add_qkv_bias": True}
+    config["original_rope"] = True
     for key in ("num_hidden_layers", "num_key_value_heads", "intermediate_size"):
         del config[key]
     return tree("transformer.encoder.layers", below, ends, ("self_attention.query_key_value",)), config
@@ -306,6 +310,7 @@ def kimi():
     tensors, config, _ = small.shapes("Kimi_K25ForConditionalGeneration")
     config |= {"architectures": ["KimiK25ForConditionalGeneration"], "tie_word_embeddings": False}
     config["text_config"] |= {"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 0}
+    config["text_config"] |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
     tensors = {name.replace("model.mm_projector", "mm_projector"): value for name, value in tensors.items()}
     return {**tensors, "language_model.lm_head.weight": ((VOCAB, HIDDEN), BF16)}, config
 

@@ -334,6 +334,23 @@ def test_a_head_that_has_another_name_in_memory_is_listed_by_that(entries, misse
     assert found == ({"QB280": {"embed_out"}} if missed else {})
 
 
+@pytest.mark.parametrize("name", ["AfmoeForCausalLM", "ExaoneMoeForCausalLM"])
+def test_a_head_that_is_built_without_its_name_is_in_no_list(name):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}
+    assert said_of(name, block, plain=["lm_head"]) == {"QB280": {"lm_head"}}
+    groups = {"group_0": {"targets": ["Linear"]}}
+    assert said_of(name, {"quant_method": "compressed-tensors", "config_groups": groups}, plain=["lm_head"]) == {}
+
+
+@pytest.mark.parametrize("leaf", ["per_layer_model_projection", "altup_projections.0"])
+@pytest.mark.parametrize("part", ["", "self_decoder."])
+def test_linears_of_gemma3n_that_lie_in_another_module_in_memory(leaf, part):
+    groups = {"group_0": {"targets": ["Linear"]}}
+    block = {"quant_method": "compressed-tensors", "ignore": [f"model.{part}{leaf}"], "config_groups": groups}
+    found = said_of("Gemma3nForCausalLM", block, plain=[f"model.{leaf}"])
+    assert found == ({} if part else {"QB280": {f"model.{leaf}"}})
+
+
 PLAIN_HEADS = [
     "BloomForCausalLM",
     "FalconH1ForCausalLM",

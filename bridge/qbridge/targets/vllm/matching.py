@@ -133,7 +133,7 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
         if names.either and re.search(names.either, name):
             continue
         parent, _, leaf = name.rpartition(".")
-        unit, kind = name, "head" if maps_to_vocabulary(name) else "linear"
+        unit, kind = name, "head" if maps_to_vocabulary(stored) or is_head(name) else "linear"
         if experts := names.experts_of(name):
             unit, kind = experts, "experts"
         elif (merged := names.merges(parent, leaf)) and sum(f"{parent}.{n}" in present for n in merged[1]) > 1:

@@ -151,12 +151,11 @@ def _alike(classes: str, names: Names) -> dict[str, Names]:
 CLASSES: Mapping[str, Names] = {
     **_alike(
         """
-        AfmoeForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM CohereForCausalLM DeciLMForCausalLM
-        Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM Exaone4ForCausalLM ExaoneMoeForCausalLM Gemma2ForCausalLM
-        Gemma3ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM GraniteForCausalLM
-        HyperCLOVAXForCausalLM InternLM3ForCausalLM LlamaForCausalLM LongcatFlashForCausalLM MiMoForCausalLM
-        MiMoV2FlashForCausalLM MiniCPMForCausalLM Ministral3ForCausalLM MistralForCausalLM Qwen2ForCausalLM
-        Qwen3ForCausalLM SolarForCausalLM
+        Cohere2ForCausalLM Cohere2MoeForCausalLM CohereForCausalLM DeciLMForCausalLM Ernie4_5ForCausalLM
+        Ernie4_5_MoeForCausalLM Exaone4ForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM GemmaForCausalLM
+        Glm4ForCausalLM Glm4MoeForCausalLM GraniteForCausalLM HyperCLOVAXForCausalLM InternLM3ForCausalLM
+        LlamaForCausalLM LongcatFlashForCausalLM MiMoForCausalLM MiMoV2FlashForCausalLM MiniCPMForCausalLM
+        Ministral3ForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM SolarForCausalLM
         """,
         TEXT,
     ),
@@ -165,13 +164,16 @@ CLASSES: Mapping[str, Names] = {
     ),
     **_alike(
         """
-        ArceeForCausalLM CwmForCausalLM GlmForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM PhiForCausalLM
-        SeedOssForCausalLM SmolLM3ForCausalLM Starcoder2ForCausalLM VaultGemmaForCausalLM
+        ArceeForCausalLM CwmForCausalLM GlmForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM
+        PhiForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM Starcoder2ForCausalLM VaultGemmaForCausalLM
         """,
         _ONE_BY_ONE,
     ),
     **_alike("DeepseekV2ForCausalLM DeepseekV3ForCausalLM DeepseekV32ForCausalLM Glm4MoeLiteForCausalLM", _LATENT),
     "GlmMoeDsaForCausalLM": _LATENT,
+    **_alike(  # the head is built without its name
+        "AfmoeForCausalLM ExaoneMoeForCausalLM", replace(TEXT, called={r"^lm_head(?=\.)": ""})
+    ),
     "BloomForCausalLM": replace(_ONE_BY_ONE, unquantized=_HEAD),
     "Cohere2VisionForConditionalGeneration": Names(
         {key: new for key, new in _TOWER.items() if key != "lm_head."}, unquantized=_PROJECTOR, towers=True
@@ -187,6 +189,14 @@ CLASSES: Mapping[str, Names] = {
     "GPTJForCausalLM": replace(TEXT, packed={}, merged=_QKV),
     "GPTNeoXForCausalLM": replace(_ONE_BY_ONE, prefixes={"embed_out.": "lm_head."}),
     "Gemma3ForConditionalGeneration": _LLAVA,
+    "Gemma3nForCausalLM": replace(
+        TEXT,
+        called={
+            r"\.(per_layer_model_projection|altup_projections)(?=\.)": r".self_decoder.\1",
+        },
+        unquantized=r"(?:^|\.)(?:audio_tower|vision_tower|embed_audio|embed_vision)\.",
+        towers=True,
+    ),
     "Gemma4ForCausalLM": Names({"model.language_model.": "model."}),
     "Glm4vForConditionalGeneration": Names(_VISUAL, packed={**_QKV, "gate_up_proj": ("gate_up_proj",)}, towers=True),
     "Glm4vMoeForConditionalGeneration": Names(_VISUAL, towers=True),

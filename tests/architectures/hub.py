@@ -26,9 +26,10 @@ DRAFTED = {  # classes with a layer for multi-token prediction, and how it is ca
 }
 # Fused in what transformers saves; tools write such experts one by one.
 FUSED = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+IN_COLUMNS = FUSED[:2]  # [experts, in, 2 out] and [experts, in, out]; others have out_features first
 # Keys of config.json that repositories have, engines read, and transformers' class has no more.
 SAID = {
-    "AfmoeForCausalLM": {"route_norm": True, "score_func": "sigmoid"},
+    "AfmoeForCausalLM": {"n_group": 1, "route_norm": True, "score_func": "sigmoid", "topk_group": 1},
     "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4MoeForCausalLM": {"head_dim": HEAD},
@@ -38,6 +39,8 @@ SAID = {
     "Lfm2ForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2MoeForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2VlForConditionalGeneration": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+    "LongcatFlashForCausalLM": {"mla_scale_kv_lora": True, "mla_scale_q_lora": True},
+    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD},
     "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
 }
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
@@ -50,7 +53,7 @@ def checkpoint(architecture):
         return (*REMOTE[architecture](), TABLES)
     tensors, config, tables = small.shapes(architecture)
     if architecture in FUSED:
-        tensors = one_by_one(tensors)
+        tensors = one_by_one(tensors, architecture)
     if architecture in DRAFTED:
         tensors, config = drafted(tensors, config, DRAFTED[architecture])
     if any(name.endswith("vision_tower.embeddings.position_embedding.weight") for name in tensors):
@@ -61,8 +64,8 @@ def checkpoint(architecture):
     return tensors, config if "text_config" in config else config | said, tables
 
 
-def one_by_one(tensors):
-    """Experts as linears of their own, of tensors [experts, in, 2 out] and [experts, in, out]."""
+def one_by_one(tensors, architecture):
+    """Experts as linears of their own, of two tensors that hold all of a layer's."""
     found = {}
     for name, (shape, dtype) in tensors.items():
         block, _, leaf = name.rpartition(".")
@@ -70,6 +73,8 @@ def one_by_one(tensors):
             found[name] = (shape, dtype)
             continue
         leaves = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else ("down_proj",)
+        if architecture not in IN_COLUMNS:  # [experts, 2 out, in] and [experts, out, in]
+            shape = (shape[0], shape[2], shape[1])
         for expert in range(shape[0]):
             found |= {
                 f"{block}.{expert}.{one}.weight": ((shape[2] // len(leaves), shape[1]), dtype) for one in leaves

@@ -83,7 +83,7 @@ OTHER = {
     "FalconH1ForCausalLM": MAMBA,
     "GPTJForCausalLM": {"n_embd": HIDDEN, "n_head": 4, "n_layer": 2, "rotary_dim": 16},
     "Gemma4ForCausalLM": {"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": HEAD},
-    "Gemma4ForConditionalGeneration": {"per_layer_config": None, "global_head_dim": HEAD},
+    "Gemma4ForConditionalGeneration": {"per_layer_config": None, "global_head_dim": HEAD, "num_experts": None},
     "Gemma3nForCausalLM": {
         "num_kv_shared_layers": 0,
         "laurel_rank": 32,
@@ -131,6 +131,7 @@ HEADLESS = {"vision_use_head": False}
 PARTS = {
     "Cohere2VisionForConditionalGeneration": {"vision_config": HEADLESS},
     "Gemma3ForConditionalGeneration": {"vision_config": HEADLESS},
+    "Kimi_K25ForConditionalGeneration": {"vision_config": {"projection_hidden_size": 64}},
     "Lfm2VlForConditionalGeneration": {"vision_config": HEADLESS},
     "PaliGemmaForConditionalGeneration": {
         "": {"projection_dim": HIDDEN},

@@ -342,6 +342,13 @@ def test_a_head_that_is_built_without_its_name_is_in_no_list(name):
     assert said_of(name, {"quant_method": "compressed-tensors", "config_groups": groups}, plain=["lm_head"]) == {}
 
 
+@pytest.mark.parametrize(("entry", "missed"), [("block_sparse_moe.gate", True), ("mlp.router", False)])
+def test_a_router_that_is_a_linear_in_memory_is_listed_by_its_name_there(entry, missed):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [f"model.layers.0.{entry}"]}
+    router = "model.layers.0.block_sparse_moe.gate"
+    assert said_of("PhimoeForCausalLM", block, plain=[router]) == ({"QB280": {router}} if missed else {})
+
+
 @pytest.mark.parametrize("leaf", ["per_layer_model_projection", "altup_projections.0"])
 @pytest.mark.parametrize("part", ["", "self_decoder."])
 def test_linears_of_gemma3n_that_lie_in_another_module_in_memory(leaf, part):

@@ -78,8 +78,9 @@ def test_fused_attention_of_bloom_is_reshaped_by_heads(format_name, weight, acti
 @pytest.mark.parametrize(
     ("name", "part", "keys"),
     [
-        ("AfmoeForCausalLM", "", {"route_norm": True, "score_func": "sigmoid"}),
+        ("AfmoeForCausalLM", "", {"n_group": 1, "route_norm": True, "score_func": "sigmoid", "topk_group": 1}),
         ("ChatGLMModel", "", {"original_rope": True}),
+        ("MiniMaxM2ForCausalLM", "", {"rotary_dim": 64}),
         ("Lfm2VlForConditionalGeneration", "text_config", {"block_dim": 64, "conv_dim": 64}),
         ("Qwen3VLMoeForConditionalGeneration", "text_config", {"norm_topk_prob": True}),
         ("VoxtralForConditionalGeneration", "audio_config", {"downsample_factor": 4}),
@@ -89,8 +90,8 @@ def test_keys_that_a_class_reads_and_no_class_of_configs_has(name, part, keys):
     model = model_of(name, ["model.layers.0.mlp.down_proj"], CHANNEL, DYNAMIC)
     given = {**model.config, **({part: keys} if part else keys)}
     asked = {f"{part}.{key}".lstrip(".") for key in keys}
-    assert problems("vllm", "compressed-tensors", "QB291", model) == asked
-    assert not problems("vllm", "compressed-tensors", "QB291", replace(model, config=given))
+    assert problems("vllm", "compressed-tensors", "QB330", model) == asked
+    assert not problems("vllm", "compressed-tensors", "QB330", replace(model, config=given))
 
 
 @pytest.mark.parametrize(

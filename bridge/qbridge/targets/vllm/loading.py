@@ -67,13 +67,16 @@ def _other_layers(model: Model) -> Iterator[Problem]:
 
 # Keys of config.json that a class reads and transformers' class has no default for, by the part of it where they are.
 _ASKED: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "AfmoeForCausalLM": ("", ("route_norm", "score_func")),
+    "AfmoeForCausalLM": ("", ("n_group", "route_norm", "score_func", "topk_group")),
     **dict.fromkeys(("ChatGLMForConditionalGeneration", "ChatGLMModel"), ("", ("original_rope",))),
     "Glm4MoeForCausalLM": ("", ("head_dim",)),
     "Glm4MoeLiteForCausalLM": ("", ("first_k_dense_replace",)),
     "Glm4vMoeForConditionalGeneration": ("text_config", ("head_dim", "use_qk_norm")),
     "Lfm2ForCausalLM": ("", ("block_dim", "conv_dim")),
     "Lfm2VlForConditionalGeneration": ("text_config", ("block_dim", "conv_dim")),
+    "LongcatFlashForCausalLM": ("", ("mla_scale_kv_lora", "mla_scale_q_lora")),
+    "MiMoV2FlashForCausalLM": ("", ("hybrid_layer_pattern",)),
+    "MiniMaxM2ForCausalLM": ("", ("rotary_dim",)),
     "Qwen3VLMoeForConditionalGeneration": ("text_config", ("norm_topk_prob",)),
     "Step3p7ForConditionalGeneration": ("vision_config", ("output_dim", "width")),
     "VoxtralForConditionalGeneration": ("audio_config", ("downsample_factor",)),
@@ -88,7 +91,7 @@ def _unsaid(model: Model) -> Iterator[Problem]:
     where = tuple(f"{part}.{key}".lstrip(".") for key in keys if key not in given)
     if where:
         fact = f"{model.architecture} of vLLM 0.33.0 reads them, and transformers' class of the config has no default"
-        yield Problem((fact,), ("write them into config.json as the model's own repository has them",), where)
+        yield Problem((fact,), where=where)
 
 
 _INDEXER = "vllm 0.33.0, model_executor/models/deepseek_v2.py (_try_load_fp8_indexer_wk)"
@@ -148,6 +151,6 @@ def rules(format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB291", _renamed_twice, _QWEN),
         ModelRule("QB291", _other_layers, _LAYERS),
         ModelRule("QB291", _reshaped(format_name), _BLOOM),
-        ModelRule("QB291", _unsaid, _KEYS),
+        ModelRule("QB330", _unsaid, _KEYS),
         ModelRule("QB291", _indexers, _INDEXER),
     )

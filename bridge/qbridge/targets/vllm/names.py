@@ -243,6 +243,11 @@ CLASSES: Mapping[str, Names] = {
     "PaliGemmaForConditionalGeneration": _LLAVA_NEXT_VIDEO,
     "Phi3ForCausalLM": replace(TEXT, packed={"qkv_proj": ("qkv_proj",), "gate_up_proj": ("gate_up_proj",)}),
     **_alike("Qwen2_5OmniModel Qwen2_5OmniForConditionalGeneration", _OMNI),
+    "PhimoeForCausalLM": replace(
+        _ONE_BY_ONE,
+        parts={".block_sparse_moe.gate.": ".mlp.router.", ".block_sparse_moe.": ".mlp."},
+        routers=True,
+    ),
     "Qwen2MoeForCausalLM": TEXT,
     "Qwen2VLForConditionalGeneration": _QWEN2_VISION,
     "Qwen2_5_VLForConditionalGeneration": replace(_QWEN2_VISION, packed={**_BOTH, "qkv": ("qkv",)}),

@@ -131,7 +131,7 @@ HEADLESS = {"vision_use_head": False}
 PARTS = {
     "Cohere2VisionForConditionalGeneration": {"vision_config": HEADLESS},
     "Gemma3ForConditionalGeneration": {"vision_config": HEADLESS},
-    "Kimi_K25ForConditionalGeneration": {"vision_config": {"projection_hidden_size": 64}},
+    "Kimi_K25ForConditionalGeneration": {"": {"projection_hidden_size": 64}},
     "Lfm2VlForConditionalGeneration": {"vision_config": HEADLESS},
     "PaliGemmaForConditionalGeneration": {
         "": {"projection_dim": HIDDEN},

@@ -135,7 +135,7 @@ ENTRIES = (
     Code(
         "QB330",
         "config.json lacks keys that vLLM's model class reads",
-        "The class reads them without a default, and transformers' class of the config gives none: it no longer saves them.",
+        "The class reads them without a default, and transformers' class of the config has none for them.",
         "It stops before it loads anything: AttributeError: '...Config' object has no attribute '...'.",
         "norm_topk_prob of Qwen3-VL-MoE, after transformers 5 saved the model anew",
         "Write them into config.json as the model's own repository has them.",

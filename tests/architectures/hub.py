@@ -35,12 +35,15 @@ SAID = {
     "Glm4MoeForCausalLM": {"head_dim": HEAD},
     "Glm4MoeLiteForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc"},
     "GlmMoeDsaForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Glm4vForConditionalGeneration": {"attention_bias": True},
     "Glm4vMoeForConditionalGeneration": {"head_dim": HEAD, "use_qk_norm": False},
     "Lfm2ForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2MoeForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2VlForConditionalGeneration": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
-    "LongcatFlashForCausalLM": {"mla_scale_kv_lora": True, "mla_scale_q_lora": True},
-    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD},
+    "LongcatFlashForCausalLM": {
+        **{"mla_scale_kv_lora": True, "mla_scale_q_lora": True, "zero_expert_type": "identity"},
+    },
+    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD, "scoring_func": "sigmoid"},
     "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
 }
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.

@@ -342,6 +342,16 @@ def test_a_head_that_is_built_without_its_name_is_in_no_list(name):
     assert said_of(name, {"quant_method": "compressed-tensors", "config_groups": groups}, plain=["lm_head"]) == {}
 
 
+@pytest.mark.parametrize(("part", "missed"), [("mamba", True), ("mixer", False)])
+def test_mixers_of_granite_are_listed_by_their_name_in_memory(part, missed):
+    groups = {"group_0": {"targets": ["Linear"]}}
+    ignore = [f"model.layers.0.{part}.in_proj"]
+    block = {"quant_method": "compressed-tensors", "ignore": ignore, "config_groups": groups}
+    mixer = "model.layers.0.mamba.in_proj"
+    found = said_of("GraniteMoeHybridForCausalLM", block, plain=[mixer])
+    assert found == ({"QB280": {mixer}} if missed else {})
+
+
 @pytest.mark.parametrize(("entry", "missed"), [("block_sparse_moe.gate", True), ("mlp.router", False)])
 def test_a_router_that_is_a_linear_in_memory_is_listed_by_its_name_there(entry, missed):
     block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [f"model.layers.0.{entry}"]}

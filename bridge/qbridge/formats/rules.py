@@ -37,7 +37,8 @@ class LayerRule:
     """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none.
 
     Both are given the spec as it has become, and the model as it was before the first rule. What breaks a rule with
-    `elsewhere` is of a kind that the target takes in another of its formats.
+    `elsewhere` is of a kind that the target takes in another of its formats. A rule that is `first` is asked before
+    those of the format.
     """
 
     code: str
@@ -45,6 +46,7 @@ class LayerRule:
     source: str
     fix: Callable[[Spec, Model], Pass | None] = lambda spec, model: None
     elsewhere: bool = False
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

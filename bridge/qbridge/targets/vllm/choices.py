@@ -29,6 +29,7 @@ from qbridge.targets import float32
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion
+from qbridge.targets.unquantized import built_unquantized
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm import fusion, loading, modelopt
 from qbridge.targets.vllm.matching import unquantizable
@@ -361,7 +362,8 @@ _HAS_CLASS = ModelRule("QB286", _removed, "vllm 0.33.0, model_executor/models/re
 
 def _of_class(choice: Choice) -> Choice:
     """A choice with what the newest release's classes cannot do in its format."""
-    builds = ModelRule("QB281", unquantizable(choice.format.NAME), "vllm 0.33.0, model_executor/models")
+    plain = unquantizable(choice.format.NAME)
+    builds = built_unquantized(plain, "vllm 0.33.0, model_executor/models", DType.F16, float32.VLLM)
     return replace(choice, rules=(*choice.rules, _HAS_CLASS, builds, *loading.rules(choice.format.NAME)))
 
 

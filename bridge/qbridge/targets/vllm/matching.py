@@ -13,6 +13,7 @@ from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_head
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.rules import Problem
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.derivation import (
     Answer,
@@ -152,27 +153,23 @@ def is_draft(stored: str, architecture: Architecture) -> bool:
     return is_beyond(number, count) and _is_text(parts) and not architecture.is_decoder(stored)
 
 
-def unquantizable(method: str) -> Callable[[Model], Iterator[Problem]]:
-    """Quantized linears to which a class hands no block of a method, so that no list can make it build them."""
+def unquantizable(method: str) -> Callable[[Spec, Model], str]:
+    """Says of a quantized linear that its class hands it no block of a method, so that no list can make it so."""
 
-    def check(model: Model) -> Iterator[Problem]:
+    def why(spec: Spec, model: Model) -> str:
         architecture = Architecture.of_model(model)
         names = CLASSES.get(architecture.name)
         if names is None:
-            return
-        stored = {name: dict(spec.dialect).get("stored_as") or name for name, spec in model.specs.items()}
-        where = [
-            name
-            for name, on_disk in stored.items()
-            if names.is_plain(names.renamed(on_disk), method)
-            and not is_draft(on_disk, architecture)
-            and not (names.either and re.search(names.either, names.renamed(on_disk)))
-        ]
-        if where:
-            fact = f"{ENGINE} builds them unquantized in {architecture.name}, whatever the block says"
-            yield Problem((fact,), where=tuple(where))
+            return ""
+        stored = dict(spec.dialect).get("stored_as") or spec.name
+        called = names.renamed(stored)
+        if not names.is_plain(called, method) or is_draft(stored, architecture):
+            return ""
+        if names.either and re.search(names.either, called):
+            return ""
+        return f"{ENGINE} builds them unquantized in {architecture.name}, whatever the block says"
 
-    return check
+    return why
 
 
 def _is_text(parts: list[str]) -> bool:

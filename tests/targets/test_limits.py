@@ -202,3 +202,26 @@ def test_groups_that_gptqmodel_has_no_kernel_for(format, size, inputs, becomes):
     assert [rule.code for rule in said] == ([] if becomes is None else ["QB232"])
     if said:
         assert said[0].fix(spec, model) == (Regroup(becomes) if becomes else None)
+
+
+@pytest.mark.parametrize(
+    ("format_name", "target", "size", "rows", "dtype", "code", "mild"),
+    [
+        ("compressed-tensors", "vllm", 256, 512, "bfloat16", "QB226", False),  # Humming has any group: a note
+        ("compressed-tensors", "vllm@0.23", 256, 512, "bfloat16", "QB220", False),
+        ("awq", "vllm", 256, 512, "float16", "QB225", True),  # CUDA's awq_gemm
+        ("awq", "vllm", 256, 512, "bfloat16", "QB225", False),
+        ("awq", "vllm", 256, 384, "float16", "QB225", False),
+    ],
+)
+def test_large_groups_are_split_and_refused_only_where_no_kernel_has_them(
+    format_name, target, size, rows, dtype, code, mild
+):
+    weight = WeightScheme(4, Granularity.GROUP, format_name != "awq", group_size=size)
+    spec = Spec("model.layers.0.mlp.down_proj", rows, 512, weight, DType.F16)
+    config = {"architectures": ["LlamaForCausalLM"], "torch_dtype": dtype}
+    model = Model(format_name, config, {spec.name: spec}, {}, {})
+    rules = find_target(target).choice_of(format_name).rules
+    said = [(rule, problem) for rule in rules if hasattr(rule, "fix") and (problem := rule.check(spec, model))]
+    assert [(rule.code, problem.mild) for rule, problem in said] == [(code, mild)]
+    assert said[0][0].fix(spec, model) == Regroup(128)

@@ -32,6 +32,26 @@ def test_scales_under_names_that_it_does_not_read(case, tmp_path):
     assert done.ok and done.format == "compressed-tensors"
 
 
+@pytest.mark.parametrize(("size", "missed"), [("absent", True), (None, False)])
+def test_without_a_size_of_blocks_it_takes_scales_for_those_of_blocks(size, missed, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_static")
+    edit_quantization(src, lambda block: block.update({} if size == "absent" else {"weight_block_size": size}))
+    assert bool(found(src, "QB284")) is missed
+
+
+@pytest.mark.parametrize("key", ["modules_to_not_convert", "ignored_layers"])
+def test_both_names_of_the_list_of_fp8_are_read(key, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+
+    def edit(block):
+        for name in ("modules_to_not_convert", "ignored_layers"):
+            block.pop(name, None)
+        block[key] = ["model.layers.0.mlp.down_proj", "lm_head"]
+
+    edit_quantization(src, edit)
+    assert places(found(src, "QB281")) == {"model.layers.0.mlp.down_proj"}
+
+
 def test_scales_under_names_that_it_reads(tmp_path):
     src = copy_fixture(tmp_path, "fp8/llama_static")
     new = {"weight_scale": "weight_scale_inv", "input_scale": "activation_scale"}

@@ -29,6 +29,7 @@ TARGETS = (
         pytorch.OLD_READER,
         single_first=True,
         codes=codes.ENTRIES,
+        derivation=matching.OLD,
     ),
     Target(
         "lmdeploy-turbomind@0.18.0",

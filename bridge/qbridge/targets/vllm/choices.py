@@ -27,11 +27,11 @@ from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
+from qbridge.targets.common import misnamed, model_dtype, stacked, unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.unquantized import built_unquantized
+from qbridge.targets.vllm import auto_round, fusion, loading, modelopt
 from qbridge.targets.vllm import float8 as vllm_float8
-from qbridge.targets.vllm import fusion, loading, modelopt
 from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
 
@@ -167,6 +167,13 @@ def _split_large_groups(spec: Spec, model: Model) -> Problem | None:
     return _marlin_group(spec, model) if _common_group(spec, model) else None
 
 
+def _awq_groups(spec: Spec, model: Model) -> Problem | None:
+    """As `_split_large_groups`; CUDA's own kernel has some of them, in float16 (csrc/quantization/awq)."""
+    size, problem = spec.weight.group_size or 0, _split_large_groups(spec, model)
+    served = size % 32 == 0 and size and spec.out_features % size == 0 and model_dtype(model, DType.F16) is DType.F16
+    return replace(problem, mild=True) if problem and served else problem
+
+
 def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
     if model.architecture != "GptOssForCausalLM" or not is_routed(spec.name):
         return None
@@ -187,9 +194,11 @@ def _stacks(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"experts share a tensor by {lies}, which the loader of {model.architecture} does not take",))
 
 
-def _gptq_kernel(spec: Spec, model: Model) -> Problem | None:
-    if spec.g_idx:
-        return Problem((f"{spec.scheme}: act-order is refused since 0.30",))
+def _act_order(spec: Spec, model: Model) -> Problem | None:
+    return Problem((f"{spec.scheme}: act-order is refused since 0.30",)) if spec.g_idx else None
+
+
+def _gptq_zeros(spec: Spec, model: Model) -> Problem | None:
     if not spec.weight.symmetric:
         return Problem((f"weights {spec.weight}: asymmetric GPTQ is refused since 0.22",))
     return None
@@ -232,7 +241,8 @@ def _input_scales(fused: Fusion) -> ValueRule:
     )
 
 
-def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
+def _compressed_tensors(fused: Fusion, *more: Rule, groups: str = "QB226") -> Choice:
+    """`groups` is the code for groups that no kernel has but Humming, or that nothing has."""
     return Choice(
         named("compressed-tensors"),
         (
@@ -242,7 +252,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
             LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
             ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
             LayerRule(
-                "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
+                groups, _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
             ),
             vllm_float8.channels(fused),
             _input_scales(fused),
@@ -257,7 +267,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
 def _awq(fused: Fusion) -> Choice:
     return Choice(
         named("awq"),
-        (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_common(fused), _UNQUANTIZED),
+        (LayerRule("QB225", _awq_groups, _AWQ_FILE, _common_group), *_common(fused), _UNQUANTIZED),
         serve=_serve,
     )
 
@@ -289,10 +299,10 @@ MODELOPT = Choice(
 )
 # gpt-oss alone, which is bfloat16 by its kernels.
 MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=_serve)
-GPTQ = Choice(
+GPTQ_023 = Choice(  # in act-order or not: 0.30 refuses act-order (auto_gptq.py), 0.29.0 has kernels for it
     named("gptq"),
     (
-        LayerRule("QB224", _gptq_kernel, _GPTQ_FILE, _symmetrized),
+        LayerRule("QB224", _gptq_zeros, _GPTQ_FILE, _symmetrized),
         LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
         LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
         *_common(fusion.VLLM),
@@ -300,6 +310,7 @@ GPTQ = Choice(
     ),
     serve=_serve,
 )
+GPTQ = replace(GPTQ_023, rules=(LayerRule("QB224", _act_order, _GPTQ_FILE), *GPTQ_023.rules))
 
 
 def _alone(spec: Spec) -> bool:
@@ -335,6 +346,7 @@ COMPRESSED_TENSORS_023 = _compressed_tensors(
     fusion.VLLM,
     LayerRule("QB220", _older_width, _FILE_023, _wider),
     LayerRule("QB220", _eight_asymmetric, "vllm 0.23.0, kernels/linear/mixed_precision", _symmetrized),
+    groups="QB220",
 )
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
@@ -345,6 +357,7 @@ OLD_COMPRESSED_TENSORS = _compressed_tensors(
     LayerRule("QB220", _asymmetric, _OLD_SCHEME, _symmetrized),
     LayerRule("QB220", _older_width, _OLD_SCHEME, _wider),
     LayerRule("QB220", _marlin_group, _OLD_SCHEME, _common_group),
+    groups="QB220",
 )
 OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
 OLD_AWQ = _awq(fusion.VLLM_054)
@@ -369,23 +382,11 @@ def _of_class(choice: Choice) -> Choice:
 
 NEWEST_GPTQ = _of_class(GPTQ)
 NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)))
-
-
-def _auto_round_kernel(spec: Spec, model: Model) -> Problem | None:
-    """Its Marlin methods have symmetric 4 and 8 bits as GPTQ, and 4 bits as AWQ, asymmetric ones included."""
-    as_awq = "awq" in dict(spec.dialect).get("packing_format", "")
-    served = ((4, True), (4, False)) if as_awq else ((4, True), (8, True))
-    if (spec.weight.bits, spec.weight.symmetric) in served:
-        return None
-    return Problem((f"weights {spec.weight}: its kernels for AutoRound have symmetric 4 and 8 bits",))
-
-
-_INC = "vllm 0.33.0, model_executor/layers/quantization/inc/schemes/inc_wna16_linear.py"
 AUTO_ROUND = Choice(
     named("auto-round"),
     (
-        LayerRule("QB224", _auto_round_kernel, _INC),
-        LayerRule("QB224", _marlin_group, _GPTQ_FILE),
+        *auto_round.RULES,
+        ModelRule("QB226", _humming, "vllm 0.33.0, model_executor/layers/quantization/inc"),
         *_common(fusion.VLLM),
         _UNQUANTIZED,
         _HAS_CLASS,

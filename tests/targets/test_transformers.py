@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import qbridge
@@ -11,7 +12,7 @@ from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.targets.registry import find_target
 from qbridge.targets.transformers.matching import DERIVATION
-from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
+from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places, rewrite_tensors
 
 
 def found(folder, *codes):
@@ -77,6 +78,44 @@ def test_formats_that_need_a_package_are_loaded_and_never_written(case, package,
     assert package in facts(found(src, "QB288")) and not found(src, "QB260")
     report = qbridge.convert(src, tmp_path / "dst", "transformers", dry_run=True, allow=["rounded"])
     assert report.format == "compressed-tensors"
+
+
+@pytest.mark.parametrize(
+    ("case", "missed"),
+    [
+        ("llama_v1_sym", False),
+        ("llama_static_groups", False),
+        ("llama_2bit", False),
+        ("llama_planar_5bit", True),
+        ("llama_int16_words", True),
+        ("llama_int8_words", True),
+        ("llama_lm_head", True),
+        ("qwen2_dynamic", True),
+        ("llama_autoround_mixed", True),
+    ],
+)
+def test_gptq_that_gptqmodel_loads_and_transformers_does_not(case, missed, tmp_path):
+    src = copy_fixture(tmp_path, f"gptq/{case}")
+    assert bool(found(src, "QB234")) is missed
+    report = qbridge.convert(src, tmp_path / "dst", "transformers", allow=["rounded"], dry_run=True)
+    assert report.format == "compressed-tensors"
+
+
+def test_linears_of_the_layers_that_a_list_leaves_out_are_unquantized(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_v1_sym")
+    down = "model.layers.0.mlp.down_proj"
+
+    def plain(tensors):
+        for name in [name for name in tensors if name.startswith(f"{down}.")]:
+            del tensors[name]
+        tensors[f"{down}.weight"] = np.zeros((128, 256), np.float16)
+
+    rewrite_tensors(src, plain)
+    assert places(found(src, "QB234")) == {down}
+    others = [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]]
+    others.append(["mlp.gate_proj", "mlp.up_proj"])
+    edit_quantization(src, lambda block: block.update(modules_in_block_to_quantize=others))
+    assert not found(src, "QB234")
 
 
 def test_asymmetric_experts_do_not_load():

@@ -66,8 +66,8 @@ RULES: tuple[Rule, ...] = (
 CODE = Code(
     "QB234",
     "transformers does not load this GPTQ, which GPTQModel itself may",
-    "It knows 2, 3, 4 and 8 bits in words of 32 bits, one width and group size for all linears of the layers, and none "
-    "outside: its config has no dynamic, lm_head or pack_dtype.",
+    "It knows 2, 3, 4 and 8 bits in words of 32 bits, one width and group size for all linears of the layers, "
+    "and none outside: its config has no dynamic, lm_head or pack_dtype.",
     "It stops at the width or the shape of a tensor, or leaves a head or linears as they were initialized.",
     "GPTQ with lm_head true; dynamic with 8 bits for down_proj",
     "Load it with GPTQModel, or convert it (--to transformers): compressed-tensors has all of these.",

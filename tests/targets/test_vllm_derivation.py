@@ -420,6 +420,7 @@ def test_an_autoround_backend_that_vllm_does_not_know(tmp_path):
         (4, True, 16, "auto_gptq", False),  # Marlin's groups
         (3, True, 16, "auto_gptq", True),  # Humming has any
         (3, True, None, "auto_gptq", False),
+        (3, True, 8, "auto_gptq", False),  # Humming's start at 16
         (7, True, 64, "auto_gptq", True),
         (2, False, 64, "auto_gptq", False),
         (4, False, 16, "auto_awq", True),  # Triton has any

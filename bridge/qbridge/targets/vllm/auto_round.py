@@ -9,8 +9,8 @@ from __future__ import annotations
 from qbridge.formats.rules import LayerRule, Problem
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.targets.vllm import groups
 
-_GROUPS = (32, 64, 128)
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/inc/schemes/inc_wna16_scheme.py and inc_wna16_linear.py"
 _MARLIN = (4, 8)  # the others go to Humming (CUDA_HUMMING_SUPPORTED_BITS)
 
@@ -36,9 +36,9 @@ def _gptq(spec: Spec) -> str:
     if size and spec.in_features % size:
         return f"{spec.in_features} inputs are not whole groups"
     if spec.weight.bits not in _MARLIN:
-        return "" if size else "Humming has scales per group here"
-    listed = ", ".join(map(str, _GROUPS))
-    return "" if size is None or size in _GROUPS else f"its Marlin kernels have groups of {listed}"
+        return "" if size and size >= groups.HUMMING else f"Humming has groups here, of {groups.HUMMING} or more"
+    listed = ", ".join(map(str, groups.GROUPS))
+    return "" if size is None or size in groups.GROUPS else f"its Marlin kernels have groups of {listed}"
 
 
 RULES = (LayerRule("QB224", _kernel, _FILE),)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import gcd
 
 from qbridge.architecture.config import Reader
 from qbridge.architecture.names import is_routed, module_of
@@ -22,22 +21,20 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import misnamed, model_dtype, stacked, unlike_parts, unquantized_tensors, weight_scales
+from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.unquantized import built_unquantized
-from qbridge.targets.vllm import auto_round, fusion, loading, modelopt
+from qbridge.targets.vllm import auto_round, fusion, groups, loading, modelopt
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
-_GROUPS = (128, 64, 32)
 # What the wheels require: 0.33.0 transformers 5.16.1 to 5.20, 0.23.0 any from 4.56 on, 0.5.4 one of August 2024.
 READER, READER_023, OLD_READER = Reader((5,)), Reader((4, 5), old_dtype=False), Reader((4,))
 _MARLIN = ((4, True), (4, False), (8, True))
@@ -145,35 +142,6 @@ def _wider(spec: Spec, model: Model) -> Pass:
     return Widen(4 if spec.weight.bits < 4 else 8)
 
 
-def _marlin_group(spec: Spec, model: Model) -> Problem | None:
-    size = spec.weight.group_size
-    if spec.activation is not None or size is None or spec.weight.type != "int":
-        return None
-    if spec.in_features % size:  # it makes room for in_features // group_size scales, and drops the last
-        return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
-    if size in _GROUPS:
-        return None
-    return Problem((f"weights {spec.weight}: its kernels have groups of {', '.join(map(str, _GROUPS))}",))
-
-
-def _common_group(spec: Spec, model: Model) -> Pass | None:
-    """Groups that one of the kernels' divides are split; smaller ones have kernels of their own in some builds."""
-    size = gcd(spec.weight.group_size or 0, spec.in_features)
-    return next((Regroup(group) for group in _GROUPS if size % group == 0), None)
-
-
-def _split_large_groups(spec: Spec, model: Model) -> Problem | None:
-    """As `_marlin_group`, where it can be mended: compressed-tensors of smaller groups has other kernels."""
-    return _marlin_group(spec, model) if _common_group(spec, model) else None
-
-
-def _awq_groups(spec: Spec, model: Model) -> Problem | None:
-    """As `_split_large_groups`; CUDA's own kernel has some of them, in float16 (csrc/quantization/awq)."""
-    size, problem = spec.weight.group_size or 0, _split_large_groups(spec, model)
-    served = size % 32 == 0 and size and spec.out_features % size == 0 and model_dtype(model, DType.F16) is DType.F16
-    return replace(problem, mild=True) if problem and served else problem
-
-
 def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
     if model.architecture != "GptOssForCausalLM" or not is_routed(spec.name):
         return None
@@ -241,8 +209,8 @@ def _input_scales(fused: Fusion) -> ValueRule:
     )
 
 
-def _compressed_tensors(fused: Fusion, *more: Rule, groups: str = "QB226") -> Choice:
-    """`groups` is the code for groups that no kernel has but Humming, or that nothing has."""
+def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226") -> Choice:
+    """`large` is the code for large groups: no kernel has them but Humming, or none has."""
     return Choice(
         named("compressed-tensors"),
         (
@@ -252,8 +220,15 @@ def _compressed_tensors(fused: Fusion, *more: Rule, groups: str = "QB226") -> Ch
             LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
             ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
             LayerRule(
-                groups, _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
+                "QB220", groups.short_group, f"{_FILE} (verify_group_size_divides_partition)", groups.common_group
             ),
+            LayerRule(
+                large,
+                groups.large_group,
+                "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py",
+                groups.common_group,
+            ),
+            LayerRule("QB220", groups.small_group, "humming-kernels 0.1.19, kernel/humming.py (check_scale)"),
             vllm_float8.channels(fused),
             _input_scales(fused),
             *_common(fused),
@@ -267,7 +242,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule, groups: str = "QB226") -> Ch
 def _awq(fused: Fusion) -> Choice:
     return Choice(
         named("awq"),
-        (LayerRule("QB225", _awq_groups, _AWQ_FILE, _common_group), *_common(fused), _UNQUANTIZED),
+        (LayerRule("QB225", groups.awq_group, _AWQ_FILE, groups.common_group), *_common(fused), _UNQUANTIZED),
         serve=_serve,
     )
 
@@ -304,7 +279,7 @@ GPTQ_023 = Choice(  # in act-order or not: 0.30 refuses act-order (auto_gptq.py)
     (
         LayerRule("QB224", _gptq_zeros, _GPTQ_FILE, _symmetrized),
         LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
-        LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
+        LayerRule("QB224", groups.marlin_group, _GPTQ_FILE, groups.common_group),
         *_common(fusion.VLLM),
         _UNQUANTIZED,
     ),
@@ -313,12 +288,8 @@ GPTQ_023 = Choice(  # in act-order or not: 0.30 refuses act-order (auto_gptq.py)
 GPTQ = replace(GPTQ_023, rules=(LayerRule("QB224", _act_order, _GPTQ_FILE), *GPTQ_023.rules))
 
 
-def _alone(spec: Spec) -> bool:
-    return spec.activation is None and spec.weight.type == "int"
-
-
 def _older_width(spec: Spec, model: Model) -> Problem | None:
-    if not _alone(spec) or spec.weight.bits in (4, 8):
+    if not groups.weights_alone(spec) or spec.weight.bits in (4, 8):
         return None
     return Problem((f"weights {spec.weight}: it reads 4 and 8 bits",))
 
@@ -326,7 +297,7 @@ def _older_width(spec: Spec, model: Model) -> Problem | None:
 def _eight_asymmetric(spec: Spec, model: Model) -> Problem | None:
     """Machete alone has them, for some groups, on a GPU of compute capability 90."""
     if (
-        not _alone(spec)
+        not groups.weights_alone(spec)
         or spec.weight.symmetric
         or spec.weight.bits != 8
         or spec.weight.group_size in (None, 64, 128)
@@ -336,7 +307,7 @@ def _eight_asymmetric(spec: Spec, model: Model) -> Problem | None:
 
 
 def _asymmetric(spec: Spec, model: Model) -> Problem | None:
-    if not _alone(spec) or spec.weight.symmetric:
+    if not groups.weights_alone(spec) or spec.weight.symmetric:
         return None
     return Problem((f"weights {spec.weight}: it reads symmetric ones",))
 
@@ -346,7 +317,7 @@ COMPRESSED_TENSORS_023 = _compressed_tensors(
     fusion.VLLM,
     LayerRule("QB220", _older_width, _FILE_023, _wider),
     LayerRule("QB220", _eight_asymmetric, "vllm 0.23.0, kernels/linear/mixed_precision", _symmetrized),
-    groups="QB220",
+    large="QB220",
 )
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
@@ -356,8 +327,8 @@ OLD_COMPRESSED_TENSORS = _compressed_tensors(
     LayerRule("QB220", _newer_floats, _OLD_FILE),
     LayerRule("QB220", _asymmetric, _OLD_SCHEME, _symmetrized),
     LayerRule("QB220", _older_width, _OLD_SCHEME, _wider),
-    LayerRule("QB220", _marlin_group, _OLD_SCHEME, _common_group),
-    groups="QB220",
+    LayerRule("QB220", groups.marlin_group, _OLD_SCHEME, groups.common_group),
+    large="QB220",
 )
 OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
 OLD_AWQ = _awq(fusion.VLLM_054)

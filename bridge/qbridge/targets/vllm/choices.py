@@ -34,6 +34,7 @@ from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+_WNA16 = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
 # What the wheels require: 0.33.0 transformers 5.16.1 to 5.20, 0.23.0 any from 4.56 on, 0.5.4 one of August 2024.
 READER, READER_023, OLD_READER = Reader((5,)), Reader((4, 5), old_dtype=False), Reader((4,))
@@ -219,9 +220,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226") -> Cho
             LayerRule("QB220", _has_scheme, _FILE, _per_channel),
             LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
             ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
-            LayerRule(
-                "QB220", groups.short_group, f"{_FILE} (verify_group_size_divides_partition)", groups.common_group
-            ),
+            LayerRule("QB220", groups.short_group, _WNA16, groups.common_group),
             LayerRule(
                 large,
                 groups.large_group,

@@ -23,11 +23,13 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
+from qbridge.commands.arguments import bytes_of, memory_of, positive_sizes_of, prefixes_of, sizes_of
 from qbridge.commands.words import (
     Allow,
+    CheckedSizes,
     DryRun,
     Dst,
+    For,
     From,
     Graft,
     Jobs,
@@ -36,6 +38,7 @@ from qbridge.commands.words import (
     Memory,
     NoProof,
     Once,
+    OnGpu,
     Overwrite,
     Progressing,
     RenamePrefix,
@@ -216,18 +219,24 @@ def restore(
 @app.command(cls=Once, epilog="Example: qbridge check Qwen2-72B-GPTQ-Int4 --for vllm --tp 2 --gpu sm90")
 def check(
     src: Source,
-    target: Annotated[str, typer.Option("--for", metavar="TARGET", help="Engine[@version] or format.")],
-    tp: Annotated[int, typer.Option("--tp", metavar="N", min=1, help="Tensor-parallel size.")] = 1,
-    gpu: Annotated[str, typer.Option("--gpu", metavar="SM", help="Compute capability.")] = "sm80",
+    target: For,
+    tp: CheckedSizes = "1",
+    gpu: OnGpu = "sm80",
     source: From = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not."""
+    """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not.
+
+    Several sizes of --tp give a table; it exits 0 only if every size is a yes.
+    """
+    sizes = _value("--tp", positive_sizes_of, tp)
     with _answering("check", as_json):
-        done = qbridge.check(src, target, tp, gpu, source, allow=words(allow, v1_zeros))
-        _say(as_json, done, render.check, done.findings)
+        done = qbridge.check(
+            src, target, sizes if len(sizes) > 1 else sizes[0], gpu, source, allow=words(allow, v1_zeros)
+        )
+        _say(as_json, done, render.check if len(sizes) == 1 else render.check_table, done.findings)
         if not done.ok:
             raise typer.Exit(1)
 

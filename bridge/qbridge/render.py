@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from qbridge.commands.checking import Check
 from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.report import Report, Verification
+from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
+from qbridge.targets.gpus import gpu_of
+from qbridge.targets.serving import Served
 
 _MODULES = 4  # grafted modules that are named
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
@@ -169,21 +171,109 @@ def check(console: Console, done: Check) -> None:
     rows = [
         ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
         ("model", done.architecture or "config.json names no architecture"),
-        ("for", f"{done.target}, tp {done.tp}, {done.gpu}"),
+        ("for", f"{_target(done)}, tp {done.tp}, {gpu_of(done.gpu)}"),
     ]
     for kind in done.kernels:
-        served = f"{kind.kernel or 'no kernel'}{'' if kind.legal or not kind.kernel else ', wrongly'}"
         what = f"{kind.kind} {kind.out_features} x {kind.in_features}, {kind.scheme}"
-        rows.append(("kernel", f"{served}: {what} ({kind.layers}){f'; {kind.note}' if kind.note else ''}"))
-    if done.needs_values:
-        rows.append(("needs values", ", ".join(done.needs_values)))
-    if done.needs_tensors:
-        rows.append(("needs tensors", ", ".join(done.needs_tensors)))
+        wrongly = ", wrongly" if kind.kernel and not kind.legal else ""
+        rows.append(
+            ("kernel", f"{_kernel(kind)}{wrongly}: {what} ({kind.layers}){f'; {kind.note}' if kind.note else ''}")
+        )
+    rows += _needs(done)
     errors = sum(finding.severity == "error" for finding in done.findings)
-    good = "config.json shows no problem, the rest needs the tensors" if done.assumed else "it would be served"
-    rows.append(("verdict", good if done.ok else f"{_count(errors, 'problem')}"))
+    if not done.known:
+        verdict = "not known"
+    elif done.ok:
+        verdict = _ASSUMED if done.assumed else "it would be served"
+    else:
+        verdict = _count(errors, "problem")
+    rows.append(("verdict", verdict))
+    rows += [(backend.backend, _backend(backend)) for backend in done.backends]
     rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])
+
+
+_ASSUMED = "config.json shows no problem, the rest needs the tensors"
+
+
+def _target(done: Check | CheckTable) -> str:
+    """The target, and the releases that stand in for it."""
+    return f"{done.target} (judged by {' and '.join(done.releases)})" if done.releases else done.target
+
+
+def _kernel(kind: Served) -> str:
+    return kind.kernel or "no kernel"
+
+
+def _needs(done: Check | CheckTable) -> list[tuple[str, str]]:
+    """What only values, or tensors, would tell."""
+    both = (("needs values", done.needs_values), ("needs tensors", done.needs_tensors))
+    return [(name, ", ".join(codes)) for name, codes in both if codes]
+
+
+def _backend(backend: BackendVerdict) -> str:
+    return "yes" if backend.ok else f"no: {backend.codes[0]}, {backend.reason}"
+
+
+def check_table(console: Console, done: CheckTable) -> None:
+    """What an engine makes of a checkpoint at each tensor-parallel size, a row each, and the commands that help."""
+    rows = [
+        ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
+        ("model", done.architecture or "config.json names no architecture"),
+        ("for", f"{_target(done)}, {gpu_of(done.gpu)}"),
+    ]
+    _rows(console, [*rows, *_needs(done)])
+    console.print()
+    _columns(console, [_HEAD, *(_size_row(size, done.assumed) for size in done.sizes)], _shows(done))
+    console.print()
+    good = sum(size.ok for size in done.sizes)
+    answer = f"{good} of {_count(len(done.sizes), 'size')} would be served"
+    notes = [("verdict", _ASSUMED if done.assumed and done.ok else answer)]
+    if any(not kind.legal for size in done.sizes for kind in size.kernels):
+        notes.append(("!", "serves some layers wrongly, or not at all"))
+    if done.sizes[0].fits is not None:
+        notes.append(("fits", "counts the weights alone; the kv cache and activations need room, too"))
+    commands: dict[str, list[str]] = {}
+    for size in done.sizes:
+        if size.remedy:
+            commands.setdefault(str(size.remedy.way), []).append(str(size.tp))
+    notes += [(f"tp {','.join(sizes)}", command) for command, sizes in commands.items()]
+    _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *_serve(done.serve)])
+
+
+_HEAD = ("tp", "verdict", "backends", "kernels", "GB per GPU", "fits", "cheapest exact remedy")
+
+
+def _shows(done: CheckTable) -> tuple[bool, ...]:
+    """Which columns have something to tell."""
+    first = done.sizes[0]
+    kernels = any(size.kernels for size in done.sizes)
+    fits = any(size.fits is not None for size in done.sizes)
+    return (True, True, bool(first.backends), kernels, True, fits, True)
+
+
+def _size_row(size: SizeVerdict, assumed: bool) -> tuple[str, ...]:
+    verdict = ("maybe" if assumed else "yes") if size.ok else "no" if size.known else "not known"
+    backends = ", ".join(backend.backend for backend in size.backends if backend.ok)
+    kernels = ", ".join(dict.fromkeys(f"{_kernel(kind)}{'' if kind.legal else '!'}" for kind in size.kernels))
+    weights = "-"
+    if size.weights:
+        weights = f"{'' if size.weights.exact else 'about '}{size.weights.bytes / 10**9:.2f}"
+    fits = "-" if size.fits is None else "yes" if size.fits else "no"
+    remedy = "-" if size.ok else "none"
+    if size.remedy:
+        option = " ".join(size.remedy.way.words)
+        remedy = f"convert{f' {option}' if option else ''}, {size.remedy.percent:+.2f} %"
+    return str(size.tp), verdict, backends or "-", kernels or "-", weights, fits, remedy
+
+
+def _columns(console: Console, rows: Sequence[Sequence[str]], shows: Sequence[bool]) -> None:
+    """Rows of cells, each column as wide as its widest cell; the first row is the head."""
+    kept = [[cell for cell, shown in zip(row, shows, strict=True) if shown] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*kept, strict=True)]
+    for number, row in enumerate(kept):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        console.print(Text(line, "" if number else "cyan"))
 
 
 def explanation(console: Console, entry: Code) -> None:

@@ -25,6 +25,11 @@ V1Zeros = Annotated[
         "--v1-zeros", metavar="wrap|add", help="Read all-ones zero-points of GPTQ version 1 as 0, or plus 1."
     ),
 ]
+For = Annotated[str, typer.Option("--for", metavar="TARGET", help="Engine[@version] or format.")]
+CheckedSizes = Annotated[
+    str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel size; of several there is a table.")
+]
+OnGpu = Annotated[str, typer.Option("--gpu", metavar="GPU", help="A name such as H100, or a compute capability.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]

@@ -44,6 +44,7 @@ from qbridge.commands.words import (
     RenamePrefix,
     Source,
     V1Zeros,
+    Version,
     words,
 )
 from qbridge.findings.catalogue import CATALOGUE
@@ -100,12 +101,16 @@ def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps({"schema": 1, **value}, indent=2, default=str) + "\n")
 
 
-def _say(as_json: bool, value: Any, show: Callable[[Console, Any], None], found: Sequence[Finding]) -> None:
+def _say(
+    as_json: bool, value: Any, show: Callable[[Console, Any], None], found: Sequence[Finding], below: bool = False
+) -> None:
+    """Print an answer, and what was found above it, or `below` it where it is a table."""
     if as_json:
         _print_json(value.as_dict())
-    else:
-        render.findings(_err(), found)
-        show(_out(), value)
+        return
+    render.findings(_err(), () if below else found)
+    show(_out(), value)
+    render.findings(_err(), found if below else ())
 
 
 @app.command(
@@ -227,16 +232,13 @@ def check(
     v1_zeros: V1Zeros = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not.
-
-    Several sizes of --tp give a table; it exits 0 only if every size is a yes.
-    """
+    """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not everywhere."""
     sizes = _value("--tp", positive_sizes_of, tp)
     with _answering("check", as_json):
         done = qbridge.check(
             src, target, sizes if len(sizes) > 1 else sizes[0], gpu, source, allow=words(allow, v1_zeros)
         )
-        _say(as_json, done, render.check if len(sizes) == 1 else render.check_table, done.findings)
+        _say(as_json, done, render.check, done.findings, below=len(sizes) > 1)
         if not done.ok:
             raise typer.Exit(1)
 
@@ -341,18 +343,8 @@ def explain(
             render.explanation(_out(), entry)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"qbridge {qbridge_version()}, Python {platform.python_version()}")
-        raise typer.Exit
-
-
 @app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _main(version: Version = False) -> None:
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +19,7 @@ from qbridge.findings.finding import Finding, Severity
 from qbridge.targets.gpus import gpu_of
 from qbridge.targets.serving import Served
 
+_NARROWEST = 40  # columns of a terminal that text is wrapped for
 _MODULES = 4  # grafted modules that are named
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
@@ -45,11 +47,25 @@ def _finding(console: Console, finding: Finding) -> None:
         more = f" and {len(finding.where) - 1} more" if len(finding.where) > 1 else ""
         console.print(_shown(f"  --> {finding.where[0]}{more}"))
     for fact in finding.facts:
-        console.print(_shown(f"   |  {fact}"))
-    console.print(Text(f"   =  {finding.entry.why}"))
+        _hanging(console, Text("   |  "), fact)
+    _hanging(console, Text("   =  "), finding.entry.why)
+    commands = {str(way) for way in finding.ways}
     for line in finding.remedies:
-        console.print(Text("  help: ", "cyan").append_text(_shown(line)))
+        _hanging(console, Text("  help: ", "cyan"), line, whole=line in commands)
     console.print()
+
+
+def _hanging(console: Console, head: Text, text: str, whole: bool = False) -> None:
+    """A line of text after its head; on a terminal too narrow for it in several, below each other.
+
+    What is to be pasted stays `whole`.
+    """
+    width = console.width - len(head)
+    lines = [text]
+    if console.is_terminal and not whole and width >= _NARROWEST:
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    for number, line in enumerate(lines):
+        console.print((head if not number else Text(" " * len(head))).copy().append_text(_shown(line)))
 
 
 def _count(number: int, noun: str) -> str:
@@ -166,8 +182,11 @@ def tallied(names: Sequence[str], most: int = 12) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} kinds more"]
 
 
-def check(console: Console, done: Check) -> None:
-    """Whether an engine would load and serve a checkpoint, and with which kernels."""
+def check(console: Console, done: Check | CheckTable) -> None:
+    """Whether an engine would load and serve a checkpoint, and with which kernels, at one size or at several."""
+    if isinstance(done, CheckTable):
+        _check_table(console, done)
+        return
     rows = [
         ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
         ("model", done.architecture or "config.json names no architecture"),
@@ -215,7 +234,7 @@ def _backend(backend: BackendVerdict) -> str:
     return "yes" if backend.ok else f"no: {backend.codes[0]}, {backend.reason}"
 
 
-def check_table(console: Console, done: CheckTable) -> None:
+def _check_table(console: Console, done: CheckTable) -> None:
     """What an engine makes of a checkpoint at each tensor-parallel size, a row each, and the commands that help."""
     rows = [
         ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
@@ -241,7 +260,8 @@ def check_table(console: Console, done: CheckTable) -> None:
     _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *_serve(done.serve)])
 
 
-_HEAD = ("tp", "verdict", "backends", "kernels", "GB per GPU", "fits", "cheapest exact remedy")
+_PASTED = ("serve", "tp ")  # rows that hold a command
+_HEAD = ("tp", "verdict", "backends", "kernels", "per GPU", "fits", "cheapest exact remedy")
 
 
 def _shows(done: CheckTable) -> tuple[bool, ...]:
@@ -252,19 +272,19 @@ def _shows(done: CheckTable) -> tuple[bool, ...]:
     return (True, True, bool(first.backends), kernels, True, fits, True)
 
 
-def _size_row(size: SizeVerdict, assumed: bool) -> tuple[str, ...]:
-    verdict = ("maybe" if assumed else "yes") if size.ok else "no" if size.known else "not known"
-    backends = ", ".join(backend.backend for backend in size.backends if backend.ok)
-    kernels = ", ".join(dict.fromkeys(f"{_kernel(kind)}{'' if kind.legal else '!'}" for kind in size.kernels))
+def _size_row(row: SizeVerdict, assumed: bool) -> tuple[str, ...]:
+    verdict = ("maybe" if assumed else "yes") if row.ok else "no" if row.known else "not known"
+    backends = ", ".join(backend.backend for backend in row.backends if backend.ok)
+    kernels = ", ".join(dict.fromkeys(f"{_kernel(kind)}{'' if kind.legal else '!'}" for kind in row.kernels))
     weights = "-"
-    if size.weights:
-        weights = f"{'' if size.weights.exact else 'about '}{size.weights.bytes / 10**9:.2f}"
-    fits = "-" if size.fits is None else "yes" if size.fits else "no"
-    remedy = "-" if size.ok else "none"
-    if size.remedy:
-        option = " ".join(size.remedy.way.words)
-        remedy = f"convert{f' {option}' if option else ''}, {size.remedy.percent:+.2f} %"
-    return str(size.tp), verdict, backends or "-", kernels or "-", weights, fits, remedy
+    if row.weights:
+        weights = f"{'' if row.weights.exact else 'about '}{size(row.weights.bytes)}"
+    fits = "-" if row.fits is None else "yes" if row.fits else "no"
+    remedy = "-" if row.ok else "none"
+    if row.remedy:
+        option = " ".join(row.remedy.way.words)
+        remedy = f"convert{f' {option}' if option else ''}, {row.remedy.percent:+.2f} %"
+    return str(row.tp), verdict, backends or "-", kernels or "-", weights, fits, remedy
 
 
 def _columns(console: Console, rows: Sequence[Sequence[str]], shows: Sequence[bool]) -> None:
@@ -298,4 +318,4 @@ def table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        console.print(Text(f"{name:<{width}}  ", "cyan").append_text(_shown(value)))
+        _hanging(console, Text(f"{name:<{width}}  ", "cyan"), value, whole=name.startswith(_PASTED))

@@ -1,4 +1,4 @@
-"""check at several tensor-parallel sizes: a row each, what is found once, and the cheapest exact way out of each no."""
+"""check at several tensor-parallel sizes: a row each, what is found once, and the cheapest exact way out of a no."""
 
 from __future__ import annotations
 
@@ -154,5 +154,15 @@ def test_a_config_alone_is_no_yes(tmp_path):
     table = qbridge.check(src, "vllm", [1, 2], "h100")
     assert table.assumed and [row.ok for row in table.sizes] == [True, False]
     assert all(row.fits is None and not row.weights.exact and row.remedy is None for row in table.sizes)
-    done, rows = table_of(src, "--for", "vllm", "--tp", "1,2")
+    _, rows = table_of(src, "--for", "vllm", "--tp", "1,2")
     assert rows[1].split()[1] == "maybe"
+
+
+def test_what_is_found_comes_after_the_table(tmp_path):
+    """Both go to one terminal: the order in which they arrive there."""
+    import subprocess
+    import sys
+
+    words = [sys.executable, "-m", "qbridge", "check", str(model("gptq/llama_640")), "--for", "vllm", "--tp", "1,2"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert 0 <= done.stdout.index("cheapest exact remedy") < done.stdout.index("error[QB251]")

@@ -8,7 +8,10 @@ from __future__ import annotations
 import pytest
 
 import qbridge
-from qbridge.ir.dtypes import nbytes
+from qbridge.ir.dtypes import DType, nbytes
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.targets.rank_weights import rank_weights
 from qbridge.targets.registry import find_target
 from support import ROOT
@@ -31,8 +34,7 @@ def test_one_rank_holds_all_that_is_stored(case):
         pytest.skip("it cannot be read")
     wide = {name: info for name, info in model.tensors.items() if info.dtype.is_float and info.dtype.itemsize > 2}
     weights = rank_weights(model, VLLM, 1)
-    claimed = {slot.tensor for slots in model.slots.values() for slot in slots.values() if slot.slice is None}
-    claimed |= {slot.slice.tensor for slots in model.slots.values() for slot in slots.values() if slot.slice}
+    claimed = {slot.tensor for slots in model.slots.values() for slot in slots.values()}
     claimed |= {info.stored for info in model.tensors.values()}
     cast = sum(nbytes(info.dtype, info.shape) // 2 for info in wide.values())
     slack = cast if wide else 0  # what is stored in float32 takes half of that in a model dtype of 16 bits
@@ -64,15 +66,12 @@ def test_shares_of_a_llama_are_those_of_its_dims(tp):
 
 
 def test_kv_heads_that_are_fewer_than_ranks_are_repeated():
-    model, _ = model_of("gptq/llama_g128")
-    heads, kv = model.config["num_attention_heads"], model.config["num_key_value_heads"]
-    assert kv < heads
-    k_proj = {name: spec for name, spec in model.specs.items() if name.endswith("k_proj")}
-    from dataclasses import replace
-
-    alone = replace(model, specs=k_proj, tensors={})
-    at_kv, at_heads = (rank_weights(alone, VLLM, tp).bytes for tp in (kv, heads))
-    assert at_kv == at_heads
+    config = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
+    weight = WeightScheme(4, Granularity.GROUP, group_size=128)
+    k_proj = Spec("model.layers.0.self_attn.k_proj", 128, 256, weight, DType.F16)
+    model = Model("gptq", config, {k_proj.name: k_proj}, {}, {})
+    held = [rank_weights(model, VLLM, tp).bytes for tp in (1, 2, 4)]
+    assert held[1] == held[2] == held[0] // 2
 
 
 def test_what_cannot_be_split_has_no_weights_and_what_is_not_known_is_a_bound():

@@ -235,6 +235,8 @@ def _merged(verdicts: Sequence[Verdict]) -> Iterator[tuple[Finding, dict[Advice,
                 if not (isinstance(entry, Way) and entry.serve and entry.value in sizes):  # the table has its row
                     advice[entry] = (*advice.get(entry, ()), tp)
         facts = tuple(dict.fromkeys(fact for finding in found.values() for fact in finding.facts))
+        shared = set(facts).intersection(*(finding.facts for finding in found.values()))
+        facts = tuple(sorted(facts, key=shared.__contains__))  # those of one size first
         if len(found) < len(sizes) and not all(f"(tp {tp})" in " ".join(facts) for tp in found):
             facts = (f"at tp {', '.join(map(str, found))}", *facts)
         yield replace(next(iter(found.values())), facts=facts, advice=tuple(advice)), advice

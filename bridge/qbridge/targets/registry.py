@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from itertools import zip_longest
 from operator import itemgetter
 from typing import Any
 
@@ -155,13 +154,13 @@ def neighbours(name: str) -> tuple[Target, Target] | None:
 
 
 def nearer(version: str, releases: tuple[Target, Target]) -> Target:
-    """Which of two releases a version is nearer to, by its numbers from left to right; of equals the older one."""
+    """Which of two releases a version is nearer to, the first numbers weighing most; of equals the older one."""
 
-    def distance(target: Target) -> tuple[int, ...]:
-        pairs = zip_longest(_numbers(version) or (), _numbers(target.version) or (), fillvalue=0)
-        return tuple(abs(mine - other) for mine, other in pairs)
+    def place(text: str) -> int:
+        numbers = (*(_numbers(text) or ()), 0, 0, 0, 0)
+        return sum(number * 10 ** (9 * power) for number, power in zip(numbers, (3, 2, 1, 0), strict=False))
 
-    return min(releases, key=distance)
+    return min(releases, key=lambda target: abs(place(version) - place(target.version)))
 
 
 def _numbers(version: str) -> tuple[int, ...] | None:

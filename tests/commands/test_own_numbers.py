@@ -29,7 +29,8 @@ SAMPLE = EVERY if SEED == "all" else random.Random(SEED).sample(EVERY, 120)
 LIMITS = frozenset({*range(17), 32, 64, 128, 256})
 
 VERSION = re.compile(
-    r"(?:(?:vLLM|vllm|lmdeploy|LMDeploy|TurboMind|transformers|since|until|before|from|to|@)[ @]?)\d+(?:\.\d+)*"
+    r"(?:(?:compute capability|vLLM|vllm|lmdeploy|LMDeploy|TurboMind|transformers|since|until|before|from|to|@)[ @]?)"
+    r"\d+(?:\.\d+)*"
 )
 COMMAND = re.compile(r"qbridge convert \S+ \S+ --to \S+")
 QUOTED = re.compile(r"'[^']*'|`[^`]*`|/\S+")

@@ -10,7 +10,9 @@ from typing import Any
 
 from qbridge.findings.finding import Findings, error
 from qbridge.source.foreign import (
+    ADAPTER,
     CONFIG,
+    base_of,
     component_of_diffusers,
     foreign_names,
     no_checkpoint,
@@ -21,6 +23,7 @@ from qbridge.source.reader import Source, stamp_of
 from qbridge.source.safetensors import HeaderError, read_header
 from qbridge.source.stored import StoredTensor
 from qbridge.source.weight_files import (
+    ADAPTER_WEIGHTS,
     HEAD,
     INDEX,
     WEIGHTS,
@@ -207,6 +210,11 @@ def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[P
                 behind.append(str(relative))
             else:
                 found.append(relative)
+    if Path(ADAPTER) in found:
+        found.remove(Path(ADAPTER))
+        adapter = [name for name in behind if name.startswith(ADAPTER_WEIGHTS)]
+        behind = [name for name in behind if name not in adapter]
+        findings.add("QB351", (ADAPTER, *adapter), base_of(root))
     if behind:
         findings.add("QB009", behind, _contents(root, behind))
     return found

@@ -157,6 +157,12 @@ def _unfinished(dst: Path) -> str:
     return f"Run the same conversion to {name} again: it goes on where it stopped. Or remove it: qbridge clean {name}"
 
 
+def base_of(root: Path) -> tuple[str, ...]:
+    """The model that an adapter's config names, as a fact, if it names one."""
+    base = _base(root)
+    return (f"an adapter{base}",) if base else ()
+
+
 def _base(path: Path) -> str:
     """Whose adapter it is, as far as its config says."""
     name = _value(path / ADAPTER, "base_model_name_or_path")

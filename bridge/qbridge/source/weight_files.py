@@ -19,7 +19,7 @@ from qbridge.source.stored import StoredTensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEAD = "lm_head.weight"
-_ADAPTER = "adapter_model"  # PEFT's files, which are no part of the model
+ADAPTER_WEIGHTS = "adapter_model"  # PEFT's files, which are no part of the model
 _ORIGINAL = "consolidated"  # Mistral's and Meta's own files beside those of transformers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -71,7 +71,7 @@ def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings)
     there = sorted(file.name for file in root.glob("*.safetensors"))
     if SINGLE in there:
         return [SINGLE]
-    names = [name for name in there if not name.startswith(_ADAPTER)]
+    names = [name for name in there if not name.startswith(ADAPTER_WEIGHTS)]
     if any(_RANK.fullmatch(name) for name in names):
         fact = "the shares of tensor-parallel ranks, of linears that an engine has fused already (sharded state)"
         findings.add("QB101", names, (fact,), ("convert the checkpoint that the engine was given",))
@@ -109,7 +109,7 @@ def followed_index(root: Path, findings: Findings) -> tuple[str, dict[str, str] 
     if (root / SINGLE).exists():
         return (INDEX, first) if first is not None else ("", None)
     others = sorted(file.name for file in root.glob(f"*{INDEX.removeprefix('model')}") if file.name != INDEX)
-    others.sort(key=lambda name: name.startswith((_ORIGINAL, _ADAPTER)))
+    others.sort(key=lambda name: name.startswith((_ORIGINAL, ADAPTER_WEIGHTS)))
     maps = {name: weight_map(root, Findings(), name) or {} for name in others}
     whole = [name for name in others if _are_there(root, maps[name])]
     if first is not None:
@@ -143,7 +143,7 @@ def drafts_outside(
     """Files beside the shards that hold layers for multi-token prediction alone, none of them in a shard."""
     found = {}
     for file in sorted(root.glob("*.safetensors")):
-        if file.name in names or file.is_symlink() or file.name.startswith((_ADAPTER, _ORIGINAL)):
+        if file.name in names or file.is_symlink() or file.name.startswith((ADAPTER_WEIGHTS, _ORIGINAL)):
             continue
         try:
             header = read_header(file)
@@ -175,7 +175,7 @@ def is_stale(root: Path, index: Mapping[str, str]) -> bool:
 
 def _is_whole(root: Path, index: Mapping[str, str]) -> bool:
     """Whether the only safetensors file has every module that an index names, but for a head."""
-    files = [file for file in root.glob("*.safetensors") if not file.name.startswith(_ADAPTER)]
+    files = [file for file in root.glob("*.safetensors") if not file.name.startswith(ADAPTER_WEIGHTS)]
     if len(files) != 1 or not files[0].is_file():
         return False
     try:

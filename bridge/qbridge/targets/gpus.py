@@ -82,7 +82,8 @@ def gpu_of(text: str) -> Gpu:
     number = int(match[1] + match[2]) if match else 0
     if number in _CAPABILITIES:
         return Gpu(f"sm{number}", number)
-    raise error("QB030", f"--gpu {text}", help=_nearest(text, number))
+    fix = "Name a GPU of the table, or its compute capability, such as sm80 or sm90."
+    raise error("QB030", f"--gpu {text}", help=_nearest(text, number), fix=fix)
 
 
 def _nearest(text: str, number: int) -> tuple[str, ...]:
@@ -94,6 +95,5 @@ def _nearest(text: str, number: int) -> tuple[str, ...]:
     names = list(dict.fromkeys(_GPUS[each].name for each in folded))
     return (
         *((f"did you mean {' or '.join(names)}?",) if names else ()),
-        "a compute capability such as sm80 or sm90",
         f"known: {', '.join(gpu.name for gpu in _LISTED)}",
     )

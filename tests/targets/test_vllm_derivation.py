@@ -481,7 +481,7 @@ def test_act_order_per_channel_orders_nothing(tmp_path):
     assert derived(src) == {}
 
 
-@pytest.mark.parametrize(("target", "codes"), [("vllm", {"QB224", "QB284"}), ("vllm@0.23", set())])
+@pytest.mark.parametrize(("target", "codes"), [("vllm", {"QB224"}), ("vllm@0.23", set())])
 def test_act_order_is_served_before_0_30(target, codes, tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_desc_act")
     said = qbridge.check(src, target).findings

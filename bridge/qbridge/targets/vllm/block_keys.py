@@ -24,8 +24,9 @@ def _needed(*names: str) -> Key:
 
 
 _SYM = Key(("sym",), (True,), needed=True, otherwise="stops: Unsupported quantization config")
+_ANY_SYM = Key(("sym",), needed=True, otherwise=_SYM.otherwise)
 _KEYS: Mapping[str, tuple[Key, ...]] = {
-    "gptq": (_needed("bits"), _needed("group_size"), _needed("desc_act"), _SYM),
+    "gptq": (_needed("bits"), _needed("group_size"), _needed("desc_act")),
     "awq": (_needed("bits", "w_bit"), _needed("group_size", "q_group_size"), _needed("zero_point")),
     "fp8": (
         replace(_needed("activation_scheme"), values=("dynamic", "static"), otherwise="stops at activation_scheme"),
@@ -49,8 +50,11 @@ def faults(block: Block, model: Model, engine: str) -> Iterator[tuple[str, Probl
         yield "QB284", Problem((f"{block.method!r}: {engine} knows 'auto-round'",), where=(where,))
     yield from unread(block, _KEYS.get(block.method, ()), engine)
     yield from other_layouts(block, model, engine)
-    if block.method == "gptq":
-        yield from _ordered(block, engine)
+    if block.method == "gptq":  # what the tensors show is a limit of layers
+        asymmetric = any(not spec.weight.symmetric for spec in model.specs.values())
+        yield from unread(block, (_ANY_SYM if asymmetric else _SYM,), engine)
+        if not any(spec.g_idx for spec in model.specs.values()):
+            yield from _ordered(block, engine)
 
 
 def _ordered(block: Block, engine: str) -> Iterator[tuple[str, Problem]]:

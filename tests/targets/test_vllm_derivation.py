@@ -313,6 +313,92 @@ def test_a_tied_head_that_is_built_from_the_block_must_be_left_out(name, method,
     assert said == ({"QB280": {"lm_head"}} if missed and tied else {})
 
 
+def said_of(name, block, quantized=(), plain=(), **config):
+    """{code: places} of what is derived from a block for linears of a class that are quantized on disk, or not."""
+    config = {"architectures": [name], "num_hidden_layers": 2, **config}
+    slots = {module: {"code": Slot(f"{module}.weight", DType.F8_E4M3, (64, 64), PLAIN)} for module in quantized}
+    tensors = {f"{module}.weight": TensorInfo(DType.BF16, (64, 64), f"{module}.weight") for module in plain}
+    model = Model(block["quant_method"], config, {}, slots or {"": {}}, tensors)
+    return {c: set(p.where) for c, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+
+
+@pytest.mark.parametrize(("entries", "missed"), [(["lm_head"], True), (["proj_out"], False)])
+def test_a_tied_head_of_another_name_must_be_left_out(entries, missed):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": entries}
+    found = said_of("WhisperForConditionalGeneration", block, model_type="whisper")
+    assert found == ({"QB280": {"proj_out"}} if missed else {})
+
+
+@pytest.mark.parametrize(("entries", "missed"), [(["embed_out"], True), (["lm_head"], False)])
+def test_a_head_that_has_another_name_in_memory_is_listed_by_that(entries, missed):
+    groups = {"group_0": {"targets": ["Linear"]}, "group_1": {"targets": ["re:.*lm_head"]}}
+    block = {"quant_method": "compressed-tensors", "ignore": entries, "config_groups": groups}
+    found = said_of("GPTNeoXForCausalLM", block, plain=["embed_out"])
+    assert found == ({"QB280": {"embed_out"}} if missed else {})
+
+
+@pytest.mark.parametrize("name", ["AfmoeForCausalLM", "ExaoneMoeForCausalLM"])
+def test_a_head_that_is_built_without_its_name_is_in_no_list(name):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}
+    assert said_of(name, block, plain=["lm_head"]) == {"QB280": {"lm_head"}}
+    groups = {"group_0": {"targets": ["Linear"]}}
+    assert said_of(name, {"quant_method": "compressed-tensors", "config_groups": groups}, plain=["lm_head"]) == {}
+
+
+@pytest.mark.parametrize(("entry", "missed"), [("block_sparse_moe.gate", True), ("mlp.router", False)])
+def test_a_router_that_is_a_linear_in_memory_is_listed_by_its_name_there(entry, missed):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [f"model.layers.0.{entry}"]}
+    router = "model.layers.0.block_sparse_moe.gate"
+    assert said_of("PhimoeForCausalLM", block, plain=[router]) == ({"QB280": {router}} if missed else {})
+
+
+@pytest.mark.parametrize("leaf", ["per_layer_model_projection", "altup_projections.0"])
+@pytest.mark.parametrize("part", ["", "self_decoder."])
+def test_linears_of_gemma3n_that_lie_in_another_module_in_memory(leaf, part):
+    groups = {"group_0": {"targets": ["Linear"]}}
+    block = {"quant_method": "compressed-tensors", "ignore": [f"model.{part}{leaf}"], "config_groups": groups}
+    found = said_of("Gemma3nForCausalLM", block, plain=[f"model.{leaf}"])
+    assert found == ({} if part else {"QB280": {f"model.{leaf}"}})
+
+
+PLAIN_HEADS = [
+    "BloomForCausalLM",
+    "FalconH1ForCausalLM",
+    "JambaForCausalLM",
+    "OPTForCausalLM",
+    "Qwen3NextForCausalLM",
+]
+
+
+@pytest.mark.parametrize("name", PLAIN_HEADS)
+def test_classes_that_build_the_head_unquantized_whatever_the_block_says(name):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": []}
+    assert said_of(name, block, ["lm_head"], tie_word_embeddings=False) == {"QB281": {"lm_head"}}
+    assert said_of(name, block, tie_word_embeddings=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "missed"),
+    [
+        ("SmolVLMForConditionalGeneration", "model.connector.modality_projection.proj", True),
+        ("Idefics3ForConditionalGeneration", "model.vision_model.encoder.layers.0.mlp.fc1", True),
+        ("LlavaNextVideoForConditionalGeneration", "model.multi_modal_projector.linear_1", False),
+        ("Cohere2VisionForConditionalGeneration", "model.multi_modal_projector.linear_1", False),
+        ("PaliGemmaForConditionalGeneration", "model.vision_tower.encoder.layers.0.mlp.fc1", True),
+    ],
+)
+def test_connectors_and_towers_that_a_list_misses(name, module, missed):
+    block = {"quant_method": "auto-round", "extra_config": {}}
+    assert said_of(name, block, plain=[module]) == ({"QB280": {module}} if missed else {})
+
+
+def test_a_tower_built_before_the_text_model_is_listed_by_what_it_is_built_into():
+    tower = [f"model.vision_tower.encoder.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
+    block = {"quant_method": "fp8", "modules_to_not_convert": tower}
+    assert said_of("LlavaOnevisionForConditionalGeneration", block, plain=tower) == {"QB280": set(tower)}
+    assert said_of("LlavaNextVideoForConditionalGeneration", block, plain=tower) == {}
+
+
 @pytest.mark.parametrize(("leaf", "missed"), [("q_a_proj", True), ("kv_a_proj_with_mqa", False)])
 @pytest.mark.parametrize("method", ["gptq", "compressed-tensors"])
 def test_a_linear_that_is_built_without_its_name_is_in_no_list_of_gptq(leaf, missed, method):

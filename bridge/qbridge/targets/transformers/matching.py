@@ -128,12 +128,12 @@ def _built(model: Model, renames: _Renames) -> Iterator[Built]:
     for side, names in enumerate((quantized, plain)):
         for stored in names:
             parts = ((stored,), ()) if side == 0 else ((), (stored,))
+            if stored.endswith(".indexer.weights_proj"):  # it is kept in float32 (_keep_in_fp32_modules)
+                continue
             if router := linear_router(stored, model.config):
                 yield Built(router, "linear", *parts)
                 continue
             if is_routed(stored) or architecture.is_router(stored) or _left_aside(stored, architecture):
-                continue
-            if stored.endswith(".indexer.weights_proj"):  # it is kept in float32 (_keep_in_fp32_modules)
                 continue
             kind: Any = "head" if is_head(stored) else "linear"
             head = head or kind == "head"

@@ -134,4 +134,13 @@ ENTRIES = (
         "Store the tensors as the class reads them, or say in config.json what the layers are.",
         "vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py; transformers 5.17.0, models/qwen3_5",
     ),
+    Code(
+        "QB330",
+        "config.json lacks keys that vLLM's model class reads",
+        "The class reads them without a default, and transformers' class of the config has none for them.",
+        "It stops before it loads anything: AttributeError: '...Config' object has no attribute '...'.",
+        "norm_topk_prob of Qwen3-VL-MoE, after transformers 5 saved the model anew",
+        "Write them into config.json as the model's own repository has them.",
+        "vllm 0.33.0, model_executor/models; transformers 5.19.0, models/*/configuration_*.py",
+    ),
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import is_head
+from qbridge.architecture.names import is_head, tied_head
 from qbridge.formats.rules import Problem
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -98,6 +98,11 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
     units: dict[str, tuple[Kind, list[str], list[str]]] = {}  # the kind, what is quantized, what is plain
     called = {stored: names.renamed(stored) for stored in (*quantized, *plain)}
     present = set(called.values())
+    heads = tied_head(model.config)
+
+    def maps_to_vocabulary(name: str) -> bool:
+        return is_head(name) or name in heads
+
     unit: str
     kind: Kind
     for stored, coded in (*((name, True) for name in quantized), *((name, False) for name in plain)):
@@ -107,15 +112,15 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
         if names.either and re.search(names.either, name):
             continue
         parent, _, leaf = name.rpartition(".")
-        unit, kind = name, "head" if is_head(name) else "linear"
+        unit, kind = name, "head" if maps_to_vocabulary(stored) or is_head(name) else "linear"
         if experts := names.experts_of(name):
             unit, kind = experts, "experts"
         elif (merged := names.merges(parent, leaf)) and sum(f"{parent}.{n}" in present for n in merged[1]) > 1:
             unit = f"{parent}.{merged[0]}"
         _, codes, floats = units.setdefault(unit, (kind, [], []))
         (codes if coded else floats).append(stored)
-    if architecture.tied and architecture.name in TIES and not any(map(is_head, called)):
-        units[names.renamed("lm_head")] = "head", [], ["lm_head"]
+    if architecture.tied and architecture.name in TIES and not any(map(maps_to_vocabulary, called)):
+        units[names.renamed(heads[-1])] = "head", [], [heads[-1]]
     built = tuple(Built(unit, kind, tuple(codes), tuple(floats)) for unit, (kind, codes, floats) in units.items())
     modules = dict.fromkeys(info.stored.rpartition(".")[0] for info in model.tensors.values())
     return Question(block, names, tuple(quantized), tuple(modules), built)

@@ -1,0 +1,1 @@
+"""SGLang: what it loads, and how it is started."""

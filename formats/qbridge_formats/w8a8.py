@@ -58,7 +58,9 @@ class Method:
     keys: frozenset[str]
 
 
-INT8 = Method("w8a8_int8", DType.I8, "int", "weight_scale", "ignore", frozenset({"is_dynamic", "packed_modules_mapping"}))
+INT8 = Method(
+    "w8a8_int8", DType.I8, "int", "weight_scale", "ignore", frozenset({"is_dynamic", "packed_modules_mapping"})
+)
 FLOAT8 = Method("w8a8_fp8", DType.F8_E4M3, "e4m3fn", "weight_scale", "", frozenset())
 BLOCKS = Method(
     "blockwise_int8",
@@ -225,7 +227,8 @@ def _one_method(model: Model) -> Iterator[Problem]:
         size = f" {spec.weight.block[0]}x{spec.weight.block[1]}" if spec.weight.block else ""
         found.setdefault(f"{_method_of(spec).name}{size}", []).append(name)
     if len(found) > 1:
-        yield Problem((f"layers of {' and '.join(sorted(found))}",), where=tuple(min(found.values(), key=len)))
+        fewest = min(found.values(), key=len)
+        yield Problem((f"layers of {' and '.join(sorted(found))}",), where=tuple(fewest))
 
 
 def _all_quantized(model: Model) -> Iterator[Problem]:
@@ -234,7 +237,9 @@ def _all_quantized(model: Model) -> Iterator[Problem]:
         return
     where = [name for name in dense_linears(model.tensors) if is_decoder_linear(name) and not is_router(name)]
     if where:
-        yield Problem((f"{FLOAT8.name} quantizes every linear: it has no list of those that are not",), where=tuple(where))
+        yield Problem(
+            (f"{FLOAT8.name} quantizes every linear: it has no list of those that are not",), where=tuple(where)
+        )
 
 
 _INT8 = "sglang 0.5.23, srt/layers/quantization/w8a8_int8.py (create_weights)"

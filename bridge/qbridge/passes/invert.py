@@ -92,8 +92,11 @@ class Invert(Pass):
 
 
 def bits_of(arrays: Mapping[str, Array]) -> dict[str, str]:
-    """What `Invert.kept` wants of float32 [1] parts: eight hexadecimal digits each."""
-    return {part: f"{int(array.view('<u4')[0]):08x}" for part, array in sorted(arrays.items())}
+    """What `Invert.kept` and its like want of parts of one value: two hexadecimal digits for each byte."""
+    return {
+        part: f"{int(array.view(f'<u{array.itemsize}')[0]):0{2 * array.itemsize}x}"
+        for part, array in sorted(arrays.items())
+    }
 
 
 def reciprocal(array: Array, rounded: bool = False) -> Array:

@@ -72,7 +72,7 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
 
 
 def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
-    """By layer and part, the bits of global scales whose reciprocals are rounded, so that undo gives them back."""
+    """By layer and part, the bits of small parts that undo cannot compute: passes name them (`recorded_parts`)."""
     found = {}
     for name, layer in plan.layers.items():
         recorded = frozenset[str]().union(*(step.recorded_parts for step in layer.passes))

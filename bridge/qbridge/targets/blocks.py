@@ -58,6 +58,20 @@ def per_tensor(spec: Spec) -> bool:
     return spec.weight.type != "int" and spec.weight.granularity is Granularity.TENSOR
 
 
+def fused_per_tensor(fusion: Fusion, engine: str) -> Callable[[Spec, Model], Problem | None]:
+    """One scale per tensor of a linear that an engine builds with others as one, of which it keeps the largest."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        def find() -> frozenset[str]:
+            return frozenset(name for names in fusion.siblings(model, model.specs) for name in names)
+
+        if not per_tensor(spec) or spec.name not in model.once(check, find):
+            return None
+        return Problem((f"weights {spec.weight}: one scale per tensor in linears that {engine} builds as one",))
+
+    return check
+
+
 def _blocks(
     sizes: tuple[int, ...], last_cut: bool, fusion: Fusion, least: int | None, pads: Pads | None
 ) -> Callable[[Model], Iterator[Problem]]:

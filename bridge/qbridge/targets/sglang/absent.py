@@ -16,18 +16,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 # What SGLang imports and nothing here calls, where it is not installed.
-PACKAGES = """
-    IPython anthropic av blobfile cutlass decord deep_gemm deep_ep deepseek_recipe distro flash_attn flash_mla
-    flashinfer grpc humming kernels librosa llguidance mistral_common nvshmem openai_harmony py_spy quack sgl_deep_gemm
-    sgl_flash_mla sgl_kernel smg_grpc_servicer soundfile tilelang timm tml_renderers torch_memory_saver torchaudio
+PACKAGES = tuple(
+    """
+    IPython anthropic av blobfile cutlass decord deep_ep deep_gemm deepseek_recipe distro flash_attn flash_mla
+    flashinfer grpc humming kernels librosa llguidance mistral_common nvshmem openai_harmony py_spy quack
+    sgl_deep_gemm sgl_flash_mla sgl_kernel smg_grpc_servicer soundfile tilelang timm tml_renderers torch_memory_saver torchaudio
     torchcodec torchvision uvloop watchfiles
-""".split()
+    """.split()  # noqa: SIM905 - one line for each name is no easier to read
+)
 KERNELS = "sglang.kernels.ops"  # SGLang's own, which are compiled when they are imported
 # Modules of absent packages whose absence SGLang mends itself.
 REPLACED = (".scalar_type",)
 VERSION = "99.0"
 MEMORY = 80 << 30  # bytes of the device that is not there
-_OPERATORS = "add sub mul truediv floordiv mod pow or and xor lshift rshift".split()
+_OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "or", "and", "xor", "lshift", "rshift"]
 
 
 class _Names(type):
@@ -46,7 +48,7 @@ class Nothing(metaclass=_Names):
     """Any class, function, decorator or constant of an absent package."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        pass
+        """Take anything."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """What it decorates, or itself."""
@@ -181,9 +183,6 @@ class _Serial(concurrent.futures.Executor):
 def stand_in(gpu: int) -> Any:
     """Put everything in place, before anything of SGLang is imported; torch."""
     # transformers must find out for itself that torchvision is not there
-    import transformers.image_processing_utils
-    import transformers.image_utils
-    import transformers.processing_utils
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer  # noqa: F401
 
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

@@ -4,9 +4,10 @@
 
 Real: server arguments and what follows from them, the parsing of config.json, the choice of the quantization method,
 the model class, the scheme of every linear and mixture of experts with its checks of shapes, all parameters, the
-iterator over the weights, and the weight loaders with their shares, of each rank in turn. proving.py beside this
-folder describes the report. SGLang logs the name of a tensor that it has no parameter for, and leaves a parameter that
-nothing is given for as it is: which bytes are written is followed, whatever it says.
+iterator over the weights, the weight loaders with their shares, of each rank in turn, and Marlin's check of shapes,
+whose answer compressed-tensors does not look at. proving.py beside this folder describes the report. SGLang logs the
+name of a tensor that it has no parameter for, and leaves a parameter that nothing is given for as it is: which bytes
+are written is followed, whatever it says.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STUBS = (
     "torch.cuda: 64 devices of the compute capability of --gpu and 80 GiB; what is made for one is made on the CPU",
     "kernels: packages that are not installed, and sglang.kernels.ops, are there by name only",
     "threads: what is submitted to a pool runs at once",
-    "process_weights_after_loading and the forward pass: not run",
+    "process_weights_after_loading, but for Marlin's check of shapes, and the forward pass: not run",
     "of more ranks than one each is proved by itself; collectives give back what they are given",
 )
 # What no checkpoint needs to give.
@@ -34,6 +35,7 @@ OPTIONAL = re.compile(
     r"|g_idx$|g_idx_sort_indices$"  # only act-order has one
     r"|\.(w13|w2)_(qzeros|bias)$"  # of symmetric experts; of experts without biases
     r"|\.(w13|w2)_weight_shape$|\.weight_shape$|rotary_emb\.|_weights_scaling_factor$"
+    r"|_blockscale_swizzled$"  # computed after loading
 )
 LEFT_OUT = re.compile(
     r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.[kv]_scale$|\.(k|v)_proj\.output_scale$|g_idx$|\.weight_shape$"
@@ -107,6 +109,7 @@ class SGLang:
             weights = trace.follow(loader.DefaultModelLoader(load_config)._get_all_weights(config, model))
             with trace:
                 model.load_weights(weights)
+            _check_marlin(model)
         self._conclude(path, config, trace, report)
 
     def _configure(self, path: str, rank: int) -> Any:
@@ -172,6 +175,20 @@ def _methods(model: Any) -> dict[str, Any]:
         quantized = method is not None and not type(method).__name__.startswith("Unquantized")
         found[name] = {"class": type(module).__name__, "method": label if quantized else None}
     return found
+
+
+def _check_marlin(model: Any) -> None:
+    """Ask Marlin about the shapes of each linear that it will serve; ValueError where they do not fit."""
+    from sglang.srt.layers.quantization.marlin_utils import verify_marlin_supports_shape
+
+    for module in model.modules():
+        scheme = getattr(module, "scheme", None)
+        config: Any = getattr(scheme, "kernel_config", None)
+        if config is None:
+            config = getattr(getattr(scheme, "kernel", None), "kernel_config", None)
+        if type(config).__name__ == "MarlinLinearLayerConfig":
+            (inputs, outputs), whole = config.partition_weight_shape, config.full_weight_shape[0]
+            verify_marlin_supports_shape(outputs, inputs, whole, config.group_size)
 
 
 def _padding_rows(model: Any) -> dict[str, str]:

@@ -184,6 +184,13 @@ def _awq_width(spec: Spec, model: Model) -> Problem | None:
     return None if spec.weight.bits == 4 else Problem((f"weights {spec.weight}: as AWQ it has 4 bits",))
 
 
+def _awq_channels(spec: Spec, model: Model) -> Problem | None:
+    """The kernel that takes what Marlin does not divides by the size of a group, which is -1 there."""
+    if spec.weight.granularity is not Granularity.CHANNEL or not (spec.in_features % 128 or spec.out_features % 64):
+        return None
+    return Problem((f"weights {spec.weight}, {spec.out_features} x {spec.in_features}: no kernel has that as AWQ",))
+
+
 def _four_bits(spec: Spec, model: Model) -> Pass | None:
     return Widen(4) if spec.weight.bits < 4 else None
 
@@ -286,6 +293,7 @@ AWQ = Choice(
     (
         _DIALECT,
         LayerRule("QB298", _awq_width, f"{_QUANT}/awq/awq.py (AWQConfig)", _four_bits),
+        LayerRule("QB298", _awq_channels, f"{_QUANT}/awq/schemes/awq_linear.py (create_weights)"),
         LayerRule("QB298", _group, f"{_QUANT}/awq/awq.py (verify_marlin_supported)", _common_group),
         *_COMMON,
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbridge.targets.sglang import choices, codes, messages, parallel
+from qbridge.targets.sglang import choices, codes, matching, messages, parallel
 from qbridge.targets.target import Target
 
 PROVER = Path(__file__).with_name("prover.py")
@@ -21,5 +21,6 @@ TARGETS = (
         codes=codes.ENTRIES,
         messages=messages.MESSAGES,
         prover=PROVER,
+        derivation=matching.DERIVATION,
     ),
 )

@@ -20,8 +20,8 @@ PACKAGES = tuple(
     """
     IPython anthropic av blobfile cutlass decord deep_ep deep_gemm deepseek_recipe distro flash_attn flash_mla
     flashinfer grpc humming kernels librosa llguidance mistral_common nvshmem openai_harmony py_spy quack
-    sgl_deep_gemm sgl_flash_mla sgl_kernel smg_grpc_servicer soundfile tilelang timm tml_renderers torch_memory_saver torchaudio
-    torchcodec torchvision uvloop watchfiles
+    sgl_deep_gemm sgl_flash_mla sgl_kernel smg_grpc_servicer soundfile tilelang timm tml_renderers
+    torch_memory_saver torchaudio torchcodec torchvision uvloop watchfiles
     """.split()  # noqa: SIM905 - one line for each name is no easier to read
 )
 KERNELS = "sglang.kernels.ops"  # SGLang's own, which are compiled when they are imported

@@ -6,7 +6,8 @@ from qbridge.architecture.names import FUSED
 from qbridge.targets.fusion import Fusion
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
@@ -17,7 +18,7 @@ SGLANG = Fusion(
         # sglang 0.5.23, srt/models/deepseek_v2.py, glm4_moe_lite.py, longcat_flash.py, bailing_moe_linear.py,
         # bailing_moe_v3.py; and what holds a DeepSeek: deepseek_vl2.py, kimi_vl.py, kimi_k25.py, mistral_large_3.py
         (
-            _words("""
+            words("""
                 DeepseekV2ForCausalLM DeepseekV3ForCausalLM DeepseekV32ForCausalLM DeepseekVLV2ForCausalLM
                 GlmMoeDsaForCausalLM Glm4MoeLiteForCausalLM KimiVLForConditionalGeneration
                 KimiK25ForConditionalGeneration MistralLarge3ForCausalLM LongcatFlashForCausalLM
@@ -27,7 +28,7 @@ SGLANG = Fusion(
         ),
         # sglang 0.5.23, srt/models/qwen3_5.py, qwen3_5_text.py, interns2_mobius.py
         (
-            _words("""
+            words("""
                 Qwen3_5ForCausalLM Qwen3_5MoeForCausalLM Qwen3_5ForConditionalGeneration
                 Qwen3_5MoeForConditionalGeneration InternS2MobiusForConditionalGeneration
             """),

@@ -6,11 +6,28 @@ that when it has loaded, and does not look at the answer; the kernel stops at th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+from qbridge.ir.model import Model
 from qbridge.targets.blocks import BlockLimits
 from qbridge.targets.parallel import Parallel
 from qbridge.targets.sglang import fusion
+
+
+@dataclass(frozen=True, slots=True)
+class OtherKernel(Parallel):
+    """Limits of Marlin's tiles for what another kernel serves where a linear as a whole does not fit them.
+
+    SGLang asks before a linear knows its share of a rank, so that one that fits as a whole goes to Marlin.
+    """
+
+    def _misfits(self, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        others = {name for name, _ in Parallel._misfits(self, model, (1,))}
+        for name, fact in Parallel._misfits(self, model, sizes):
+            if name not in others:
+                yield name, fact
+
 
 _BLOCKS = BlockLimits(
     "sglang 0.5.23, srt/layers/quantization/fp8_utils.py (validate_fp8_block_shape)",
@@ -27,13 +44,14 @@ SGLANG = Parallel(
     fused=fusion.SGLANG,
     source="sglang 0.5.23, srt/layers/quantization/marlin_utils.py (verify_marlin_supports_shape)",
 )
-# What Marlin does not take has another kernel there.
-AWQ = replace(
-    SGLANG,
-    inputs=1,
-    outputs=1,
+AWQ = OtherKernel(
+    SGLANG.sizes,
+    inputs=SGLANG.inputs,
+    outputs=SGLANG.outputs,
     whole_channels=frozenset({"awq"}),
-    source="sglang 0.5.23, srt/layers/quantization/awq/schemes/awq_linear.py (create_weights)",
+    straddled=SGLANG.straddled,
+    fused=fusion.SGLANG,
+    source="sglang 0.5.23, srt/layers/quantization/awq/awq.py (get_quant_method: check_marlin_supports_layer)",
 )
 # Its own methods of blocks want whole ones, the last of a fused linear included.
 OWN_BLOCKS = replace(

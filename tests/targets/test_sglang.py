@@ -103,6 +103,12 @@ def test_what_it_serves_otherwise_than_others_is_a_note(case, code):
     assert found.ok and code in codes(found, "note")
 
 
+def test_a_class_that_it_lacks_is_said(tmp_path):
+    source = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_g128")
+    edit_json(source / "config.json", lambda found: found.update(architectures=["FalconForCausalLM"]))
+    assert "QB268" in codes(qbridge.check(source, "sglang"), "error")
+
+
 def test_static_activations_are_dropped_only_when_that_is_allowed_and_come_back(tmp_path):
     source = fixture("compressed_tensors/llama_static_asym")
     with pytest.raises(QBridgeError) as refused:

@@ -58,7 +58,6 @@ class Report:
     tensors: int
     exactness: Mapping[str, int]
     passes: Mapping[str, int]
-    activations_changed: int
     files: Mapping[str, int]
     tensor_bytes: Mapping[str, int]
     weights: Mapping[str, int]
@@ -69,6 +68,7 @@ class Report:
     already_done: bool = False
     grafted: Mapping[str, Any] = field(default_factory=dict)
     links: Mapping[str, int] = field(default_factory=dict)
+    activations_changed: int = 0
     findings: Sequence[Finding] = ()
     command: str = "convert"
 

@@ -64,7 +64,7 @@ def ignore(model: Model, source: Parsed | None) -> list[str]:
     found |= dict.fromkeys(f"re:{regex}" for regex in renamed.values())
     if covered.isdisjoint(rest.heads):
         found |= dict.fromkeys(rest.heads)  # tied: no tensor of its own, and the class would claim it
-    return with_fused(found)
+    return list(dict.fromkeys((*found, *with_fused(found))))
 
 
 def _hits(entries: Iterable[str], names: Sequence[str]) -> dict[str, frozenset[str]]:

@@ -29,7 +29,7 @@ from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import unlike_siblings
 from qbridge.targets.sglang import floats, parallel
-from qbridge.targets.sglang.fusion import SGLANG
+from qbridge.targets.sglang.fusion import SGLANG, words
 
 READER = Reader((5,))  # transformers 5.19.0, which the wheel requires
 _QUANT = "sglang 0.5.23, srt/layers/quantization"
@@ -232,6 +232,15 @@ def _auto_round_scheme(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"weights {spec.weight}: as AutoRound it has symmetric 4 and 8 bits, or 4 bits packed as AWQ",))
 
 
+# Tried: the registry lacks them, and its way through transformers does not take them.
+_WITHOUT_CLASS = words("FalconForCausalLM JambaForCausalLM MPTForCausalLM Qwen2_5OmniModel")
+
+
+def _no_class(model: Model) -> Iterator[Problem]:
+    if model.architecture in _WITHOUT_CLASS:
+        yield Problem((f"{model.architecture} is none of its classes",), where=("config.json",))
+
+
 def _serve(model: Model, path: str, tp: int) -> str:
     return f"python -m sglang.launch_server --model-path {path}{f' --tp-size {tp}' if tp > 1 else ''}"
 
@@ -239,6 +248,7 @@ def _serve(model: Model, path: str, tp: int) -> str:
 _CAST = "sglang 0.5.23, srt/configs/model_config.py (_get_and_verify_dtype)"
 _UNQUANTIZED = unquantized_tensors(DType.F16, _CAST, float32=float32.SGLANG)
 _COMMON: tuple[Rule, ...] = (
+    ModelRule("QB268", _no_class, "sglang 0.5.23, srt/models/registry.py and srt/models/transformers.py"),
     ModelRule("QB221", unlike_siblings(SGLANG), f"{_QUANT}/compressed_tensors/utils.py (should_ignore_layer)"),
     weight_scales(DType.F16, f"{_QUANT}/compressed_tensors/schemes (params_dtype)", weight_only=True),
     _UNQUANTIZED,

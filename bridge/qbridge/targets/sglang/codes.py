@@ -1,4 +1,4 @@
-"""QB292 to QB298: what SGLang refuses, drops without a word, or serves otherwise than the checkpoint says."""
+"""QB268 and QB292 to QB298: what SGLang refuses, drops without a word, or serves otherwise than it should."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from qbridge.findings.catalogue.code import Code
 _CT = "sglang 0.5.23, srt/layers/quantization/compressed_tensors/compressed_tensors.py"
 
 ENTRIES = (
+    Code(
+        "QB268",
+        "SGLang has no code for this model class",
+        "Its registry lacks the class that config.json names, and transformers' own, on which it falls back, cannot "
+        "run in it.",
+        "It stops: has no SGlang implementation and the Transformers implementation is not compatible with SGLang.",
+        "FalconForCausalLM, JambaForCausalLM",
+        "Serve it with vLLM (--to vllm).",
+        "sglang 0.5.23, srt/models/registry.py and srt/models/transformers.py",
+    ),
     Code(
         "QB292",
         "SGLang serves NVFP4 as weights alone on GPUs before Blackwell",

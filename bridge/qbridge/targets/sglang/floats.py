@@ -13,7 +13,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
-from qbridge.targets.blocks import fused_per_tensor, is_static
+from qbridge.targets.blocks import fused_per_tensor, is_static, per_tensor
 from qbridge.targets.sglang.fusion import SGLANG
 
 _FP8 = "sglang 0.5.23, srt/layers/quantization/fp8.py"
@@ -82,9 +82,18 @@ def _fp8_scheme(spec: Spec, model: Model) -> Problem | None:
         return Problem((f"{spec.scheme}: it has no fbgemm_fp8",), _plainly(spec))
     if weight.type != "e4m3fn" or weight.granularity not in (Granularity.TENSOR, Granularity.BLOCK):
         return Problem((f"{spec.scheme}: as fp8 it has e4m3fn in blocks or per tensor",))
-    if "scale" in stored or stored.get("input_scale", "input_scale") != "input_scale":
+    renamed = model.architecture in RENAMES_SCALES and not weight.block  # which is what Llama's loader renames for
+    if not renamed and ("scale" in stored or stored.get("input_scale", "input_scale") != "input_scale"):
         return Problem((f"scales are called {stored.get('scale', stored.get('input_scale'))}: it was not tried",))
     return None
+
+
+def _latent(model: Model) -> Iterator[Problem]:
+    """Scales per tensor of q_a_proj and kv_a_proj_with_mqa: the loader puts them together, and has a slot for one."""
+    where = [name for name, spec in model.specs.items() if name.endswith("kv_a_proj_with_mqa") and per_tensor(spec)]
+    joined = {name for names in SGLANG.siblings(model, model.specs) for name in names}
+    if found := tuple(name for name in where if name in joined):
+        yield Problem(("one scale per tensor: that of kv_a_proj_with_mqa is dropped",), where=found)
 
 
 def _to_channels(spec: Spec, model: Model) -> Pass | None:
@@ -97,6 +106,7 @@ DROPPED = ModelRule("QB294", dropped_scales, _LLAMA)
 RULES: tuple[Rule, ...] = (
     LayerRule("QB298", _fp8_scheme, _FP8),
     DROPPED,
+    ModelRule("QB298", _latent, "sglang 0.5.23, srt/models/deepseek_common/deepseek_weight_loader.py"),
     LayerRule("QB272", fused_per_tensor(SGLANG, "SGLang"), _REQUANTIZED),
 )
 AVOIDED = frozenset({"QB272"})

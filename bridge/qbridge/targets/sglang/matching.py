@@ -253,7 +253,9 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
 
     def of_known(unit: Built) -> Answer:
         said = answer(unit)
-        return None if said is True and unit.plain and unit.name.rpartition(".")[2] not in _KNOWN else said
+        known = unit.name.rpartition(".")[2] in _KNOWN and _is_text(unit, architecture)
+        listed = said is False and not unit.quantized  # unquantized whatever the class does
+        return said if known or listed or isinstance(said, str) else None
 
     yield from deviations(asked.built, of_known, ENGINE, f"{how} (sglang 0.5.23, srt/layers/quantization)")
 
@@ -267,14 +269,14 @@ def _method(block: Block, model: Model) -> Iterator[tuple[str, Problem]]:
 
 
 def _built(model: Model, architecture: Architecture) -> Iterator[Built]:
-    """What is built of the linears of a decoder, and its head; routers are built unquantized."""
+    """What is built of all linears; routers are built unquantized."""
     quantized, plain = stored_linears(model)
     groups = SGLANG.of(architecture.name)
     merged = {part: name for name, parts in groups.items() for part in parts}
     units: dict[tuple[str, Kind], tuple[list[str], list[str]]] = {}
     for side, names in enumerate((quantized, plain)):
         for name in names:
-            if not (is_head(name) or architecture.is_decoder(name)) or is_router(name) or _ROUTERS.search(name):
+            if is_router(name) or _ROUTERS.search(name):
                 continue
             parent, _, leaf = name.rpartition(".")
             kind: Kind = "head" if is_head(name) else "linear"
@@ -284,6 +286,11 @@ def _built(model: Model, architecture: Architecture) -> Iterator[Built]:
             units.setdefault((unit, kind), ([], []))[side].append(name)
     for (unit, kind), (codes, floats) in units.items():
         yield Built(unit, kind, tuple(codes), tuple(floats))
+
+
+def _is_text(unit: Built, architecture: Architecture) -> bool:
+    """Whether it is in the decoder, or its head: towers were not read."""
+    return unit.kind == "head" or all(map(architecture.is_decoder, (*unit.quantized, *unit.plain)))
 
 
 DERIVATION = Derivation(derive, ("QB280", "QB281", "QB282", "QB283", "QB284", "QB285"))

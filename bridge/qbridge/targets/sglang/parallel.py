@@ -32,6 +32,7 @@ class OtherKernel(Parallel):
 _BLOCKS = BlockLimits(
     "sglang 0.5.23, srt/layers/quantization/fp8_utils.py (validate_fp8_block_shape)",
     last_cut=True,
+    whole_cut=True,
 )
 SGLANG = Parallel(
     (128, 64, 32),

@@ -108,6 +108,12 @@ def test_what_it_serves_otherwise_than_others_is_a_note(case, code):
     assert found.ok and code in codes(found, "note")
 
 
+def test_groups_of_gpt_oss_are_whole_on_every_rank():
+    """Its loader gives ranks 64 and 32 of 96 inputs, and stops."""
+    assert qbridge.check(fixture("mxfp4/gpt_oss"), "sglang").ok
+    assert "QB251" in codes(qbridge.check(fixture("mxfp4/gpt_oss"), "sglang", tp=2), "error")
+
+
 def test_a_class_that_it_lacks_is_said(tmp_path):
     source = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_g128")
     edit_json(source / "config.json", lambda found: found.update(architectures=["FalconForCausalLM"]))
@@ -150,7 +156,7 @@ def test_parts_that_are_not_quantized_are_listed_by_the_name_of_the_whole(leaves
 @pytest.mark.parametrize(("rows", "fits"), [((128, 192), True), ((192, 128), False)])
 @pytest.mark.parametrize("tp", [1, 2])
 def test_blocks_of_what_every_rank_has_whole_may_end_in_the_last_of_the_linears(rows, fits, tp):
-    """DeepSeek's q_a_proj and kv_a_proj_with_mqa, which are built as one: the scales of both lie one after another."""
+    """DeepSeek's q_a_proj and kv_a_proj_with_mqa, which are built as one: their scales lie one after another."""
     weight = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128))
     inputs = ActivationScheme(8, Granularity.GROUP, dynamic=True, type="e4m3fn", group_size=128)
     names = [f"model.layers.0.self_attn.{leaf}" for leaf in ("q_a_proj", "kv_a_proj_with_mqa")]

@@ -39,7 +39,6 @@ SGLANG = Parallel(
     frozenset({"compressed-tensors", "gptq"}),
     inputs=128,
     outputs=64,
-    whole_groups=frozenset({"mxfp4"}),
     straddled={"": "SGLang 0.5.23 refuses it while it builds or loads the layer"},
     blocks=_BLOCKS,
     fused=fusion.SGLANG,

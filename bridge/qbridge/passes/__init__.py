@@ -49,6 +49,11 @@ class Pass(ABC):
         """Whether it must be given all output features at once."""
         return False
 
+    @property
+    def changes_activations(self) -> bool:
+        """Whether inputs are quantized otherwise after it; no pass changes weights by that."""
+        return False
+
     def needs_values(self, spec: Spec) -> bool:
         """Whether `apply` may refuse a layer of this spec (ValueError), so that its parts must be read to know."""
         return False

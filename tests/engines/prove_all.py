@@ -41,7 +41,13 @@ from typing import Any
 import judges
 
 LOADED = ("clean", "faulty")
-JUDGES = {"vllm": "vllm", "lmdeploy": "lmdeploy", "transformers": "transformers", "dense": "transformers"}
+JUDGES = {
+    "vllm": "vllm",
+    "lmdeploy": "lmdeploy",
+    "sglang": "sglang",
+    "transformers": "transformers",
+    "dense": "transformers",
+}
 
 
 def qbridge(*words: object) -> dict[str, Any]:

@@ -8,8 +8,11 @@ import pytest
 
 import qbridge
 from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, TensorInfo
+from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import PLAIN, Slot
+from qbridge.targets.registry import find_target
 from qbridge.targets.vllm.matching import DERIVATION, PLACES
 from qbridge.targets.vllm.names import CLASSES, REMOVED
 from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
@@ -302,7 +305,7 @@ def test_a_removed_class_that_transformers_has_is_a_warning(tmp_path):
 )
 def test_a_tied_head_that_is_built_from_the_block_must_be_left_out(name, method, entries, missed, tied):
     key = "modules_to_not_convert" if method == "fp8" else "ignore"
-    block = {"quant_method": method, "quant_algo": "FP8", key: entries}
+    block = {"quant_method": method, "quant_algo": "FP8", "activation_scheme": "dynamic", key: entries}
     block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
     config = {"architectures": [name], "num_hidden_layers": 1, "tie_word_embeddings": tied}
     model = Model(method, config, {}, {"": {}}, {})
@@ -411,6 +414,7 @@ def test_a_tower_built_before_the_text_model_is_listed_by_what_it_is_built_into(
 def test_a_linear_that_is_built_without_its_name_is_in_no_list_of_gptq(leaf, missed, method):
     names = [f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1)]
     block = {"quant_method": method, "config_groups": {"group_0": {"targets": ["Linear"]}}}
+    block |= {"bits": 4, "group_size": 128, "desc_act": False, "sym": True}
     config = {"architectures": ["MiniCPM3ForCausalLM"], "num_hidden_layers": 2}
     slots = {name: {"code": Slot(f"{name}.qweight", DType.I32, (8, 64), PLAIN)} for name in names}
     model = Model(method, config, {}, slots, {})
@@ -476,11 +480,23 @@ def test_unquantized_experts_must_be_listed_by_name(entries, missed):
 
 
 @pytest.mark.parametrize(
-    ("case", "ok"),
-    [("llama_gptq_sym", True), ("llama_awq_asym", True), ("llama_gptq_asym", False), ("llama_3bit_asym", False)],
+    ("case", "packing", "ok"),
+    [
+        ("llama_gptq_sym", None, True),
+        ("llama_8bit_sym", None, True),
+        ("llama_awq_asym", None, True),
+        ("llama_gptq_asym", None, False),
+        ("llama_3bit_asym", None, False),  # its packing_format is none of vLLM's
+        ("llama_3bit_asym", "auto_round:auto_gptq", False),  # Humming would take zero-points less one
+        ("llama_odd_bits_sym", None, True),  # Humming
+        ("llama_awq_6bit_sym", None, False),
+        ("llama_gptqmodel_sym", None, False),
+    ],
 )
-def test_autoround_is_taken_as_it_is_where_a_kernel_is(case, ok, tmp_path):
+def test_autoround_is_taken_as_it_is_where_a_kernel_is(case, packing, ok, tmp_path):
     src = copy_fixture(tmp_path, f"auto_round/{case}")
+    if packing:
+        edit_quantization(src, lambda block: block.update(packing_format=packing))
     done = qbridge.check(src, "vllm")
     said = {f.code for f in done.findings if f.severity == "error"}
     assert "QB260" not in said and done.ok is ok, said
@@ -490,3 +506,79 @@ def test_an_autoround_backend_that_vllm_does_not_know(tmp_path):
     src = copy_fixture(tmp_path, "auto_round/llama_gptq_sym")
     edit_quantization(src, lambda block: block.update(backend="auto_round:gptq:exllamav2"))
     assert derived(src) == {"QB284": {"quantization_config.backend"}}
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "size", "packing", "ok"),
+    [
+        (4, True, 128, "auto_gptq", True),
+        (4, True, None, "auto_gptq", True),
+        (4, True, 16, "auto_gptq", False),  # Marlin's groups
+        (3, True, 16, "auto_gptq", True),  # Humming has any
+        (3, True, None, "auto_gptq", False),
+        (3, True, 8, "auto_gptq", False),  # Humming's start at 16
+        (7, True, 64, "auto_gptq", True),
+        (2, False, 64, "auto_gptq", False),
+        (4, False, 16, "auto_awq", True),  # Triton has any
+        (4, True, 128, "auto_awq", True),
+        (4, False, 96, "auto_awq", False),
+        (3, True, 64, "auto_awq", False),
+    ],
+)
+def test_widths_and_groups_of_autoround(bits, symmetric, size, packing, ok):
+    granularity = Granularity.GROUP if size else Granularity.CHANNEL
+    weight = WeightScheme(bits, granularity, symmetric, group_size=size)
+    dialect = (("packing_format", f"auto_round:{packing}"),)
+    spec = Spec("model.layers.0.mlp.down_proj", 256, 256, weight, DType.F16, dialect=dialect)
+    model = Model("auto-round", {"architectures": ["LlamaForCausalLM"]}, {spec.name: spec}, {}, {})
+    rules = find_target("vllm").choice_of("auto-round").rules
+    said = [rule for rule in rules if rule.code == "QB224" and rule.check(spec, model)]
+    assert (not said) is ok
+
+
+# Words of the block
+
+WORDS = [
+    ("gptq/llama_g128", {"desc_act": True}, "desc_act"),
+    ("gptq/llama_g128", {"desc_act": None}, "desc_act"),
+    ("gptq/llama_g128", {"dynamic": {"+:.*down.*": {"desc_act": True}}}, "dynamic"),
+    ("gptq/llama_static_groups", {}, "desc_act"),
+    ("gptq/llama_g128", {"sym": False}, "sym"),
+    ("gptq/llama_g128", {"sym": None}, "sym"),
+    ("gptq/llama_g128", {"group_size": None}, "group_size"),
+    ("awq/llama_gemm_g128", {"zero_point": None}, "zero_point"),
+    ("awq/llama_gemm_g128", {"version": None}, ""),
+    ("awq/llama_gemm_g128", {"version": "GEMM"}, ""),
+    ("awq/llama_gemv", {}, "version"),
+    ("fp8/llama_blocks", {"activation_scheme": None}, "activation_scheme"),
+    ("fp8/llama_blocks", {"fmt": "float8_e4m3fn"}, ""),
+]
+
+
+@pytest.mark.parametrize(("case", "words", "key"), WORDS)
+def test_words_that_vllm_does_not_find_or_take_and_convert_writes(case, words, key, tmp_path):
+    src = copy_fixture(tmp_path, case)
+
+    def edit(block):
+        for name, value in words.items():
+            block.pop(name, None)
+            block.update({} if value is None else {name: value})
+
+    edit_quantization(src, edit)
+    (src / "quantize_config.json").unlink(missing_ok=True)
+    assert derived(src) == ({"QB284": {f"quantization_config.{key}"}} if key else {})
+    qbridge.convert(src, tmp_path / "dst", "vllm", allow=["rounded"])
+    assert derived(tmp_path / "dst") == {}
+
+
+def test_act_order_per_channel_orders_nothing(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_channel")
+    edit_quantization(src, lambda block: block.update(desc_act=True))
+    assert derived(src) == {}
+
+
+@pytest.mark.parametrize(("target", "codes"), [("vllm", {"QB224"}), ("vllm@0.23", set())])
+def test_act_order_is_served_before_0_30(target, codes, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_desc_act")
+    said = qbridge.check(src, target).findings
+    assert {f.code for f in said if f.severity == "error"} == codes

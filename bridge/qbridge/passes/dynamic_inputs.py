@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import ActivationScheme, Granularity
 from qbridge.passes import Pass
+from qbridge.passes.bits import Kept, array_of
 
-Kept = tuple[tuple[str, str], ...]
 _PARTS = frozenset({"input_scale", "input_zero"})
 
 
@@ -56,9 +54,7 @@ class DynamicInputs(Pass):
         for part in sorted(_PARTS & parts.keys()):
             if part not in kept:
                 raise ValueError(f"{part} was not recorded")
-            dtype, _ = parts[part]
-            stored = np.dtype(dtype.numpy)
-            arrays[part] = np.array([int(kept[part], 16)], f"<u{stored.itemsize}").view(stored)
+            arrays[part] = array_of(kept[part], *parts[part])
         return Layer(before, arrays)
 
     def lossy(self) -> DynamicInputs:

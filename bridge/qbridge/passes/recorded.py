@@ -8,6 +8,7 @@ from typing import Any
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.dynamic_inputs import DynamicInputs
+from qbridge.passes.exactly import DequantizeExactly
 from qbridge.passes.invert import Invert
 from qbridge.passes.pad import Pad
 from qbridge.passes.plain import PlainInputs
@@ -18,6 +19,7 @@ from qbridge.passes.widen import Widen
 
 REVERSIBLE: tuple[type[Pass], ...] = (
     Broadcast,
+    DequantizeExactly,
     DynamicInputs,
     Invert,
     Pad,

@@ -40,19 +40,21 @@ ENTRIES = (
         "QB225",
         "vLLM's AWQ kernels have other group sizes",
         "Groups larger than 128 are split into groups of 128.",
-        "Its Marlin kernel refuses them, and its Triton kernel is slow.",
+        "Its Marlin kernel refuses them; CUDA's own kernel, which is slow, takes those that divide the outputs, in "
+        "float16: then it is a warning.",
         "AWQ in groups of 256",
         "Convert it: groups of a multiple of 128 are split into groups of 128, which changes no value.",
         "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py",
     ),
     Code(
         "QB226",
-        "only vLLM's Humming kernels have this width",
-        "Marlin, Machete and the other kernels have 4 bits, and 8 symmetric ones.",
+        "only vLLM's Humming kernels have this width or group size",
+        "Marlin, Machete and the other kernels have 4 bits, and 8 symmetric ones, in groups of 128, 64 or 32.",
         "Humming compiles when it first runs and wants a GPU of compute capability 7.5 or newer; on a CPU nothing "
         "serves it.",
         "weights of 3 bits",
-        "None needed on such a GPU; --bits 4 or 8 widens the codes exactly to what the others have.",
+        "None needed on such a GPU; --bits 4 or 8 widens the codes exactly to what the others have, and a conversion "
+        "(--to vllm) splits larger groups exactly.",
         "vllm 0.33.0, model_executor/kernels/linear/mixed_precision",
         severity="note",
     ),
@@ -102,5 +104,14 @@ ENTRIES = (
         "in_proj_ba of Qwen3.5 stored as one; self_attn in a layer without layer_types",
         "Store the tensors as the class reads them, or say in config.json what the layers are.",
         "vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py; transformers 5.17.0, models/qwen3_5",
+    ),
+    Code(
+        "QB330",
+        "config.json lacks keys that vLLM's model class reads",
+        "The class reads them without a default, and transformers' class of the config has none for them.",
+        "It stops before it loads anything: AttributeError: '...Config' object has no attribute '...'.",
+        "norm_topk_prob of Qwen3-VL-MoE, after transformers 5 saved the model anew",
+        "Write them into config.json as the model's own repository has them.",
+        "vllm 0.33.0, model_executor/models; transformers 5.19.0, models/*/configuration_*.py",
     ),
 )

@@ -23,4 +23,9 @@ def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, 
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})
     raw.update(block.raw)
-    return Block(block.key, {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw})
+    return Block(block.key, renamed(raw, aliases))
+
+
+def renamed(raw: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Keys of a block, those of older tools also under their current names."""
+    return {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw}

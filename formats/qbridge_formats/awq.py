@@ -54,7 +54,7 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as layers
 from qbridge_formats._shared.assumed_integers import assumed_linear
 from qbridge_formats._shared.awq_linear import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
-from qbridge_formats._shared.config_block import merged_config, renamed
+from qbridge_formats._shared.config_block import merged_config, renamed, says_marlin
 from qbridge_formats._shared.gptq_linear import Scheme
 from qbridge_formats._shared.skip_lists import source_entries, substring_entries
 
@@ -133,7 +133,7 @@ def read(source: Source, findings: Findings) -> Model:
 def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
     """From config.json alone: one scheme, for every linear whose name holds no entry of modules_to_not_convert."""
     block = find_block(config)
-    if block is None or block.method != NAME:
+    if block is None or block.method != NAME or says_marlin(block.raw):
         return None
     raw = renamed(block.raw, _ALIASES)
     entries = raw.get("modules_to_not_convert")

@@ -43,7 +43,7 @@ from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
 from qbridge_formats._shared import gptq_linear as layers
 from qbridge_formats._shared.assumed_integers import assumed_linear, require
-from qbridge_formats._shared.config_block import renamed
+from qbridge_formats._shared.config_block import renamed, says_marlin
 from qbridge_formats._shared.gptq_config import ALIASES as KEYS
 from qbridge_formats._shared.gptq_config import CONFIG_FILES as CONFIG_FILES
 from qbridge_formats._shared.gptq_config import find_config, parse
@@ -105,7 +105,7 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     refuses.
     """
     block = find_block(config)
-    if block is None or block.method != NAME:
+    if block is None or block.method != NAME or says_marlin(block.raw):
         return None
     findings, raw = Findings(), renamed(block.raw, KEYS)
     parsed = parse(Block(block.key, raw), names, findings)
@@ -113,8 +113,10 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     if parsed is None:
         return None
     act_order = parsed.raw.get("desc_act") is True
+    others = parsed.checkpoint_format == "gptq" and "gptqmodel" not in parsed.producer
+    dialect = (("zeros", "v1"),) if others else ()
     inside = [name for name in listed(parsed.raw, names) if not parsed.skips(name)]
-    return {name: assumed_linear(parsed.scheme_of(name), act_order) for name in inside}
+    return {name: assumed_linear(parsed.scheme_of(name), act_order, dialect) for name in inside}
 
 
 layout = layers.layout

@@ -83,8 +83,11 @@ ALWAYS = [
     ("awq/qwen2_gemm_skipped", "lmdeploy"),
     ("compressed_tensors/llama_kv_int8", "vllm"),
     ("compressed_tensors/llama_w4a16_g_idx", "vllm"),
+    ("gptq/llama_autogptq_asym", "gptqmodel"),
     ("gptq/llama_autoround_mixed", "vllm-gptq"),
     ("gptq/llama_desc_act", "vllm-gptq"),
+    ("marlin/llama_autoawq", "vllm"),
+    ("marlin/llama_autogptq", "vllm-gptq"),
 ]
 SAMPLE = PAIRS if SEED == "all" else [*ALWAYS, *random.Random(SEED).sample(PAIRS, 20)]
 

@@ -31,11 +31,14 @@ class Assumed:
     activation: ActivationScheme | None = None
     scale: DType = DType.F32
     g_idx: bool = False
+    dialect: tuple[tuple[str, str], ...] = ()
 
     def spec(self, name: str, dims: tuple[int, int]) -> Spec:
         """The linear of a name, (out_features, in_features)."""
         stored = DType.F32 if self.activation is not None and self.activation.is_stored else None
-        return Spec(name, *dims, self.weight, self.scale, self.activation, stored, g_idx=self.g_idx)
+        return Spec(
+            name, *dims, self.weight, self.scale, self.activation, stored, g_idx=self.g_idx, dialect=self.dialect
+        )
 
 
 def assumed_model(path: Path) -> Model:

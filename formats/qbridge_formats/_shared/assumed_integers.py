@@ -12,7 +12,7 @@ from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge_formats._shared.gptq_linear import Scheme
 
 
-def assumed_linear(scheme: Scheme, act_order: bool = False) -> Assumed:
+def assumed_linear(scheme: Scheme, act_order: bool = False, dialect: tuple[tuple[str, str], ...] = ()) -> Assumed:
     """A linear of a scheme, its scales float16 as the tools store them; ValueError for what no linear has.
 
     `act_order`: whether its inputs are ordered, which has a meaning only where there are groups.
@@ -22,7 +22,7 @@ def assumed_linear(scheme: Scheme, act_order: bool = False) -> Assumed:
     grouped = scheme.group_size > 0
     where, size = (Granularity.GROUP, scheme.group_size) if grouped else (Granularity.CHANNEL, None)
     weight = WeightScheme(scheme.bits, where, scheme.sym, group_size=size)
-    return Assumed(weight, None, DType.F16, act_order and grouped)
+    return Assumed(weight, None, DType.F16, act_order and grouped, dialect)
 
 
 def require(raw: Mapping[str, Any], findings: Findings) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import qbridge
 from goldens import ALLOW, ROOT
-from qbridge.source.safetensors import read_header
+from support import header_of
 
 TARGETS = ("vllm", "lmdeploy", "transformers", "compressed-tensors", "gptq", "awq", "auto-round", "fp8", "modelopt")
 TARGETS += ("smooth-quant", "mxfp4")
@@ -49,7 +49,7 @@ def is_same(src, dst, allow):
 
 def unseen(src, dst, allow, rng):
     """The tensors of an output, with byte and bit, of which verify does not see that a bit is another one."""
-    tensors = [(file, tensor) for file in sorted(dst.glob("*.safetensors")) for tensor in read_header(file).values()]
+    tensors = [(file, tensor) for file in sorted(dst.glob("*.safetensors")) for tensor in header_of(file).values()]
     tensors = [(file, tensor) for file, tensor in tensors if tensor.end > tensor.begin]
     wrong = []
     for file, tensor in tensors if FLIPS is None else rng.sample(tensors, FLIPS):
@@ -79,7 +79,7 @@ def test_a_second_conversion_does_not_call_it_done(fixture, target, dst):
     qbridge.convert(src, dst, target, jobs=1)
     qbridge.convert(src, dst, target, jobs=1)  # done already
     (file,) = dst.glob("*.safetensors")
-    tensor = random.Random(fixture).choice(list(read_header(file).values()))
+    tensor = random.Random(fixture).choice(list(header_of(file).values()))
     flip(file, tensor.begin, 0)
     with pytest.raises(qbridge.QBridgeError):
         qbridge.convert(src, dst, target, jobs=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qbridge.architecture.config import compute_dtype
@@ -21,6 +20,7 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.scheme import ActivationScheme, WeightScheme
+from qbridge.source.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +41,26 @@ class Assumed:
         )
 
 
-def assumed_model(path: Path) -> Model:
-    """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little.
+def assumed_model(storage: Storage) -> Model:
+    """The model of a place that has config.json and no weights; QBridgeError (QB262) if that says too little.
 
     A linear that the format leaves unquantized is among the tensors, as the checkpoint would have it.
     """
-    config, dims = assumed_linears(path)
+    config, dims = assumed_linears(storage)
     for name in usable():
         reader = load(name)
         find = getattr(reader, "assumed", None)
         if find is None:
             continue
-        alone = config_alone(path, getattr(reader, "CONFIG_FILES", ()))
+        alone = config_alone(storage, getattr(reader, "CONFIG_FILES", ()))
         try:
             found: Mapping[str, Assumed] | None = find(alone, list(dims))
             specs = {module: entry.spec(module, dims[module]) for module, entry in (found or {}).items()}
         except ValueError as fault:
-            raise error("QB262", str(path), (str(fault),)) from fault
+            raise error("QB262", storage.url, (str(fault),)) from fault
         if specs:
             return Model(reader.NAME, config, specs, {}, _unquantized(config, dims, specs), kv_cache=_kv_cache(alone))
-    return by_bits(path)
+    return by_bits(storage)
 
 
 def _unquantized(

@@ -63,7 +63,8 @@ class Parallel:
     they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens to a group that
     straddles two ranks, by format, where it depends on that. `blocks` are the limits on blocks of float8 weights.
     `source` says where that was read. `fused` are the linears that it builds as one. Ranks share the rows of
-    embeddings and heads, padded to a multiple of `vocabulary`; 0 where it is not known that they do.
+    embeddings and heads, padded to a multiple of `vocabulary`; 0 where it is not known that they do. In formats of
+    `words` codes are a stream of 32-bit words along in_features, of which a rank must get whole ones.
     """
 
     sizes: tuple[int, ...]
@@ -80,6 +81,7 @@ class Parallel:
     source: str = ""
     fused: Fusion = COMMON
     vocabulary: int = 0
+    words: frozenset[str] = frozenset()
 
     def multiple(self, spec: Spec, tp: int) -> int:
         """What the intermediate size of a down projection must be a multiple of."""
@@ -96,6 +98,8 @@ class Parallel:
         if sizes != (1,) and format_name not in self.whole_groups:
             split = self._split(format_name, sizes, once)
             found.append(LayerRule("QB251", self._straddle(format_name, sizes, once), self.source, split))
+        if sizes != (1,) and format_name in self.words:
+            found.append(LayerRule("QB227", self._words(format_name, sizes, once), self.source))
         if format_name in self.halves:
             found.append(ModelRule("QB228", _halved(sizes), self.halves[format_name]))
         if self.inputs > 1 or self.outputs > 1:
@@ -214,6 +218,17 @@ class Parallel:
         def check(spec: Spec, model: Model) -> Problem | None:
             key = self._key(spec, format_name), spec.weight.granularity, spec.weight.group_size
             return once(model, ("straddle", *key), lambda: find(spec, model))
+
+        return check
+
+    def _words(self, format_name: str, sizes: tuple[int, ...], once: Once) -> Callable[[Spec, Model], Problem | None]:
+        def check(spec: Spec, model: Model) -> Problem | None:
+            packed = spec.weight.type == "int" and spec.activation is None
+            for share in self.shares(spec, model, sizes) if packed else ():
+                if share.features < share.whole(spec) and share.features * spec.weight.bits % 32:
+                    fact = f"{share.features} inputs per rank (tp {share.tp}) are no whole 32-bit words of codes"
+                    return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes, once)))
+            return None
 
         return check
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,33 @@ def test_layers_that_config_json_does_not_name_are_those_of_the_class(name, kind
     assert "model.layers.0.self_attn" in places(stops(src)) and "layer_types" in facts(stops(src))
     edit_json(src / "config.json", lambda config: config.update(layer_types=["full_attention"] * 8))
     assert not stops(src)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_convert_names_the_layers_as_they_are_stored(nested, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    of_class(src, QWEN, model_type="qwen3_5_text")
+    if nested:
+        edit_json(src / "config.json", lambda config: config.update(text_config={**config}, model_type="qwen3_5"))
+    report = qbridge.convert(src, tmp_path / "out", "vllm", allow=["incomplete"])
+    assert "QB345" in {finding.code for finding in report.findings} and not stops(tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    holder = config["text_config"] if nested else config
+    assert holder["layer_types"] == ["full_attention"] * holder["num_hidden_layers"]
+    assert qbridge.verify(src, tmp_path / "out", allow=["incomplete"]).same
+    qbridge.restore(tmp_path / "out", tmp_path / "back", allow=["incomplete"])
+    assert "layer_types" not in (tmp_path / "back/config.json").read_text()
+    edit_json(src / "config.json", lambda config: config.update(layer_types=["linear_attention"] * 2))
+    assert nested or not qbridge.verify(src, tmp_path / "out", allow=["incomplete"]).same
+
+
+def test_a_layer_of_both_kinds_is_named_by_nobody(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    planted(src, "model.layers.0.linear_attn.out_proj")
+    of_class(src, QWEN, model_type="qwen3_5_text")
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, tmp_path / "out", "vllm", allow=["incomplete", "unknown-tensors"])
+    assert "QB291" in {finding.code for finding in refused.value.findings}
 
 
 INT8 = WeightScheme(8, Granularity.CHANNEL)

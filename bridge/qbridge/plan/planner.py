@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
 from qbridge.architecture.growth import follow, growth
+from qbridge.architecture.mixers import with_layer_types
 from qbridge.findings.finding import Finding, Findings
 from qbridge.formats.rules import Broken, ModelRule, Rule, ValueRule, broken, without_fix
 from qbridge.ir.dtypes import DType
@@ -223,6 +224,9 @@ def best_plan(
     `recorded` gives, for a format, where its layers lead back to. The plan's `because` says why it is this format.
     Each format is drafted once, however often it is looked at.
     """
+    model, named = with_layer_types(model)
+    if named:
+        findings.add("QB345", named, ("as the tensors of each layer are",))
     if options.dtype:
         model = replace(model, config=as_dtype(model.config, options.dtype))
     rejected: list[tuple[str, Finding]] = []  # (format, why not)

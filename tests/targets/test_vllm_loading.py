@@ -6,13 +6,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 from test_fused import model_of, problems
 from test_vllm_derivation import of_class, planted
 
+import make
 import qbridge
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.testing.strategies import NVFP4
-from support import copy_fixture, edit_json, facts, places
+from support import copy_fixture, edit_json, edit_quantization, facts, places
 
 QWEN = "Qwen3_5ForCausalLM"
 
@@ -101,3 +103,30 @@ def test_fused_attention_of_bloom_is_reshaped_by_heads(format_name, weight, acti
     model = replace(model, config={**model.config, "n_head": 4})
     assert problems("vllm", format_name, "QB291", model) == set([] if taken else names)
     assert not problems("vllm", format_name, "QB291", replace(model, config={"architectures": ["FalconForCausalLM"]}))
+
+
+def bloom(folder, source):
+    """A Bloom whose float8 linears have one scale each, and dynamic activations."""
+    make.build("BloomForCausalLM", "fp8-dynamic", folder)
+    src = folder / "model"
+    tensors = load_file(src / "model.safetensors")
+    scales = {name: scale[:1, 0] for name, scale in tensors.items() if name.endswith(".weight_scale")}
+    save_file({**tensors, **scales}, src / "model.safetensors", {"format": "pt"})
+    if source == "fp8":
+        block = {"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}
+        edit_json(src / "config.json", lambda config: config.update(quantization_config=block))
+    else:
+        edit_quantization(src, lambda block: block["config_groups"]["group_0"]["weights"].update(strategy="tensor"))
+    assert places(stops(src))
+    return src
+
+
+@pytest.mark.parametrize("source", ["fp8", "compressed-tensors"])
+def test_one_scale_of_blooms_fused_attention_is_repeated_for_each_channel(source, tmp_path):
+    """The scale stays what it is for the other linears; activations are dynamic, as a static scale has one number."""
+    src = bloom(tmp_path, source)
+    report = qbridge.convert(src, tmp_path / "out", "vllm")
+    assert report.format == "compressed-tensors" and report.passes["broadcast"] >= 1
+    assert not stops(tmp_path / "out") and qbridge.verify(src, tmp_path / "out").same
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert qbridge.verify(src, tmp_path / "back").equal == 0

@@ -60,8 +60,8 @@ ENTRIES = (
     Code(
         "QB345",
         "config.json names the kinds of layers",
-        "Without layer_types a class builds attention in every fourth layer; the tensors are of other layers, and the "
-        "key is written as they say.",
+        "Without layer_types a class builds attention in every fourth layer; the tensors are of other layers, and "
+        "the key is written as they say.",
         "No loader takes the checkpoint otherwise.",
         "layer_types [full_attention, full_attention]",
         "None needed.",

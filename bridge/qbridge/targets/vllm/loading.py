@@ -5,14 +5,16 @@ Source: vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py, utils.py (Weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.mixers import stored_modules, unnamed_layers
-from qbridge.formats.rules import ModelRule, Problem, Rule
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
 from qbridge.targets.vllm.fusion import VLLM
 
 _QWEN = "vllm 0.33.0, model_executor/models/qwen3_5.py (hf_to_vllm_mapper)"
@@ -49,20 +51,25 @@ def _other_layers(model: Model) -> Iterator[Problem]:
 _FROM_INPUTS = frozenset({"gptq", "awq", "auto-round"})  # their first axis is that of the inputs
 
 
-def _reshaped(format_name: str) -> Callable[[Model], Iterator[Problem]]:
+def _reshaped(format_name: str) -> LayerRule:
     """What Bloom's loader, which takes the first axis of every tensor of a fused linear for heads, cannot take."""
 
-    def check(model: Model) -> Iterator[Problem]:
-        if model.architecture != "BloomForCausalLM":
-            return
-        rows = 3 * Architecture.of_model(model).heads[0]
-        names = (name for name in model.specs if name.rpartition(".")[2] == "query_key_value")
-        where = tuple(name for name in names if rows and not _is_reshaped(model.specs[name], format_name, rows))
-        if where:
-            fact = f"vLLM 0.33.0 reshapes every tensor of it to [{rows // 3} heads, 3, ...], which fails on some"
-            yield Problem((fact,), ("scales per channel, with dynamic activations, are loaded",), where)
+    def rows(model: Model) -> int:
+        return 3 * Architecture.of_model(model).heads[0] if model.architecture == "BloomForCausalLM" else 0
 
-    return check
+    def check(spec: Spec, model: Model) -> Problem | None:
+        wanted = rows(model) if spec.name.rpartition(".")[2] == "query_key_value" else 0
+        if not wanted or _is_reshaped(spec, format_name, wanted):
+            return None
+        fact = f"vLLM 0.33.0 reshapes every tensor of it to [{wanted // 3} heads, 3, ...], which fails on some"
+        return Problem((fact,), ("scales per channel, with dynamic activations, are loaded",))
+
+    def repeated(spec: Spec, model: Model) -> Pass | None:
+        if spec.weight.granularity is not Granularity.TENSOR or format_name != "compressed-tensors":
+            return None
+        return Broadcast() if _is_reshaped(Broadcast().plan(spec), format_name, rows(model)) else None
+
+    return LayerRule("QB291", check, _BLOOM, repeated, elsewhere=True)
 
 
 def _is_reshaped(spec: Spec, format_name: str, rows: int) -> bool:
@@ -82,5 +89,5 @@ def rules(format_name: str) -> tuple[Rule, ...]:
     return (
         ModelRule("QB291", _renamed_twice, _QWEN),
         ModelRule("QB291", _other_layers, _LAYERS),
-        ModelRule("QB291", _reshaped(format_name), _BLOOM),
+        _reshaped(format_name),
     )

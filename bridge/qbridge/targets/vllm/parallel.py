@@ -21,8 +21,8 @@ _SPLIT_BLOCKS = replace(
     splits_source="vllm 0.33.0, model_executor/layers/fused_moe/oracle/fp8.py (refine_fp8_moe_block_shape)",
 )
 # model_executor/models/{cohere2_moe,ernie45_moe,exaone_moe,lfm2_moe,mimo_v2,minimax_m2,qwen2_moe,qwen3_moe}.py and
-# {qwen3_next,step3p5}.py: Tensor parallel size ... is greater than the number of experts. qwen3_5.py, qwen3_vl_moe.py and
-# qwen3_omni_moe_thinker.py build the experts of the Qwen classes.
+# {qwen3_next,step3p5}.py: Tensor parallel size ... is greater than the number of experts. qwen3_5.py, qwen3_vl_moe.py
+# and qwen3_omni_moe_thinker.py build the experts of the Qwen classes.
 _AN_EXPERT_EACH = frozenset(
     {
         *("Cohere2MoeForCausalLM", "Ernie4_5_MoeForCausalLM", "ExaoneMoeForCausalLM", "Lfm2MoeForCausalLM"),

@@ -46,6 +46,16 @@ SAID = {
     "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD, "scoring_func": "sigmoid"},
     "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
 }
+# Classes whose cases vLLM does not load though their tensors and block are right, and why.
+_PROCESSOR = "it asks for files of an image or audio processor before it loads, and none are written"
+UNJUDGED = {
+    **dict.fromkeys(("Glm46VForConditionalGeneration", "Kimi_K25ForConditionalGeneration"), _PROCESSOR),
+    **dict.fromkeys(("LightOnOcrForConditionalGeneration", "MllamaForConditionalGeneration"), _PROCESSOR),
+    "Qwen2_5OmniThinkerForConditionalGeneration": _PROCESSOR,
+    "Qwen3OmniMoeThinkerForConditionalGeneration": _PROCESSOR,
+    "Step3p7ForConditionalGeneration": "it reads a tower by the repository's keys, and transformers' class has others",
+    "VoxtralForConditionalGeneration": "it reads the audio tower of Mistral's own files alone",
+}
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
 TOWER = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
 

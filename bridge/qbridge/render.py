@@ -11,10 +11,12 @@ from rich.text import Text
 
 from qbridge.commands.checking import Check
 from qbridge.commands.cleaning import Cleaning
+from qbridge.commands.explanation import UNKNOWN, Explanation, Listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.report import Report, Verification
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
+from qbridge.findings.hints import printable
 
 _MODULES = 4  # grafted modules that are named
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
@@ -32,8 +34,7 @@ def findings(console: Console, found: Sequence[Finding], outcome: str = "") -> N
 
 
 def _shown(text: str, style: str = "") -> Text:
-    """Text for a terminal: a name from a file moves no cursor, and one that is no text can still be printed."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), style)
+    return Text(printable(text), style)
 
 
 def _finding(console: Console, finding: Finding) -> None:
@@ -186,8 +187,26 @@ def check(console: Console, done: Check) -> None:
     _rows(console, [*rows, *_serve(done.serve)])
 
 
-def explanation(console: Console, entry: Code) -> None:
-    """One entry of the catalogue."""
+def explanation(console: Console, done: Explanation) -> None:
+    """One entry of the catalogue, or the messages of engines in a text."""
+    if done.code is not None:
+        _entry(console, done.code)
+    for number, meaning in enumerate(done.messages):
+        if number:
+            console.print()
+        _rows(console, meaning.rows)
+    if not done.ok:
+        console.print(Text(UNKNOWN))
+
+
+def listing(console: Console, known: Listing) -> None:
+    """Every code, then every message of an engine."""
+    _rows(console, [(entry.code, entry.title) for entry in known.codes])
+    console.print()
+    _rows(console, [(f"{m.engine.partition('@')[0]} {m.versions}", m.words) for m in known.messages])
+
+
+def _entry(console: Console, entry: Code) -> None:
     console.print(Text(f"{entry.code}: {entry.title}", "bold"))
     rows = [
         ("what", entry.what),

@@ -22,7 +22,7 @@ from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
-from qbridge.targets.transformers import matching, routers
+from qbridge.targets.transformers import matching, messages, routers
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -202,6 +202,7 @@ TARGETS = (
         single_first=True,
         as_is=AS_IS,
         codes=CODES,
+        messages=messages.MESSAGES,
         derivation=matching.DERIVATION,
         prover=Path(__file__).with_name("prover.py"),
     ),

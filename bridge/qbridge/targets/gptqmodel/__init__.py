@@ -19,6 +19,7 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import unquantized_tensors, weight_scales
+from qbridge.targets.gptqmodel import messages
 from qbridge.targets.target import Target
 
 _TORCH = "gptqmodel 7.7.0, nn_modules/qlinear/torch.py (TorchLinear.SUPPORTS_BITS, SUPPORTS_GROUP_SIZE)"
@@ -124,5 +125,6 @@ TARGETS = (
         Reader((5,)),  # it requires 5.20.2 or newer
         keeps=True,
         codes=CODES,
+        messages=messages.MESSAGES,
     ),
 )

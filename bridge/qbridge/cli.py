@@ -25,6 +25,7 @@ import qbridge
 from qbridge import render
 from qbridge.commands.arguments import asked_text, bytes_of, memory_of, prefixes_of, sizes_of
 from qbridge.commands.explanation import listing
+from qbridge.commands.names import format_names, target_names
 from qbridge.commands.words import (
     About,
     Allow,
@@ -49,7 +50,7 @@ from qbridge.commands.words import (
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import BUG, INTERRUPTED
 from qbridge.findings.finding import Finding, Findings, QBridgeError
-from qbridge.formats.registry import load, report_unusable
+from qbridge.formats.registry import report_unusable
 from qbridge.plan.distribution import namesake, qbridge_version
 from qbridge.plan.options import Options
 from qbridge.progress import KINDS
@@ -294,26 +295,16 @@ def _say_unusable(*reports: Callable[[Findings], None]) -> None:
 def formats(as_json: Json = False) -> None:
     """List the formats that can be read and written."""
     with _answering("formats", as_json):
-        found = [load(name) for name in qbridge.list_formats()]
         _say_unusable(report_unusable)
-        if as_json:
-            entries = [{"name": f.NAME, "aliases": f.ALIASES, "summary": f.SUMMARY} for f in found]
-            _print_json({"command": "formats", "formats": entries})
-        else:
-            render.table(_out(), [(" ".join((f.NAME, *f.ALIASES)), f.SUMMARY) for f in found])
+        _say(as_json, format_names(), render.names, ())
 
 
 @app.command(cls=Once)
 def targets(as_json: Json = False) -> None:
     """List what a checkpoint can be converted for."""
     with _answering("targets", as_json):
-        found = qbridge.list_targets()
         _say_unusable(report_unusable, report_unusable_targets)
-        if as_json:
-            entries = [{"name": t.name, "formats": t.formats, "summary": t.summary} for t in found]
-            _print_json({"command": "targets", "targets": entries})
-        else:
-            render.table(_out(), [(t.name, t.summary) for t in found])
+        _say(as_json, target_names(), render.names, ())
 
 
 @app.command(cls=Once)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -13,6 +13,7 @@ from qbridge.commands.checking import Check
 from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.explanation import UNKNOWN, Explanation, Listing
 from qbridge.commands.inspection import Inspection
+from qbridge.commands.names import Names
 from qbridge.commands.report import Report, Verification
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
@@ -203,7 +204,7 @@ def listing(console: Console, known: Listing) -> None:
     """Every code, then every message of an engine."""
     _rows(console, [(entry.code, entry.title) for entry in known.codes])
     console.print()
-    _rows(console, [(f"{m.engine.partition('@')[0]} {m.versions}", m.words) for m in known.messages])
+    _rows(console, [(f"{message.origin} {message.versions}", message.words) for message in known.messages])
 
 
 def _entry(console: Console, entry: Code) -> None:
@@ -219,9 +220,9 @@ def _entry(console: Console, entry: Code) -> None:
     _rows(console, rows)
 
 
-def table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+def names(console: Console, done: Names) -> None:
     """Names and what they are."""
-    _rows(console, list(rows))
+    _rows(console, done.rows)
 
 
 def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:

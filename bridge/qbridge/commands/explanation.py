@@ -62,7 +62,7 @@ class Meaning:
         """The meaning in lines, each with its label."""
         rows = [
             ("message", self.line),
-            ("engine", f"{self.engine.partition('@')[0]}, {self.versions}"),
+            ("printed by", f"{self.source.partition(' ')[0]} {self.versions}"),
             ("cause", self.cause),
             ("advice", self.advice),
             ("source", self.source),
@@ -102,7 +102,7 @@ class Explanation:
 
 
 def _lines(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{label:<7}  {text}" for label, text in rows)
+    return "\n".join(f"{label:<10}  {text}" for label, text in rows)
 
 
 def explain(text: str, src: PathLike | None = None) -> Explanation:

@@ -83,9 +83,9 @@ class Message:
         return self.line(dict.fromkeys(self.fields, "..."))
 
     @property
-    def package(self) -> str:
-        """The package whose source has the message, as Python imports it."""
-        return self.source.partition(" ")[0].replace("-", "_")
+    def origin(self) -> str:
+        """The package whose source has the message; `versions` are its releases."""
+        return self.source.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,8 @@ def occurrences(text: str, messages: Iterable[Message]) -> list[Occurrence]:
     longer one, then the first in the list.
     """
     every = [each for message in messages if _anchor(message.text) in text for each in _matches(text, message)]
-    named = {package for package in {each.message.package for each in every} if _is_named(package, text)}
-    every.sort(key=lambda each: (each.start, each.message.package not in named, each.start - each.end))
+    named = {package for package in {each.message.origin for each in every} if _is_named(package, text)}
+    every.sort(key=lambda each: (each.start, each.message.origin not in named, each.start - each.end))
     chosen: dict[Message, Occurrence] = {}
     end = 0
     for each in every:
@@ -150,4 +150,5 @@ def _matches(text: str, message: Message) -> Iterator[Occurrence]:
 
 def _is_named(package: str, text: str) -> bool:
     """Whether a traceback, or the command that began it all, names a package."""
-    return re.search(rf"(?<!\w){re.escape(package)}(?:[/\\.]\w| serve )", text) is not None
+    module = package.replace("-", "_")
+    return re.search(rf"(?<!\w){module}(?:[/\\.]\w| serve )", text) is not None

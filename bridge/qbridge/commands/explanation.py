@@ -163,7 +163,7 @@ def _filled(text: str, values: Values) -> str:
 def _cures(message: Message, values: Values) -> Iterator[str]:
     """The options that cure a message, without those that need a value which there is not."""
     for options in message.cure:
-        with suppress(KeyError):
+        with suppress(KeyError, IndexError):
             yield _filled(options, values)
 
 

@@ -4,9 +4,9 @@ A message is written as the engine's own source builds it, with fields in place 
 
     "Weight input_size_per_partition = {size:number} is not divisible by min_thread_k = {tile:number}."
 
-The kind of a field is `number`, `name` (of a module, tensor or class), `word` (no space, no quote), a choice
-(`weight|weight_scale`), or nothing: any text of the line. Spaces stand for any run of white space, and quotes may be
-missing, as a shell takes them away.
+The kind of a field is `number`, `name` (of a module, tensor or class), `layer` (of a module in a numbered layer),
+`word` (no space, no quote), a choice (`weight|weight_scale`), or nothing: any text of the line. Spaces stand for any
+run of white space, and quotes may be missing, as a shell takes them away.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from string import Formatter
+from typing import Any
 
 Values = Mapping[str, str]
 
@@ -24,6 +25,7 @@ KINDS: Mapping[str, str] = {
     "": r".{0,400}?",
     "number": r"\d{1,18}",
     "name": r"[\w./\-]{1,400}",
+    "layer": r"(?:[\w\-]{1,100}\.){1,12}\d{1,5}(?:\.[\w\-]{1,100}){1,12}",
     "word": r"[^\s'\"]{1,200}",
 }
 _QUOTES = frozenset("'\"")
@@ -40,9 +42,9 @@ class Message:
 
     `text` is what the engine prints, as described above. `engine` is the target that `qbridge check --for` asks and
     that brings the message, `versions` the releases whose source has it, `source` the package, version and file; what
-    stands there in parentheses is in that file too. `cause` may name fields of the text, and so may each entry of
-    `cure`: options of `qbridge convert SRC DST`, the best first. `derive` gives values that follow from those of the
-    text; a cure is left out where one of its fields has no value. `split` says that the answer depends on the
+    stands there in parentheses is in that file too. `cause`, `advice` and `check` may name fields of the text, and
+    so may each entry of `cure`: options of `qbridge convert SRC DST`, the best first. `derive` gives more values for
+    cures; one is left out where a field of it has no value. `split` says that the answer depends on the
     tensor-parallel size. `check` has more options of `qbridge check`, `advice` says what else helps, or what does
     where no command is a way out.
     """
@@ -98,6 +100,28 @@ class Occurrence:
     values: Values
 
 
+def fault(message: Any) -> str:
+    """What is wrong with a message, as far as it shows without a text; empty if nothing is."""
+    if not isinstance(message, Message):
+        return f"{message!r} is no qbridge.targets.messages.Message"
+    try:
+        words = any(map(str.strip, message.literals)) and message.pattern
+        texts = {
+            name: _names(getattr(message, name)) - message.fields.keys() for name in ("cause", "advice", "check")
+        }
+    except (ValueError, re.error) as error:
+        return f"the message {message.text!r} cannot be read: {error}"
+    if not words:
+        return f"the message {message.text!r} has no words of its own"
+    unknown = sorted(set().union(*texts.values()))
+    return f"the message {message.text!r} has no value for {', '.join(unknown)}" if unknown else ""
+
+
+def _names(text: str) -> set[str]:
+    """The fields that a text names."""
+    return {name for _, name, *_ in Formatter().parse(text) if name is not None}
+
+
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
     parts = []
@@ -105,7 +129,8 @@ def _pattern(text: str) -> re.Pattern[str]:
         parts.append(_literal(literal))
         if name is not None:
             parts.append(f"(?P<{name}>{KINDS.get(kind or '') or _choice(kind or '')})")
-    return re.compile("".join(parts) + r"(?!\w)", re.ASCII)
+    end = "" if text[-1] in ".:," else r"(?!\w)"  # weight_scale is no beginning of weight_scale_inv
+    return re.compile("".join(parts) + end, re.ASCII)
 
 
 def _choice(kind: str) -> str:

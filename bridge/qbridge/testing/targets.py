@@ -44,7 +44,7 @@ _LINEARS = (
     *(f"model.layers.0.mlp.{leaf}" for leaf in ("gate_proj", "up_proj", "down_proj")),
 )
 _CITED = re.compile(r"\d+\.\d+")  # of a version; what holds for every reader cites a module of qbridge
-_SAMPLE = "64"  # a value that is a number, a name and a word
+_SAMPLES = {"layer": "layers.64.mlp"}  # by the kind of a field; 64 for others
 _PATH = "'/models/a b'"
 
 
@@ -120,16 +120,18 @@ def _llama(format_name: str, spec: Spec) -> Model:
 def _check_message(target: Target, message: Message) -> None:
     """That a message is recognised by itself, cites a release, and fills its cause and cures from its own values."""
     name = f"{target.name}: the message {message.text!r}"
-    _require(any(map(str.strip, message.literals)), f"{name} has no words of its own")
-    values = {field: _SAMPLE if kind in KINDS else kind.partition("|")[0] for field, kind in message.fields.items()}
+    values = {
+        field: _SAMPLES.get(kind, "64") if kind in KINDS else kind.partition("|")[0]
+        for field, kind in message.fields.items()
+    }
     line = message.line(values)
     match = message.pattern.search(line)
     _require(match is not None and match.groupdict() == values, f"{name} is not recognised in {line!r}")
     _require(bool(_CITED.search(message.source)), f"{name} cites no version: {message.source}")
     _require(bool(message.versions and message.cause), f"{name} leaves something out")
     _require(bool(message.cure or message.advice), f"{name} has no way out")
-    for text in (message.cause, message.advice, message.check, *message.cure):
-        used = {field for _, field, *_ in Formatter().parse(text) if field}
+    for options in message.cure:
+        used = {field for _, field, *_ in Formatter().parse(options) if field}
         _require(used <= {*message.fields, *message.derive(values)}, f"{name} has no value for {sorted(used)}")
 
 

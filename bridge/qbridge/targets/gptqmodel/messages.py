@@ -35,13 +35,13 @@ MESSAGES = (
         advice="Load it with backend=BACKEND.AUTO, which chooses a kernel that has zero-points.",
     ),
     _message(
-        "`in_features`: {size:number} must be divisible by {unit}",
+        "`in_features`: {size:number} must be divisible by",
         versions="2.2.0 to 7.7.0",
         source=_KERNELS,
         cause="GPTQModel's kernel does not take {size} inputs: they are no whole number of groups or words.",
     ),
     _message(
-        "`out_features`: {size:number} must be divisible by {unit}",
+        "`out_features`: {size:number} must be divisible by",
         versions="2.2.0 to 7.7.0",
         source=_KERNELS,
         cause="GPTQModel's kernel does not take {size} outputs: they are no whole number of words.",

@@ -17,7 +17,7 @@ _CONFIG = "lmdeploy 0.18.0, pytorch/config.py"
 _CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py"
 _EVERY = "0.6.0 to 0.18.0"
 # A name that its loader looks up: whole as it is on disk, or with q, k, v and gate, up put together.
-_MODULE = "KeyError: '{top:model|language_model|lm_head|llm|transformer}.{rest:name}."
+_MODULE = "KeyError: '{top:model|language_model|llm|transformer}.{rest:layer}."
 
 MESSAGES = (
     _pytorch(
@@ -62,6 +62,13 @@ MESSAGES = (
         source=_LLAMA,
         cause="{top}.{rest} is stored as AWQ or GPTQ, and LMDeploy's PyTorch engine has built it unquantized: "
         "config.json has no block that it reads, or calls the linear plain.",
+    ),
+    _pytorch(
+        "KeyError: 'lm_head.{tensor:qweight|qzeros|scales|weight_packed|weight_scale|weight_scale_inv|weight_shape}'",
+        versions=_EVERY,
+        source=_LLAMA,
+        cause="lm_head is quantized, and LMDeploy builds it without a quantization config. vLLM has quantized heads.",
+        cure=("--to vllm", "--to dense"),
     ),
     _pytorch(
         "Only compressed-tensors `pack-quantized` format is supported.",

@@ -56,7 +56,7 @@ MESSAGES = (
         advice="Or install it: pip install 'auto-round>=0.5'.",
     ),
     _message(
-        "Using `compressed_tensors` quantized models requires {package}",
+        "Using `compressed_tensors` quantized models requires",
         versions="4.51.3 to 5.24.0",
         source=f"{_QUANTIZERS}/quantizer_compressed_tensors.py",
         cause="compressed-tensors is not installed beside transformers, or too old.",

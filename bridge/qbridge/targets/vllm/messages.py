@@ -31,7 +31,7 @@ _NAMES = (
         advice="Names of another tool: `--rename-prefix OLD=NEW` gives them the beginning that vLLM looks for.",
     ),
     _message(
-        "KeyError: '{module:name}.{tensor:qweight|qzeros|scales|g_idx}'",
+        "KeyError: '{module:layer}.{tensor:qweight|qzeros|scales|g_idx}'",
         versions="0.5.4 to 0.33.0",
         source=_NAMED,
         cause="{module} is stored as GPTQ or AWQ, and vLLM has built it unquantized: a router, or a linear that "
@@ -39,7 +39,7 @@ _NAMES = (
         cure=("--to vllm",),
     ),
     _message(
-        "KeyError: '{module:name}.{tensor:weight_packed|weight_shape|weight_zero_point}'",
+        "KeyError: '{module:layer}.{tensor:weight_packed|weight_shape|weight_zero_point}'",
         versions="0.5.4 to 0.33.0",
         source=_NAMED,
         cause="{module} is stored as compressed-tensors, and vLLM has built it unquantized, because the ignore list "
@@ -47,7 +47,7 @@ _NAMES = (
         cure=("--to vllm",),
     ),
     _message(
-        "KeyError: '{module:name}.{tensor:weight_scale|weight_scale_inv|weight_scale_2|input_scale}'",
+        "KeyError: '{module:layer}.{tensor:weight_scale|weight_scale_inv|weight_scale_2|input_scale}'",
         versions="0.5.4 to 0.33.0",
         source=_NAMED,
         cause="{module} is stored with scales, and vLLM has built it unquantized or of another format, which has no "
@@ -55,7 +55,7 @@ _NAMES = (
         cure=("--to vllm",),
     ),
     _message(
-        "KeyError: '{module:name}.{tensor:w13_weight|w2_weight|w13_bias|w2_bias}'",
+        "KeyError: '{module:layer}.{tensor:w13_weight|w2_weight|w13_bias|w2_bias}'",
         versions="0.6.3 to 0.33.0",
         source=_NAMED,
         cause="{module} are experts that are stored in float, and vLLM has built them quantized, as those of an MTP "
@@ -63,7 +63,7 @@ _NAMES = (
         cure=("--to vllm",),
     ),
     _message(
-        "Following weights were not initialized from checkpoint: {weights}",
+        "Following weights were not initialized from checkpoint:",
         versions="0.6.6 to 0.33.0",
         source="vllm 0.33.0, model_executor/model_loader/default_loader.py",
         cause="Parameters that the model has are not in the checkpoint: a shard is missing, a quantizer left out a "
@@ -72,7 +72,7 @@ _NAMES = (
         advice="ORIGINAL is the unquantized model; what the quantizer lost is taken from there.",
     ),
     _message(
-        "Weight files referenced in index but missing: {files}",
+        "Weight files referenced in index but missing:",
         versions="0.26.0 to 0.33.0",
         source="vllm 0.33.0, model_executor/model_loader/weight_utils.py",
         cause="model.safetensors.index.json names shards that are not in the folder: the download is incomplete, or "
@@ -81,7 +81,7 @@ _NAMES = (
         advice="Download the missing shards. Where the index belongs to other files, converting writes a new one.",
     ),
     _message(
-        "AssertionError: Attempted to load weight ({given}) into parameter ({wanted:torch.Size}",
+        "Attempted to load weight ({given}) into parameter ({wanted:torch.Size}",
         versions="0.6.3 to 0.33.0",
         source="vllm 0.33.0, model_executor/model_loader/weight_utils.py",
         cause="A tensor has another shape than the parameter that vLLM has built for it: the linear is quantized in "
@@ -223,7 +223,7 @@ _SCHEMES = (
         cure=("--to vllm --bits 4", "--to vllm --bits 8"),
     ),
     _message(
-        "Unsupported FusedMoe scheme: {scheme}, ",
+        "Unsupported FusedMoe scheme:",
         versions="0.6.3 to 0.33.0",
         source=f"{_MOE}/compressed_tensors_moe.py",
         cause="vLLM has no kernels for experts whose weights and activations are quantized in this way.",

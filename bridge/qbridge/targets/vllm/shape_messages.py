@@ -10,6 +10,7 @@ from qbridge.targets.messages import Message, Values
 _message = partial(Message, engine="vllm")
 _QUANTIZATION = "vllm 0.33.0, model_executor/layers/quantization"
 _MARLIN = f"{_QUANTIZATION}/utils/marlin_utils.py"
+_OLD_MARLIN = "vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py"
 _AWQ = f"{_QUANTIZATION}/auto_awq.py"
 _FP8 = f"{_QUANTIZATION}/utils/fp8_utils.py"
 _MOE = f"{_QUANTIZATION}/compressed_tensors/compressed_tensors_moe"
@@ -43,7 +44,7 @@ MESSAGES = (
     _message(
         "Weight input_size_per_partition = {size:number} is not divisible by min_thread_k = {tile:number}.",
         versions="0.5.4 to 0.23.0",
-        source=_MARLIN,
+        source=_OLD_MARLIN,
         engine="vllm@0.23.0",
         cause=_TILE % "inputs",
         cure=("--to vllm@0.23.0 --pad", "--to vllm"),
@@ -52,7 +53,7 @@ MESSAGES = (
     _message(
         "Weight output_size_per_partition = {size:number} is not divisible by min_thread_n = {tile:number}.",
         versions="0.5.4 to 0.23.0",
-        source=_MARLIN,
+        source=_OLD_MARLIN,
         engine="vllm@0.23.0",
         cause=_TILE % "outputs",
         cure=("--to vllm@0.23.0 --pad", "--to vllm"),
@@ -61,7 +62,7 @@ MESSAGES = (
     _message(
         "Weight input_size_per_partition = {size:number} is not divisible by group_size = {group:number}.",
         versions="0.5.4 to 0.24.0",
-        source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
+        source=_OLD_MARLIN,
         engine="vllm@0.23.0",
         cause=_SPLIT_GROUP,
         cure=("--to vllm@0.23.0 --pad", *_WAYS),
@@ -78,8 +79,18 @@ MESSAGES = (
         derive=_common,
     ),
     _message(
-        "Weight input_size_per_partition={size:number}{layer} is not divisible by group_size={group:number}. "
+        "Weight input_size_per_partition={size:number} is not divisible by group_size={group:number}. "
         "This happens when tensor_parallel_size splits the layer input",
+        versions="0.25.0 to 0.33.0",
+        source="vllm 0.33.0, distributed/utils.py (input_size_per_partition=)",
+        cause=_SPLIT_GROUP,
+        cure=_WAYS,
+        split=True,
+        derive=_common,
+    ),
+    _message(
+        "Weight input_size_per_partition={size:number} for layer '{layer:name}' is not divisible by "
+        "group_size={group:number}. This happens when tensor_parallel_size splits the layer input",
         versions="0.25.0 to 0.33.0",
         source="vllm 0.33.0, distributed/utils.py (input_size_per_partition=)",
         cause=_SPLIT_GROUP,

@@ -69,10 +69,10 @@ def test_commands_have_the_checkpoint_and_the_ranks_of_the_log(fixtures, monkeyp
     ):
         (meaning,) = qbridge.explain(f"{start}\n{MARLIN}").messages
         assert meaning.check == f"qbridge check {fixtures} --for vllm@0.23.0 --tp 2"
-        assert meaning.cure[1] == f"qbridge convert {fixtures} fixtures-vllm-regroup --to vllm --regroup 64 --tp 2"
+        assert meaning.cure[1] == f"qbridge convert {fixtures} fixtures-vllm --to vllm --regroup 64 --tp 2"
     (meaning,) = qbridge.explain(f"vllm serve /no/such/folder --tp 4\n{MARLIN}", src).messages
     assert meaning.check == f"qbridge check {shlex.quote(str(src))} --for vllm@0.23.0 --tp 4"
-    assert shlex.split(meaning.cure[0])[2:4] == [str(src), "it's here-vllm-pad"]
+    assert shlex.split(meaning.cure[0])[2:4] == [str(src), "it's here-vllm"]
     (meaning,) = qbridge.explain(f"vllm serve /no/such/folder{'x' * 900}\n{MARLIN}").messages
     assert meaning.check == "qbridge check SRC --for vllm@0.23.0 --tp N"
     assert "N the tensor-parallel size" in dict(meaning.rows)["where"]

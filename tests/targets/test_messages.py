@@ -8,7 +8,7 @@ import time
 import pytest
 from engine_lines import LINES, UNRELATED
 
-from qbridge.targets.messages import Message, fault, occurrences
+from qbridge.targets.messages import Cure, Message, fault, occurrences
 from qbridge.targets.registry import builtin, find_target, messages
 
 KNOWN = messages()
@@ -101,5 +101,5 @@ def test_each_message_names_its_release_and_its_target():
     ],
 )
 def test_what_is_no_message(text, why):
-    message = Message(text, "toy", "1.5", "toy 1.5, loader.py", "Groups of {group}.", ("--to toy",))
+    message = Message(text, "toy", "1.5", "toy 1.5, loader.py", "Groups of {group}.", (Cure("toy"),))
     assert why in fault(message) and "is no " in fault(("pattern", "QB001"))

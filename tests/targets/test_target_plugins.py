@@ -25,7 +25,7 @@ from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.plan.output_files import plan_shards
 from qbridge.targets.blocks import BlockLimits
 from qbridge.targets.fusion import Fusion
-from qbridge.targets.messages import Message
+from qbridge.targets.messages import Cure, Message
 from qbridge.targets.parallel import Parallel
 from qbridge.targets.registry import builtin, find_target, targets
 from qbridge.testing import check_target
@@ -161,13 +161,14 @@ def test_its_codes_are_explained(program):
 MESSAGES = """
 MESSAGES = (
     Message("toy wants groups of 16, not of {group:number}", engine="toy", versions="1.4 to 1.5",
-            source="toy 1.5, loader.py", cause="Groups of {group}.", cure=("--to toy --regroup {half}", "--to toy"),
+            source="toy 1.5, loader.py", cause="Groups of {group}.",
+            cure=(Cure("toy", "--regroup {half}"), Cure("toy")),
             derive=lambda values: {"half": str(int(values["group"]) // 2)}),
 )
 """
 TALKING = TOY.replace("TARGETS =", f"{MESSAGES}TARGETS =").replace("codes=CODES", "codes=CODES, messages=MESSAGES")
 TALKING = TALKING.replace(
-    "from qbridge.targets import", "from qbridge.targets.messages import Message\nfrom qbridge.targets import"
+    "from qbridge.targets import", "from qbridge.targets.messages import Cure, Message\nfrom qbridge.targets import"
 )
 
 
@@ -258,7 +259,7 @@ GROUPS = Message(
     versions="1.5",
     source="toy 1.5, loader.py",
     cause="Groups of {group}.",
-    cure=("--to toy",),
+    cure=(Cure("toy"),),
 )
 BAD = {
     "no version": (lambda: replace(toy(), name="toy"), "engine@version"),

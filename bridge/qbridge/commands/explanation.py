@@ -70,7 +70,7 @@ class Meaning:
             ("check", self.check),
             *(("or" if number else "cure", command) for number, command in enumerate(self.cure)),
         ]
-        return [(label, printable(text)) for label, text in rows if text]
+        return [(label, printable(value)) for label, value in rows if value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Explanation:
 
 
 def _lines(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{label:<10}  {text}" for label, text in rows)
+    return "\n".join(f"{label:<10}  {value}" for label, value in rows)
 
 
 def explain(text: str, src: PathLike | None = None) -> Explanation:
@@ -150,7 +150,7 @@ def _meaning(each: Occurrence, text: str, checkpoint: str, ranks: str) -> Meanin
         values=each.values,
         cause=message.cause.format(**values),
         check=f"qbridge check {src} --for {message.engine}{split}{more}",
-        cure=tuple(_convert(src, checkpoint, options, split) for options in _cures(message, values)),
+        cure=tuple(f"{line}{split}" for line in _conversions(message, values, src, checkpoint)),
         advice=message.advice.format(**values),
     )
 
@@ -160,19 +160,17 @@ def _filled(text: str, values: Values) -> str:
     return text.format(**{name: shlex.quote(value) for name, value in values.items()})
 
 
-def _cures(message: Message, values: Values) -> Iterator[str]:
-    """The options that cure a message, without those that need a value which there is not."""
-    for options in message.cure:
+def _conversions(message: Message, values: Values, src: str, checkpoint: str) -> Iterator[str]:
+    """The command lines of the cures, without those that need a value which there is not.
+
+    Their folder is a new one where the checkpoint is known.
+    """
+    for cure in message.cure:
+        engine = cure.target.partition("@")[0]
+        dst = shlex.quote(new_folder(checkpoint, engine)) if checkpoint else "DST"
         with suppress(KeyError, IndexError):
-            yield _filled(options, values)
-
-
-def _convert(src: str, checkpoint: str, options: str, split: str) -> str:
-    """The command line of a conversion; its folder is a new one where the checkpoint is known."""
-    target, *others = (word for word in re.sub(r"^--to ", "", options).split())
-    names = (target.partition("@")[0], *(word[2:] for word in others if word.startswith("--")))
-    dst = shlex.quote(new_folder(checkpoint, *names)) if checkpoint else "DST"
-    return f"qbridge convert {src} {dst} {options}{split}"
+            more = f" {_filled(cure.options, values)}" if cure.options else ""
+            yield f"qbridge convert {src} {dst} --to {cure.target}{more}"
 
 
 def _placeholders(commands: Sequence[str]) -> str:
@@ -191,8 +189,11 @@ class Listing:
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `explain --json` prints without a text."""
-        fields = ("engine", "versions", "source", "text", "cause", "cure", "advice")
-        known = [{name: getattr(message, name) for name in fields} for message in self.messages]
+        fields = ("engine", "versions", "source", "text", "cause", "advice")
+        known = [
+            {**{name: getattr(message, name) for name in fields}, "cure": [asdict(cure) for cure in message.cure]}
+            for message in self.messages
+        ]
         return {
             "schema": SCHEMA,
             "command": "explain",

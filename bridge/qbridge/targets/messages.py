@@ -37,14 +37,22 @@ def _nothing(values: Values) -> Values:
 
 
 @dataclass(frozen=True, slots=True)
+class Cure:
+    """A conversion that is a way out: for which target, and with which options, which may name fields."""
+
+    target: str
+    options: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A message of an engine about a quantized checkpoint: what it means, how to check that, and the way out.
 
     `text` is what the engine prints, as described above. `engine` is the target that `qbridge check --for` asks and
     that brings the message, `versions` the releases whose source has it, `source` the package, version and file; what
     stands there in parentheses is in that file too. `cause`, `advice` and `check` may name fields of the text, and
-    so may each entry of `cure`: options of `qbridge convert SRC DST`, the best first. `derive` gives more values for
-    cures; one is left out where a field of it has no value. `split` says that the answer depends on the
+    so may the options of each conversion in `cure`, the best first. `derive` gives more values for these; one is left
+    out where a field of it has no value. `split` says that the answer depends on the
     tensor-parallel size. `check` has more options of `qbridge check`, `advice` says what else helps, or what does
     where no command is a way out.
     """
@@ -54,7 +62,7 @@ class Message:
     versions: str
     source: str
     cause: str
-    cure: tuple[str, ...] = ()
+    cure: tuple[Cure, ...] = ()
     advice: str = ""
     split: bool = False
     check: str = ""

@@ -130,8 +130,8 @@ def _check_message(target: Target, message: Message) -> None:
     _require(bool(_CITED.search(message.source)), f"{name} cites no version: {message.source}")
     _require(bool(message.versions and message.cause), f"{name} leaves something out")
     _require(bool(message.cure or message.advice), f"{name} has no way out")
-    for options in message.cure:
-        used = {field for _, field, *_ in Formatter().parse(options) if field}
+    for cure in message.cure:
+        used = {field for _, field, *_ in Formatter().parse(cure.options) if field}
         _require(used <= {*message.fields, *message.derive(values)}, f"{name} has no value for {sorted(used)}")
 
 

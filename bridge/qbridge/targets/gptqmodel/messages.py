@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from qbridge.targets.messages import Message
+from qbridge.targets.messages import Cure, Message
 
-_message = partial(Message, engine="gptqmodel", cure=("--to gptqmodel",))
+_message = partial(Message, engine="gptqmodel", cure=(Cure("gptqmodel"),))
 _KERNELS = "gptqmodel 7.7.0, nn_modules/qlinear/__init__.py"
 _CONFIG = "gptqmodel 7.7.0, quantization/config.py"
 
@@ -19,7 +19,7 @@ MESSAGES = (
         versions="1.0.0 to 7.7.0",
         source=_KERNELS,
         cause="GPTQModel's kernel has no weights of {bits} bits. The codes can be widened exactly.",
-        cure=("--to gptqmodel --bits 8", "--to gptqmodel"),
+        cure=(Cure("gptqmodel", "--bits 8"), Cure("gptqmodel")),
     ),
     _message(
         "only supports `{supported}` group_size: actual group_size = `{group:word}`",
@@ -45,7 +45,7 @@ MESSAGES = (
         versions="2.2.0 to 7.7.0",
         source=_KERNELS,
         cause="GPTQModel's kernel does not take {size} outputs: they are no whole number of words.",
-        cure=("--to gptqmodel", "--to dense"),
+        cure=(Cure("gptqmodel"), Cure("dense")),
     ),
     _message(
         "Format: Loading of a sym=False model with format={format:word} is only supported if produced by gptqmodel "
@@ -66,7 +66,7 @@ MESSAGES = (
         versions="7.0.0 to 7.7.0",
         source="gptqmodel 7.7.0, models/auto.py",
         cause="The checkpoint quantizes activations too, and GPTQModel has weights alone.",
-        cure=("--to vllm", "--to dense"),
+        cure=(Cure("vllm"), Cure("dense")),
     ),
     _message(
         "QuantizeConfig: Unknown quantization format: `{format:word}`.",
@@ -93,6 +93,6 @@ MESSAGES = (
         source="gptqmodel 7.7.0, models/loader.py",
         cause="The weights are pickled, and a pickle can run code. qbridge reads them with torch's weights_only "
         "loader and writes safetensors.",
-        cure=("--to gptqmodel --allow pickle",),
+        cure=(Cure("gptqmodel", "--allow pickle"),),
     ),
 )

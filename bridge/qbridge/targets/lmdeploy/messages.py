@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from qbridge.targets.messages import Message
+from qbridge.targets.messages import Cure, Message
 
-_pytorch = partial(Message, engine="lmdeploy", cure=("--to lmdeploy",))
-_turbomind = partial(Message, engine="lmdeploy-turbomind", cure=("--to lmdeploy-turbomind",))
+_pytorch = partial(Message, engine="lmdeploy", cure=(Cure("lmdeploy"),))
+_turbomind = partial(Message, engine="lmdeploy-turbomind", cure=(Cure("lmdeploy-turbomind"),))
 _LLAMA = "lmdeploy 0.18.0, pytorch/models/llama.py (params_dict[name])"
 _CONFIG = "lmdeploy 0.18.0, pytorch/config.py"
 _CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py"
@@ -47,7 +47,7 @@ MESSAGES = (
         versions=_EVERY,
         source=_LLAMA,
         cause="{top}.{rest} has stored scales of a kv cache, and LMDeploy's model has no parameters for them.",
-        cure=("--to lmdeploy --allow drop-kv-scales",),
+        cure=(Cure("lmdeploy", "--allow drop-kv-scales"),),
     ),
     _pytorch(
         _MODULE + "{tensor:input_scale|input_zero_point|weight_scale_2|weight_global_scale|input_global_scale}'",
@@ -68,7 +68,7 @@ MESSAGES = (
         versions=_EVERY,
         source=_LLAMA,
         cause="lm_head is quantized, and LMDeploy builds it without a quantization config. vLLM has quantized heads.",
-        cure=("--to vllm", "--to dense"),
+        cure=(Cure("vllm"), Cure("dense")),
     ),
     _pytorch(
         "Only compressed-tensors `pack-quantized` format is supported.",
@@ -116,7 +116,7 @@ MESSAGES = (
         source="lmdeploy 0.18.0, pytorch/nn/linear/__init__.py",
         cause="LMDeploy's PyTorch engine does not read {method}. It has smooth-quant and fp8 for 8 bits, and AWQ for "
         "4; experts in AWQ, and GPTQ, are for TurboMind.",
-        cure=("--to lmdeploy", "--to lmdeploy-turbomind"),
+        cure=(Cure("lmdeploy"), Cure("lmdeploy-turbomind")),
     ),
     _pytorch(
         'Invalid quant dtype "{dtype:word}" resolved from model config',
@@ -132,7 +132,7 @@ MESSAGES = (
         cause="A rank was given another share of a tensor than its parameter holds: with --tp, AWQ wants a whole "
         "number of groups of every linear's inputs and outputs on each rank. Or the tensor is packed in another "
         "layout.",
-        cure=("--to lmdeploy", "--to lmdeploy --pad"),
+        cure=(Cure("lmdeploy"), Cure("lmdeploy", "--pad")),
         split=True,
     ),
     _turbomind(
@@ -148,7 +148,7 @@ MESSAGES = (
         source=_CONVERTER,
         cause="TurboMind does not read the quant_method of config.json. It has AWQ, GPTQ and compressed-tensors of 4 "
         "bits, fp8 in blocks, and gpt-oss; 8 bits with quantized activations are for the PyTorch engine.",
-        cure=("--to lmdeploy-turbomind", "--to lmdeploy"),
+        cure=(Cure("lmdeploy-turbomind"), Cure("lmdeploy")),
         advice="The report's last line names the engine with --backend.",
     ),
     _turbomind(
@@ -164,7 +164,7 @@ MESSAGES = (
         source="lmdeploy 0.6.2, turbomind/deploy/converter.py",
         cause="TurboMind read {format} in groups of 128 alone, and these have {group}. LMDeploy's PyTorch engine "
         "reads AWQ in other groups, and newer releases compressed-tensors in groups of 32.",
-        cure=("--to lmdeploy@0.6.2", "--to lmdeploy-turbomind"),
+        cure=(Cure("lmdeploy@0.6.2"), Cure("lmdeploy-turbomind")),
     ),
     _turbomind(
         "compressed-tensors only supports pack-quantized format, but got {format:word}",
@@ -173,7 +173,7 @@ MESSAGES = (
         cause="TurboMind reads compressed-tensors of 4 bits, and this is {format}, of 8. LMDeploy's PyTorch engine "
         "reads the same codes as smooth-quant or fp8.",
         engine="lmdeploy",
-        cure=("--to lmdeploy",),
+        cure=(Cure("lmdeploy"),),
         advice="The report's last line names the engine with --backend.",
     ),
     _turbomind(
@@ -182,7 +182,7 @@ MESSAGES = (
         source=_CONVERTER,
         cause="TurboMind reads packed integers of 4 bits, and these have {bits}. Narrower codes can be widened "
         "exactly.",
-        cure=("--to lmdeploy-turbomind --bits 4", "--to lmdeploy"),
+        cure=(Cure("lmdeploy-turbomind", "--bits 4"), Cure("lmdeploy")),
     ),
     _turbomind(
         'mismatched quant method: user input "{asked:word}" vs model quant_config "{stored:word}"',
@@ -213,7 +213,7 @@ MESSAGES = (
         source="lmdeploy 0.18.0, turbomind/builders/_base.py",
         cause="TurboMind has no kernel for {size} inputs and {outputs} outputs: it wants multiples of {multiple} and "
         "{multiple_out}, the tensor-parallel size counted in. Padding an MLP is exact.",
-        cure=("--to lmdeploy-turbomind --pad", "--to lmdeploy"),
+        cure=(Cure("lmdeploy-turbomind", "--pad"), Cure("lmdeploy")),
         split=True,
     ),
     _turbomind(
@@ -222,7 +222,7 @@ MESSAGES = (
         source="lmdeploy 0.18.0, turbomind/builders/_base.py",
         cause="{tensor} has {size} rows or columns of codes, scales or zero-points along the axis that ranks share, "
         "which {tp} ranks cannot share evenly.",
-        cure=("--to lmdeploy-turbomind", "--to lmdeploy-turbomind --pad"),
+        cure=(Cure("lmdeploy-turbomind"), Cure("lmdeploy-turbomind", "--pad")),
         split=True,
     ),
 )

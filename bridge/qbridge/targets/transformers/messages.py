@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from qbridge.targets.messages import Message
+from qbridge.targets.messages import Cure, Message
 
-_message = partial(Message, engine="transformers", cure=("--to transformers",))
+_message = partial(Message, engine="transformers", cure=(Cure("transformers"),))
 _QUANTIZERS = "transformers 5.17.0, quantizers"
 _PACKED = "compressed-tensors 0.20.0, compressors/pack_quantized/base.py"
 _ARGUMENTS = "compressed-tensors 0.20.0, quantization/quant_args.py"
@@ -25,7 +25,7 @@ MESSAGES = (
         source=f"{_QUANTIZERS}/auto.py",
         cause="transformers has no format {method}. The same codes load as compressed-tensors or fp8 where those "
         "have the scheme.",
-        cure=("--to transformers", "--to dense"),
+        cure=(Cure("transformers"), Cure("dense")),
     ),
     _message(
         "Loading a GPTQ quantized model requires gptqmodel",
@@ -75,7 +75,7 @@ MESSAGES = (
         versions="5.17.0 to 5.24.0",
         source="transformers 5.17.0, models/falcon/modeling_falcon.py (class FalconLinear)",
         cause="transformers initializes the weight of Falcon's linears while it loads, and packed codes are none.",
-        cure=("--to dense",),
+        cure=(Cure("dense"),),
         advice="vLLM serves it: `qbridge convert SRC DST --to vllm`.",
     ),
     _message(
@@ -84,14 +84,14 @@ MESSAGES = (
         source=_ARGUMENTS,
         cause="Columns of the weights are sorted by their activations (actorder {order}), and compressed-tensors no "
         "longer reads that. Where the order is trivial, qbridge leaves it out.",
-        cure=("--to transformers", "--to dense"),
+        cure=(Cure("transformers"), Cure("dense")),
     ),
     _message(
         "is no longer supported. If you are attempting to use a Sparse24 model",
         versions="0.15.0 to 0.20.0",
         source="compressed-tensors 0.20.0, compressors/model_compressors/model_compressor.py",
         cause="The weights are 2:4 sparse (marlin-24), a layout that compressed-tensors no longer reads.",
-        cure=("--to transformers",),
+        cure=(Cure("transformers"),),
     ),
     _message(
         "Asymmetric quant requires zero-point values",
@@ -99,7 +99,7 @@ MESSAGES = (
         source=_PACKED,
         cause="config.json calls the weights asymmetric, and a layer has no zero-points: the block belongs to other "
         "tensors, or transformers was not given the zero-points of experts.",
-        cure=("--to transformers", "--to dense"),
+        cure=(Cure("transformers"), Cure("dense")),
     ),
     _message(
         "Invalid group size {group:word}. Use group_size > 0 for strategy='group' and group_size = -1 for 'channel'",
@@ -127,6 +127,6 @@ MESSAGES = (
         source="transformers 5.17.0, integrations/finegrained_fp8.py",
         cause="A float8 weight of {outputs} x {inputs} is cut into {rows} x {columns} blocks whose last ones are "
         "short, and transformers unpacks whole ones.",
-        cure=("--to dense",),
+        cure=(Cure("dense"),),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from math import gcd
 
-from qbridge.targets.messages import Message, Values
+from qbridge.targets.messages import Cure, Message, Values
 
 _message = partial(Message, engine="vllm")
 _QUANTIZATION = "vllm 0.33.0, model_executor/layers/quantization"
@@ -29,7 +29,7 @@ _SPLIT_GROUP = (
     "A rank holds {size} inputs of this linear, which are no whole number of groups of {group}: a group straddles "
     "two tensor-parallel ranks. Smaller groups with the same scales, or a padded MLP, are exact."
 )
-_WAYS = ("--to vllm --regroup {common}", "--to vllm --pad")
+_WAYS = (Cure("vllm", "--regroup {common}"), Cure("vllm", "--pad"))
 _TILE = (
     "Before 0.24, vLLM's Marlin kernels took linears in whole tiles alone, and a rank holds {size} %s of this one, "
     "which is no multiple of {tile}. --quantization gptq, which the message suggests, does not mend groups that "
@@ -47,7 +47,7 @@ MESSAGES = (
         source=_OLD_MARLIN,
         engine="vllm@0.23.0",
         cause=_TILE % "inputs",
-        cure=("--to vllm@0.23.0 --pad", "--to vllm"),
+        cure=(Cure("vllm@0.23.0", "--pad"), Cure("vllm")),
         split=True,
     ),
     _message(
@@ -56,7 +56,7 @@ MESSAGES = (
         source=_OLD_MARLIN,
         engine="vllm@0.23.0",
         cause=_TILE % "outputs",
-        cure=("--to vllm@0.23.0 --pad", "--to vllm"),
+        cure=(Cure("vllm@0.23.0", "--pad"), Cure("vllm")),
         split=True,
     ),
     _message(
@@ -65,7 +65,7 @@ MESSAGES = (
         source=_OLD_MARLIN,
         engine="vllm@0.23.0",
         cause=_SPLIT_GROUP,
-        cure=("--to vllm@0.23.0 --pad", *_WAYS),
+        cure=(Cure("vllm@0.23.0", "--pad"), *_WAYS),
         split=True,
         derive=_common,
     ),
@@ -105,7 +105,7 @@ MESSAGES = (
         source=_AWQ,
         cause="The inputs that a rank holds of a linear are no whole number of groups: a group straddles two "
         "tensor-parallel ranks. qbridge splits such groups, with the same scales, or pads the MLP; both are exact.",
-        cure=("--to vllm", "--to vllm --pad"),
+        cure=(Cure("vllm"), Cure("vllm", "--pad")),
         split=True,
     ),
     _message(
@@ -115,7 +115,7 @@ MESSAGES = (
         source=_AWQ,
         cause="The codes of several outputs share one word, and the outputs that a rank holds are no whole words. "
         "compressed-tensors packs along the inputs and has no such limit.",
-        cure=("--to vllm", "--to vllm --pad"),
+        cure=(Cure("vllm"), Cure("vllm", "--pad")),
         split=True,
     ),
     _message(
@@ -124,7 +124,7 @@ MESSAGES = (
         source=_MARLIN,
         cause="Marlin has groups of 32, 64 and 128, or one per output channel, and the checkpoint has groups of "
         "{group}. Larger groups can be split exactly.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
     _message(
         "Marlin does not support weight_bits = {bits:word}. Only types",
@@ -132,7 +132,7 @@ MESSAGES = (
         source=_MARLIN,
         cause="Marlin has no kernel for {bits} weights with or without zero-points. The same codes in "
         "compressed-tensors, or widened exactly to 4 or 8 bits, have kernels.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
     _message(
         "Failed to find a kernel that can implement the WNA16 linear layer. Reasons",
@@ -140,7 +140,7 @@ MESSAGES = (
         source=_KERNELS,
         cause="None of vLLM's kernels for integer weights takes this linear; the lines after it say why, one for "
         "each kernel. Most often a rank holds no whole number of groups.",
-        cure=("--to vllm", "--to vllm --pad"),
+        cure=(Cure("vllm"), Cure("vllm", "--pad")),
         split=True,
     ),
     _message(
@@ -149,7 +149,7 @@ MESSAGES = (
         source=_KERNELS,
         cause="None of vLLM's kernels for 8-bit weights and activations takes this linear on this GPU; the lines "
         "after it say why, one for each kernel.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
         advice="Float8 activations need compute capability 8.9; say which GPU it is: --gpu sm89.",
     ),
     _message(
@@ -158,7 +158,7 @@ MESSAGES = (
         source=_KERNELS,
         cause="None of vLLM's kernels for {kind} takes this linear on this GPU; the lines after it say why, one for "
         "each kernel.",
-        cure=("--to dense",),
+        cure=(Cure("dense"),),
         advice="Where no kernel has {kind} on this GPU, plain weights are the way out: `--to dense` rounds each "
         "once.",
     ),
@@ -168,7 +168,7 @@ MESSAGES = (
         source="vllm 0.33.0, model_executor/layers/fused_moe/oracle/int_wna16.py",
         cause="No kernel takes these 4-bit or 8-bit experts as they are split over ranks, or on this device: groups "
         "that straddle two ranks, zero-points, or a CPU.",
-        cure=("--to vllm", "--to vllm --pad"),
+        cure=(Cure("vllm"), Cure("vllm", "--pad")),
         split=True,
     ),
     _message(
@@ -177,7 +177,7 @@ MESSAGES = (
         versions="0.6.6 to 0.33.0",
         source=_FP8,
         cause=_BLOCK % "inputs, which are no multiple of {block}",
-        cure=("--to vllm --pad",),
+        cure=(Cure("vllm", "--pad"),),
         split=True,
     ),
     _message(
@@ -186,7 +186,7 @@ MESSAGES = (
         versions="0.6.6 to 0.33.0",
         source=_FP8,
         cause=_BLOCK % "outputs, which are no multiple of {block}",
-        cure=("--to vllm --pad",),
+        cure=(Cure("vllm", "--pad"),),
         split=True,
     ),
     _message(
@@ -195,7 +195,7 @@ MESSAGES = (
         versions="0.6.6 to 0.33.0",
         source=_FP8,
         cause=_BLOCK % "outputs of an expert's gate and up, which are no multiple of {block}",
-        cure=("--to vllm", "--to vllm --pad"),
+        cure=(Cure("vllm"), Cure("vllm", "--pad")),
         advice="vLLM 0.33 repeats the scales of fp8 experts for smaller blocks of 32 or more itself.",
         split=True,
     ),
@@ -205,7 +205,7 @@ MESSAGES = (
         versions="0.6.6 to 0.33.0",
         source=_FP8,
         cause=_BLOCK % "inputs of an expert's down, which are no multiple of {block}",
-        cure=("--to vllm", "--to vllm --pad"),
+        cure=(Cure("vllm"), Cure("vllm", "--pad")),
         advice="vLLM 0.33 repeats the scales of fp8 experts for smaller blocks of 32 or more itself.",
         split=True,
     ),
@@ -226,7 +226,7 @@ MESSAGES = (
         source=f"{_MOE}/compressed_tensors_moe_wna16.py",
         cause="The hidden size {size} is no whole number of groups of {group}, so the last group of each expert is "
         "short. Smaller groups with the same scales are exact.",
-        cure=("--to vllm --regroup {common}",),
+        cure=(Cure("vllm", "--regroup {common}"),),
         derive=_common,
     ),
     _message(
@@ -234,7 +234,7 @@ MESSAGES = (
         versions="0.25.0 to 0.33.0",
         source=_WNA16,
         cause="vLLM has no kernel for {bits} bits with zero-points.",
-        cure=("--to vllm --bits 8", "--to vllm"),
+        cure=(Cure("vllm", "--bits 8"), Cure("vllm")),
     ),
     _message(
         "Pack-quantized format requires group quantization or channelwise quantization, but found no group size",
@@ -242,7 +242,7 @@ MESSAGES = (
         source=_WNA16,
         cause="The weights have one scale per tensor, and vLLM reads packed integers with scales per group or "
         "channel. Repeating the scale for each channel is exact.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
     _message(
         "Unsupported quantization config: bits={bits:number}, sym={symmetric:word}",
@@ -250,21 +250,21 @@ MESSAGES = (
         source=f"{_QUANTIZATION}/auto_gptq.py",
         cause="vLLM reads symmetric GPTQ of 4 and 8 bits; this one has {bits} bits and sym={symmetric}. The same "
         "codes load as compressed-tensors or AWQ.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
     _message(
         "Unsupported num_bits = {bits:number}. Supported: {supported}. For 8-bit AWQ, use Marlin backend",
         versions="0.24.0 to 0.33.0",
         source=_AWQ,
         cause="vLLM reads AWQ of 4 bits, and this one has {bits}. The same codes load as compressed-tensors.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
     _message(
         "Currently, only 4-bit weight quantization is supported for AWQ, but got {bits:number} bits.",
         versions="0.5.4 to 0.23.0",
         source="vllm 0.23.0, model_executor/layers/quantization/awq.py",
         cause="vLLM reads AWQ of 4 bits, and this one has {bits}. The same codes load as compressed-tensors.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
     _message(
         "Currently, only 2/3/4/8-bit weight quantization is supported for GPTQ, but got {bits:number} bits.",
@@ -272,7 +272,7 @@ MESSAGES = (
         source="vllm 0.21.0, model_executor/layers/quantization/gptq.py",
         cause="vLLM had GPTQ of 2, 3, 4 and 8 bits, and this one has {bits}. The same codes load as "
         "compressed-tensors.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
     _message(
         "The block-wise quantization only supports dynamic activation scheme for now, but got",
@@ -280,6 +280,6 @@ MESSAGES = (
         source=f"{_QUANTIZATION}/fp8.py",
         cause="config.json says that float8 blocks go with static scales of inputs, and vLLM quantizes inputs as "
         "they come where weights have blocks.",
-        cure=("--to vllm",),
+        cure=(Cure("vllm"),),
     ),
 )

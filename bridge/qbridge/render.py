@@ -103,7 +103,8 @@ def _restructured(done: Report) -> list[tuple[str, str]]:
 
 
 def _serve(command: str) -> list[tuple[str, str]]:
-    return [("serve", command)] if command else []
+    """The command that serves a checkpoint, or the lines of Python that load it."""
+    return [("" if number else "serve", line) for number, line in enumerate(command.split("\n") if command else ())]
 
 
 def _padding(done: Report) -> list[tuple[str, str]]:

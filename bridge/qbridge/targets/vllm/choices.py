@@ -33,6 +33,7 @@ from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm import fusion, loading, modelopt
 from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
+from qbridge.targets.vllm.serving import serve
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
@@ -198,10 +199,6 @@ def _symmetrized(spec: Spec, model: Model) -> Pass | None:
     return None if spec.g_idx else Symmetrize()
 
 
-def _serve(model: Model, path: str, tp: int) -> str:
-    return f"vllm serve {path}{f' --tensor-parallel-size {tp}' if tp > 1 else ''}"
-
-
 _GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
 _AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
 _LOADERS = "vllm 0.33.0, model_executor/models/llama4.py and step3p5.py (load_weights)"
@@ -249,7 +246,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
             _UNQUANTIZED_BUT_KV,
             *more,
         ),
-        serve=_serve,
+        serve=serve,
     )
 
 
@@ -257,7 +254,7 @@ def _awq(fused: Fusion) -> Choice:
     return Choice(
         named("awq"),
         (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_common(fused), _UNQUANTIZED),
-        serve=_serve,
+        serve=serve,
     )
 
 
@@ -272,7 +269,7 @@ FP8 = Choice(
         _UNQUANTIZED,
     ),
     avoided=vllm_float8.AVOIDED,
-    serve=_serve,
+    serve=serve,
 )
 MODELOPT = Choice(
     named("modelopt"),
@@ -284,10 +281,10 @@ MODELOPT = Choice(
         _UNQUANTIZED,
     ),
     avoided=modelopt.AVOIDED,
-    serve=_serve,
+    serve=serve,
 )
 # gpt-oss alone, which is bfloat16 by its kernels.
-MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=_serve)
+MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=serve)
 GPTQ = Choice(
     named("gptq"),
     (
@@ -297,7 +294,7 @@ GPTQ = Choice(
         *_common(fusion.VLLM),
         _UNQUANTIZED,
     ),
-    serve=_serve,
+    serve=serve,
 )
 
 
@@ -345,7 +342,7 @@ OLD_COMPRESSED_TENSORS = _compressed_tensors(
     LayerRule("QB220", _older_width, _OLD_SCHEME, _wider),
     LayerRule("QB220", _marlin_group, _OLD_SCHEME, _common_group),
 )
-OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
+OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=serve)
 OLD_AWQ = _awq(fusion.VLLM_054)
 
 
@@ -389,5 +386,5 @@ AUTO_ROUND = Choice(
         _HAS_CLASS,
         *loading.rules("auto-round"),
     ),
-    serve=_serve,
+    serve=serve,
 )

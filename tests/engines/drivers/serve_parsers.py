@@ -2,8 +2,8 @@
 
     PYTHON serve_parsers.py {vllm,lmdeploy} --lines LINES.json --json REPORT.json
 
-LINES.json is a list of commands, each a list of words. Report: [{model, tp, backend, trust_remote_code}] of each as it
-was parsed, null for what the engine has no option for; a line that it does not take ends the driver with status 2.
+LINES.json is a list of commands, each a list of words. Report: [{model, tp, backend, trust_remote_code}] of each as
+it was parsed, null for what the engine has no option for; a line that it does not take ends the driver with status 2.
 """
 
 import argparse

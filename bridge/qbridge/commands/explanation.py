@@ -17,7 +17,7 @@ from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import error
 from qbridge.findings.hints import did_you_mean, printable
-from qbridge.targets.messages import Message, Occurrence, Values, occurrences
+from qbridge.targets.messages import Message, Occurrence, Values, checkpoints_of, occurrences, ranks_of
 from qbridge.targets.registry import codes, messages
 
 UNKNOWN = (
@@ -27,11 +27,6 @@ UNKNOWN = (
 )
 _CODE = re.compile(r"[A-Za-z]+-?\d+")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-# What starts an engine, and what it repeats of that in its log.
-_RANKS = re.compile(r"(?:--tp|--tensor-parallel-size|tensor_parallel_size'?|\btp)[ =:]{1,2}(\d{1,3})\b")
-_CHECKPOINT = re.compile(
-    r"(?:\bserve api_server |\bvllm serve |--model(?:-path)?[ =]|\bmodel(?:_tag|_path)?'?[=:] ?)'?([^\s'\",]{1,1000})"
-)
 _PLACEHOLDERS = {
     "SRC": "SRC is the checkpoint (--src PATH fills it in)",
     "DST": "DST a new folder",
@@ -115,7 +110,7 @@ def explain(text: str, src: PathLike | None = None) -> Explanation:
         return Explanation(_entry(text.strip()))
     plain = _COLOUR.sub("", text)
     checkpoint = _checkpoint(plain) if src is None else str(src)
-    ranks = match[1] if (match := _RANKS.search(plain)) else ""
+    ranks = ranks_of(plain)
     return Explanation(None, [_meaning(each, plain, checkpoint, ranks) for each in occurrences(plain, messages())])
 
 
@@ -129,10 +124,10 @@ def _entry(code: str) -> Code:
 
 def _checkpoint(text: str) -> str:
     """The folder that a log says is served, if it is here."""
-    for match in _CHECKPOINT.finditer(text):
+    for path in checkpoints_of(text):
         with suppress(OSError, ValueError):  # a name that no file system has
-            if Path(match[1]).is_dir():
-                return match[1]
+            if Path(path).is_dir():
+                return path
     return ""
 
 

@@ -30,6 +30,11 @@ KINDS: Mapping[str, str] = {
 }
 _QUOTES = frozenset("'\"")
 _MOST = 50  # places in a log where one message is looked at
+# What starts an engine, and what it repeats of that in its log.
+_RANKS = re.compile(r"(?:--tp|--tensor-parallel-size|tensor_parallel_size'?|\btp)[ =:]{1,2}(\d{1,3})\b")
+_CHECKPOINT = re.compile(
+    r"(?:\bserve api_server |\bvllm serve |--model(?:-path)?[ =]|\bmodel(?:_tag|_path)?'?[=:] ?)'?([^\s'\",]{1,1000})"
+)
 
 
 def _nothing(values: Values) -> Values:
@@ -185,3 +190,13 @@ def _is_named(package: str, text: str) -> bool:
     """Whether a traceback, or the command that began it all, names a package."""
     module = package.replace("-", "_")
     return re.search(rf"(?<!\w){module}(?:[/\\.]\w| serve )", text) is not None
+
+
+def ranks_of(text: str) -> str:
+    """The tensor-parallel size that a log says an engine was started with, empty if it says none."""
+    return match[1] if (match := _RANKS.search(text)) else ""
+
+
+def checkpoints_of(text: str) -> Iterator[str]:
+    """The paths or repositories that a log says an engine was started on."""
+    yield from (match[1] for match in _CHECKPOINT.finditer(text))

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import environments
@@ -16,11 +17,16 @@ import pytest
 from engine import HERE, assert_loads, lmdeploy
 
 import qbridge
-from qbridge.targets.registry import messages
+from qbridge.ir.model import Model
+from qbridge.targets.registry import find_target, messages
 
 pytestmark = pytest.mark.engine
 
 SEED = "KeyError: 'model.layers.30.mlp.down_proj.weight_scale'"
+CONFIGS = (
+    {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "auto_map": {"AutoConfig": "a.B"}},
+)
 INSTALLED = {
     "vllm": "vllm",
     "lmdeploy": "lmdeploy-0.18.0",
@@ -109,19 +115,15 @@ def parsed(engine, environment, lines, tmp_path):
         ("lmdeploy", "lmdeploy-0.6.2", ("lmdeploy@0.6.2",)),
     ],
 )
-def test_the_engine_takes_the_line_that_serves(fixtures, tmp_path, engine, environment, targets):
-    lines = {}
-    for model in sorted(fixtures.glob("*/*/model")):
-        for target in targets:
-            for tp in (1, 2):
-                try:
-                    done = qbridge.convert(model, tmp_path / "it's out", target, tp=tp, dry_run=True)
-                except qbridge.QBridgeError:
-                    continue
-                lines[done.serve] = tp
+def test_the_engine_takes_the_line_that_serves(tmp_path, engine, environment, targets):
+    lines, folder = {}, str(tmp_path / "it's out")
+    for target, tp, config in product(map(find_target, targets), (1, 2), CONFIGS):
+        for choice in (*target.choices, *target.as_is):
+            model = Model(choice.format.NAME, config, {}, {}, {})
+            lines[target.command(model, model.format, folder, tp)] = tp
     assert len(lines) > 1 and all(lines)
     for told, tp in zip(parsed(engine, environment, lines, tmp_path), lines.values(), strict=True):
-        assert told["model"] == str(tmp_path / "it's out") and told["tp"] == tp
+        assert told["model"] == folder and told["tp"] == tp
         assert told["backend"] in ((None,) if engine == "vllm" else ("pytorch", "turbomind"))
 
 

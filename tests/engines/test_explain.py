@@ -33,6 +33,7 @@ INSTALLED = {
     "transformers": "llm-compressor",
     "compressed-tensors": "llm-compressor",
     "gptqmodel": "gptqmodel",
+    "sglang": "sglang",
 }
 
 

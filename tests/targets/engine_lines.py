@@ -107,11 +107,11 @@ VLLM = [
     "ValueError: Failed to find a kernel that can implement the ScaledMM linear layer. Reasons: \n",
     "ValueError: Failed to find a kernel that can implement the NVFP4 linear layer. Reasons: \n",
     "NotImplementedError: No WNA16 MoE backend supports the deployment configuration.",
-    "ValueError: Weight input_size_per_partition = 2784 is not divisible by weight quantization block_k = 128.",
+    "ValueError: Weight input_size_per_partition = 2784 is not divisible by weight quantization block_k = 64.",
     "ValueError: Weight output_partition_size = 96 is not divisible by weight quantization block_n = 128.",
     "ValueError: The output_size of gate's and up's weight = 192 is not divisible by weight quantization block_n = "
     "128.",
-    "ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
+    "ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 64.",
     "ValueError: CompressedTensors WNA16 MoE with static group scales requires the MoE intermediate size per "
     "tensor-parallel partition (192) to be divisible by group_size (128). Scale groups would otherwise cross TP",
     "ValueError: CompressedTensors WNA16 MoE requires hidden_size (2880) to be divisible by group_size (128).",
@@ -177,7 +177,20 @@ TRANSFORMERS = [
     "ValueError: Cannot perform static token quantization, please use `dynamic=True`",
     "ValueError: Weight shape (4100, 4096) not divisible by scale grid (33, 32).",
 ]
-LINES = [*LMDEPLOY, *VLLM, *GPTQMODEL, *TRANSFORMERS]
+_SGLANG = '  File "/opt/venv/lib/python3.12/site-packages/sglang/srt/model_loader/loader.py", line 9\n'
+SGLANG = [
+    "NotImplementedError: No compressed-tensors compatible scheme was found.",
+    "ImportError: Other method (CompressedTensorsW4A16Sparse24) is not supported now",
+    "NotImplementedError: The W8A8Int8 Fused MoE scheme is implemented only for NPU for now.",
+    "Parameter model.layers.0.mlp.gate_up_proj.weight_scale not found in params_dict",
+    f"{_SGLANG}ValueError: Weight input_size_per_partition = 1152 is not divisible by weight quantization block_k = 64.",
+    f"{_SGLANG}ValueError: Weight input_size_per_partition = 336 is not divisible by min_thread_k = 128. Consider",
+    f"{_SGLANG}ValueError: Weight output_size_per_partition = 1 is not divisible by  min_thread_n = 64. Consider",
+    f"{_SGLANG}ValueError: Weight input_size_per_partition = 336 is not divisible by group_size = 64. Consider",
+    "ValueError: Unsupported packing_format: auto_round:llm_compressor, currently only support  ['auto_round']",
+    f"{_SGLANG}ValueError: Detected some but not all shards of model.layers.0.mlp.gate_up_proj are quantized. All",
+]
+LINES = [*LMDEPLOY, *VLLM, *SGLANG, *GPTQMODEL, *TRANSFORMERS]
 
 UNRELATED = [
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB",

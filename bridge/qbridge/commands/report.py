@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qbridge.plan.plan import Plan
 
 SCHEMA = 1
-_LISTS = ("kernels", "findings")  # of what has a JSON object of its own
+_LISTS = ("backends", "kernels", "sizes", "findings")  # of what has a JSON object of its own
 
 
 def as_json(result: Any, command: str) -> dict[str, Any]:
@@ -40,7 +40,8 @@ class Report:
     `after`: `tensor_bytes` is the size of all tensors, `weights` the number of quantized weights, `flops` what one
     token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
     command that serves the output, empty where the target has no server. `grafted` says what was taken from which
-    original (numbers of `tensors` and `bytes`, `modules` by their outermost names), if anything was; `links` counts
+    original (numbers of `tensors` and `bytes`, `modules` by their outermost names), if anything was;
+    `activations_changed` counts the layers whose inputs are quantized otherwise (no weight is); `links` counts
     the files that were linked, by the kind of link. `already_done`: the output stood there from an earlier run, was
     compared byte for byte, and nothing was written.
     """
@@ -67,6 +68,7 @@ class Report:
     already_done: bool = False
     grafted: Mapping[str, Any] = field(default_factory=dict)
     links: Mapping[str, int] = field(default_factory=dict)
+    activations_changed: int = 0
     findings: Sequence[Finding] = ()
     command: str = "convert"
 
@@ -103,15 +105,11 @@ class Report:
             tensors=len(plan.outputs),
             exactness=plan.exactness,
             passes=passes,
+            activations_changed=sum(
+                any(step.changes_activations for step in layer.passes) for layer in plan.layers.values()
+            ),
             files={shard.name: shard.size for shard in shards},
-            tensor_bytes={
-                "before": sum(
-                    tensor.end - tensor.begin
-                    for name, tensor in opened.source.tensors.items()
-                    if name not in opened.source.adopted
-                ),
-                "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
-            },
+            tensor_bytes=tensor_bytes(opened, plan),
             weights={side: sum(map(_weights, specs)) for side, specs in _sides(plan)},
             flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
             dry_run=dry_run,
@@ -123,6 +121,15 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints."""
         return as_json(self, self.command)
+
+
+def tensor_bytes(opened: Checkpoint, plan: Plan) -> dict[str, int]:
+    """The bytes of all tensors before and after a plan is carried out."""
+    stored, adopted = opened.source.tensors, opened.source.adopted
+    return {
+        "before": sum(tensor.end - tensor.begin for name, tensor in stored.items() if name not in adopted),
+        "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
+    }
 
 
 def _sides(plan: Plan) -> list[tuple[str, list[Spec]]]:

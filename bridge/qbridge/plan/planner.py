@@ -12,14 +12,18 @@ from dataclasses import dataclass, replace
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
 from qbridge.architecture.growth import follow, growth
 from qbridge.findings.finding import Finding, Findings
+from qbridge.formats.protocol import Format
 from qbridge.formats.rules import Broken, ModelRule, Rule, ValueRule, broken, without_fix
 from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.ir.plain import as_tensors, plain_layout
 from qbridge.ir.scheme import DENSE
+from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.options import DEFAULTS, Options
 from qbridge.plan.output_tensors import outputs_of
-from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
+from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
@@ -33,14 +37,24 @@ Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A format of a target that a model may be written in, with all that its plan depends on."""
+    """A format of a target that a model may be written in, with all that its plan depends on.
 
-    source: Source
+    Without a `source`, whose values would tell, every pass counts as one that can be applied.
+    """
+
+    source: Source | None
     model: Model
     target: Target
     choice: Choice
     recorded: Recorded
     options: Options
+
+    @property
+    def values(self) -> Source:
+        """The source, which a plan reads; ValueError without one."""
+        if self.source is None:
+            raise ValueError("without a source there is a draft and no plan")
+        return self.source
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -50,7 +64,10 @@ class Candidate:
 
     def trial(self, name: str, back: tuple[Pass, ...] = ()) -> Trial:
         """What tells why a layer does not take some passes after those of `back`."""
-        return lambda passes: why_not(self.source, self.model, name, (*back, *passes))
+        source = self.source
+        if source is None:
+            return lambda passes: None
+        return lambda passes: why_not(source, self.model, name, (*back, *passes))
 
 
 @dataclass(slots=True)
@@ -83,7 +100,7 @@ class Draft:
     def _broken_by_values(self) -> tuple[Broken, ...]:
         if self._broken is None:
             passes = {name: layer.passes for name, layer in self.layers.items()}
-            values = SourceValues(self.candidate.source, self.candidate.model, passes)
+            values = SourceValues(self.candidate.values, self.candidate.model, passes)
             rules = [rule for rule in self.candidate.rules if isinstance(rule, ValueRule)]
             self._broken = tuple(broken(rules, self.result, values))
         return self._broken
@@ -161,6 +178,7 @@ def _repair(candidate: Candidate, starts: Mapping[str, Rewritten], findings: Fin
 def _check(candidate: Candidate, layers: Mapping[str, Rewritten], findings: Findings) -> Model:
     """The model that the layers make, without what the user allowed to be dropped; broken rules become findings."""
     model = replace(_after(candidate.model, layers), format=candidate.choice.format.NAME)
+    model = as_tensors(model, [name for name, layer in layers.items() if is_unquantized(layer.passes)])
     for rule in candidate.rules:
         if not isinstance(rule, ModelRule):
             continue
@@ -182,16 +200,11 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     candidate, destination = draft.candidate, draft.candidate.choice.format
     model, result = candidate.model, destination.settle(draft.result)
     layers = {
-        name: LayerPlan(
-            model.specs[name],
-            result.specs[name],
-            layer.passes,
-            model.slots[name],
-            destination.layout(result.specs[name]),
-        )
+        name: LayerPlan(model.specs[name], spec, layer.passes, model.slots[name], layout(spec))
         for name, layer in draft.layers.items()
+        for spec, layout in [_written(name, layer, result, destination)]
     }
-    outputs = outputs_of(candidate.source, result, layers)
+    outputs = outputs_of(candidate.values, result, layers)
     _check_names(outputs, findings)
     config = follow(result.config, result.specs)
     config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
@@ -201,6 +214,15 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     plan = Plan(model, candidate.target, destination, layers, outputs, config)
     _derive(plan, findings)
     return plan
+
+
+def _written(
+    name: str, layer: Rewritten, result: Model, destination: Format
+) -> tuple[Spec, Callable[[Spec], Mapping[str, Slot]]]:
+    """The settled spec of a layer, and what gives the slots that it is written to."""
+    if is_unquantized(layer.passes):
+        return layer.spec, plain_layout
+    return result.specs[name], destination.layout
 
 
 def _derive(plan: Plan, findings: Findings) -> None:
@@ -257,6 +279,16 @@ def best_plan(
     plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
     findings.merge(nearest)
     return plan
+
+
+def refusal(model: Model, target: Target, allow: frozenset[str], options: Options = DEFAULTS) -> tuple[Finding, ...]:
+    """Why headers alone refuse a model in every format of a target, by the nearest one; empty if some may hold it."""
+    tried: list[Findings] = []
+    for choice in target.in_order(model.format):
+        tried.append(draft(Candidate(None, model, target, choice, {}, options), Findings(allow)).findings)
+        if not tried[-1].errors:
+            return ()
+    return min(tried, key=_distance).errors
 
 
 def _because(candidate: Candidate, rejected: Sequence[tuple[str, Finding]]) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 from qbridge.findings.finding import Findings, error
 from qbridge.source.folder import Folder
 from qbridge.source.foreign import (
+    ADAPTER,
     CONFIG,
+    base_of,
     component_of_diffusers,
     foreign_names,
     no_checkpoint,
@@ -21,6 +23,7 @@ from qbridge.source.safetensors import HeaderError, read_header
 from qbridge.source.storage import File, Storage
 from qbridge.source.stored import StoredTensor
 from qbridge.source.weight_files import (
+    ADAPTER_WEIGHTS,
     HEAD,
     INDEX,
     WEIGHTS,
@@ -184,6 +187,11 @@ def _side_files(storage: Storage, read: Collection[str], findings: Findings) -> 
             behind.append(name)
         else:
             found.append(name)
+    if ADAPTER in found:
+        found.remove(ADAPTER)
+        adapter = [name for name in behind if name.startswith(ADAPTER_WEIGHTS)]
+        behind = [name for name in behind if name not in adapter]
+        findings.add("QB351", (ADAPTER, *adapter), base_of(storage))
     if behind:
         findings.add("QB009", behind, _contents(storage, behind))
     return found

@@ -18,7 +18,7 @@ from qbridge.source.stored import StoredTensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEAD = "lm_head.weight"
-_ADAPTER = "adapter_model"  # PEFT's files, which are no part of the model
+ADAPTER_WEIGHTS = "adapter_model"  # PEFT's files, which are no part of the model
 _ORIGINAL = "consolidated"  # Mistral's and Meta's own files beside those of transformers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -70,7 +70,7 @@ def shard_names(storage: Storage, index: Mapping[str, str] | None, findings: Fin
     there = _beside(storage, ".safetensors")
     if SINGLE in there:
         return [SINGLE]
-    names = [name for name in there if not name.startswith(_ADAPTER)]
+    names = [name for name in there if not name.startswith(ADAPTER_WEIGHTS)]
     if any(_RANK.fullmatch(name) for name in names):
         fact = "the shares of tensor-parallel ranks, of linears that an engine has fused already (sharded state)"
         findings.add("QB101", names, (fact,), ("convert the checkpoint that the engine was given",))
@@ -108,7 +108,7 @@ def followed_index(storage: Storage, findings: Findings) -> tuple[str, dict[str,
     if SINGLE in storage.names():
         return (INDEX, first) if first is not None else ("", None)
     others = [name for name in _beside(storage, INDEX.removeprefix("model")) if name != INDEX]
-    others.sort(key=lambda name: name.startswith((_ORIGINAL, _ADAPTER)))
+    others.sort(key=lambda name: name.startswith((_ORIGINAL, ADAPTER_WEIGHTS)))
     maps = {name: weight_map(storage, Findings(), name) or {} for name in others}
     whole = [name for name in others if _are_there(storage, maps[name])]
     if first is not None:
@@ -142,7 +142,7 @@ def drafts_outside(
     """Files beside the shards that hold layers for multi-token prediction alone, none of them in a shard."""
     found = {}
     for name in _beside(storage, ".safetensors"):
-        if name in names or storage.strays(name) or name.startswith((_ADAPTER, _ORIGINAL)):
+        if name in names or storage.strays(name) or name.startswith((ADAPTER_WEIGHTS, _ORIGINAL)):
             continue
         file = File(storage, name)
         try:
@@ -175,7 +175,7 @@ def is_stale(storage: Storage, index: Mapping[str, str]) -> bool:
 
 def _is_whole(storage: Storage, index: Mapping[str, str]) -> bool:
     """Whether the only safetensors file has every module that an index names, but for a head."""
-    names = [name for name in _beside(storage, ".safetensors") if not name.startswith(_ADAPTER)]
+    names = [name for name in _beside(storage, ".safetensors") if not name.startswith(ADAPTER_WEIGHTS)]
     if len(names) != 1 or not storage.has(names[0]):
         return False
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.architecture.config import ANY_READER, Reader
@@ -34,7 +34,8 @@ class Target:
     `codes` are the catalogue entries of the findings that its rules alone have.
     `messages` are what any of its releases prints when it refuses a quantized checkpoint, with cause and cure; the
     newest brings them. `prover` is the path of a script that is run by the Python of the engine's own environment,
-    and proves that the engine loads a folder; None where there is none.
+    and proves that the engine loads a folder; None where there is none. `backends` are the engines among which it
+    chooses by itself, by the word that names one, each with its own limits.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target:
     derivation: Derivation | None = None
     messages: tuple[Message, ...] = ()
     prover: Path | None = None
+    backends: Mapping[str, Target] = field(default_factory=dict)
 
     @property
     def engine(self) -> str:
@@ -82,7 +84,11 @@ class Target:
 
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
-        return (*choice.rules, *(choice.parallel or self.parallel).rules(choice.format.NAME, sizes))
+        return (*choice.rules, *self.rank_limits(choice, sizes))
+
+    def rank_limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
+        """Of these limits those that depend on how ranks share the model."""
+        return (choice.parallel or self.parallel).rules(choice.format.NAME, sizes)
 
     def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
         """The command that serves a checkpoint of one of its formats, empty where it has no server."""

@@ -23,7 +23,7 @@ from qbridge.targets.choice import Choice, python_path
 from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
 from qbridge.targets.remote_code import needs_remote_code
 from qbridge.targets.target import Target
-from qbridge.targets.transformers import matching, messages, routers
+from qbridge.targets.transformers import gptq, matching, messages, routers
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -151,10 +151,14 @@ CHOICES = (
     ),
 )
 AS_IS = (
-    *(replace(choice, rules=(*choice.rules, _needs("gptqmodel")), serve=_serve) for choice in gptqmodel.CHOICES),
+    *(
+        replace(choice, rules=(*choice.rules, *more, _needs("gptqmodel")), serve=_serve)
+        for choice, more in zip(gptqmodel.CHOICES, (gptq.RULES, ()), strict=True)
+    ),
     Choice(named("auto-round"), (_needs("auto-round"), unquantized_tensors(DType.F32, _LOADING)), serve=_serve),
 )
 CODES = (
+    gptq.CODE,
     Code(
         "QB231",
         "transformers cannot load experts of this scheme",

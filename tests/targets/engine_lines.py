@@ -183,7 +183,7 @@ SGLANG = [
     "ImportError: Other method (CompressedTensorsW4A16Sparse24) is not supported now",
     "NotImplementedError: The W8A8Int8 Fused MoE scheme is implemented only for NPU for now.",
     "Parameter model.layers.0.mlp.gate_up_proj.weight_scale not found in params_dict",
-    f"{_SGLANG}ValueError: Weight input_size_per_partition = 1152 is not divisible by weight quantization block_k = 64.",
+    f"{_SGLANG}Weight input_size_per_partition = 1152 is not divisible by weight quantization block_k = 64.",
     f"{_SGLANG}ValueError: Weight input_size_per_partition = 336 is not divisible by min_thread_k = 128. Consider",
     f"{_SGLANG}ValueError: Weight output_size_per_partition = 1 is not divisible by  min_thread_n = 64. Consider",
     f"{_SGLANG}ValueError: Weight input_size_per_partition = 336 is not divisible by group_size = 64. Consider",

@@ -44,6 +44,25 @@ BLOCKS = {
     "weight_block_size": [128, 128],
     "modules_to_not_convert": ["lm_head", "self_attn", "router", "shared_expert"],
 }
+INTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
+W8A8 = {**CHANNELS, "format": "int-quantized"}
+W8A8["config_groups"] = {
+    "group_0": {
+        "targets": ["Linear"],
+        "weights": INTS,
+        "input_activations": {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
+    }
+}
+
+
+def weights_only(bits, symmetric, size):
+    """A block of packed integers in groups; None for scales of channels."""
+    grouped = {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
+    scheme = {**INTS, **grouped, "num_bits": bits, "symmetric": symmetric}
+    group = {"targets": ["Linear"], "weights": scheme, "input_activations": None}
+    return {**CHANNELS, "format": "pack-quantized", "config_groups": {"group_0": group}}
+
+
 NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
 NVFP4["ignore"] = ["lm_head", "*self_attn*", "*router", "*shared_expert*"]
 FP8 = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": NVFP4["ignore"]}
@@ -145,7 +164,68 @@ def by_blocks(names=("gate_proj", "up_proj", "down_proj")):
     return found
 
 
+def streamed(values, bits):
+    """[..., N] codes below 2**bits as [..., N bits / 32] words, the first in the lowest bits."""
+    taken = (values[..., None] >> torch.arange(bits)) & 1
+    words = taken.flatten(-2).unflatten(-1, (-1, 32)).long() << torch.arange(32)
+    return words.sum(-1).to(torch.int32)
+
+
+def integers(bits, size, zeros=False, columns=False, names=("_packed", "_scale", "_zero_point", "_shape"), shape=3):
+    """(stacks, [E, out, in] codes less zero-points of each) of packed integers, whose codes are unsigned."""
+    seed, half, stacks, codes = 0, 2 ** (bits - 1), {}, {}
+    for name, (count, rows, inputs) in {
+        GATE_UP: (EXPERTS, 2 * INNER, HIDDEN),
+        DOWN: (EXPERTS, HIDDEN, INNER),
+    }.items():
+        drawn = torch.Generator().manual_seed(seed := seed + 1)
+        groups = inputs // size if size else 1
+        code = torch.randint(0, 2**bits, (count, rows, inputs), generator=drawn)
+        zero = torch.randint(1, 2**bits, (count, rows, groups), generator=drawn) if zeros else torch.tensor(half)
+        scale = (random(count, rows, groups, seed=seed).abs() + 0.01).bfloat16()
+        packed, words = streamed(code, bits), streamed(zero.mT, bits).mT if zeros else None
+        stacks[f"{name}{names[0]}"] = packed.mT if columns else packed
+        stacks[f"{name}{names[1]}"] = scale.mT if columns else scale
+        if zeros:
+            stacks[f"{name}{names[2]}"] = words.mT if columns else words
+        if shape:
+            one = [rows, inputs]
+            stacks[f"{name}{names[3]}"] = torch.tensor({2: one, 3: [count, *one]}.get(shape, [one] * count))
+        each = code - (zero.repeat_interleave(inputs // groups, 2) if zeros else half)
+        codes[name] = each.double() * scale.double().repeat_interleave(inputs // groups, 2)
+    return stacks, codes
+
+
+AS_MODULES = (".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape")
+INTEGERS = {
+    "int4 in groups": ((4, 32), {}),
+    "int4 in groups, a shape for each": ((4, 32), {"shape": 1}),
+    "int4 in groups, one shape": ((4, 32), {"shape": 2}),
+    "int4 by columns": ((4, 32), {"columns": True, "shape": 0}),
+    "int4 as modules": ((4, 32), {"names": AS_MODULES}),
+    "int4 with zero-points as modules": ((4, 32), {"zeros": True, "names": AS_MODULES}),
+    "int4 with zero-points": ((4, 32), {"zeros": True}),
+    "int4 with zero-points by columns": ((4, 32), {"zeros": True, "columns": True, "shape": 0}),
+    "int8 of channels": ((8, None), {}),
+    "int3 in groups": ((3, 64), {}),
+}
+
+
+def eight_bits(columns):
+    """int8 with a scale for each output feature, inputs quantized as well."""
+    found = channels(columns)
+    return {
+        name: part.float().round().to(torch.int8) if "scale" not in name else part for name, part in found.items()
+    }
+
+
 CASES = {
+    **{
+        name: (integers(*kind, **more)[0], weights_only(kind[0], not more.get("zeros"), kind[1]))
+        for name, (kind, more) in INTEGERS.items()
+    },
+    "int8 by columns": (eight_bits(True), W8A8),
+    "int8 by rows": (eight_bits(False), W8A8),
     "channels by columns": (channels(True), CHANNELS),
     "channels by rows": (channels(False), CHANNELS),
     "channels, longer names": (channels(True, "_weight_scale"), CHANNELS),
@@ -168,6 +248,10 @@ def weights(stacks):
             full = scale.repeat_interleave(128, 1).repeat_interleave(128, 2)
             found.append(stacks[f"{name}.weight"].double() * full)
         return found
+    for name, (kind, more) in INTEGERS.items():
+        if stacks.keys() == CASES[name][0].keys() and all(stacks[k].equal(v) for k, v in CASES[name][0].items()):
+            codes = integers(*kind, **more)[1]
+            return [*codes[GATE_UP].split(INNER, dim=1), codes[DOWN]]
     columns = stacks[DOWN].shape[2] == HIDDEN
     found = []
     for name in (GATE_UP, DOWN):

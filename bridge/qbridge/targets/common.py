@@ -54,7 +54,8 @@ def stacked(spec: Spec) -> str:
     """
     dialect = dict(spec.dialect)
     lies = dialect.get("experts", "")
-    return "apart" if lies and dialect.get("experts.weight", "").startswith(".") else lies
+    code = dialect.get("experts.weight_packed", dialect.get("experts.weight", ""))
+    return "apart" if lies and code.startswith(".") and "experts.module" not in dialect else lies
 
 
 def misnamed(spec: Spec) -> Problem | None:

@@ -28,6 +28,7 @@ from qbridge.commands.words import (
     Allow,
     DryRun,
     Dst,
+    Experts,
     From,
     Graft,
     Jobs,
@@ -41,6 +42,7 @@ from qbridge.commands.words import (
     RenamePrefix,
     Source,
     V1Zeros,
+    value,
     words,
 )
 from qbridge.findings.catalogue import CATALOGUE
@@ -127,6 +129,7 @@ def convert(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="Of dense weights: bfloat16, float16 or float32.")
     ] = "",
+    experts: Experts = "",
     graft: Graft = None,
     rename_prefix: RenamePrefix = None,
     link: Link = False,
@@ -144,11 +147,11 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert SRC into DST for a target, losslessly or not at all."""
-    limit = None if max_shard_size is None else _value("--max-shard-size", bytes_of, max_shard_size)
-    sizes = _value("--tp", sizes_of, tp)
-    prefixes = _value("--rename-prefix", prefixes_of, rename_prefix or ())
+    limit = None if max_shard_size is None else value("--max-shard-size", bytes_of, max_shard_size)
+    sizes = value("--tp", sizes_of, tp)
+    prefixes = value("--rename-prefix", prefixes_of, rename_prefix or ())
     try:
-        Options(sizes, pad, regroup, bits, not no_passes, dtype, rename_prefix=prefixes)
+        Options(sizes, pad, regroup, bits, not no_passes, dtype, experts, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
     if dtype and to.lower() != "dense":
@@ -171,11 +174,12 @@ def convert(
                 bits=bits,
                 passes=not no_passes,
                 dtype=dtype,
+                experts=experts,
                 graft=graft or "",
                 rename_prefix=prefixes,
                 link=link,
                 jobs=jobs,
-                memory=_value("--memory", memory_of, memory),
+                memory=value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -207,7 +211,7 @@ def restore(
                 progress=advance,
                 link=link,
                 jobs=jobs,
-                memory=_value("--memory", memory_of, memory),
+                memory=value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -263,7 +267,7 @@ def verify(
                 allow=words(allow, v1_zeros),
                 graft=graft or "",
                 jobs=jobs,
-                memory=_value("--memory", memory_of, memory),
+                memory=value("--memory", memory_of, memory),
                 progress=advance,
             )
         _say(as_json, done, render.verification, done.findings)
@@ -345,14 +349,6 @@ def _main(
     ] = False,
 ) -> None:
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
-
-
-def _value(option: str, parse: Callable[[Any], Any], typed: Any) -> Any:
-    """What `parse` makes of what was typed after an option; a usage error where it makes nothing of it."""
-    try:
-        return parse(typed)
-    except ValueError as fault:
-        raise typer.BadParameter(str(fault), param_hint=option) from fault
 
 
 def _progress(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:

@@ -108,7 +108,7 @@ class Report:
                 "before": sum(
                     tensor.end - tensor.begin
                     for name, tensor in opened.source.tensors.items()
-                    if name not in opened.source.adopted
+                    if name not in opened.source.adopted | opened.source.slices
                 ),
                 "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
             },

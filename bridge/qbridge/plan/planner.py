@@ -17,8 +17,9 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import DENSE
 from qbridge.passes import Pass
+from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
-from qbridge.plan.output_tensors import outputs_of
+from qbridge.plan.output_tensors import outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.survey import SourceValues
@@ -198,8 +199,9 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     block = destination.config(result)
     if block:
         config["quantization_config"] = block
-    plan = Plan(model, candidate.target, destination, layers, outputs, config)
+    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=rearranged_layers(model))
     _derive(plan, findings)
+    check_experts(plan, candidate.options, findings)
     return plan
 
 
@@ -225,6 +227,7 @@ def best_plan(
     """
     if options.dtype:
         model = replace(model, config=as_dtype(model.config, options.dtype))
+    model = rearrange(source, model, target, options, findings)
     rejected: list[tuple[str, Finding]] = []  # (format, why not)
     drafts: list[Draft] = []
     second_best: tuple[Plan, Findings] | None = None

@@ -36,7 +36,8 @@ class Source:
     order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
     of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard;
     `unstored` heads that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint;
-    `open_files` how many shards a thread keeps open, `keep` how many bytes of a tensor it may.
+    `slices` are the names of those that lie in another one as well; `open_files` how many shards a thread keeps open,
+    `keep` how many bytes of a tensor it may.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Source:
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     unstored: tuple[str, ...] = ()
     adopted: frozenset[str] = frozenset()
+    slices: frozenset[str] = frozenset()
     open_files: int = OPEN_FILES
     keep: int = 0
     _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
@@ -114,25 +116,29 @@ class Source:
             raise error("QB028", name, (f"{tensor.end - tensor.begin} bytes",))
         return self.read(name)
 
-    def split(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def split(self, shapes: Mapping[str, tuple[int, ...]], whole: bool = False) -> None:
         """Have the slices of some tensors' first axes in their place: name[0], name[1] ..., each of the given shape.
+
+        With `whole` the tensors stay there as well.
 
         ValueError for a shape that does not have as many elements as a slice.
         """
-        kept = {name: tensor for name, tensor in self.tensors.items() if name not in shapes}
-        bytes_of = dict(self.memory)
+        kept = {name: tensor for name, tensor in self.tensors.items() if whole or name not in shapes}
+        bytes_of, slices = dict(self.memory), set(self.slices)
         for name, shape in shapes.items():
-            whole, size = self.tensors[name], nbytes(self.tensors[name].dtype, shape)
-            if size * whole.shape[0] != whole.end - whole.begin:
-                raise ValueError(f"{name}: {list(whole.shape)} is not {whole.shape[0]} times {list(shape)}")
-            for number in range(whole.shape[0]):
+            tensor, size = self.tensors[name], nbytes(self.tensors[name].dtype, shape)
+            if size * tensor.shape[0] != tensor.end - tensor.begin:
+                raise ValueError(f"{name}: {list(tensor.shape)} is not {tensor.shape[0]} times {list(shape)}")
+            for number in range(tensor.shape[0]):
                 begin, own = number * size, f"{name}[{number}]"
                 kept[own] = StoredTensor(
-                    own, whole.file, whole.dtype, shape, whole.begin + begin, whole.begin + begin + size
+                    own, tensor.file, tensor.dtype, shape, tensor.begin + begin, tensor.begin + begin + size
                 )
                 if name in self.memory:
                     bytes_of[own] = self.memory[name][begin : begin + size]
-        self.tensors, self.memory = kept, bytes_of
+                if whole:
+                    slices.add(own)
+        self.tensors, self.memory, self.slices = kept, bytes_of, frozenset(slices)
 
     def adopt(self, other: Source, names: Collection[str]) -> None:
         """Have tensors of another checkpoint among its own, whose files must not change either."""

@@ -88,7 +88,8 @@ def codes() -> Mapping[str, Code]:
 
 
 def _by_format(name: str) -> Target:
-    return Target(name, find(name).SUMMARY, (Choice(named(name)),))
+    format_ = find(name)
+    return Target(name, format_.SUMMARY, (Choice(named(name)),), experts=getattr(format_, "experts", None))
 
 
 def _names() -> Iterator[str]:

@@ -21,6 +21,10 @@ from qbridge.targets.serving import Served
 Kernels = Callable[[Model, str, int, int], Sequence[Served]]
 
 
+# Of a model, and how the unquantized experts of a layer lie: FUSED or SEPARATE of `architecture.experts`, or nothing.
+Arrange = Callable[[Model, str], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The formats that may be written for a reader, with its limits on each.
@@ -33,7 +37,8 @@ class Target:
     `codes` are the catalogue entries of the findings that its rules alone have.
     `messages` are what it prints when it fails: a regular expression that finds it in a line, and the code that
     explains it, or a text where no code does. `prover` is the path of a script that is run by the Python of the
-    engine's own environment, and proves that the engine loads a folder; None where there is none.
+    engine's own environment, and proves that the engine loads a folder; None where there is none. `experts` says how
+    unquantized experts that lie in some way must be stored instead; None where any way will do.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Target:
     derivation: Derivation | None = None
     messages: tuple[tuple[str, str], ...] = ()
     prover: Path | None = None
+    experts: Arrange | None = None
 
     @property
     def engine(self) -> str:

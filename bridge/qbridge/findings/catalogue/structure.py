@@ -90,6 +90,17 @@ ENTRIES = (
         severity="warning",
     ),
     Code(
+        "QB335",
+        "experts cannot be stored as --experts asks",
+        "Unquantized experts are stored fused, as the model class has them in transformers, or one by one, where "
+        "both are known of the class. Quantized ones lie as their format stores them.",
+        "An engine that knows experts under other names, or in another order, computes something else, or leaves "
+        "them uninitialised.",
+        "--experts separate for gpt-oss, of which every reader knows fused experts alone",
+        "Leave --experts out: they stay as they are, or become what the target needs.",
+        "transformers 5.24.0, conversion_mapping.py; vllm 0.33.0, model_executor/layers/fused_moe/routed_experts.py",
+    ),
+    Code(
         "QB328",
         "grafted tensors were held against their digests alone",
         "The original that qbridge.json names is not there, or cannot be read, so the tensors were compared with the "

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qbridge.architecture.config import Reader
+from qbridge.architecture.experts import as_transformers
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem
@@ -204,5 +205,6 @@ TARGETS = (
         codes=CODES,
         derivation=matching.DERIVATION,
         prover=Path(__file__).with_name("prover.py"),
+        experts=as_transformers,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, codes, matching, parallel, serving
+from qbridge.targets.vllm import choices, codes, experts, matching, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 PROVER = Path(__file__).with_name("prover.py")
@@ -21,6 +21,7 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),
@@ -33,6 +34,7 @@ TARGETS = (
         parallel=parallel.VLLM_023,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
     ),
     Target(
         "vllm@0.5.4",
@@ -43,6 +45,7 @@ TARGETS = (
         parallel=parallel.VLLM_054,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
     ),
     Target(
         "vllm-gptq@0.33.0",
@@ -52,6 +55,7 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),
@@ -63,6 +67,7 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),

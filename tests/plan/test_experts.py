@@ -162,7 +162,8 @@ def test_an_expert_that_differs_is_another_model(tmp_path):
     ("name", "target", "source", "wanted"),
     [
         ("llama4", "dense", "separate", "fused"),
-        ("llama4", "transformers", "separate", "fused"),
+        ("llama4", "transformers", "fused", "separate"),  # it replaces them by single linears beside such a block
+        ("llama4", "transformers", "separate", "separate"),
         ("llama4", "vllm", "fused", "fused"),
         ("llama4", "vllm", "separate", "separate"),
         ("step", "dense", "separate", "fused"),
@@ -259,3 +260,28 @@ def test_a_lost_expert_does_not_come_back(tmp_path):
 def test_options_that_mean_nothing(tmp_path):
     with pytest.raises(ValueError, match="fused or separate"):
         qbridge.convert(tmp_path, tmp_path / "out", "vllm", experts="merged")
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "target", "ok"),
+    [
+        ("mixtral", "fused", "vllm", False),
+        ("mixtral", "separate", "vllm", True),
+        ("llama4", "fused", "vllm", True),
+        ("llama4", "fused", "transformers", False),
+        ("llama4", "separate", "transformers", True),
+        ("qwen3_moe", "fused", "transformers", True),
+        ("qwen3_moe", "separate", "transformers", True),
+    ],
+)
+def test_check_knows_which_loaders_take_them(name, way, target, ok, tmp_path):
+    src = checkpoint(tmp_path / "src", name, both_ways(name)[way])
+    answer = qbridge.check(src, target)
+    assert answer.ok == ok and ("QB336" in {finding.code for finding in answer.findings}) != ok
+
+
+def test_what_the_target_does_not_take_is_refused_though_it_was_asked_for(tmp_path):
+    src = checkpoint(tmp_path / "src", "mixtral", both_ways("mixtral")["separate"])
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, tmp_path / "out", "vllm", experts="fused")
+    assert "QB336" in codes(refused)

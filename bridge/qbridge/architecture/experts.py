@@ -29,6 +29,13 @@ from qbridge.ir.scheme import DENSE
 from qbridge.ir.slots import PLAIN, Codec, Slice, Slot
 
 INTERLEAVED, BY_COLUMNS, BY_ROWS, APART, SINGLE = "fused", "columns", "rows", "apart", "single"
+LIES: Mapping[str, str] = {  # in words
+    SINGLE: "one by one",
+    BY_ROWS: "fused by rows",
+    BY_COLUMNS: "fused by columns",
+    APART: "fused, each linear by itself",
+    INTERLEAVED: "fused in turns",
+}
 FUSED, SEPARATE = "fused", "separate"  # what may be asked for: tensors as the class has them, or single ones
 LINEARS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 LEAVES = ("gate_proj", "up_proj", "down_proj")
@@ -171,8 +178,26 @@ def unrecognized_experts(model: Model) -> list[str]:
     return [block for block, experts in _blocks(model).items() if experts is None]
 
 
+def rearrangements(model: Model, ask: Callable[[str], str]) -> dict[str, tuple[Experts, Experts | str]]:
+    """By block, unquantized experts that lie otherwise than they should, and as they should, or why not known.
+
+    `ask` gives, of how they lie, FUSED, SEPARATE, or an empty string where that will do.
+    """
+    found: dict[str, tuple[Experts, Experts | str]] = {}
+    for block, experts in unquantized_experts(model).items():
+        if how := ask(experts.lies):
+            wanted = as_class_stores(experts, how, Architecture.of_model(model), model.tensors)
+            if isinstance(wanted, str) or wanted.lies != experts.lies:
+                found[block] = experts, wanted
+    return found
+
+
 def _blocks(model: Model) -> dict[str, Experts | None]:
-    """The experts by block, None for those that are not known."""
+    """The experts by block, None for those that are not known; worked out once."""
+    return model.once("experts", lambda: _find_blocks(model))
+
+
+def _find_blocks(model: Model) -> dict[str, Experts | None]:
     held: dict[str, dict[str, TensorInfo]] = {}
     for name, info in model.tensors.items():
         if block := _block_of(name, info):

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.experts import (
     FUSED,
     Experts,
-    as_class_stores,
+    rearrangements,
     unquantized_experts,
     unrecognized_experts,
 )
@@ -27,30 +26,30 @@ from qbridge.ir.slots import Slot
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.source.reader import Source
+from qbridge.targets.choice import Choice
 from qbridge.targets.target import Target
 
 _NAMES = {dtype: name for name, dtype in DENSE.items()}
 
 
-def rearrange(source: Source, model: Model, target: Target, options: Options, findings: Findings) -> Model:
-    """The model with its unquantized experts as they were asked for, or as the target needs them.
+def rearrange(
+    source: Source, model: Model, target: Target, choice: Choice, options: Options, findings: Findings
+) -> Model:
+    """The model with its unquantized experts as they were asked for, or as the target needs them in one format.
 
     Finding: QB335 where that was asked for and is not known.
     """
-    wanted: dict[str, tuple[Experts, Experts]] = {}
     if options.experts:
         for block in unrecognized_experts(model):
             findings.add("QB335", block, ("its tensors are no whole, unquantized experts of one kind",))
-    for block, experts in unquantized_experts(model).items():
-        how = options.experts or (target.experts(model, experts.lies) if target.experts else "")
-        if not how:
-            continue
-        changed = as_class_stores(experts, how, Architecture.of_model(model), model.tensors)
-        if isinstance(changed, Experts):
-            wanted[block] = experts, changed
+    pairs: dict[str, tuple[Experts, Experts]] = {}
+    asked = rearrangements(model, lambda lies: options.experts or target.arrangement(choice, model, lies))
+    for block, (experts, wanted) in asked.items():
+        if isinstance(wanted, Experts):
+            pairs[block] = experts, wanted
         elif options.experts:
-            findings.add("QB335", block, (changed,))
-    return moved(source, model, {block: pair for block, pair in wanted.items() if pair[0].lies != pair[1].lies})
+            findings.add("QB335", block, (wanted,))
+    return moved(source, model, pairs)
 
 
 def restored(

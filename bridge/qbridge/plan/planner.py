@@ -227,13 +227,14 @@ def best_plan(
     """
     if options.dtype:
         model = replace(model, config=as_dtype(model.config, options.dtype))
-    model = rearrange(source, model, target, options, findings)
     rejected: list[tuple[str, Finding]] = []  # (format, why not)
     drafts: list[Draft] = []
     second_best: tuple[Plan, Findings] | None = None
     for choice in target.in_order(model.format):
-        candidate = Candidate(source, model, target, choice, recorded(choice.format.NAME), options)
-        drafts.append(draft(candidate, Findings(findings.allow)))
+        drafted = Findings(findings.allow)
+        own = rearrange(source, model, target, choice, options, drafted)
+        candidate = Candidate(source, own, target, choice, recorded(choice.format.NAME), options)
+        drafts.append(draft(candidate, drafted))
         tried = Findings(findings.allow)
         plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
         avoided = [finding for finding in tried if finding.code in choice.avoided]
@@ -246,17 +247,17 @@ def best_plan(
     if second_best:
         findings.merge(second_best[1])
         return second_best[0]
-    for drafted in drafts:
-        if _is_copy(drafted.candidate.choice, model):  # the engine does the same to the source, whatever the format
+    for one in drafts:
+        if _is_copy(one.candidate.choice, model):  # the engine does the same to the source, whatever the format
             tried = Findings(findings.allow)
-            plan = drafted.plan(tried, copied=True)
+            plan = one.plan(tried, copied=True)
             if not tried.errors:
                 findings.merge(tried)
                 return replace(plan, because=_OWN)
     refused: list[tuple[Plan, Findings]] = []
-    for drafted in drafts:
+    for one in drafts:
         tried = Findings(findings.allow)
-        refused.append((drafted.plan(tried, thorough=True), tried))
+        refused.append((one.plan(tried, thorough=True), tried))
     plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
     findings.merge(nearest)
     return plan

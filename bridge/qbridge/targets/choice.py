@@ -14,6 +14,9 @@ from qbridge.targets.parallel import Parallel
 # The command that starts an engine's server on a folder (a quoted path) at a tensor-parallel size.
 Serve = Callable[[Model, str, int], str]
 
+# Of a model, and how the unquantized experts of a layer lie: FUSED or SEPARATE of `architecture.experts`, or nothing.
+Arrange = Callable[[Model, str], str]
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -23,7 +26,8 @@ class Choice:
     is what the format shall choose where it leaves a choice, `dtype` the one that config.json must name. What is
     found of the codes of `avoided` lets the target's other formats be tried first. `parallel` stands for the target's
     limits on what a rank holds where another of its engines loads the format. `serve` gives the command that serves
-    the checkpoint, None where there is no server. A `spare` one is written only where no other can hold the model,
+    the checkpoint, None where there is no server. `experts` stands for what the target says of unquantized experts. A
+    `spare` one is written only where no other can hold the model,
     also where it is the source's own format.
     """
 
@@ -35,3 +39,4 @@ class Choice:
     parallel: Parallel | None = None
     serve: Serve | None = None
     spare: bool = False
+    experts: Arrange | None = None

@@ -88,8 +88,7 @@ def codes() -> Mapping[str, Code]:
 
 
 def _by_format(name: str) -> Target:
-    format_ = find(name)
-    return Target(name, format_.SUMMARY, (Choice(named(name)),), experts=getattr(format_, "experts", None))
+    return Target(name, find(name).SUMMARY, (Choice(named(name)),))
 
 
 def _names() -> Iterator[str]:

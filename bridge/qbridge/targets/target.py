@@ -11,18 +11,15 @@ from qbridge.architecture.config import ANY_READER, Reader
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
-from qbridge.targets.choice import Choice
+from qbridge.targets.choice import Arrange, Choice
 from qbridge.targets.derivation import Derivation
+from qbridge.targets.experts import as_taken
 from qbridge.targets.fusion import Groups
 from qbridge.targets.parallel import ANY, Parallel
 from qbridge.targets.serving import Served
 
 # What serves each kind of linear of a model: by version, tensor-parallel size and compute capability (80 for 8.0).
 Kernels = Callable[[Model, str, int, int], Sequence[Served]]
-
-
-# Of a model, and how the unquantized experts of a layer lie: FUSED or SEPARATE of `architecture.experts`, or nothing.
-Arrange = Callable[[Model, str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +82,16 @@ class Target:
         """The engine's limits on any of its formats, as wholes and split over ranks."""
         return tuple(rule for choice in (*self.choices, *self.as_is) for rule in self.limits(choice, (1, 2)))
 
+    def arrangement(self, choice: Choice, model: Model, lies: str) -> str:
+        """How unquantized experts that lie in some way must be stored in one of its formats; empty: as they are."""
+        arrange = choice.experts or self.experts or getattr(choice.format, "experts", None)
+        return arrange(model, lies) if arrange else ""
+
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
-        return (*choice.rules, *(choice.parallel or self.parallel).rules(choice.format.NAME, sizes))
+        arrange = choice.experts or self.experts
+        experts = (as_taken(arrange, f"{self.name}, its loaders of experts"),) if arrange else ()
+        return (*choice.rules, *experts, *(choice.parallel or self.parallel).rules(choice.format.NAME, sizes))
 
     def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
         """The command that serves a checkpoint of one of its formats, empty where it has no server."""

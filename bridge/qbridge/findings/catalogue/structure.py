@@ -101,6 +101,17 @@ ENTRIES = (
         "transformers 5.24.0, conversion_mapping.py; vllm 0.33.0, model_executor/layers/fused_moe/routed_experts.py",
     ),
     Code(
+        "QB336",
+        "unquantized experts are stored as the engine does not take them",
+        "Experts of a layer are stored one by one or in tensors that all of them share, by rows or by columns; the "
+        "loader of the model's class does not know all of these ways.",
+        "It stops, or leaves the experts uninitialised and says so in a line of its log.",
+        "block_sparse_moe.experts.gate_up_proj of Mixtral for vLLM, whose loader calls it w13",
+        "Convert it: experts are stored as the target takes them, exactly, and restore undoes it.",
+        "vllm 0.33.0, model_executor/layers/fused_moe/routed_experts.py (build_expert_params_mapping); "
+        "transformers 5.24.0, conversion_mapping.py and quantizers/base.py",
+    ),
+    Code(
         "QB328",
         "grafted tensors were held against their digests alone",
         "The original that qbridge.json names is not there, or cannot be read, so the tensors were compared with the "

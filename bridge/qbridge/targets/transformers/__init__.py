@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qbridge.architecture.config import Reader
-from qbridge.architecture.experts import as_transformers
+from qbridge.architecture.experts import SEPARATE, SINGLE, as_transformers
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem
@@ -112,6 +112,17 @@ def _needs(package: str) -> ModelRule:
     return ModelRule("QB288", check, f"{_NEWEST}, quantizers/auto.py")
 
 
+# Classes whose fused experts it replaces by single linears beside a block of compressed-tensors (quantizers/base.py,
+# MODULES_TO_PATCH_FOR_QUANTIZATION: SequentialLlama4TextExperts).
+_TAKEN_APART = frozenset({"Llama4ForCausalLM", "Llama4ForConditionalGeneration"})
+
+
+def _arrange(model: Model, lies: str) -> str:
+    if model.architecture in _TAKEN_APART:
+        return "" if lies == SINGLE else SEPARATE
+    return as_transformers(model, lies)
+
+
 _NEWEST = "transformers 5.24.0"
 _FLOAT8 = f"{_NEWEST}, integrations/finegrained_fp8.py (FP8Linear) and quantizers/quantizer_finegrained_fp8.py"
 CHOICES = (
@@ -125,6 +136,7 @@ CHOICES = (
             weight_scales(DType.F32, _LOADING),
             unquantized_tensors(DType.F32, _LOADING),
         ),
+        experts=_arrange,
     ),
     Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),)),
     Choice(

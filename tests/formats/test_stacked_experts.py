@@ -384,7 +384,14 @@ def test_a_lost_scale_is_named(tmp_path):
     [
         ("channels by columns", "vllm", True),
         ("channels by rows", "vllm", False),
-        ("nvfp4 by columns", "vllm", True),
+        ("channels, longer names", "vllm", False),  # w2_weight_weight_scale is no parameter
+        ("nvfp4 by columns", "vllm", False),
+        ("one scale for all", "vllm", False),
+        ("int4 by columns", "vllm", True),
+        ("int4 with zero-points by columns", "vllm", True),
+        ("int8 by columns", "vllm", True),
+        ("int4 in groups", "vllm", False),
+        ("int4 as modules", "vllm", False),
         ("nvfp4 by rows", "vllm", False),
         ("channels by columns", "transformers", False),
         ("blocks, each linear apart", "vllm", False),
@@ -394,6 +401,23 @@ def test_a_lost_scale_is_named(tmp_path):
 def test_check_knows_which_loaders_take_them(case, engine, ok, tmp_path):
     src = checkpoint(tmp_path / "src", *CASES[case])
     assert qbridge.check(src, engine).ok == ok
+
+
+@pytest.mark.parametrize(
+    ("case", "ok"),
+    [
+        ("channels by columns", True),
+        ("channels, longer names", False),  # it takes them for one scale of each expert
+        ("nvfp4 by columns", True),
+        ("nvfp4 by rows", False),
+        ("one scale for all", True),
+        ("one scale for each", False),
+    ],
+)
+def test_the_multimodal_class_knows_the_names_of_modelopt(case, ok, tmp_path):
+    src = checkpoint(tmp_path / "src", *CASES[case], architecture="Llama4ForConditionalGeneration", kind="llama4")
+    facts = [fact for finding in qbridge.check(src, "vllm").findings for fact in finding.facts]
+    assert any("share a tensor" in fact or "no parameter" in fact for fact in facts) != ok
 
 
 def test_experts_of_a_class_that_has_them_by_rows(tmp_path):

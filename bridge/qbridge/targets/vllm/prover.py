@@ -10,14 +10,12 @@ the report.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import re
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 STUBS = (
     "platform: CudaPlatformBase with the compute capability of --gpu and 80 GiB, no device behind it",
     "compiled extensions: absent; their operators are declared without a body",
-    "torch.cuda and torch.accelerator: the CPU is the current device, streams and events without function",
+    "torch.cuda and torch.accelerator: the CPU is the current device and has the buffers; streams without function",
     "Triton and DeepGEMM: not used; DeepGEMM is said to be there",
     "inspection of model classes: in this process, not in one of its own",
     "torchvision, where it is not installed: names without function",
@@ -40,6 +38,7 @@ QUESTIONS = [
     "cutlass_scaled_mm_supports_fp4",
     "cutlass_group_gemm_supported",
     "cutlass_sparse_scaled_mm_supported",
+    "mxfp4_experts_quant_supported",
 ]
 # What no checkpoint needs to give.
 OPTIONAL = re.compile(
@@ -72,43 +71,6 @@ def _helper(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class _Absent(type):
-    """Any attribute of an absent package is one of these: it can be subclassed and named, not used."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Absent(name, (), {})
-
-
-class _AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds packages that are not there: their modules have every name, and no function."""
-
-    def __init__(self, packages: Sequence[str]) -> None:
-        self.packages = tuple(packages)
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if not f"{name}.".startswith(tuple(f"{package}." for package in self.packages)):
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        module = types.ModuleType(spec.name)
-        made: dict[str, Any] = {"__version__": "0.28.0"}
-
-        def attribute(name: str) -> Any:
-            if name.startswith("__") and name not in made:
-                raise AttributeError(name)
-            return made.setdefault(name, _Absent(name, (), {}))
-
-        module.__dict__["__getattr__"] = attribute
-        module.__dict__["__version__"] = "0.28.0"
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing to run."""
 
 
 def _declare_operators(torch: Any) -> list[Any]:
@@ -145,6 +107,15 @@ class _Inert:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+def _on_the_cpu(make: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes a tensor, on the CPU where one on a GPU is asked for: buffers of kernels, made at import."""
+
+    def making(*args: Any, device: Any = None, **more: Any) -> Any:
+        return make(*args, device="cpu" if str(device).startswith("cuda") else device, **more)
+
+    return making
 
 
 class _TritonConfig:
@@ -199,7 +170,7 @@ class Vllm:
         self.proving, self.trace = proving, trace
         self.gpu, self.tp = gpu, tp
         absent = [name for name in ("torchvision",) if importlib.util.find_spec(name) is None]
-        sys.meta_path.insert(0, _AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
+        sys.meta_path.insert(0, _helper("absent").AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
         for name in ("_C", "_moe_C", "_C_stable_libtorch", "_moe_C_stable_libtorch"):
             sys.modules[f"vllm.{name}"] = types.ModuleType(f"vllm.{name}")
         import torch
@@ -207,6 +178,7 @@ class Vllm:
         self.torch = torch
         torch.set_num_threads(1)
         self.operators = _declare_operators(torch)
+        torch.empty = _on_the_cpu(torch.empty)
         torch.cuda.current_device = lambda: "cpu"
         torch.cuda.current_stream = _Inert
         torch.cuda.Stream = torch.cuda.Event = _Inert

@@ -105,6 +105,24 @@ def lies_of(fused: FusedExperts | None) -> str:
     return INTERLEAVED if fused.interleaved else BY_COLUMNS if fused.transposed else BY_ROWS
 
 
+def under_class_name(module: str, architecture: Architecture) -> str:
+    """The name that a class has for a linear of a single expert that goes by another class's; any other as it is."""
+    match = _SINGLE.fullmatch(module)
+    if match is None or not architecture.known:
+        return module
+    own = leaves_of(architecture)
+    other = _OTHER_LEAVES if own == LEAVES else LEAVES
+    return f"{match[1]}.{match[2]}.{own[other.index(match[3])]}" if match[3] in other else module
+
+
+def is_of_other_block(module: str, architecture: Architecture) -> bool:
+    """Whether a linear of an expert lies in a block that the class has under another name.
+
+    transformers calls block_sparse_moe mlp in memory (conversion_mapping.py, mixtral).
+    """
+    return architecture.row.mlp == "block_sparse_moe" and ".block_sparse_moe." not in module
+
+
 def leaves_of(architecture: Architecture) -> tuple[str, str, str]:
     """What gate, up and down of a single expert are called in a class."""
     return _OTHER_LEAVES if architecture.split.columns >= {"w1"} else LEAVES

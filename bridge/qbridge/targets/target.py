@@ -13,7 +13,7 @@ from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Arrange, Choice
 from qbridge.targets.derivation import Derivation
-from qbridge.targets.experts import as_taken
+from qbridge.targets.experts import as_named, as_taken
 from qbridge.targets.fusion import Groups
 from qbridge.targets.parallel import ANY, Parallel
 from qbridge.targets.serving import Served
@@ -35,7 +35,9 @@ class Target:
     `messages` are what it prints when it fails: a regular expression that finds it in a line, and the code that
     explains it, or a text where no code does. `prover` is the path of a script that is run by the Python of the
     engine's own environment, and proves that the engine loads a folder; None where there is none. `experts` says how
-    unquantized experts that lie in some way must be stored instead; None where any way will do.
+    unquantized experts that lie in some way must be stored instead; None where any way will do. `renames` are classes
+    whose loader takes linears of experts under either of the names that classes have for them; a reader may take the
+    names that they have `in_memory`.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Target:
     messages: tuple[tuple[str, str], ...] = ()
     prover: Path | None = None
     experts: Arrange | None = None
+    renames: frozenset[str] = frozenset()
+    in_memory: bool = False
 
     @property
     def engine(self) -> str:
@@ -90,7 +94,8 @@ class Target:
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
         arrange = choice.experts or self.experts
-        experts = (as_taken(arrange, f"{self.name}, its loaders of experts"),) if arrange else ()
+        source = f"{self.name}, its loaders of experts"
+        experts = (as_taken(arrange, source), as_named(self.renames, source, self.in_memory)) if arrange else ()
         return (*choice.rules, *experts, *(choice.parallel or self.parallel).rules(choice.format.NAME, sizes))
 
     def command(self, model: Model, format_name: str, path: str, tp: int) -> str:

@@ -28,6 +28,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.experts import under_class_name
 from qbridge.architecture.names import canonical_module
 from qbridge.codecs.arrays import TRANSPOSED, Concatenated, Constant, Shared, Turned
 from qbridge.ir.dtypes import DType, nbytes
@@ -76,12 +78,14 @@ _EXPERT = re.compile(r"((?:.+\.)?experts)\.(0|[1-9]\d{0,5})\.(\w+)")
 class Modules:
     """The modules of a checkpoint with their tensors, those of experts in place of the tensors that they share.
 
-    `dialects` has what a layer of an expert keeps, by its name; `faults` why stacked experts are not read, by module.
+    `dialects` has what a layer of an expert keeps, by its name; `faults` why stacked experts are not read, by module;
+    `architecture` is the model's.
     """
 
     tensors: dict[str, ModuleTensors]
     dialects: dict[str, Dialect] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    architecture: Architecture = field(default_factory=lambda: Architecture.of({}))
 
     def kept(self, module: str, spec: Spec) -> Spec:
         """The spec of a module with what its dialect keeps of a stack."""
@@ -90,7 +94,7 @@ class Modules:
 
     def known_name(self, module: str) -> str:
         """The name that engines know a module by; ValueError where another module has it."""
-        name = canonical_module(module)
+        name = under_class_name(canonical_module(module), self.architecture)
         if name != module and name in self.tensors:
             raise ValueError(f"it and {name} are both {name}")
         return name
@@ -149,7 +153,7 @@ class _Stack:
 
 def modules_of(source: Source) -> Modules:
     """Every module with its tensors; stacked experts of codes become modules of single ones, slices their tensors."""
-    modules = Modules(tensors_of_modules(source))
+    modules = Modules(tensors_of_modules(source), architecture=Architecture.of(source.config))
     shapes: dict[str, tuple[int, ...]] = {}
     for stack in [*_merged(modules), *_apart(modules)]:
         try:

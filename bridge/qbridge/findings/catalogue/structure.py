@@ -112,6 +112,16 @@ ENTRIES = (
         "transformers 5.24.0, conversion_mapping.py and quantizers/base.py",
     ),
     Code(
+        "QB337",
+        "experts are stored under names that the engine does not have",
+        "Linears of experts are gate_proj, up_proj and down_proj, or w1, w3 and w2, as the model's class has them, "
+        "after the number of their expert and in the block of the class.",
+        "The loader finds no parameter of that name: it stops, or leaves the experts uninitialised.",
+        "model.layers.1.feed_forward.experts.0.gate_proj of LFM2, which calls it w1",
+        "Convert it: compressed-tensors, fp8 and ModelOpt are written under the names of the class.",
+        "vllm 0.33.0, model_executor/models/*.py (ckpt_gate_proj_name); transformers 5.24.0, conversion_mapping.py",
+    ),
+    Code(
         "QB328",
         "grafted tensors were held against their digests alone",
         "The original that qbridge.json names is not there, or cannot be read, so the tensors were compared with the "

@@ -13,7 +13,7 @@ from qbridge.formats.rules import Problem
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
-from qbridge.targets.common import misnamed, stacked
+from qbridge.targets.common import stacked
 
 # model_executor/models: deepseek_v2.py, kimi_k25.py, kimi_vl.py, glm4_moe_lite.py, longcat_flash.py, mimo_v2.py.
 _SINGLE_ONLY = frozenset(
@@ -23,6 +23,9 @@ _SINGLE_ONLY = frozenset(
         *("KimiVLForConditionalGeneration", "LongcatFlashForCausalLM", "MiMoV2FlashForCausalLM"),
     }
 )
+
+
+RENAMES = frozenset({"MixtralForCausalLM"})  # models/mixtral.py (hf_to_vllm_mapper)
 
 
 def knows_single_alone(model: Model) -> bool:
@@ -44,14 +47,14 @@ _STACKED = {
     **dict.fromkeys(("Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"), "apart"),
 }
 # Classes that give the parts of ModelOpt's stacks their parameters' names; others put `w13_weight` before the rest.
-_RENAMES = frozenset({"Llama4ForConditionalGeneration"})
+_MODELOPT = frozenset({"Llama4ForConditionalGeneration"})
 
 
 def stacks(spec: Spec, model: Model) -> Problem | None:
     """Quantized experts that share tensors as the loader of the class does not take them, or under other names."""
     lies, taken = stacked(spec), _STACKED.get(model.architecture or "")
     if not lies or taken == lies == "apart":
-        return misnamed(spec)
+        return None
     if lies != taken:
         fact = f"experts share a tensor by {lies}, which the loader of {model.architecture} does not take"
         return Problem((fact,))
@@ -76,6 +79,6 @@ def _is_parameter(part: str, ending: str, one: bool, spec: Spec, model: Model) -
     """Whether a part of a stack by columns gets to a parameter, in its shape."""
     if ending == part.removeprefix("weight") and part != "input_scale":
         return True
-    if model.architecture not in _RENAMES or part not in ("weight_scale", "weight_scale_2", "input_scale"):
+    if model.architecture not in _MODELOPT or part not in ("weight_scale", "weight_scale_2", "input_scale"):
         return False
     return ending == f"_{part}" and (one or (part == "weight_scale" and spec.scale_dtype is DType.F8_E4M3))

@@ -15,6 +15,7 @@ from engine import HERE, ROOT, ask
 import qbridge
 from config_kinds import KINDS, NEW_KINDS, as_transformers_5_writes
 from qbridge.architecture.config import Reader, spell
+from qbridge.architecture.implied import implied
 from qbridge.architecture.quantization_block import without_quantization
 from qbridge.targets.registry import find_target
 
@@ -60,6 +61,12 @@ def differences(source, output, alike):
     }
 
 
+def without_implied(found, source):
+    """Differences, less the keys that the source's class implies and that are there now with just that value."""
+    told = implied(json.loads(source.read_text()))
+    return {key: pair for key, pair in found.items() if key not in told or pair != ("nothing", told[key])}
+
+
 def judged(folder, tmp_path, writers, versions):
     """(how many readings were compared, by reader; what was read otherwise) of every output in a folder.
 
@@ -81,7 +88,9 @@ def judged(folder, tmp_path, writers, versions):
             alike = writers[source] == version or bool(wrote["error"]) or unchanged
             if after["error"]:
                 wrong[f"{name}, transformers {version}"] = after["error"]
-            elif found := differences((before if alike else wrote)["model"] or after["model"], after["model"], alike):
+                continue
+            found = differences((before if alike else wrote)["model"] or after["model"], after["model"], alike)
+            if found := without_implied(found, folder / f"{source}.json"):
                 wrong[f"{name}, transformers {version}"] = found
     print("\n".join(f"{count:5} {reader}" for reader, count in sorted(compared.items())))
     return compared, wrong

@@ -9,7 +9,7 @@ a `stream` is asked for tensors.
 
 from __future__ import annotations
 
-from qbridge.commands.checking import Check, check
+from qbridge.commands.checking import check
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.commands.checkpoint import open_checkpoint as open
 from qbridge.commands.cleaning import Cleaning, clean
@@ -18,6 +18,7 @@ from qbridge.commands.inspection import Inspection, inspect
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.restoration import restore
 from qbridge.commands.streaming import Stream, stream
+from qbridge.commands.verdicts import Check, CheckTable
 from qbridge.commands.verification import verify
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
 from qbridge.formats.registry import usable
@@ -47,6 +48,7 @@ __all__ = [
     "ActivationScheme",
     "Advance",
     "Check",
+    "CheckTable",
     "Checkpoint",
     "Cleaning",
     "Exactness",

@@ -23,12 +23,14 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
+from qbridge.commands.arguments import bytes_of, memory_of, positive_sizes_of, prefixes_of, sizes_of
 from qbridge.commands.words import (
     Allow,
+    CheckedSizes,
     DryRun,
     Dst,
     Experts,
+    For,
     From,
     Graft,
     Jobs,
@@ -37,11 +39,13 @@ from qbridge.commands.words import (
     Memory,
     NoProof,
     Once,
+    OnGpu,
     Overwrite,
     Progressing,
     RenamePrefix,
     Source,
     V1Zeros,
+    Version,
     value,
     words,
 )
@@ -99,12 +103,16 @@ def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps({"schema": 1, **value}, indent=2, default=str) + "\n")
 
 
-def _say(as_json: bool, value: Any, show: Callable[[Console, Any], None], found: Sequence[Finding]) -> None:
+def _say(
+    as_json: bool, value: Any, show: Callable[[Console, Any], None], found: Sequence[Finding], below: bool = False
+) -> None:
+    """Print an answer, and what was found above it, or `below` it where it is a table."""
     if as_json:
         _print_json(value.as_dict())
-    else:
-        render.findings(_err(), found)
-        show(_out(), value)
+        return
+    render.findings(_err(), () if below else found)
+    show(_out(), value)
+    render.findings(_err(), found if below else ())
 
 
 @app.command(
@@ -220,18 +228,21 @@ def restore(
 @app.command(cls=Once, epilog="Example: qbridge check Qwen2-72B-GPTQ-Int4 --for vllm --tp 2 --gpu sm90")
 def check(
     src: Source,
-    target: Annotated[str, typer.Option("--for", metavar="TARGET", help="Engine[@version] or format.")],
-    tp: Annotated[int, typer.Option("--tp", metavar="N", min=1, help="Tensor-parallel size.")] = 1,
-    gpu: Annotated[str, typer.Option("--gpu", metavar="SM", help="Compute capability.")] = "sm80",
+    target: For,
+    tp: CheckedSizes = "1",
+    gpu: OnGpu = "sm80",
     source: From = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not."""
+    """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not everywhere."""
+    sizes = value("--tp", positive_sizes_of, tp)
     with _answering("check", as_json):
-        done = qbridge.check(src, target, tp, gpu, source, allow=words(allow, v1_zeros))
-        _say(as_json, done, render.check, done.findings)
+        done = qbridge.check(
+            src, target, sizes if len(sizes) > 1 else sizes[0], gpu, source, allow=words(allow, v1_zeros)
+        )
+        _say(as_json, done, render.check, done.findings, below=len(sizes) > 1)
         if not done.ok:
             raise typer.Exit(1)
 
@@ -336,18 +347,8 @@ def explain(
             render.explanation(_out(), entry)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"qbridge {qbridge_version()}, Python {platform.python_version()}")
-        raise typer.Exit
-
-
 @app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _main(version: Version = False) -> None:
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from qbridge.commands.checking import Check
 from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.report import Report, Verification
+from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
+from qbridge.targets.gpus import gpu_of
+from qbridge.targets.serving import Served
 
+_NARROWEST = 40  # columns of a terminal that text is wrapped for
 _MODULES = 4  # grafted modules that are named
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
@@ -43,11 +47,25 @@ def _finding(console: Console, finding: Finding) -> None:
         more = f" and {len(finding.where) - 1} more" if len(finding.where) > 1 else ""
         console.print(_shown(f"  --> {finding.where[0]}{more}"))
     for fact in finding.facts:
-        console.print(_shown(f"   |  {fact}"))
-    console.print(Text(f"   =  {finding.entry.why}"))
+        _hanging(console, Text("   |  "), fact)
+    _hanging(console, Text("   =  "), finding.entry.why)
+    commands = {str(way) for way in finding.ways}
     for line in finding.remedies:
-        console.print(Text("  help: ", "cyan").append_text(_shown(line)))
+        _hanging(console, Text("  help: ", "cyan"), line, whole=line in commands)
     console.print()
+
+
+def _hanging(console: Console, head: Text, text: str, whole: bool = False) -> None:
+    """A line of text after its head; on a terminal too narrow for it in several, below each other.
+
+    What is to be pasted stays `whole`.
+    """
+    width = console.width - len(head)
+    lines = [text]
+    if console.is_terminal and not whole and width >= _NARROWEST:
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    for number, line in enumerate(lines):
+        console.print((head if not number else Text(" " * len(head))).copy().append_text(_shown(line)))
 
 
 def _count(number: int, noun: str) -> str:
@@ -164,26 +182,118 @@ def tallied(names: Sequence[str], most: int = 12) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} kinds more"]
 
 
-def check(console: Console, done: Check) -> None:
-    """Whether an engine would load and serve a checkpoint, and with which kernels."""
+def check(console: Console, done: Check | CheckTable) -> None:
+    """Whether an engine would load and serve a checkpoint, and with which kernels, at one size or at several."""
+    if isinstance(done, CheckTable):
+        _check_table(console, done)
+        return
     rows = [
         ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
         ("model", done.architecture or "config.json names no architecture"),
-        ("for", f"{done.target}, tp {done.tp}, {done.gpu}"),
+        ("for", f"{_target(done)}, tp {done.tp}, {gpu_of(done.gpu)}"),
     ]
     for kind in done.kernels:
-        served = f"{kind.kernel or 'no kernel'}{'' if kind.legal or not kind.kernel else ', wrongly'}"
         what = f"{kind.kind} {kind.out_features} x {kind.in_features}, {kind.scheme}"
-        rows.append(("kernel", f"{served}: {what} ({kind.layers}){f'; {kind.note}' if kind.note else ''}"))
-    if done.needs_values:
-        rows.append(("needs values", ", ".join(done.needs_values)))
-    if done.needs_tensors:
-        rows.append(("needs tensors", ", ".join(done.needs_tensors)))
+        wrongly = ", wrongly" if kind.kernel and not kind.legal else ""
+        rows.append(
+            ("kernel", f"{_kernel(kind)}{wrongly}: {what} ({kind.layers}){f'; {kind.note}' if kind.note else ''}")
+        )
+    rows += _needs(done)
     errors = sum(finding.severity == "error" for finding in done.findings)
-    good = "config.json shows no problem, the rest needs the tensors" if done.assumed else "it would be served"
-    rows.append(("verdict", good if done.ok else f"{_count(errors, 'problem')}"))
+    if not done.known:
+        verdict = "not known"
+    elif done.ok:
+        verdict = _ASSUMED if done.assumed else "it would be served"
+    else:
+        verdict = _count(errors, "problem")
+    rows.append(("verdict", verdict))
+    rows += [(backend.backend, _backend(backend)) for backend in done.backends]
     rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])
+
+
+_ASSUMED = "config.json shows no problem, the rest needs the tensors"
+
+
+def _target(done: Check | CheckTable) -> str:
+    """The target, and the releases that stand in for it."""
+    return f"{done.target} (judged by {' and '.join(done.releases)})" if done.releases else done.target
+
+
+def _kernel(kind: Served) -> str:
+    return kind.kernel or "no kernel"
+
+
+def _needs(done: Check | CheckTable) -> list[tuple[str, str]]:
+    """What only values, or tensors, would tell."""
+    both = (("needs values", done.needs_values), ("needs tensors", done.needs_tensors))
+    return [(name, ", ".join(codes)) for name, codes in both if codes]
+
+
+def _backend(backend: BackendVerdict) -> str:
+    return "yes" if backend.ok else f"no: {backend.codes[0]}, {backend.reason}"
+
+
+def _check_table(console: Console, done: CheckTable) -> None:
+    """What an engine makes of a checkpoint at each tensor-parallel size, a row each, and the commands that help."""
+    rows = [
+        ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
+        ("model", done.architecture or "config.json names no architecture"),
+        ("for", f"{_target(done)}, {gpu_of(done.gpu)}"),
+    ]
+    _rows(console, [*rows, *_needs(done)])
+    console.print()
+    _columns(console, [_HEAD, *(_size_row(size, done.assumed) for size in done.sizes)], _shows(done))
+    console.print()
+    good = sum(size.ok for size in done.sizes)
+    answer = f"{good} of {_count(len(done.sizes), 'size')} would be served"
+    notes = [("verdict", _ASSUMED if done.assumed and done.ok else answer)]
+    if any(not kind.legal for size in done.sizes for kind in size.kernels):
+        notes.append(("!", "serves some layers wrongly, or not at all"))
+    if done.sizes[0].fits is not None:
+        notes.append(("fits", "counts the weights alone; the kv cache and activations need room, too"))
+    commands: dict[str, list[str]] = {}
+    for size in done.sizes:
+        if size.remedy:
+            commands.setdefault(str(size.remedy.way), []).append(str(size.tp))
+    notes += [(f"tp {','.join(sizes)}", command) for command, sizes in commands.items()]
+    _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *_serve(done.serve)])
+
+
+_PASTED = ("serve", "tp ")  # rows that hold a command
+_HEAD = ("tp", "verdict", "backends", "kernels", "per GPU", "fits", "cheapest exact remedy")
+
+
+def _shows(done: CheckTable) -> tuple[bool, ...]:
+    """Which columns have something to tell."""
+    first = done.sizes[0]
+    kernels = any(size.kernels for size in done.sizes)
+    fits = any(size.fits is not None for size in done.sizes)
+    return (True, True, bool(first.backends), kernels, True, fits, True)
+
+
+def _size_row(row: SizeVerdict, assumed: bool) -> tuple[str, ...]:
+    verdict = ("maybe" if assumed else "yes") if row.ok else "no" if row.known else "not known"
+    backends = ", ".join(backend.backend for backend in row.backends if backend.ok)
+    kernels = ", ".join(dict.fromkeys(f"{_kernel(kind)}{'' if kind.legal else '!'}" for kind in row.kernels))
+    weights = "-"
+    if row.weights:
+        weights = f"{'' if row.weights.exact else 'about '}{size(row.weights.bytes)}"
+    fits = "-" if row.fits is None else "yes" if row.fits else "no"
+    remedy = "-" if row.ok else "none"
+    if row.remedy:
+        option = " ".join(row.remedy.way.words)
+        remedy = f"convert{f' {option}' if option else ''}, {row.remedy.percent:+.2f} %"
+    return str(row.tp), verdict, backends or "-", kernels or "-", weights, fits, remedy
+
+
+def _columns(console: Console, rows: Sequence[Sequence[str]], shows: Sequence[bool]) -> None:
+    """Rows of cells, each column as wide as its widest cell; the first row is the head."""
+    kept = [[cell for cell, shown in zip(row, shows, strict=True) if shown] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*kept, strict=True)]
+    for number, row in enumerate(kept):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        console.print(Text(line, "" if number else "cyan"))
 
 
 def explanation(console: Console, entry: Code) -> None:
@@ -208,4 +318,4 @@ def table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        console.print(Text(f"{name:<{width}}  ", "cyan").append_text(_shown(value)))
+        _hanging(console, Text(f"{name:<{width}}  ", "cyan"), value, whole=name.startswith(_PASTED))

@@ -247,7 +247,7 @@ def test_advice_that_does_not_help_is_answered():
 
 STRADDLING = "gptq/llama_640"  # 640 intermediate features, groups of 128
 KEYS = {"schema", "command", "source", "target", "tp", "gpu", "format", "architecture", "layers", "assumed", "ok"}
-KEYS |= {"needs_values", "needs_tensors", "seconds", "serve", "kernels", "findings"}
+KEYS |= {"needs_values", "needs_tensors", "seconds", "serve", "kernels", "findings", "known", "releases", "backends"}
 
 
 def answer(*arguments, rc):
@@ -311,7 +311,7 @@ def test_text_has_the_findings_on_stderr_and_the_verdict_on_stdout(src):
     assert "Exllama, wrongly: down_proj 256 x 320" in done.stdout
 
 
-@pytest.mark.parametrize("gpu", ["h100", "sm", "", "sm8", "9,0", "-80"])
+@pytest.mark.parametrize("gpu", ["mi300x", "sm95", "sm", "", "sm8", "9,0", "-80"])
 def test_gpu_that_is_no_compute_capability_exits_2(src, gpu):
     found = answer(src, "--for", "vllm", f"--gpu={gpu}", rc=2)
     assert [finding["code"] for finding in found["findings"]] == ["QB030"]

@@ -66,6 +66,7 @@ KV_LEAVES = frozenset({"k_scale", "v_scale", "k_zero_point", "v_zero_point", KV_
 # Other places of k_scale and v_scale: ModelOpt's (older: of the fused linear), and Quark's and AutoFP8's.
 # vllm 0.33.0, model_executor/model_loader/weight_utils.py (maybe_remap_kv_scale_name) and quantization/fp8.py.
 _KV_ELSEWHERE = re.compile(r"(.*)\.(?:([kv])_proj\.(?:\2_scale|output_scale)|qkv_proj\.([kv])_scale)")
+_ACTIVATION_SCALES = re.compile(r"\.(?:act|act_fn|gelu_impl)\.scales$|\.act_scales$")
 _KV_SCALES = frozenset({"k_scale", "v_scale", "output_scale"})
 
 FUSED: Mapping[str, tuple[str, ...]] = {
@@ -177,6 +178,14 @@ class Unclaimed:
     parts: list[str]
     strange: list[str]
     parameters: list[str]
+
+
+def is_activation_scale(tensor: str) -> bool:
+    """Whether a tensor is what AWQ divides the output of an activation by, where no gate stands beside it.
+
+    transformers 4.57.6, integrations/awq.py (AWQ_SCALES_MAPPINGS, ScaledActivation).
+    """
+    return bool(_ACTIVATION_SCALES.search(tensor))
 
 
 def unclaimed(tensors: Mapping[str, TensorInfo], coded: Collection[str], kv_cache: bool = False) -> Unclaimed:

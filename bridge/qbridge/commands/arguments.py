@@ -21,6 +21,14 @@ def sizes_of(text: str) -> tuple[int, ...]:
         raise ValueError("numbers with commas between them, such as 2,4,8") from fault
 
 
+def positive_sizes_of(text: str) -> tuple[int, ...]:
+    """The tensor-parallel sizes of check's --tp, each once."""
+    sizes = tuple(dict.fromkeys(sizes_of(text)))
+    if any(size < 1 for size in sizes):
+        raise ValueError("tensor-parallel sizes are positive")
+    return sizes
+
+
 def memory_of(text: str) -> int:
     """The bytes of --memory."""
     size = bytes_of(text)

@@ -4,67 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
-from qbridge.architecture.config import unread, unread_tokenizer
-from qbridge.architecture.expected import judge
-from qbridge.architecture.from_config import config_alone
-from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
-from qbridge.commands.remedies import CONVERT, WRITTEN, Remedies
-from qbridge.commands.report import as_json
-from qbridge.findings.catalogue import entry_of
-from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
+from qbridge.commands.checkpoint import PathLike, no_garbage
+from qbridge.commands.judging import Judge, Subject, Verdict
+from qbridge.commands.releases import between
+from qbridge.commands.remedies import JUDGING, WRITTEN, Remedies, Remedy, Sizes
+from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
+from qbridge.findings.finding import Finding, Findings, in_order
 from qbridge.findings.way import Advice, Way
-from qbridge.formats.assumed import assumed_model
-from qbridge.formats.registry import named
-from qbridge.formats.rules import Broken, LayerRule, Problem, ValueRule, broken
-from qbridge.ir.model import Model
 from qbridge.plan.options import Options, allowed, typed
-from qbridge.plan.repair import offered
-from qbridge.source.reader import TOKENIZER
-from qbridge.source.weight_files import INDEX, SINGLE, weight_files, weight_map
-from qbridge.targets.choice import Choice
-from qbridge.targets.registry import find_target, rules_of
-from qbridge.targets.serving import Served, capability_of
+from qbridge.targets.gpus import Gpu, gpu_of
+from qbridge.targets.rank_weights import RankWeights, rank_weights
+from qbridge.targets.registry import find_target, nearer, neighbours
 from qbridge.targets.target import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The answer for one target at one tensor-parallel size.
-
-    `kernels` are the kinds of layers and what would serve each; `needs_values` the codes of rules that only a
-    conversion can walk, because they look at values, `needs_tensors` of those that ask for tensors, where there are
-    none. `assumed` says that the dims come from config.json alone, so that `ok` says no more than that it shows no
-    problem; `serve` is the command that serves the checkpoint as it is, empty unless `ok`.
-    """
-
-    source: str
-    target: str
-    tp: int
-    gpu: str
-    format: str
-    architecture: str
-    layers: int
-    assumed: bool
-    ok: bool
-    kernels: Sequence[Served]
-    needs_values: Sequence[str]
-    seconds: float
-    serve: str = ""
-    needs_tensors: Sequence[str] = ()
-    findings: Sequence[Finding] = field(default=())
-
-    def as_dict(self) -> dict[str, Any]:
-        """The object that `check --json` prints."""
-        return as_json(self, "check")
-
-
-@no_garbage()
+@overload
 def check(
     src: PathLike,
     target: str,
@@ -73,162 +31,212 @@ def check(
     source: str | None = None,
     *,
     allow: Iterable[str] = (),
-) -> Check:
+) -> Check: ...
+
+
+@overload
+def check(
+    src: PathLike,
+    target: str,
+    tp: Sequence[int],
+    gpu: str = "sm80",
+    source: str | None = None,
+    *,
+    allow: Iterable[str] = (),
+) -> CheckTable: ...
+
+
+@no_garbage()
+def check(
+    src: PathLike,
+    target: str,
+    tp: int | Sequence[int] = 1,
+    gpu: str = "sm80",
+    source: str | None = None,
+    *,
+    allow: Iterable[str] = (),
+) -> Check | CheckTable:
     """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
 
-    `gpu` is a compute capability such as sm90. A folder with nothing but config.json is judged by the dims that it
-    names. Raises QBridgeError where the folder cannot be read at all; ValueError for a `tp` that is not positive,
-    TypeError for what is of another type.
+    Several sizes of `tp` give a table, which is a yes if each of them is. `gpu` is a compute capability such as sm90
+    or a name such as H100. A folder with nothing but config.json is judged by the dims that it names. A version of an
+    engine between two of our tables is judged by both. Raises QBridgeError where the folder cannot be read at all;
+    ValueError for a `tp` that is not positive, TypeError for what is of another type.
     """
     start = time.monotonic()
-    wanted = find_target(target)
-    options = Options.of(wanted, tp)
-    findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
-    typed("tp", tp, int)
     typed("gpu", gpu, str)
     typed("src", src, str, os.PathLike)
-    model, config, stored = _model(Path(src), source, findings)
-    needs: list[str] = []
-    choice = wanted.choice_of(model.format)
-    if choice is None:
-        facts = (f"it is {model.format or 'of no format that qbridge reads'}, {wanted.name} loads {_named(wanted)}",)
-        findings.add("QB260", str(src), facts, (CONVERT,))
-    judged = choice or replace(wanted.choices[0], format=named(model.format), rules=())
-    if stored is not None:
-        judge(model, stored, findings)
-        _index_followed(wanted, findings)
-    _spelling(model, wanted, findings)
-    if model.specs:
-        needs = _walk(model, wanted, judged, options, findings)
-    if wanted.derivation is not None and choice is not None:
-        _derived(wanted.derivation.check(config, model), findings)
-    kernels = wanted.serving(model, tp, capability_of(gpu))
-    _unserved(kernels, gpu, findings)
-    whole = stored is not None and bool(model.slots or not model.specs)
-    remedies = Remedies(str(src), wanted, tp, gpu, source, findings.allow, whole)
-    return Check(
-        source=str(src),
-        target=wanted.name,
-        tp=tp,
-        gpu=gpu,
-        format=model.format,
-        architecture=model.architecture,
-        layers=len(model.specs),
-        assumed=not model.slots and bool(model.specs),
-        ok=not findings.errors,
-        kernels=kernels,
-        needs_values=needs,
-        seconds=round(time.monotonic() - start, 3),
-        needs_tensors=[] if model.slots or not model.specs else _unknown(wanted),
-        serve="" if findings.errors else wanted.command(model, model.format, str(src), tp),
-        findings=remedies.proved(findings),
-    )
+    releases = neighbours(target) if isinstance(target, str) else None
+    wanted = nearer(target.partition("@")[2], releases) if releases else find_target(target)
+    sizes = tuple(dict.fromkeys(Options.of(wanted, tp).tp))
+    findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
+    device = gpu_of(gpu)
+    subject = Subject.of(str(src), source, findings)
+    name = target.strip().lower() if releases else wanted.name
+    asked = Asked.of(subject, name, wanted, releases or (wanted,), device)
+    if isinstance(tp, int):
+        return asked.alone(tp, gpu, start)
+    return asked.table(sizes, gpu, start)
 
 
-def _unknown(wanted: Target) -> list[str]:
-    """What config.json alone cannot answer: whether all tensors are there, and are what the engine builds."""
-    derived = wanted.derivation.codes if wanted.derivation else ()
-    return sorted({"QB263", *(code for code in derived if code in ("QB280", "QB281", "QB282"))})
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A checkpoint held against the releases that stand for a target, whose conversions are for the nearer one."""
+
+    subject: Subject
+    name: str
+    target: Target
+    judges: Sequence[Judge]
+    backends: Sequence[tuple[str, Judge]]
+    gpu: Gpu
+
+    @classmethod
+    def of(cls, subject: Subject, name: str, target: Target, releases: Sequence[Target], gpu: Gpu) -> Asked:
+        """Ask each release what no tensor-parallel size changes."""
+        judges = [Judge(subject, release, gpu) for release in releases]
+        chosen = target.backends.items() if len(releases) == 1 else ()
+        backends = [(backend, Judge(subject, engine, gpu)) for backend, engine in chosen]
+        return cls(subject, name, target, judges, backends, gpu)
+
+    @property
+    def releases(self) -> tuple[str, ...]:
+        """The names of the releases that stand in for a version that is in no table."""
+        return tuple(judge.target.name for judge in self.judges) if len(self.judges) > 1 else ()
+
+    def at(self, tp: int) -> Verdict:
+        """The verdict at a tensor-parallel size."""
+        verdicts = [judge.at(tp) for judge in self.judges]
+        if len(verdicts) == 1:
+            return verdicts[0]
+        targets = [judge.target for judge in self.judges]
+        return between(self.name, targets, verdicts, self.target, self.subject.findings.allow)
+
+    def alone(self, tp: int, gpu: str, start: float) -> Check:
+        """The answer at one size; `gpu` is what was typed, `start` when it began (monotonic seconds)."""
+        verdict, backends = self.at(tp), self._backends(tp)
+        with self._remedies(alone=True) as remedies:
+            findings = [
+                remedies.proved(finding, dict.fromkeys(finding.advice, (tp,))) for finding in verdict.findings
+            ]
+        return Check(
+            source=self.subject.path,
+            target=self.name,
+            tp=tp,
+            gpu=gpu,
+            format=self.subject.model.format,
+            architecture=self.subject.model.architecture,
+            layers=len(self.subject.model.specs),
+            assumed=self.subject.assumed,
+            ok=verdict.ok,
+            kernels=verdict.kernels,
+            needs_values=self._codes("needs_values"),
+            seconds=round(time.monotonic() - start, 3),
+            serve=_serve(verdict, backends),
+            needs_tensors=self._codes("needs_tensors"),
+            releases=self.releases,
+            known=_known(verdict),
+            backends=backends,
+            findings=tuple(findings),
+        )
+
+    def table(self, sizes: Sizes, gpu: str, start: float) -> CheckTable:
+        """The answers at several sizes, and each thing that is found once."""
+        verdicts = [self.at(tp) for tp in sizes]
+        with self._remedies(alone=len(sizes) == 1) as remedies:
+            cheapest = remedies.cheapest({each.tp: each.errors for each in verdicts if not each.ok})
+            rows = [self._row(verdict, cheapest.get(verdict.tp)) for verdict in verdicts]
+            findings = [remedies.proved(*entry) for entry in _merged(verdicts)]
+        return CheckTable(
+            source=self.subject.path,
+            target=self.name,
+            gpu=gpu,
+            format=self.subject.model.format,
+            architecture=self.subject.model.architecture,
+            layers=len(self.subject.model.specs),
+            assumed=self.subject.assumed,
+            ok=all(row.ok for row in rows),
+            needs_values=self._codes("needs_values"),
+            needs_tensors=self._codes("needs_tensors"),
+            releases=self.releases,
+            seconds=round(time.monotonic() - start, 3),
+            sizes=rows,
+            findings=in_order(findings),
+        )
+
+    def _row(self, verdict: Verdict, remedy: Remedy | None) -> SizeVerdict:
+        backends = self._backends(verdict.tp)
+        weights = rank_weights(self.subject.model, self.target.parallel, verdict.tp)
+        return SizeVerdict(
+            tp=verdict.tp,
+            ok=verdict.ok,
+            known=_known(verdict),
+            codes=list(dict.fromkeys(finding.code for finding in verdict.errors)),
+            weights=weights,
+            fits=self._fits(weights),
+            remedy=remedy,
+            serve=_serve(verdict, backends),
+            kernels=verdict.kernels,
+            backends=backends,
+        )
+
+    def _fits(self, weights: RankWeights | None) -> bool | None:
+        """Whether the GPU's memory holds a rank's weights; None where one of the two is unknown."""
+        if weights is None or self.gpu.memory is None or not self.subject.whole:
+            return None
+        return weights.bytes <= self.gpu.memory
+
+    def _backends(self, tp: int) -> list[BackendVerdict]:
+        """A verdict for each engine that the target chooses among."""
+        found = []
+        for backend, judge in self.backends:
+            verdict = judge.at(tp)
+            codes = tuple(dict.fromkeys(finding.code for finding in verdict.errors))
+            reason = _reason(verdict.errors[0]) if codes else ""
+            found.append(BackendVerdict(backend, verdict.ok, codes, reason, verdict.serve))
+        return found
+
+    def _remedies(self, alone: bool) -> Remedies:
+        subject, allow = self.subject, self.subject.findings.allow - JUDGING
+        return Remedies(
+            subject.path, subject.source, subject.model, self.target, self.gpu, allow, subject.whole, alone
+        )
+
+    def _codes(self, kind: str) -> list[str]:
+        return sorted(set().union(*(getattr(judge, kind) for judge in self.judges)))
 
 
-def _spelling(model: Model, wanted: Target, findings: Findings) -> None:
-    """What the model's config files say in words that the engine's transformers does not know, but convert does."""
-    if words := unread(model.config, wanted.reader):
-        findings.add("QB265", "config.json", words, (CONVERT,))
-    if facts := unread_tokenizer(model.tokenizer, wanted.reader):
-        findings.add("QB205", TOKENIZER, facts, (CONVERT,))
+def _reason(finding: Finding) -> str:
+    return f"{finding.message}{f' ({finding.facts[0]})' if finding.facts else ''}"
 
 
-def _named(target: Target) -> str:
-    return ", ".join(dict.fromkeys(target.formats))
+def _known(verdict: Verdict) -> bool:
+    """Whether it is a yes or a no: not if all that stops it is that two releases differ."""
+    return {finding.code for finding in verdict.errors} != {"QB237"}
 
 
-def _model(
-    path: Path, source: str | None, findings: Findings
-) -> tuple[Model, Mapping[str, Any], frozenset[str] | None]:
-    """The model from headers, with what is wrong as findings, its config.json, and the names of all its tensors.
-
-    From config.json alone where there is no weight file at all, with the names that an index gives, or None.
-    """
-    try:
-        with io_as_finding(str(path)), open_checkpoint(path, source, findings.allow, strict=False) as opened:
-            findings.merge(opened.findings)
-            return opened.model, opened.source.config, frozenset(opened.source.tensors)
-    except QBridgeError as fault:
-        bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
-        if not bare or weight_files(path):
-            raise
-    model = assumed_model(path)
-    findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
-    index = weight_map(path, findings) if (path / INDEX).is_file() else None
-    return model, config_alone(path), None if index is None else frozenset(index)
+def _serve(verdict: Verdict, backends: Sequence[BackendVerdict]) -> str:
+    """The command that serves it, with an engine that does where the target chooses among several."""
+    served = [backend.serve for backend in backends if backend.ok]
+    return verdict.serve if verdict.serve in served or not served else served[0] * verdict.ok
 
 
-def _index_followed(wanted: Target, findings: Findings) -> None:
-    """An index of other files stops the engines that look at it first, though the single file is complete."""
-    if wanted.version and not wanted.single_first and any(finding.code == "QB040" for finding in findings):
-        findings.add("QB003", INDEX, (f"{wanted.name} follows the index, not {SINGLE}",), (CONVERT,))
-
-
-def _walk(model: Model, target: Target, choice: Choice, options: Options, findings: Findings) -> list[str]:
-    """Every rule of the engine on the model as it is; the codes of those that would need values."""
-    rules = target.limits(choice, options.tp)
-    elsewhere = any(rule.elsewhere for rule in rules if isinstance(rule, LayerRule)) and _holds(model, target, choice)
-    for fault in broken(rules, model):
-        help = _commands(fault.problem.help)
-        if not help and (_is_mended(fault, model) or (elsewhere and _is_elsewhere(fault))):
-            help = (CONVERT,)
-        replace(fault, problem=replace(fault.problem, help=help)).note(findings)
-    return sorted({rule.code for rule in rules if isinstance(rule, ValueRule)})
-
-
-def _is_mended(fault: Broken, model: Model) -> bool:
-    """Whether converting a layer mends it."""
-    rule = fault.rule
-    return isinstance(rule, LayerRule) and offered(rule, model.specs[fault.where[0]], model) is not None
-
-
-def _is_elsewhere(fault: Broken) -> bool:
-    return isinstance(fault.rule, LayerRule) and fault.rule.elsewhere
-
-
-def _derived(deviations: Iterable[tuple[str, Problem]], findings: Findings) -> None:
-    """What the engine would build otherwise, where no rule has said so already of the same layers."""
-    blamed = {name for finding in findings.errors for name in finding.where}
-    for code, problem in deviations:
-        if blamed.isdisjoint(problem.where):
-            ways = _commands(problem.help) or (CONVERT,)
-            findings.add(code, problem.where, problem.facts, ways, mild=problem.mild)
-
-
-def _holds(model: Model, target: Target, judged: Choice) -> bool:
-    """Whether another format of the target can hold the model, as far as shapes tell."""
-
-    def holds(choice: Choice) -> bool:
-        rules = [rule for rule in rules_of(target, choice) if entry_of(rule.code).severity == "error"]
-        return all(_is_mended(fault, model) for fault in broken(rules, model))
-
-    return any(holds(choice) for choice in target.choices if choice is not judged)
-
-
-@lru_cache
-def _commands(advice: tuple[Advice, ...]) -> tuple[Advice, ...]:
-    """Options as what to do with a checkpoint that is there: a whole command, or its server with fewer ranks."""
-
-    def whole(entry: Advice) -> Advice:
-        if not isinstance(entry, Way):
-            return entry
-        return replace(entry, serve=True) if entry.option == "--tp" else entry.of(CONVERT.command)
-
-    return tuple(map(whole, advice))
-
-
-def _unserved(kernels: Sequence[Served], gpu: str, findings: Findings) -> None:
-    """Layers that no kernel serves rightly, where no rule has said so already."""
-    blamed = {name for finding in findings.errors for name in finding.where}
-    for kind in kernels:
-        if not kind.legal and blamed.isdisjoint(kind.names):
-            what = f"{kind.scheme} on {gpu}"
-            why = (kind.note,) if kind.note else kind.reasons
-            help = (f"serve it with {kind.instead}",) if kind.instead else (CONVERT,)
-            findings.add("QB227", kind.names, (what, *why), help)
+def _merged(verdicts: Sequence[Verdict]) -> Iterator[tuple[Finding, dict[Advice, Sizes]]]:
+    """Each thing that is found, once, with all its facts; by way out, the sizes that it is for."""
+    together: dict[tuple[object, ...], dict[int, Finding]] = {}
+    for verdict in verdicts:
+        for finding in verdict.findings:
+            key = finding.code, finding.severity, finding.where, finding.final, finding.fix
+            together.setdefault(key, {})[verdict.tp] = finding
+    sizes = [verdict.tp for verdict in verdicts]
+    for found in together.values():
+        advice: dict[Advice, Sizes] = {}
+        for tp, finding in found.items():
+            for entry in finding.advice:
+                if not (isinstance(entry, Way) and entry.serve and entry.value in sizes):  # the table has its row
+                    advice[entry] = (*advice.get(entry, ()), tp)
+        facts = tuple(dict.fromkeys(fact for finding in found.values() for fact in finding.facts))
+        shared = set(facts).intersection(*(finding.facts for finding in found.values()))
+        facts = tuple(sorted(facts, key=shared.__contains__))  # those of one size first
+        if len(found) < len(sizes) and not all(f"(tp {tp})" in " ".join(facts) for tp in found):
+            facts = (f"at tp {', '.join(map(str, found))}", *facts)
+        yield replace(next(iter(found.values())), facts=facts, advice=tuple(advice)), advice

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qbridge.plan.plan import Plan
 
 SCHEMA = 1
-_LISTS = ("kernels", "findings")  # of what has a JSON object of its own
+_LISTS = ("backends", "kernels", "sizes", "findings")  # of what has a JSON object of its own
 
 
 def as_json(result: Any, command: str) -> dict[str, Any]:
@@ -104,14 +104,7 @@ class Report:
             exactness=plan.exactness,
             passes=passes,
             files={shard.name: shard.size for shard in shards},
-            tensor_bytes={
-                "before": sum(
-                    tensor.end - tensor.begin
-                    for name, tensor in opened.source.tensors.items()
-                    if name not in opened.source.adopted | opened.source.slices
-                ),
-                "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
-            },
+            tensor_bytes=tensor_bytes(opened, plan),
             weights={side: sum(map(_weights, specs)) for side, specs in _sides(plan)},
             flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
             dry_run=dry_run,
@@ -123,6 +116,15 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints."""
         return as_json(self, self.command)
+
+
+def tensor_bytes(opened: Checkpoint, plan: Plan) -> dict[str, int]:
+    """The bytes of all tensors before and after a plan is carried out."""
+    stored, others = opened.source.tensors, opened.source.adopted | opened.source.slices
+    return {
+        "before": sum(tensor.end - tensor.begin for name, tensor in stored.items() if name not in others),
+        "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
+    }
 
 
 def _sides(plan: Plan) -> list[tuple[str, list[Spec]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from qbridge.findings.catalogue.code import ALLOW
+from qbridge.plan.distribution import qbridge_version
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
@@ -26,6 +28,20 @@ V1Zeros = Annotated[
         "--v1-zeros", metavar="wrap|add", help="Read all-ones zero-points of GPTQ version 1 as 0, or plus 1."
     ),
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qbridge {qbridge_version()}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+For = Annotated[str, typer.Option("--for", metavar="TARGET", help="Engine[@version] or format.")]
+CheckedSizes = Annotated[
+    str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel size; of several there is a table.")
+]
+OnGpu = Annotated[str, typer.Option("--gpu", metavar="GPU", help="A name such as H100, or a compute capability.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]

@@ -144,8 +144,7 @@ class Findings:
             Finding(code, tuple(where), (*facts, *_counted(where)), help, severity, final, fix)
             for (code, facts, help, severity, final, fix), where in self._found.items()
         ]
-        order = list(Severity)
-        return iter(sorted(found, key=lambda f: (order.index(f.severity), f.code)))
+        return iter(in_order(found))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -156,6 +155,12 @@ class Findings:
         """Raise QBridgeError with all findings if one of them is an error."""
         if self.errors:
             raise QBridgeError(tuple(self))
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then by code, else in the order that they are given in."""
+    order = list(Severity)
+    return sorted(findings, key=lambda finding: (order.index(finding.severity), finding.code))
 
 
 def _counted(places: Mapping[str, int]) -> tuple[str, ...]:

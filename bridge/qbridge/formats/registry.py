@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, cast
 
-from qbridge.architecture.names import is_fused_experts, module_of, unclaimed
+from qbridge.architecture.names import is_activation_scale, is_fused_experts, module_of, unclaimed
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean, folded
 from qbridge.formats.plugins import blamed, clashes, installed
@@ -184,7 +184,9 @@ def _account(
         module = module_of(rest[name].stored)[0]
         if module in refused:
             continue
-        if module in fused:
+        if is_activation_scale(rest[name].stored):
+            findings.add("QB350", rest[name].stored)
+        elif module in fused:
             fact = f"quantized experts fused into one tensor, which is not read here: {fused[module]}"
             findings.add("QB018", rest[name].stored, (fact,), final=True)
         else:
@@ -192,6 +194,6 @@ def _account(
             findings.add("QB018", rest[name].stored, (fact,), final=True)
     for name in sorted_out.strange:
         if module_of(rest[name].stored)[0] not in refused:
-            findings.add("QB018", rest[name].stored)
+            findings.add("QB350" if is_activation_scale(rest[name].stored) else "QB018", rest[name].stored)
     if sorted_out.parameters:
         findings.add("QB039", [rest[name].stored for name in sorted_out.parameters])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from qbridge.findings.catalogue import entry_of
 from qbridge.findings.finding import Findings
 from qbridge.findings.way import Advice
 from qbridge.ir.dtypes import Array
@@ -36,15 +37,13 @@ class Problem:
 class LayerRule:
     """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none.
 
-    Both are given the spec as it has become, and the model as it was before the first rule. What breaks a rule with
-    `elsewhere` is of a kind that the target takes in another of its formats.
+    Both are given the spec as it has become, and the model as it was before the first rule.
     """
 
     code: str
     check: Callable[[Spec, Model], Problem | None]
     source: str
     fix: Callable[[Spec, Model], Pass | None] = lambda spec, model: None
-    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,11 @@ class Broken:
     problem: Problem
     where: tuple[str, ...]
     values: int = 0
+
+    @property
+    def stops(self) -> bool:
+        """Whether it is an error, by its code and its problem."""
+        return not self.problem.mild and entry_of(self.rule.code).severity == "error"
 
     def note(self, findings: Findings, *, mild: bool = False) -> None:
         """Make it a finding: a warning if it is `mild` or its problem is, else of its code's severity."""

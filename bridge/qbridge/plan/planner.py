@@ -34,14 +34,24 @@ Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A format of a target that a model may be written in, with all that its plan depends on."""
+    """A format of a target that a model may be written in, with all that its plan depends on.
 
-    source: Source
+    Without a `source`, whose values would tell, every pass counts as one that can be applied.
+    """
+
+    source: Source | None
     model: Model
     target: Target
     choice: Choice
     recorded: Recorded
     options: Options
+
+    @property
+    def values(self) -> Source:
+        """The source, which a plan reads; ValueError without one."""
+        if self.source is None:
+            raise ValueError("without a source there is a draft and no plan")
+        return self.source
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -51,7 +61,10 @@ class Candidate:
 
     def trial(self, name: str, back: tuple[Pass, ...] = ()) -> Trial:
         """What tells why a layer does not take some passes after those of `back`."""
-        return lambda passes: why_not(self.source, self.model, name, (*back, *passes))
+        source = self.source
+        if source is None:
+            return lambda passes: None
+        return lambda passes: why_not(source, self.model, name, (*back, *passes))
 
 
 @dataclass(slots=True)
@@ -84,7 +97,7 @@ class Draft:
     def _broken_by_values(self) -> tuple[Broken, ...]:
         if self._broken is None:
             passes = {name: layer.passes for name, layer in self.layers.items()}
-            values = SourceValues(self.candidate.source, self.candidate.model, passes)
+            values = SourceValues(self.candidate.values, self.candidate.model, passes)
             rules = [rule for rule in self.candidate.rules if isinstance(rule, ValueRule)]
             self._broken = tuple(broken(rules, self.result, values))
         return self._broken
@@ -192,7 +205,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         )
         for name, layer in draft.layers.items()
     }
-    outputs = outputs_of(candidate.source, result, layers)
+    outputs = outputs_of(candidate.values, result, layers)
     _check_names(outputs, findings)
     config = follow(result.config, result.specs)
     config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
@@ -261,6 +274,16 @@ def best_plan(
     plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
     findings.merge(nearest)
     return plan
+
+
+def refusal(model: Model, target: Target, allow: frozenset[str], options: Options = DEFAULTS) -> tuple[Finding, ...]:
+    """Why headers alone refuse a model in every format of a target, by the nearest one; empty if some may hold it."""
+    tried: list[Findings] = []
+    for choice in target.in_order(model.format):
+        tried.append(draft(Candidate(None, model, target, choice, {}, options), Findings(allow)).findings)
+        if not tried[-1].errors:
+            return ()
+    return min(tried, key=_distance).errors
 
 
 def _because(candidate: Candidate, rejected: Sequence[tuple[str, Finding]]) -> str:

@@ -62,7 +62,8 @@ class Parallel:
     there are. `pads_mlps` engines pad MLPs when they load them; in formats of `halves` (with where that was read)
     they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens to a group that
     straddles two ranks, by format, where it depends on that. `blocks` are the limits on blocks of float8 weights.
-    `source` says where that was read. `fused` are the linears that it builds as one.
+    `source` says where that was read. `fused` are the linears that it builds as one. Ranks share the rows of
+    embeddings and heads, padded to a multiple of `vocabulary`; 0 where it is not known that they do.
     """
 
     sizes: tuple[int, ...]
@@ -78,6 +79,7 @@ class Parallel:
     blocks: BlockLimits | None = None
     source: str = ""
     fused: Fusion = COMMON
+    vocabulary: int = 0
 
     def multiple(self, spec: Spec, tp: int) -> int:
         """What the intermediate size of a down projection must be a multiple of."""

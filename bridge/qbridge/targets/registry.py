@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copyreg
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from operator import itemgetter
 from typing import Any
 
 from qbridge.findings.catalogue import complete_by, known
@@ -126,6 +128,44 @@ def _newest(targets: Iterable[Target], name: str) -> Target | None:
         if folded(target.engine) == engine and (not at or f"{target.version}.".startswith(f"{version}.")):
             return target
     return None
+
+
+def neighbours(name: str) -> tuple[Target, Target] | None:
+    """The releases of our tables on both sides of a version that is in none, the older one first.
+
+    None for a name that `find_target` knows, and for a version that is older or newer than all of its engine.
+    """
+    engine, _, version = folded(name).partition("@")
+    wanted = _numbers(version)
+    if wanted is None or _newest(builtin(), name):
+        return None
+    releases = [
+        (number, each)
+        for each in builtin()
+        if folded(each.engine) == engine
+        for number in [_numbers(each.version)]
+        if number
+    ]
+    older = [entry for entry in releases if entry[0] < wanted]
+    newer = [entry for entry in releases if entry[0] > wanted]
+    if not older or not newer:
+        return None
+    return max(older, key=itemgetter(0))[1], min(newer, key=itemgetter(0))[1]
+
+
+def nearer(version: str, releases: tuple[Target, Target]) -> Target:
+    """Which of two releases a version is nearer to, the first numbers weighing most; of equals the older one."""
+
+    def place(text: str) -> int:
+        numbers = (*(_numbers(text) or ()), 0, 0, 0, 0)
+        return sum(number * 10 ** (9 * power) for number, power in zip(numbers, (3, 2, 1, 0), strict=False))
+
+    return min(releases, key=lambda target: abs(place(version) - place(target.version)))
+
+
+def _numbers(version: str) -> tuple[int, ...] | None:
+    """A version as numbers; None for one that is none."""
+    return tuple(map(int, version.split("."))) if re.fullmatch(r"\d{1,9}(?:\.\d{1,9})*", version) else None
 
 
 def source_formats(name: str) -> tuple[str, ...]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from qbridge.findings.finding import error
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +28,3 @@ class Served:
     def as_dict(self) -> dict[str, Any]:
         """As JSON, without the names."""
         return {name: value for name, value in asdict(self).items() if name != "names"}
-
-
-def capability_of(gpu: str) -> int:
-    """A compute capability such as sm90 or 9.0 as a number, 90; QBridgeError (QB030) for anything else."""
-    match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)[af]?", gpu.strip().lower())
-    if not match:
-        raise error("QB030", f"--gpu {gpu}", help=("a compute capability such as sm80 or sm90",))
-    return int(match[1] + match[2])

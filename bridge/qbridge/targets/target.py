@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.architecture.config import ANY_READER, Reader
@@ -37,7 +37,8 @@ class Target:
     engine's own environment, and proves that the engine loads a folder; None where there is none. `experts` says how
     unquantized experts that lie in some way must be stored instead; None where any way will do. `renames` are classes
     whose loader takes linears of experts under either of the names that classes have for them; a reader may take the
-    names that they have `in_memory`.
+    names that they have `in_memory`. `backends` are the engines among which it chooses by itself, by the word that
+    names one, each with its own limits.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Target:
     experts: Arrange | None = None
     renames: frozenset[str] = frozenset()
     in_memory: bool = False
+    backends: Mapping[str, Target] = field(default_factory=dict)
 
     @property
     def engine(self) -> str:
@@ -93,10 +95,17 @@ class Target:
 
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
-        arrange = choice.experts or self.experts
-        source = f"{self.name}, its loaders of experts"
+        return (*self.whole_limits(choice), *self.rank_limits(choice, sizes))
+
+    def whole_limits(self, choice: Choice) -> tuple[Rule, ...]:
+        """Of these limits those that no size changes: the format's, how experts are stored, and their names."""
+        arrange, source = choice.experts or self.experts, f"{self.name}, its loaders of experts"
         experts = (as_taken(arrange, source), as_named(self.renames, source, self.in_memory)) if arrange else ()
-        return (*choice.rules, *experts, *(choice.parallel or self.parallel).rules(choice.format.NAME, sizes))
+        return (*choice.rules, *experts)
+
+    def rank_limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
+        """Of these limits those that depend on how ranks share the model."""
+        return (choice.parallel or self.parallel).rules(choice.format.NAME, sizes)
 
     def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
         """The command that serves a checkpoint of one of its formats, empty where it has no server."""

@@ -1,4 +1,4 @@
-"""QB227 to QB229 and QB26x: what `check` says of kernels, and of a checkpoint whatever the engine."""
+"""QB227 to QB229, QB237, QB238 and QB26x: what `check` says of kernels, and of a checkpoint whatever the engine."""
 
 from __future__ import annotations
 
@@ -36,6 +36,26 @@ ENTRIES = (
         "moe_intermediate_size 768 at tp 4 in blocks of 128 x 128: 192 = 3 blocks of 64",
         "None needed on such a GPU; --pad makes whole blocks, which other kernels take as well.",
         "vllm 0.33.0, model_executor/layers/fused_moe/oracle/fp8.py (refine_fp8_moe_block_shape)",
+        severity="warning",
+    ),
+    Code(
+        "QB237",
+        "there is no table of this version, and the releases around it differ on this model",
+        "What changed between the two releases touches the model, and nobody has read in which version it changed.",
+        "It is not known whether this version serves it.",
+        "vllm@0.28 for GPTQ whose linears fit no tile: 0.23 refuses it, 0.33 pads it",
+        "Take one of the two releases. --allow assumed-version takes the answer of the nearer one.",
+        "qbridge.targets.registry",
+        allow="assumed-version",
+    ),
+    Code(
+        "QB238",
+        "there is no table of this version; it is assumed to do what the releases around it do",
+        "Both releases find the same of this model, so a version between them is taken to do so, too.",
+        "It is an assumption: nobody has read this version.",
+        "vllm@0.28, from 0.23 and 0.33",
+        "Prove it by loading the model, or take one of the two releases.",
+        "qbridge.targets.registry",
         severity="warning",
     ),
     Code(

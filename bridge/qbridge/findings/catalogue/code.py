@@ -10,6 +10,7 @@ REFUSED, USAGE, UNREADABLE, IO, BUG, INTERRUPTED = 1, 2, 3, 4, 70, 130
 
 ALLOW: Mapping[str, str] = {
     "assumed-activations": "assume dynamic activations where nothing says how they are quantized",
+    "assumed-version": "judge a version of an engine by the nearer release where those around it differ (check)",
     "drop-activation-details": "quantize inputs without the limit or the rounding of scales that the source asks for",
     "drop-kv-scales": "leave out stored kv-cache scales, which the target cannot load",
     "incomplete": "take a model whose shards or tensors are not all there; engines may talk garbage with it",

@@ -1,4 +1,4 @@
-"""QB003, QB04x and QB263 to QB267: what a checkpoint lacks, has under other names, or has too much."""
+"""QB003, QB04x, QB263 to QB267 and QB351: what a checkpoint lacks, has under other names, or has too much."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ ENTRIES = (
         "peft 0.21.2, tuners/lora/layer.py (base_layer); vllm 0.33.0, model_executor/models/phi4mm.py (the one class "
         "that is published so)",
         UNREADABLE,
+    ),
+    Code(
+        "QB351",
+        "an adapter lies beside a whole model",
+        "adapter_config.json is in a folder that has weights of its own. The adapter is no part of the model, and "
+        "neither converted nor copied.",
+        "vLLM and LMDeploy serve the model without it. transformers with peft installed puts it on top, and before "
+        "version 5 loads the model that adapter_config.json names instead of this one.",
+        "adapter_config.json beside config.json and model.safetensors",
+        "Move the adapter into a folder of its own and serve it beside the model (vllm serve --lora-modules), or "
+        "merge it into the unquantized model and quantize the result.",
+        "transformers 4.57.6 and 5.19.0, models/auto/auto_factory.py (from_pretrained)",
+        severity="warning",
     ),
     Code(
         "QB263",

@@ -18,6 +18,18 @@ ENTRIES = (
         allow="unknown-tensors",
     ),
     Code(
+        "QB350",
+        "AWQ's scales of activations are stored",
+        "Where no gate stands beside an MLP's activation, AWQ multiplies the next linear's weights by scales and "
+        "divides the activation's output by them; the checkpoint holds these divisors.",
+        "Without the division every MLP computes something else. Of the engines here only transformers with "
+        "GPTQModel divides, for the classes that it lists; the others stop at the tensor, or leave it out.",
+        "transformer.blocks.0.ffn.act.scales of MPT; model.layers.0.mlp.act_scales",
+        "Serve it with the engine that it was made for, or quantize it without scaling activations.",
+        "transformers 4.57.6, integrations/awq.py (AWQ_SCALES_MAPPINGS); autoawq 0.2.9, awq/modules/act.py",
+        UNREADABLE,
+    ),
+    Code(
         "QB039",
         "parameters without a weight of their own are carried over",
         "Float tensors, masks and indices of modules that are not quantized: layer scales, class embeddings, gates, "

@@ -10,6 +10,26 @@ from qbridge.targets.target import Target
 # The newest version first; `lmdeploy` alone means that one.
 PROVER = Path(__file__).with_name("prover.py")
 
+_TURBOMIND = Target(
+    "lmdeploy-turbomind@0.18.0",
+    "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ, and gpt-oss",
+    turbomind.CHOICES,
+    pytorch.READER,
+    parallel=parallel.TURBOMIND,
+    codes=codes.ENTRIES,
+    prover=PROVER,
+    derivation=matching.TURBOMIND,
+)
+# No target of its own: nothing is written for it that lmdeploy would not be given.
+_PYTORCH = Target(
+    "LMDeploy's PyTorch engine",
+    "LMDeploy where the server says --backend pytorch",
+    pytorch.choices("0.18.0", alone=True),
+    pytorch.READER,
+    parallel=parallel.LMDEPLOY,
+    codes=codes.ENTRIES,
+    derivation=matching.PYTORCH_ALONE,
+)
 TARGETS = (
     Target(
         "lmdeploy@0.18.0",
@@ -21,6 +41,7 @@ TARGETS = (
         codes=codes.ENTRIES,
         prover=PROVER,
         derivation=matching.PYTORCH,
+        backends={"turbomind": _TURBOMIND, "pytorch": _PYTORCH},
     ),
     Target(
         "lmdeploy@0.6.2",
@@ -30,14 +51,5 @@ TARGETS = (
         single_first=True,
         codes=codes.ENTRIES,
     ),
-    Target(
-        "lmdeploy-turbomind@0.18.0",
-        "LMDeploy's TurboMind engine; W4A16 as AWQ, compressed-tensors or GPTQ, and gpt-oss",
-        turbomind.CHOICES,
-        pytorch.READER,
-        parallel=parallel.TURBOMIND,
-        codes=codes.ENTRIES,
-        prover=PROVER,
-        derivation=matching.TURBOMIND,
-    ),
+    _TURBOMIND,
 )

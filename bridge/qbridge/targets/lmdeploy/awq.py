@@ -162,6 +162,25 @@ def _experts_in_small_groups(model: Model) -> Iterator[Problem]:
         yield Problem((f"{len(refused)} linears of experts{why}",), where=refused)
 
 
+def _pytorch_group_problem(spec: Spec, model: Model) -> Problem | None:
+    """Groups that the PyTorch engine does not load, whatever TurboMind does."""
+    best = pytorch_group(model)
+    if best >= _SMALLEST_GROUP and spec.weight.group_size == best:
+        return None
+    cut = _cut(model, spec.weight.group_size or spec.in_features)
+    why = f"it cuts linears that it builds as one into whole groups; {cut}" if cut else f"it takes groups of {best}"
+    if best < _SMALLEST_GROUP:
+        why = f"its kernels take {_SMALLEST_GROUP} inputs at a time, at least"
+    return Problem((f"weights {spec.weight}: {why}",))
+
+
+def _experts(model: Model) -> Iterator[Problem]:
+    if found := tuple(name for name in model.specs if ".experts." in name):
+        yield Problem(
+            (f"{len(found)} linears of experts, which the PyTorch engine does not have in AWQ",), where=found
+        )
+
+
 def _row_biases(model: Model) -> Iterator[Problem]:
     """o_proj and down_proj are split along their inputs, so their bias must be added once."""
     rows = ("o_proj", "down_proj", "w2")
@@ -187,6 +206,13 @@ RULES: tuple[Rule, ...] = (
     LayerRule("QB215", _group, "lmdeploy 0.18.0, turbomind/converter.py and pytorch/nn/linear/awq.py", _regrouped),
     ModelRule("QB218", _experts_in_small_groups, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
     ModelRule("QB216", _one_engine, "lmdeploy 0.18.0, turbomind/converter.py"),
+    ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
+)
+PYTORCH_RULES: tuple[Rule, ...] = (
+    LayerRule(
+        "QB215", _pytorch_group_problem, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py and kernels/cuda/awq_kernels.py"
+    ),
+    ModelRule("QB218", _experts, "lmdeploy 0.18.0, pytorch/nn/moe/__init__.py (build_fused_moe)"),
     ModelRule("QB217", _row_biases, "lmdeploy 0.18.0, pytorch/nn/linear/awq.py"),
 )
 # 0.6.2, whose PyTorch engine cuts linears alike, and whose TurboMind has groups of 128 and, in Llama, heads of 128.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
@@ -44,25 +45,30 @@ _WITHOUT_BLOCK: Mapping[str, str] = {
 }
 
 
-def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
-    """Where LMDeploy, by the engine that loads the model, would build something else than what the tensors are."""
+def derive(
+    config: Mapping[str, Any], model: Model, turbomind: frozenset[str] = TURBOMIND_ARCHITECTURES
+) -> Iterator[tuple[str, Problem]]:
+    """Where LMDeploy, by the engine that loads the model, would build something else than what the tensors are.
+
+    `turbomind` are the classes that TurboMind may load instead.
+    """
     block = seen(config, _PLACES)
     if block is None:
-        yield from _elsewhere(config, model)
+        yield from _elsewhere(config, model, turbomind)
         return
     if block.method == "fp8" and block.raw.get("fmt", "e4m3") not in _FMTS:
         fact = f"{block.raw['fmt']!r}: {_PYTORCH} stops: Unsupported fp8 fmt"
         yield "QB284", Problem((fact,), where=(f"{block.key}.fmt",))
     yield from _without_format(block)
-    yield from _without_block(block, model)
+    yield from _without_block(block, model, turbomind)
     if model.slots and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
         yield from _lists(block, model)
 
 
-def _without_block(block: Block, model: Model) -> Iterator[tuple[str, Problem]]:
+def _without_block(block: Block, model: Model, other_engine: frozenset[str]) -> Iterator[tuple[str, Problem]]:
     """Quantized linears that the class builds unquantized, where TurboMind does not load the model instead."""
     pattern = _WITHOUT_BLOCK.get(model.architecture)
-    turbomind = block.method != "smooth_quant" and model.architecture in TURBOMIND_ARCHITECTURES
+    turbomind = block.method != "smooth_quant" and model.architecture in other_engine
     if pattern is None or turbomind or block.method not in _SERVED:
         return
     where = tuple(name for name in stored_linears(model)[0] if re.search(pattern, name))
@@ -89,11 +95,13 @@ def _without_format(block: Block) -> Iterator[tuple[str, Problem]]:
         yield "QB284", Problem((fact,), where=(f"{block.key}.config_groups.group_0.format",))
 
 
-def _elsewhere(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
+def _elsewhere(
+    config: Mapping[str, Any], model: Model, other_engine: frozenset[str]
+) -> Iterator[tuple[str, Problem]]:
     """A block that the PyTorch engine does not see; TurboMind may."""
     block = find_block(config)
     turbomind = block is not None and block.key.endswith("quantization_config")
-    if not turbomind or model.architecture not in TURBOMIND_ARCHITECTURES:
+    if not turbomind or model.architecture not in other_engine:
         yield from unseen(config, _PLACES, _PYTORCH)
 
 
@@ -128,4 +136,5 @@ def _unit(name: str) -> str:
 
 
 PYTORCH = Derivation(derive, ("QB280", "QB281", "QB283", "QB284"))
+PYTORCH_ALONE = Derivation(partial(derive, turbomind=frozenset()), PYTORCH.codes)
 TURBOMIND = Derivation(derive_turbomind, ("QB283", "QB284"))

@@ -52,8 +52,11 @@ _OWN_ROPE_DIM = classes("GemmaForCausalLM Gemma2ForCausalLM DeepseekV2ForCausalL
 _OLD_ROPE_TYPES = frozenset({"dynamic", "linear", "llama3"})
 
 
-def choices(version: str) -> tuple[Choice, ...]:
-    """W8A8 as smooth-quant, in 0.18.0 also as fp8; 4-bit weights as AWQ, which its other engine loads as well."""
+def choices(version: str, alone: bool = False) -> tuple[Choice, ...]:
+    """W8A8 as smooth-quant, in 0.18.0 also as fp8; 4-bit weights as AWQ, which its other engine loads as well.
+
+    Those of the engine `alone` are what it loads where the server names it.
+    """
     eight_bits = Choice(named("smooth-quant"), rules(version, "smooth-quant"), serve=served_by("pytorch"))
     if version == "0.6.2":
         old = Choice(
@@ -65,7 +68,8 @@ def choices(version: str) -> tuple[Choice, ...]:
         )
         return eight_bits, old
     blocks = Choice(named("fp8"), (*lmdeploy_float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
-    four_bits = Choice(named("awq"), (*awq.RULES, *rules(version, "awq")), dtype="float16", serve=_served_awq)
+    own, serve = (awq.PYTORCH_RULES, served_by("pytorch")) if alone else (awq.RULES, _served_awq)
+    four_bits = Choice(named("awq"), (*own, *rules(version, "awq")), dtype="float16", serve=serve)
     return eight_bits, blocks, four_bits
 
 

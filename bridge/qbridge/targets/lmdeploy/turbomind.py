@@ -201,7 +201,7 @@ _ALONE = {
     "mxfp4": "TurboMind loads it, the PyTorch engine has nothing for MXFP4",
 }
 _LIMITS = replace(TURBOMIND, blocks=BLOCKS)  # float8 is the PyTorch engine's, and its refusal says what is wrong
-_OTHER = LayerRule("QB219", _other_layout, "lmdeploy 0.18.0, pytorch/config.py", elsewhere=True)
+_OTHER = LayerRule("QB219", _other_layout, "lmdeploy 0.18.0, pytorch/config.py")
 # For LMDeploy as a whole, where its other engine has nothing that would hold the model.
 ALONE = tuple(
     replace(

@@ -20,6 +20,7 @@ _SPLIT_BLOCKS = replace(
     splits={"fp8": 32},
     splits_source="vllm 0.33.0, model_executor/layers/fused_moe/oracle/fp8.py (refine_fp8_moe_block_shape)",
 )
+_VOCABULARY = 64  # 0.33.0, 0.23.0 and 0.5.4, model_executor/layers/vocab_parallel_embedding.py (pad_vocab_size)
 VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
@@ -34,6 +35,7 @@ VLLM = Parallel(
     },
     blocks=_SPLIT_BLOCKS,
     fused=fusion.VLLM,
+    vocabulary=_VOCABULARY,
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
 VLLM_023 = Parallel(
@@ -50,6 +52,7 @@ VLLM_023 = Parallel(
     },
     blocks=_BLOCKS,
     fused=fusion.VLLM,
+    vocabulary=_VOCABULARY,
     source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
 )
 VLLM_054 = replace(

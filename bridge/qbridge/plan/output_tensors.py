@@ -28,9 +28,9 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
     """
     found, fused, common = [], dict[str, Slices](), dict[str, list[tuple[str, str]]]()
     layers = {**layers, **rearranged_layers(model)}
-    made = model.made
+    made = {slot.tensor for layer in layers.values() if layer.unquantized for slot in layer.write.values()}
     for name, info in model.tensors.items():
-        if info.stored in made:
+        if name in made or info.stored in model.made:
             continue
         shard = source.tensors[info.stored].file
         grafted = info.stored in source.adopted

@@ -58,6 +58,14 @@ def stacked(spec: Spec) -> str:
     return "apart" if lies and code.startswith(".") and "experts.module" not in dialect else lies
 
 
+def misnamed(spec: Spec) -> Problem | None:
+    """An expert that is numbered last on disk, which no engine knows and every conversion mends."""
+    stored = dict(spec.dialect).get("stored_as", "")
+    if not stored.rpartition(".")[2].isdigit():
+        return None
+    return Problem((f"it is stored as {stored}, a name that no engine has",))
+
+
 NEGLIGIBLE = 2.0**-12  # of a tensor's norm: a few float16 that are off by one place, not a bfloat16 tensor rounded
 
 

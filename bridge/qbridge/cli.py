@@ -32,6 +32,7 @@ from qbridge.commands.words import (
     CheckedSizes,
     DryRun,
     Dst,
+    Experts,
     For,
     From,
     Graft,
@@ -49,6 +50,7 @@ from qbridge.commands.words import (
     Text,
     V1Zeros,
     Version,
+    value,
     words,
 )
 from qbridge.findings.catalogue import CATALOGUE
@@ -137,6 +139,7 @@ def convert(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="Of dense weights: bfloat16, float16 or float32.")
     ] = "",
+    experts: Experts = "",
     graft: Graft = None,
     rename_prefix: RenamePrefix = None,
     link: Link = False,
@@ -154,11 +157,11 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert SRC into DST for a target, losslessly or not at all."""
-    limit = None if max_shard_size is None else _value("--max-shard-size", bytes_of, max_shard_size)
-    sizes = _value("--tp", sizes_of, tp)
-    prefixes = _value("--rename-prefix", prefixes_of, rename_prefix or ())
+    limit = None if max_shard_size is None else value("--max-shard-size", bytes_of, max_shard_size)
+    sizes = value("--tp", sizes_of, tp)
+    prefixes = value("--rename-prefix", prefixes_of, rename_prefix or ())
     try:
-        Options(sizes, pad, regroup, bits, not no_passes, dtype, rename_prefix=prefixes)
+        Options(sizes, pad, regroup, bits, not no_passes, dtype, experts, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
     if dtype and to.lower() != "dense":
@@ -181,11 +184,12 @@ def convert(
                 bits=bits,
                 passes=not no_passes,
                 dtype=dtype,
+                experts=experts,
                 graft=graft or "",
                 rename_prefix=prefixes,
                 link=link,
                 jobs=jobs,
-                memory=_value("--memory", memory_of, memory),
+                memory=value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -217,7 +221,7 @@ def restore(
                 progress=advance,
                 link=link,
                 jobs=jobs,
-                memory=_value("--memory", memory_of, memory),
+                memory=value("--memory", memory_of, memory),
                 proof=not no_proof,
             )
         _say(as_json, done, render.report, done.findings)
@@ -235,7 +239,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not everywhere."""
-    sizes = _value("--tp", positive_sizes_of, tp)
+    sizes = value("--tp", positive_sizes_of, tp)
     with _answering("check", as_json):
         done = qbridge.check(
             src, target, sizes if len(sizes) > 1 else sizes[0], gpu, source, allow=words(allow, v1_zeros)
@@ -276,7 +280,7 @@ def verify(
                 allow=words(allow, v1_zeros),
                 graft=graft or "",
                 jobs=jobs,
-                memory=_value("--memory", memory_of, memory),
+                memory=value("--memory", memory_of, memory),
                 progress=advance,
             )
         _say(as_json, done, render.verification, done.findings)
@@ -339,14 +343,6 @@ def explain(
 @app.callback()
 def _main(version: Version = False) -> None:
     """Convert quantized LLM checkpoints between layouts, losslessly or not at all."""
-
-
-def _value(option: str, parse: Callable[[Any], Any], typed: Any) -> Any:
-    """What `parse` makes of what was typed after an option; a usage error where it makes nothing of it."""
-    try:
-        return parse(typed)
-    except ValueError as fault:
-        raise typer.BadParameter(str(fault), param_hint=option) from fault
 
 
 def _progress(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.config import compute_dtype
-from qbridge.codecs.arrays import TRANSPOSED
+from qbridge.architecture.experts import INTERLEAVED, as_transformers, lies_of, place_of
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import no_kv_scales
@@ -36,17 +36,15 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.plain import plain_layout
 from qbridge.ir.scheme import DENSE
-from qbridge.ir.slots import PLAIN, Slot
+from qbridge.ir.slots import Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
 from qbridge.source.reader import Source
-from qbridge_formats._shared.fused_experts import place_of, unfusable
+from qbridge_formats._shared.fused_experts import unfusable
 
 NAME = "dense"
 SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); written, never read"
 ALIASES: tuple[str, ...] = ()
 WRITE_ONLY = True
-# How the output features of fused experts lie.
-INTERLEAVED, BY_COLUMNS, BY_ROWS, APART = "fused", "columns", "rows", "apart"
 KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
 
 
@@ -64,14 +62,10 @@ def layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the table above."""
     lies = dict(spec.dialect).get("experts")
     place = place_of(spec.name) if lies else None
-    if place and lies == APART:
-        return {"code": place.slot_apart(DENSE[spec.weight.type], spec.dims)}
-    if place:
-        rows, dtype, turns = spec.out_features * place.turns, DENSE[spec.weight.type], lies == INTERLEAVED
-        shape = (rows, spec.in_features) if lies == BY_ROWS else (spec.in_features, rows)
-        codec = PLAIN if lies == BY_ROWS else TRANSPOSED
-        found = {"code": place.slot("", dtype, shape, codec, interleaved=turns)}
-        bias = spec.bias and place.slot("_bias", spec.bias, (rows,), interleaved=turns)
+    if place and lies:
+        found = {"code": place.weight(lies, DENSE[spec.weight.type], spec.dims)}
+        rows = (spec.out_features * place.turns,)
+        bias = spec.bias and place.slot("_bias", spec.bias, rows, interleaved=lies == INTERLEAVED)
         return {**found, "bias": bias} if bias else found
     return plain_layout(spec)
 
@@ -81,8 +75,7 @@ def settle(model: Model) -> Model:
     fused = Architecture.of_model(model).fused_experts
     if fused is None:
         return model
-    lies = INTERLEAVED if fused.interleaved else BY_COLUMNS if fused.transposed else BY_ROWS
-    lies = APART if fused.apart else lies
+    lies = lies_of(fused)
     specs = {
         name: replace(spec, dialect=(("experts", lies),)) for name, spec in model.specs.items() if place_of(name)
     }
@@ -92,6 +85,11 @@ def settle(model: Model) -> Model:
 def config(model: Model) -> dict[str, Any]:
     """No block."""
     return {}
+
+
+def experts(model: Model, lies: str) -> str:
+    """Shared tensors for classes of which transformers knows those alone, and as it knows them."""
+    return as_transformers(model, lies)
 
 
 def _dtype(model: Model) -> DType:

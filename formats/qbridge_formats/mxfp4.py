@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.experts import LINEARS, place_of
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
 from qbridge.codecs.bits import NIBBLES
 from qbridge.findings.finding import Findings
@@ -35,7 +36,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
-from qbridge_formats._shared.fused_experts import ARCHITECTURE, LINEARS, place_of, unfusable
+from qbridge_formats._shared.fused_experts import ARCHITECTURE, unfusable
 from qbridge_formats._shared.skip_lists import exact_entries, source_entries
 
 NAME = "mxfp4"

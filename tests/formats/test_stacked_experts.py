@@ -19,143 +19,28 @@ from qbridge.ir.slots import PLAIN, Slot
 from qbridge.ir.values import dequantize
 from qbridge.write.budget import Effort
 from qbridge_formats import fp8
+from stacked_experts import (
+    BLOCKS,
+    CASES,
+    CHANNELS,
+    DOWN,
+    EXPERTS,
+    F8,
+    FP8,
+    GATE_UP,
+    HIDDEN,
+    INNER,
+    INTEGERS,
+    NVFP4,
+    by_blocks,
+    channels,
+    checkpoint,
+    integers,
+    nvfp4,
+    random,
+)
 from support import SINGLE, codes, contents, edit_json
 
-EXPERTS, HIDDEN, INNER = 3, 256, 128
-GATE_UP, DOWN = "gate_up_proj", "down_proj"
-F8 = torch.float8_e4m3fn
-CHANNELS = {
-    "quant_method": "compressed-tensors",
-    "format": "float-quantized",
-    "quantization_status": "compressed",
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False},
-            "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
-        }
-    },
-    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*router", "re:.*shared_expert"],
-}
-BLOCKS = {
-    "quant_method": "fp8",
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "weight_block_size": [128, 128],
-    "modules_to_not_convert": ["lm_head", "self_attn", "router", "shared_expert"],
-}
-NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
-NVFP4["ignore"] = ["lm_head", "*self_attn*", "*router", "*shared_expert*"]
-FP8 = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": NVFP4["ignore"]}
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def byte(*shape, seed=0):
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def plain(block):
-    """A Llama 4 of one layer, all but its routed experts."""
-    layer = "model.layers.0"
-    wide = {"q_proj": HIDDEN, "k_proj": HIDDEN // 2, "v_proj": HIDDEN // 2, "o_proj": HIDDEN}
-    found = {f"{layer}.self_attn.{name}.weight": random(rows, HIDDEN) for name, rows in wide.items()}
-    shared = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
-    found |= {
-        f"{block.removesuffix('.experts')}.shared_expert.{name}.weight": random(*s) for name, s in shared.items()
-    }
-    found |= {f"{block.removesuffix('.experts')}.router.weight": random(EXPERTS, HIDDEN)}
-    found |= {f"{layer}.{name}.weight": random(HIDDEN) for name in ("input_layernorm", "post_attention_layernorm")}
-    found |= {"model.norm.weight": random(HIDDEN)}
-    found |= {f"{name}.weight": random(64, HIDDEN) for name in ("model.embed_tokens", "lm_head")}
-    return {name: tensor.bfloat16() for name, tensor in found.items()}
-
-
-def config(block, architecture="Llama4ForCausalLM", kind="llama4_text"):
-    return {
-        "architectures": [architecture],
-        "model_type": kind,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "intermediate_size_mlp": INNER,
-        "moe_intermediate_size": INNER,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "num_local_experts": EXPERTS,
-        "num_experts_per_tok": 1,
-        "vocab_size": 64,
-        "dtype": "bfloat16",
-        "rope_theta": 10000.0,
-        "quantization_config": block,
-    }
-
-
-def checkpoint(path, stacks, block, place="model.layers.0.feed_forward.experts", **fields):
-    path.mkdir()
-    tensors = plain(place) | {f"{place}.{name}": tensor for name, tensor in stacks.items()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / SINGLE, {"format": "pt"})
-    (path / "config.json").write_text(json.dumps(config(block, **fields)))
-    return path
-
-
-def turned(columns, *shape):
-    """[E, out, in] as it lies, by columns or by rows."""
-    return (shape[0], shape[2], shape[1]) if columns else shape
-
-
-def channels(columns, scale="_scale"):
-    """float8 with a scale for each output feature."""
-    sizes = {GATE_UP: (EXPERTS, 2 * INNER, HIDDEN), DOWN: (EXPERTS, HIDDEN, INNER)}
-    found = {name: random(*turned(columns, *size)).to(F8) for name, size in sizes.items()}
-    shapes = {f"{name}{scale}": turned(columns, *size[:2], 1) for name, size in sizes.items()}
-    return found | {name: random(*shape, seed=1).abs().bfloat16() + 0.01 for name, shape in shapes.items()}
-
-
-def nvfp4(columns):
-    sizes = {GATE_UP: (EXPERTS, 2 * INNER, HIDDEN), DOWN: (EXPERTS, HIDDEN, INNER)}
-    found = {name: byte(*turned(columns, *size[:2], size[2] // 2)) for name, size in sizes.items()}
-    for name, size in sizes.items():
-        found[f"{name}_weight_scale"] = random(*turned(columns, *size[:2], size[2] // 16)).abs().to(F8)
-        found[f"{name}_weight_scale_2"] = torch.tensor(0.25)
-        found[f"{name}_input_scale"] = torch.tensor(0.5)
-    return found
-
-
-def one_scale(shape):
-    """float8 with one scale for all experts, or for each."""
-    found = {name: part for name, part in channels(True).items() if "scale" not in name}
-    scales = torch.arange(1, 1 + EXPERTS).float() if shape else torch.tensor(0.5)
-    for name in (GATE_UP, DOWN):
-        found |= {f"{name}_weight_scale": scales.reshape(shape).clone(), f"{name}_input_scale": torch.tensor(0.5)}
-    return found
-
-
-def by_blocks(names=("gate_proj", "up_proj", "down_proj")):
-    """Each linear's experts in a tensor of their own."""
-    sizes = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
-    found = {}
-    for seed, name in enumerate(names):
-        rows, columns = sizes[name]
-        found[f"{name}.weight"] = random(EXPERTS, rows, columns, seed=seed).to(F8)
-        found[f"{name}.weight_scale_inv"] = random(EXPERTS, rows // 128, columns // 128, seed=seed).abs() + 0.01
-    return found
-
-
-CASES = {
-    "channels by columns": (channels(True), CHANNELS),
-    "channels by rows": (channels(False), CHANNELS),
-    "channels, longer names": (channels(True, "_weight_scale"), CHANNELS),
-    "nvfp4 by columns": (nvfp4(True), NVFP4),
-    "nvfp4 by rows": (nvfp4(False), NVFP4),
-    "one scale for all": (one_scale(()), FP8),
-    "one scale for each": (one_scale((EXPERTS,)), FP8),
-    "one scale for each, three axes": (one_scale((EXPERTS, 1, 1)), FP8),
-    "blocks, each linear apart": (by_blocks(), BLOCKS),
-}
 F4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
@@ -168,6 +53,10 @@ def weights(stacks):
             full = scale.repeat_interleave(128, 1).repeat_interleave(128, 2)
             found.append(stacks[f"{name}.weight"].double() * full)
         return found
+    for name, (kind, more) in INTEGERS.items():
+        if stacks.keys() == CASES[name][0].keys() and all(stacks[k].equal(v) for k, v in CASES[name][0].items()):
+            codes = integers(*kind, **more)[1]
+            return [*codes[GATE_UP].split(INNER, dim=1), codes[DOWN]]
     columns = stacks[DOWN].shape[2] == HIDDEN
     found = []
     for name in (GATE_UP, DOWN):
@@ -300,7 +189,14 @@ def test_a_lost_scale_is_named(tmp_path):
     [
         ("channels by columns", "vllm", True),
         ("channels by rows", "vllm", False),
-        ("nvfp4 by columns", "vllm", True),
+        ("channels, longer names", "vllm", False),  # w2_weight_weight_scale is no parameter
+        ("nvfp4 by columns", "vllm", False),
+        ("one scale for all", "vllm", False),
+        ("int4 by columns", "vllm", True),
+        ("int4 with zero-points by columns", "vllm", True),
+        ("int8 by columns", "vllm", True),
+        ("int4 in groups", "vllm", False),
+        ("int4 as modules", "vllm", False),
         ("nvfp4 by rows", "vllm", False),
         ("channels by columns", "transformers", False),
         ("blocks, each linear apart", "vllm", False),
@@ -310,6 +206,23 @@ def test_a_lost_scale_is_named(tmp_path):
 def test_check_knows_which_loaders_take_them(case, engine, ok, tmp_path):
     src = checkpoint(tmp_path / "src", *CASES[case])
     assert qbridge.check(src, engine).ok == ok
+
+
+@pytest.mark.parametrize(
+    ("case", "ok"),
+    [
+        ("channels by columns", True),
+        ("channels, longer names", False),  # it takes them for one scale of each expert
+        ("nvfp4 by columns", True),
+        ("nvfp4 by rows", False),
+        ("one scale for all", True),
+        ("one scale for each", False),
+    ],
+)
+def test_the_multimodal_class_knows_the_names_of_modelopt(case, ok, tmp_path):
+    src = checkpoint(tmp_path / "src", *CASES[case], architecture="Llama4ForConditionalGeneration", kind="llama4")
+    facts = [fact for finding in qbridge.check(src, "vllm").findings for fact in finding.facts]
+    assert any("share a tensor" in fact or "no parameter" in fact for fact in facts) != ok
 
 
 def test_experts_of_a_class_that_has_them_by_rows(tmp_path):

@@ -258,6 +258,11 @@ class Shared(Codec):
     common = True
 
     @property
+    def fixed(self) -> bool:  # type: ignore[override]  # of others it is the same for all of the class
+        """Whether that of its codec is."""
+        return self.codec.fixed
+
+    @property
     def whole(self) -> Codec:
         """The codec of the tensor."""
         return self.codec

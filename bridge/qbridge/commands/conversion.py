@@ -57,6 +57,7 @@ def convert(
     bits: int | None = None,
     passes: bool = True,
     dtype: str = "",
+    experts: str = "",
     graft: PathLike = "",
     rename_prefix: Prefixes = (),
     link: bool = False,
@@ -74,6 +75,9 @@ def convert(
     The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
     size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
     target `dense` alone: float16, bfloat16 or float32, by default config.json's.
+
+    `experts`, "fused" or "separate", is how unquantized experts are stored; they are left as they are, or as the
+    target needs them, where it is empty.
 
     `graft` is the unquantized original of `src`, whose tensors are copied where `src` has none. `rename_prefix` has
     pairs of what names begin with and shall begin with (`{"model.language_model": "model"}`). With `link` each file
@@ -97,6 +101,7 @@ def convert(
         bits=bits,
         passes=passes,
         dtype=dtype,
+        experts=experts,
         graft=graft,
         rename_prefix=rename_prefix,
         link=link,

@@ -111,7 +111,7 @@ class Judge:
             _index_followed(target, findings)
         _spelling(model, target, findings)
         if model.specs:
-            _walk(self._choice.rules, model, findings)
+            _walk(target.whole_limits(choice) if choice else (), model, findings)
         if target.derivation is not None and choice is not None:
             self._deviations = tuple(target.derivation.check(self.subject.config, model))
         self._whatever_size = findings

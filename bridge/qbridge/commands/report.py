@@ -125,9 +125,9 @@ class Report:
 
 def tensor_bytes(opened: Checkpoint, plan: Plan) -> dict[str, int]:
     """The bytes of all tensors before and after a plan is carried out."""
-    stored, adopted = opened.source.tensors, opened.source.adopted
+    stored, others = opened.source.tensors, opened.source.adopted | opened.source.slices
     return {
-        "before": sum(tensor.end - tensor.begin for name, tensor in stored.items() if name not in adopted),
+        "before": sum(tensor.end - tensor.begin for name, tensor in stored.items() if name not in others),
         "after": sum(nbytes(output.dtype, output.shape) for output in plan.outputs),
     }
 

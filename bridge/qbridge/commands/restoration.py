@@ -14,12 +14,14 @@ from qbridge.commands.conversion import files_of, stands_there, write
 from qbridge.commands.report import Report
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
-from qbridge.plan import graft, manifest
+from qbridge.ir.model import Model
+from qbridge.plan import experts, graft, manifest
 from qbridge.plan.options import MEMORY, Options
-from qbridge.plan.output_tensors import outputs_of
+from qbridge.plan.output_tensors import outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
 from qbridge.plan.renaming import Renaming, renamed_spec
 from qbridge.source.opening import MANIFEST
+from qbridge.source.reader import Source
 from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
 from qbridge.write.budget import Effort
@@ -99,16 +101,25 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
             raise error("QB037", origin["dropped"], ("left out of the conversion",))
         _, grafted = graft.recorded(recorded)
         renaming = Renaming.from_dict(origin.get("prefixes"))
-        model = graft.without(opened.model, grafted)
+        model = _experts_back(opened.source, graft.without(opened.model, grafted), origin, renaming)
         layers = {}
         for name, (spec, passes) in back.items():
             written = destination.layout(renamed_spec(spec, renaming.back) if renaming.pairs else spec)
             layers[name] = LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], written)
         names = origin["renamed"]
         outputs = [_renamed(output, names, renaming) for output in outputs_of(opened.source, model, layers)]
-        return Plan(model, find_target(destination.NAME), named(destination.NAME), layers, outputs, origin["config"])
+        target, others = find_target(destination.NAME), rearranged_layers(model)
+        return Plan(model, target, named(destination.NAME), layers, outputs, origin["config"], others=others)
     except manifest.MALFORMED as fault:
         raise error("QB037", MANIFEST, (f"{type(fault).__name__}: {fault}",)) from fault
+
+
+def _experts_back(source: Source, model: Model, origin: Mapping[str, Any], renaming: Renaming) -> Model:
+    """The model with its unquantized experts as they lay; QBridgeError (QB037) where they are not there any more."""
+    found, lost = experts.restored(source, model, origin.get("experts", {}), renaming.back)
+    if lost:
+        raise error("QB037", lost, ("its unquantized experts are not there any more",))
+    return found
 
 
 def _renamed(output: OutputTensor, names: Mapping[str, str], renaming: Renaming) -> OutputTensor:

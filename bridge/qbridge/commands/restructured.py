@@ -7,11 +7,12 @@ from contextlib import closing
 from dataclasses import replace
 
 from qbridge.architecture.config import DRAFTS, with_draft_layers
+from qbridge.architecture.experts import unquantized_experts
 from qbridge.architecture.prefixes import renamed
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.commands.unquantized import with_layers_of
 from qbridge.findings.finding import Findings, QBridgeError
-from qbridge.plan import manifest
+from qbridge.plan import experts, manifest
 from qbridge.plan.graft import differing, digest, recorded, without
 from qbridge.plan.renaming import Renaming, rename
 from qbridge.source.opening import open_source, storage_of
@@ -40,6 +41,17 @@ def _like(side: Checkpoint, other: Checkpoint) -> Checkpoint:
     wanted = tuple(pair for pair in pairs if any(renamed(name, (pair,)) != name for name in side.source.tensors))
     model, _ = rename(side.source, side.model, wanted, Findings())
     return replace(side, model=model)
+
+
+def one_by_one(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both with those unquantized experts as layers that lie otherwise in one than in the other."""
+    there = [unquantized_experts(side.model) for side in (left, right)]
+    unlike = [block for block in there[0].keys() & there[1].keys() if there[0][block].lies != there[1][block].lies]
+    first, second = (
+        replace(side, model=experts.as_layers(side.source, side.model, [own[block] for block in unlike]))
+        for side, own in zip((left, right), there, strict=True)
+    )
+    return first, second
 
 
 def _names(side: Checkpoint) -> set[str]:

@@ -23,7 +23,7 @@ from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
-from qbridge.commands.restructured import align, without_grafts
+from qbridge.commands.restructured import align, one_by_one, without_grafts
 from qbridge.commands.unquantized import unlike_weights
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
@@ -81,6 +81,7 @@ def verify(
                 if finding.code == "QB043":  # whoever reads the other file has another model
                     findings.add(finding.code, finding.where, (which, *finding.facts))
         left, right = align(left, right)
+        left, right = one_by_one(left, right)
         left, right, grafted = without_grafts(left, right, os.fspath(graft), findings)
         pads = {**padded(left.source), **padded(right.source)}
         _compare_configs(left, right, bool(pads), findings)
@@ -326,7 +327,7 @@ def _small_parts(opened: Checkpoint, name: str) -> Layer:
 
 
 def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
-    parts = (("scales", "scale"), ("zero-points", "zero"))
+    parts = () if a.spec.weight.is_dense else (("scales", "scale"), ("zero-points", "zero"))
     found = [name for name, part in parts if not (_same_bits(a, b, part) or _same_values(a, b, part))]
     found += [part for part in ("global_scale", "input_global_scale") if _outer(a, part) != _outer(b, part)]
     for part in ("bias", "input_zero"):

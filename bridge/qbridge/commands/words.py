@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,12 @@ Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+Experts = Annotated[
+    str,
+    typer.Option(
+        "--experts", metavar="fused|separate", help="How unquantized experts are stored; restore undoes it."
+    ),
+]
 Graft = Annotated[
     Path | None,
     typer.Option("--graft", metavar="ORIGINAL", help="Take what SRC lacks from the unquantized original; proved."),
@@ -83,6 +90,14 @@ class Once(TyperCommand):
             if not repeatable and sum(name in option.opts for name in names) > 1:
                 ctx.fail(f"{option.opts[0]} is given more than once")
         return super().parse_args(ctx, args)
+
+
+def value(option: str, parse: Callable[[Any], Any], typed: Any) -> Any:
+    """What `parse` makes of what was typed after an option; a usage error where it makes nothing of it."""
+    try:
+        return parse(typed)
+    except ValueError as fault:
+        raise typer.BadParameter(str(fault), param_hint=option) from fault
 
 
 def words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:

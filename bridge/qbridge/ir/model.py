@@ -29,6 +29,15 @@ class TensorInfo:
     stored: str
 
 
+@dataclass(frozen=True, slots=True)
+class Rearranged:
+    """An unquantized linear that is written elsewhere than it lies: its weight, of `spec`, by either slot."""
+
+    spec: Spec
+    read: Slot
+    write: Slot
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """A checkpoint as its format describes it, without weight data.
@@ -39,6 +48,8 @@ class Model:
     (`is_kv_scale`) are among `tensors`. `consumed` are side files that say how some
     checkpoint is quantized, so that they are not carried over, whatever the format. `block` is the quantization block
     that its source had, read in the format `origin`: what it lists can be listed again in the same words.
+    `rearranged` are unquantized linears, by name, whose tensors are among `tensors` as they will be; `arrangement` is
+    how they lie, as the manifest records it.
     """
 
     format: str
@@ -51,6 +62,8 @@ class Model:
     consumed: frozenset[str] = frozenset()
     block: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
+    rearranged: Mapping[str, Rearranged] = field(default_factory=dict)
+    arrangement: Mapping[str, Any] = field(default_factory=dict)
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
@@ -58,6 +71,22 @@ class Model:
         if key not in self._known:
             self._known[key] = find()
         found: Found = self._known[key]
+        return found
+
+    def stored_in(self, tensor: str) -> list[str]:
+        """The names on disk of what an unquantized tensor is made of: of itself, or of what will be in it."""
+        return list(self.made.get(tensor, (self.tensors[tensor].stored,)))
+
+    @property
+    def made(self) -> Mapping[str, Mapping[str, None]]:
+        """By tensor that rearranged linears are written to, the tensors on disk that they lie in."""
+        return self.once("made", self._made)
+
+    def _made(self) -> dict[str, dict[str, None]]:
+        found: dict[str, dict[str, None]] = {}
+        for linear in self.rearranged.values():
+            whole = linear.write.slice.tensor if linear.write.slice else linear.write.tensor
+            found.setdefault(whole, {})[linear.read.tensor] = None
         return found
 
     @property

@@ -41,7 +41,7 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
 
     `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such.
     """
-    written = {output.origin for output in plan.outputs}
+    written = {output.origin for output in plan.outputs} | plan.model.made.keys()
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in plan.layers.items():
         entry: dict[str, Any] = {
@@ -63,6 +63,7 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
             "files": _texts(source, plan.model.consumed.union(plan.rewritten)),
             "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
             "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
+            **({"experts": dict(plan.model.arrangement)} if plan.model.arrangement else {}),
             "shards": {} if source.memory else _digests(source),
             **changes,
         },

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any, cast
 
+from qbridge.architecture.experts import FUSED, SEPARATE
 from qbridge.architecture.prefixes import Prefix, check_prefixes, pairs_of
 from qbridge.findings.catalogue.code import ALLOW, CHOICES
 from qbridge.findings.finding import error
@@ -35,6 +36,7 @@ class Options:
     - `bits`: the width to widen narrower codes to, 4 or 8.
     - `passes`: False allows nothing but a change of layout.
     - `dtype`: of dense weights: float16, bfloat16 or float32; empty: config.json's.
+    - `experts`: how unquantized ones are stored, fused or separate; empty: as they are, or as the target needs them.
     - `graft`: the unquantized original, whose tensors are taken where the source has none; empty: none.
     - `rename_prefix`: (old, new) beginnings of names, each of whole modules.
     - `link`: files whose bytes do not change are linked, not written.
@@ -52,6 +54,7 @@ class Options:
     bits: int | None = None
     passes: bool = True
     dtype: str = ""
+    experts: str = ""
     graft: str = ""
     rename_prefix: tuple[Prefix, ...] = ()
     link: bool = False
@@ -70,6 +73,8 @@ class Options:
             raise ValueError("codes are widened to 4 or 8 bits")
         if self.dtype and self.dtype not in DENSE:
             raise ValueError(f"dense weights are {', '.join(DENSE)}")
+        if self.experts not in ("", FUSED, SEPARATE):
+            raise ValueError(f"experts are {FUSED} or {SEPARATE}")
         if not self.passes and (self.pad or self.regroup or self.bits):
             raise ValueError("no passes are allowed, and some are asked for")
         check_prefixes(self.rename_prefix)
@@ -106,6 +111,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "bits": (int, type(None)),
     "passes": (bool,),
     "dtype": (str,),
+    "experts": (str,),
     "jobs": (int,),
     "memory": (int,),
     "proof": (bool,),

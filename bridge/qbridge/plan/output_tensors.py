@@ -9,6 +9,15 @@ from qbridge.ir.model import Model
 from qbridge.plan.plan import LayerPlan, OutputTensor, Woven
 from qbridge.source.reader import Source
 
+
+def rearranged_layers(model: Model) -> dict[str, LayerPlan]:
+    """What happens to the unquantized linears that are written elsewhere: nothing but that."""
+    return {
+        name: LayerPlan(linear.spec, linear.spec, (), {"code": linear.read}, {"code": linear.write})
+        for name, linear in model.rearranged.items()
+    }
+
+
 Slices = dict[int, list[tuple[str, str]]]  # by index, (layer, part) of each layer that has rows in a slice
 
 
@@ -18,9 +27,10 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
     ValueError where the slices of a fused tensor are not all there or do not fit each other.
     """
     found, fused, common = [], dict[str, Slices](), dict[str, list[tuple[str, str]]]()
+    layers = {**layers, **rearranged_layers(model)}
     made = {slot.tensor for layer in layers.values() if layer.unquantized for slot in layer.write.values()}
     for name, info in model.tensors.items():
-        if name in made:
+        if name in made or info.stored in model.made:
             continue
         shard = source.tensors[info.stored].file
         grafted = info.stored in source.adopted

@@ -246,7 +246,10 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name."""
+    """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name.
+
+    `layers` are the quantized ones, `others` unquantized linears that are written elsewhere than they lie.
+    """
 
     model: Model
     target: Target
@@ -256,6 +259,7 @@ class Plan:
     config: Mapping[str, Any]
     because: str = ""
     rewritten: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, LayerPlan] = field(default_factory=dict)
 
     @property
     def result(self) -> Model:
@@ -268,16 +272,21 @@ class Plan:
     def written(self) -> Model:
         """The model as who reads the output sees it: every tensor by the name that is written."""
         unquantized = {name for name, layer in self.layers.items() if layer.unquantized}
-        plain = (output for output in self.outputs if not output.slices and output.layer in ("", *unquantized))
+        single = (output for output in self.outputs if not output.slices and output.layer in ("", *unquantized))
+        plain = (*single, *filter(self._is_of_others, self.outputs))
         tensors = {output.name: TensorInfo(output.dtype, output.shape, output.name) for output in plain}
         slots = {name: layer.write for name, layer in self.layers.items() if name not in unquantized}
         return replace(self.result, slots=slots, tensors=tensors)
 
+    def _is_of_others(self, output: OutputTensor) -> bool:
+        return (output.slices[0] if output.slices else output).layer in self.others
+
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""
+        layers = self.others if tensor.layer in self.others else self.layers
         if tensor.beside:
-            return Woven(tuple(self.layers[name] for name in (tensor.layer, *tensor.beside)))
-        return self.layers[tensor.layer] if tensor.layer else None
+            return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
+        return layers[tensor.layer] if tensor.layer else None
 
     @property
     def exactness(self) -> dict[str, int]:

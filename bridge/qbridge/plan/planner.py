@@ -22,8 +22,9 @@ from qbridge.ir.plain import as_tensors, plain_layout
 from qbridge.ir.scheme import DENSE
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
+from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
-from qbridge.plan.output_tensors import outputs_of
+from qbridge.plan.output_tensors import outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.survey import SourceValues
@@ -212,8 +213,9 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     block = destination.config(result)
     if block:
         config["quantization_config"] = block
-    plan = Plan(model, candidate.target, destination, layers, outputs, config)
+    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=rearranged_layers(model))
     _derive(plan, findings)
+    check_experts(plan, candidate.options, findings)
     return plan
 
 
@@ -259,8 +261,10 @@ def best_plan(
     drafts: list[Draft] = []
     second_best: tuple[Plan, Findings] | None = None
     for choice in target.in_order(model.format):
-        candidate = Candidate(source, model, target, choice, recorded(choice.format.NAME), options)
-        drafts.append(draft(candidate, Findings(findings.allow)))
+        drafted = Findings(findings.allow)
+        own = rearrange(source, model, target, choice, options, drafted)
+        candidate = Candidate(source, own, target, choice, recorded(choice.format.NAME), options)
+        drafts.append(draft(candidate, drafted))
         tried = Findings(findings.allow)
         plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
         avoided = [finding for finding in tried if finding.code in choice.avoided]
@@ -273,17 +277,17 @@ def best_plan(
     if second_best:
         findings.merge(second_best[1])
         return second_best[0]
-    for drafted in drafts:
-        if _is_copy(drafted.candidate.choice, model):  # the engine does the same to the source, whatever the format
+    for one in drafts:
+        if _is_copy(one.candidate.choice, model):  # the engine does the same to the source, whatever the format
             tried = Findings(findings.allow)
-            plan = drafted.plan(tried, copied=True)
+            plan = one.plan(tried, copied=True)
             if not tried.errors:
                 findings.merge(tried)
                 return replace(plan, because=_OWN)
     refused: list[tuple[Plan, Findings]] = []
-    for drafted in drafts:
+    for one in drafts:
         tried = Findings(findings.allow)
-        refused.append((drafted.plan(tried, thorough=True), tried))
+        refused.append((one.plan(tried, thorough=True), tried))
     plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
     findings.merge(nearest)
     return plan

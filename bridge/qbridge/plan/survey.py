@@ -39,9 +39,10 @@ class SourceValues:
 
     def blocks(self, tensor: str) -> Iterator[Array]:
         """An unquantized tensor in blocks, as flat arrays of its dtype."""
-        info = self.model.tensors[tensor]
-        for block in self.source.blocks(info.stored, CHUNK_BYTES):
-            yield block.view(info.dtype.numpy)
+        dtype = self.model.tensors[tensor].dtype
+        for stored in self.model.stored_in(tensor):
+            for block in self.source.blocks(stored, CHUNK_BYTES):
+                yield block.view(dtype.numpy)
 
 
 def survey(source: Source, model: Model, findings: Findings, layers: Collection[str] | None = None) -> None:

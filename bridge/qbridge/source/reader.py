@@ -32,8 +32,8 @@ class Source:
     `storage` is where its files lie; `config` is config.json as parsed; `tensors` every tensor of every shard;
     `shards` the names of the shards in order; `side_files` those of what is neither weights nor config; `memory` the
     bytes of tensors that lie in no safetensors file; `stamps` what tells that a shard has changed; `unstored` heads
-    that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint; `keep` how many
-    bytes of a tensor a thread may hold.
+    that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint; `slices` lie in
+    another tensor as well; `keep` how many bytes of a tensor a thread may hold.
     """
 
     storage: Storage
@@ -45,6 +45,7 @@ class Source:
     stamps: Mapping[File, str] = field(default_factory=dict)
     unstored: tuple[str, ...] = ()
     adopted: frozenset[str] = frozenset()
+    slices: frozenset[str] = frozenset()
     keep: int = 0
     _own: threading.local = field(default_factory=threading.local)
     _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
@@ -118,25 +119,29 @@ class Source:
             raise error("QB028", name, (f"{tensor.end - tensor.begin} bytes",))
         return self.read(name)
 
-    def split(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def split(self, shapes: Mapping[str, tuple[int, ...]], whole: bool = False) -> None:
         """Have the slices of some tensors' first axes in their place: name[0], name[1] ..., each of the given shape.
+
+        With `whole` the tensors stay there as well.
 
         ValueError for a shape that does not have as many elements as a slice.
         """
-        kept = {name: tensor for name, tensor in self.tensors.items() if name not in shapes}
-        bytes_of = dict(self.memory)
+        kept = {name: tensor for name, tensor in self.tensors.items() if whole or name not in shapes}
+        bytes_of, slices = dict(self.memory), set(self.slices)
         for name, shape in shapes.items():
-            whole, size = self.tensors[name], nbytes(self.tensors[name].dtype, shape)
-            if size * whole.shape[0] != whole.end - whole.begin:
-                raise ValueError(f"{name}: {list(whole.shape)} is not {whole.shape[0]} times {list(shape)}")
-            for number in range(whole.shape[0]):
+            tensor, size = self.tensors[name], nbytes(self.tensors[name].dtype, shape)
+            if size * tensor.shape[0] != tensor.end - tensor.begin:
+                raise ValueError(f"{name}: {list(tensor.shape)} is not {tensor.shape[0]} times {list(shape)}")
+            for number in range(tensor.shape[0]):
                 begin, own = number * size, f"{name}[{number}]"
                 kept[own] = StoredTensor(
-                    own, whole.file, whole.dtype, shape, whole.begin + begin, whole.begin + begin + size
+                    own, tensor.file, tensor.dtype, shape, tensor.begin + begin, tensor.begin + begin + size
                 )
                 if name in self.memory:
                     bytes_of[own] = self.memory[name][begin : begin + size]
-        self.tensors, self.memory = kept, bytes_of
+                if whole:
+                    slices.add(own)
+        self.tensors, self.memory, self.slices = kept, bytes_of, frozenset(slices)
 
     def adopt(self, other: Source, names: Collection[str]) -> None:
         """Have tensors of another checkpoint among its own, whose files must not change either."""

@@ -15,6 +15,9 @@ from qbridge.targets.parallel import Parallel
 # The command that starts an engine's server on a folder (a quoted path) at a tensor-parallel size.
 Serve = Callable[[Model, str, int], str]
 
+# Of a model, and how the unquantized experts of a layer lie: FUSED or SEPARATE of `architecture.experts`, or nothing.
+Arrange = Callable[[Model, str], str]
+
 
 def python_path(path: str) -> str:
     """A path that is quoted for a shell as a literal of Python."""
@@ -29,8 +32,9 @@ class Choice:
     is what the format shall choose where it leaves a choice, `dtype` the one that config.json must name. What is
     found of the codes of `avoided` lets the target's other formats be tried first. `parallel` stands for the target's
     limits on what a rank holds where another of its engines loads the format. `serve` gives the command that serves
-    the checkpoint, or two lines of Python where there is no server. A `spare` one is written only
-    where no other can hold the model, also where it is the source's own format.
+    the checkpoint, or two lines of Python where there is no server. `experts` stands for what the target says of
+    unquantized experts. A `spare` one is written only where no other can hold the model, also where it is the
+    source's own format.
     """
 
     format: Format
@@ -41,3 +45,4 @@ class Choice:
     parallel: Parallel | None = None
     serve: Serve | None = None
     spare: bool = False
+    experts: Arrange | None = None

@@ -54,14 +54,15 @@ def stacked(spec: Spec) -> str:
     """
     dialect = dict(spec.dialect)
     lies = dialect.get("experts", "")
-    return "apart" if lies and dialect.get("experts.weight", "").startswith(".") else lies
+    code = dialect.get("experts.weight_packed", dialect.get("experts.weight", ""))
+    return "apart" if lies and code.startswith(".") and "experts.module" not in dialect else lies
 
 
 def misnamed(spec: Spec) -> Problem | None:
     """An expert that is numbered last on disk, which no engine knows and every conversion mends."""
     stored = dict(spec.dialect).get("stored_as", "")
     if not stored.rpartition(".")[2].isdigit():
-        return None  # Mixtral's experts under transformers' names: vllm 0.33.0, models/mixtral.py knows both
+        return None
     return Problem((f"it is stored as {stored}, a name that no engine has",))
 
 

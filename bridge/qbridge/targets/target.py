@@ -11,8 +11,9 @@ from qbridge.architecture.config import ANY_READER, Reader
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
-from qbridge.targets.choice import Choice
+from qbridge.targets.choice import Arrange, Choice
 from qbridge.targets.derivation import Derivation
+from qbridge.targets.experts import as_named, as_taken
 from qbridge.targets.fusion import Groups
 from qbridge.targets.messages import Message
 from qbridge.targets.parallel import ANY, Parallel
@@ -34,8 +35,11 @@ class Target:
     `codes` are the catalogue entries of the findings that its rules alone have.
     `messages` are what any of its releases prints when it refuses a quantized checkpoint, with cause and cure; the
     newest brings them. `prover` is the path of a script that is run by the Python of the engine's own environment,
-    and proves that the engine loads a folder; None where there is none. `backends` are the engines among which it
-    chooses by itself, by the word that names one, each with its own limits.
+    and proves that the engine loads a folder; None where there is none. `experts` says how unquantized experts that
+    lie in some way must be stored instead; None where any way will do. `renames` are classes whose loader takes
+    linears of experts under either of the names that classes have for them; a reader may take the names that they
+    have `in_memory`. `backends` are the engines among which it chooses by itself, by the word that names one, each
+    with its own limits.
     """
 
     name: str
@@ -51,6 +55,9 @@ class Target:
     derivation: Derivation | None = None
     messages: tuple[Message, ...] = ()
     prover: Path | None = None
+    experts: Arrange | None = None
+    renames: frozenset[str] = frozenset()
+    in_memory: bool = False
     backends: Mapping[str, Target] = field(default_factory=dict)
 
     @property
@@ -82,9 +89,20 @@ class Target:
         """The engine's limits on any of its formats, as wholes and split over ranks."""
         return tuple(rule for choice in (*self.choices, *self.as_is) for rule in self.limits(choice, (1, 2)))
 
+    def arrangement(self, choice: Choice, model: Model, lies: str) -> str:
+        """How unquantized experts that lie in some way must be stored in one of its formats; empty: as they are."""
+        arrange = choice.experts or self.experts or getattr(choice.format, "experts", None)
+        return arrange(model, lies) if arrange else ""
+
     def limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """The engine's limits on one of its formats, as a whole and split over ranks at some sizes."""
-        return (*choice.rules, *self.rank_limits(choice, sizes))
+        return (*self.whole_limits(choice), *self.rank_limits(choice, sizes))
+
+    def whole_limits(self, choice: Choice) -> tuple[Rule, ...]:
+        """Of these limits those that no size changes: the format's, how experts are stored, and their names."""
+        arrange, source = choice.experts or self.experts, f"{self.name}, its loaders of experts"
+        experts = (as_taken(arrange, source), as_named(self.renames, source, self.in_memory)) if arrange else ()
+        return (*choice.rules, *experts)
 
     def rank_limits(self, choice: Choice, sizes: tuple[int, ...]) -> tuple[Rule, ...]:
         """Of these limits those that depend on how ranks share the model."""

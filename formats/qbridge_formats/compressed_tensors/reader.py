@@ -99,7 +99,7 @@ def _columns(source: Source, own: ModuleTensors) -> int | None:
         return None
     if shape.shape != (2,) or shape.dtype not in (DType.I64, DType.I32):
         return None
-    return int(source.read(shape.name)[1])
+    return int(source.read(shape.name).reshape(-1)[-1])  # of stacked experts there may be more
 
 
 def _dims(

@@ -101,6 +101,38 @@ ENTRIES = (
         severity="warning",
     ),
     Code(
+        "QB335",
+        "experts cannot be stored as --experts asks",
+        "Unquantized experts are stored fused, as the model class has them in transformers, or one by one, where "
+        "both are known of the class. Quantized ones lie as their format stores them.",
+        "An engine that knows experts under other names, or in another order, computes something else, or leaves "
+        "them uninitialised.",
+        "--experts separate for gpt-oss, of which every reader knows fused experts alone",
+        "Leave --experts out: they stay as they are, or become what the target needs.",
+        "transformers 5.24.0, conversion_mapping.py; vllm 0.33.0, model_executor/layers/fused_moe/routed_experts.py",
+    ),
+    Code(
+        "QB336",
+        "unquantized experts are stored as the engine does not take them",
+        "Experts of a layer are stored one by one or in tensors that all of them share, by rows or by columns; the "
+        "loader of the model's class does not know all of these ways.",
+        "It stops, or leaves the experts uninitialised and says so in a line of its log.",
+        "block_sparse_moe.experts.gate_up_proj of Mixtral for vLLM, whose loader calls it w13",
+        "Convert it: experts are stored as the target takes them, exactly, and restore undoes it.",
+        "vllm 0.33.0, model_executor/layers/fused_moe/routed_experts.py (build_expert_params_mapping); "
+        "transformers 5.24.0, conversion_mapping.py and quantizers/base.py",
+    ),
+    Code(
+        "QB337",
+        "experts are stored under names that the engine does not have",
+        "Linears of experts are gate_proj, up_proj and down_proj, or w1, w3 and w2, as the model's class has them, "
+        "after the number of their expert and in the block of the class.",
+        "The loader finds no parameter of that name: it stops, or leaves the experts uninitialised.",
+        "model.layers.1.feed_forward.experts.0.gate_proj of LFM2, which calls it w1",
+        "Convert it: compressed-tensors, fp8 and ModelOpt are written under the names of the class.",
+        "vllm 0.33.0, model_executor/models/*.py (ckpt_gate_proj_name); transformers 5.24.0, conversion_mapping.py",
+    ),
+    Code(
         "QB328",
         "grafted tensors were held against their digests alone",
         "The original that qbridge.json names is not there, or cannot be read, so the tensors were compared with the "

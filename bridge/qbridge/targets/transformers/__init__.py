@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qbridge.architecture.config import Reader
+from qbridge.architecture.experts import SEPARATE, SINGLE, as_transformers
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem
@@ -20,7 +21,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice, python_path
-from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
+from qbridge.targets.common import stacked, unquantized_tensors, weight_scales
 from qbridge.targets.remote_code import needs_remote_code
 from qbridge.targets.target import Target
 from qbridge.targets.transformers import gptq, matching, messages, routers
@@ -40,8 +41,6 @@ def _experts(model: Model) -> Iterator[Problem]:
     experts, kind = tuple(name for name in model.specs if ".experts." in name), model.config.get("model_type")
     if experts and kind in _UNKNOWN_TYPES:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
-    elif other := tuple(name for name in experts if misnamed(model.specs[name])):
-        yield Problem(("experts are stored under names that it does not know",), where=other)
 
 
 def _stacks(spec: Spec, model: Model) -> Problem | None:
@@ -121,6 +120,17 @@ def _serve(model: Model, path: str, tp: int) -> str:
     return f"from transformers import {auto}\nmodel = {loaded}"
 
 
+# Classes whose fused experts it replaces by single linears beside a block of compressed-tensors (quantizers/base.py,
+# MODULES_TO_PATCH_FOR_QUANTIZATION: SequentialLlama4TextExperts).
+_TAKEN_APART = frozenset({"Llama4ForCausalLM", "Llama4ForConditionalGeneration"})
+
+
+def _arrange(model: Model, lies: str) -> str:
+    if model.architecture in _TAKEN_APART:
+        return "" if lies == SINGLE else SEPARATE
+    return as_transformers(model, lies)
+
+
 _NEWEST = "transformers 5.24.0"
 _FLOAT8 = f"{_NEWEST}, integrations/finegrained_fp8.py (FP8Linear) and quantizers/quantizer_finegrained_fp8.py"
 CHOICES = (
@@ -135,6 +145,7 @@ CHOICES = (
             unquantized_tensors(DType.F32, _LOADING),
         ),
         serve=_serve,
+        experts=_arrange,
     ),
     Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),), serve=_serve),
     Choice(
@@ -221,5 +232,7 @@ TARGETS = (
         messages=messages.MESSAGES,
         derivation=matching.DERIVATION,
         prover=Path(__file__).with_name("prover.py"),
+        experts=as_transformers,
+        in_memory=True,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, codes, matching, messages, parallel, serving
+from qbridge.targets.vllm import choices, codes, experts, matching, messages, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 PROVER = Path(__file__).with_name("prover.py")
@@ -22,6 +22,8 @@ TARGETS = (
         kernels=serving.kernels,
         codes=codes.ENTRIES,
         messages=messages.MESSAGES,
+        experts=experts.arrange,
+        renames=experts.RENAMES,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),
@@ -34,6 +36,8 @@ TARGETS = (
         parallel=parallel.VLLM_023,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
+        renames=experts.RENAMES,
     ),
     Target(
         "vllm@0.5.4",
@@ -44,6 +48,8 @@ TARGETS = (
         parallel=parallel.VLLM_054,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
+        renames=experts.RENAMES,
     ),
     Target(
         "vllm-gptq@0.33.0",
@@ -53,6 +59,8 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
+        renames=experts.RENAMES,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),
@@ -64,6 +72,8 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        experts=experts.arrange,
+        renames=experts.RENAMES,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),

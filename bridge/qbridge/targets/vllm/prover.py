@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 STUBS = (
     "platform: CudaPlatformBase with the compute capability of --gpu and 80 GiB, no device behind it",
     "compiled extensions: absent; their operators are declared without a body",
-    "torch.cuda and torch.accelerator: the CPU is the current device, streams and events without function",
+    "torch.cuda and torch.accelerator: the CPU is the current device and has the buffers; streams without function",
     "Triton and DeepGEMM: not used; DeepGEMM is said to be there",
     "inspection of model classes: in this process, not in one of its own",
     "torchvision, where it is not installed: names without function",
@@ -38,6 +38,7 @@ QUESTIONS = [
     "cutlass_scaled_mm_supports_fp4",
     "cutlass_group_gemm_supported",
     "cutlass_sparse_scaled_mm_supported",
+    "mxfp4_experts_quant_supported",
 ]
 # What no checkpoint needs to give.
 OPTIONAL = re.compile(
@@ -110,6 +111,15 @@ class _Inert:
         pass
 
 
+def _on_the_cpu(make: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes a tensor, on the CPU where one on a GPU is asked for: buffers of kernels, made at import."""
+
+    def making(*args: Any, device: Any = None, **more: Any) -> Any:
+        return make(*args, device="cpu" if str(device).startswith("cuda") else device, **more)
+
+    return making
+
+
 class _TritonConfig:
     """What vLLM's modules ask of triton.Config while they are imported."""
 
@@ -170,6 +180,7 @@ class Vllm:
         self.torch = torch
         torch.set_num_threads(1)
         self.operators = _declare_operators(torch)
+        torch.empty = _on_the_cpu(torch.empty)
         torch.cuda.current_device = lambda: "cpu"
         torch.cuda.current_stream = _Inert
         torch.cuda.Stream = torch.cuda.Event = _Inert

@@ -398,13 +398,13 @@ def test_classes_that_build_the_head_unquantized_whatever_the_block_says(name):
     ],
 )
 def test_connectors_and_towers_that_a_list_misses(name, module, missed):
-    block = {"quant_method": "auto-round", "extra_config": {}}
+    block = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "extra_config": {}}
     assert said_of(name, block, plain=[module]) == ({"QB280": {module}} if missed else {})
 
 
 def test_a_tower_built_before_the_text_model_is_listed_by_what_it_is_built_into():
     tower = [f"model.vision_tower.encoder.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
-    block = {"quant_method": "fp8", "modules_to_not_convert": tower}
+    block = {"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": tower}
     assert said_of("LlavaOnevisionForConditionalGeneration", block, plain=tower) == {"QB280": set(tower)}
     assert said_of("LlavaNextVideoForConditionalGeneration", block, plain=tower) == {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, codes, matching, parallel, serving
+from qbridge.targets.vllm import choices, codes, matching, messages, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 PROVER = Path(__file__).with_name("prover.py")
@@ -21,6 +21,7 @@ TARGETS = (
         parallel=parallel.VLLM,
         kernels=serving.kernels,
         codes=codes.ENTRIES,
+        messages=messages.MESSAGES,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),

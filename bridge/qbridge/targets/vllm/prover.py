@@ -10,14 +10,12 @@ the report.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import re
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,43 +72,6 @@ def _helper(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class _Absent(type):
-    """Any attribute of an absent package is one of these: it can be subclassed and named, not used."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Absent(name, (), {})
-
-
-class _AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds packages that are not there: their modules have every name, and no function."""
-
-    def __init__(self, packages: Sequence[str]) -> None:
-        self.packages = tuple(packages)
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if not f"{name}.".startswith(tuple(f"{package}." for package in self.packages)):
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        module = types.ModuleType(spec.name)
-        made: dict[str, Any] = {"__version__": "0.28.0"}
-
-        def attribute(name: str) -> Any:
-            if name.startswith("__") and name not in made:
-                raise AttributeError(name)
-            return made.setdefault(name, _Absent(name, (), {}))
-
-        module.__dict__["__getattr__"] = attribute
-        module.__dict__["__version__"] = "0.28.0"
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing to run."""
 
 
 def _declare_operators(torch: Any) -> list[Any]:
@@ -201,7 +162,7 @@ class Vllm:
         self.proving, self.trace = proving, trace
         self.gpu, self.tp = gpu, tp
         absent = [name for name in ("torchvision",) if importlib.util.find_spec(name) is None]
-        sys.meta_path.insert(0, _AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
+        sys.meta_path.insert(0, _helper("absent_packages").AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
         for name in ("_C", "_moe_C", "_C_stable_libtorch", "_moe_C_stable_libtorch"):
             sys.modules[f"vllm.{name}"] = types.ModuleType(f"vllm.{name}")
         import torch

@@ -53,7 +53,7 @@ UNJUDGED = {
     **dict.fromkeys(("LightOnOcrForConditionalGeneration", "MllamaForConditionalGeneration"), _PROCESSOR),
     "Qwen2_5OmniThinkerForConditionalGeneration": _PROCESSOR,
     "Qwen3OmniMoeThinkerForConditionalGeneration": _PROCESSOR,
-    "Step3p7ForConditionalGeneration": "it reads a tower by the repository's keys, transformers' class has others",
+    "Step3p7ForConditionalGeneration": "it reads a tower by keys of the repository that transformers' class has not",
     "VoxtralForConditionalGeneration": "it reads the audio tower of Mistral's own files alone",
 }
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.

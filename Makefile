@@ -15,7 +15,7 @@ help:
 	@echo "make pins     constraints.txt anew, from the newest versions"
 	@echo "make fuzz     the fuzzer on hostile checkpoints, FUZZ_SECONDS=3600"
 	@echo "make architectures  a checkpoint of every model class in every format, through the laws"
-	@echo "make laws     every fixture and made checkpoint for every engine: what is converted, check accepts"
+	@echo "make laws     the laws of the whole program over every fixture and made checkpoint, for every engine"
 	@echo "make engines  build the real engines' environments and prove our outputs in them"
 
 # constraints.txt pins every package, so that a clone of any age passes. torch first: pip then finds it in place and
@@ -76,8 +76,11 @@ fuzz: $(STAMP)
 architectures: $(STAMP)
 	ARCHITECTURES=all nice -n 15 $(BIN)/pytest -q -n 2 tests/architectures
 
+LAWS := tests/journeys/test_converted_is_accepted.py \
+  $(addprefix tests/commands/,test_remedies.py test_config_alone.py test_incomplete.py test_flipped_bits.py)
+
 laws: $(STAMP)
-	LAWS=all nice -n 15 $(BIN)/pytest -q -n 2 tests/journeys/test_converted_is_accepted.py
+	LAWS=all nice -n 15 $(BIN)/pytest -q -n 2 $(LAWS)
 
 engines: $(STAMP)
 	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel

@@ -14,6 +14,7 @@ from qbridge.commands.checkpoint import Checkpoint
 from qbridge.commands.checkpoint import open_checkpoint as open
 from qbridge.commands.cleaning import Cleaning, clean
 from qbridge.commands.conversion import convert
+from qbridge.commands.explanation import Explanation, explain
 from qbridge.commands.inspection import Inspection, inspect
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.restoration import restore
@@ -52,6 +53,7 @@ __all__ = [
     "Checkpoint",
     "Cleaning",
     "Exactness",
+    "Explanation",
     "Finding",
     "Findings",
     "Granularity",
@@ -69,6 +71,7 @@ __all__ = [
     "check",
     "clean",
     "convert",
+    "explain",
     "identical",
     "inspect",
     "list_formats",

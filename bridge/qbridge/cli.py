@@ -23,8 +23,11 @@ from rich.console import Console
 
 import qbridge
 from qbridge import render
-from qbridge.commands.arguments import bytes_of, memory_of, positive_sizes_of, prefixes_of, sizes_of
+from qbridge.commands.arguments import asked_text, bytes_of, memory_of, positive_sizes_of, prefixes_of, sizes_of
+from qbridge.commands.explanation import listing
+from qbridge.commands.names import format_names, target_names
 from qbridge.commands.words import (
+    About,
     Allow,
     CheckedSizes,
     DryRun,
@@ -44,6 +47,7 @@ from qbridge.commands.words import (
     Progressing,
     RenamePrefix,
     Source,
+    Text,
     V1Zeros,
     Version,
     value,
@@ -51,14 +55,12 @@ from qbridge.commands.words import (
 )
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import BUG, INTERRUPTED
-from qbridge.findings.finding import Finding, Findings, QBridgeError, error
-from qbridge.findings.hints import did_you_mean
-from qbridge.formats.registry import load, report_unusable
+from qbridge.findings.finding import Finding, Findings, QBridgeError
+from qbridge.formats.registry import report_unusable
 from qbridge.plan.distribution import namesake, qbridge_version
 from qbridge.plan.options import Options
 from qbridge.progress import KINDS
 from qbridge.progress import progress as progress_of
-from qbridge.targets.registry import codes
 from qbridge.targets.registry import report_unusable as report_unusable_targets
 from qbridge.write.writer import Advance
 
@@ -308,43 +310,34 @@ def _say_unusable(*reports: Callable[[Findings], None]) -> None:
 def formats(as_json: Json = False) -> None:
     """List the formats that can be read and written."""
     with _answering("formats", as_json):
-        found = [load(name) for name in qbridge.list_formats()]
         _say_unusable(report_unusable)
-        if as_json:
-            entries = [{"name": f.NAME, "aliases": f.ALIASES, "summary": f.SUMMARY} for f in found]
-            _print_json({"command": "formats", "formats": entries})
-        else:
-            render.table(_out(), [(" ".join((f.NAME, *f.ALIASES)), f.SUMMARY) for f in found])
+        _say(as_json, format_names(), render.names, ())
 
 
 @app.command(cls=Once)
 def targets(as_json: Json = False) -> None:
     """List what a checkpoint can be converted for."""
     with _answering("targets", as_json):
-        found = qbridge.list_targets()
         _say_unusable(report_unusable, report_unusable_targets)
-        if as_json:
-            entries = [{"name": t.name, "formats": t.formats, "summary": t.summary} for t in found]
-            _print_json({"command": "targets", "targets": entries})
-        else:
-            render.table(_out(), [(t.name, t.summary) for t in found])
+        _say(as_json, target_names(), render.names, ())
 
 
 @app.command(cls=Once)
 def explain(
-    code: Annotated[str, typer.Argument(metavar="CODE", help="For example QB015.")], as_json: Json = False
+    text: Text = None,
+    src: About = None,
+    as_json: Json = False,
 ) -> None:
-    """Explain a QB code: what it means, why it matters, the way out."""
+    """Explain a QB code, or what an engine that refused a checkpoint printed; without either, list both."""
     with _answering("explain", as_json):
-        entries = CATALOGUE if code.upper() in CATALOGUE else codes()  # no plugin is imported for one of ours
-        entry = entries.get(code.upper())
-        if entry is None:
-            raise error("QB030", code, help=did_you_mean(code.upper(), entries))
-        if as_json:
-            fields = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
-            _print_json({"command": "explain", **fields})
+        asked = asked_text(text, sys.stdin)
+        if asked is None:
+            _say(as_json, listing(), render.listing, ())
         else:
-            render.explanation(_out(), entry)
+            done = qbridge.explain(asked, src)
+            _say(as_json, done, render.explanation, ())
+            if not done.ok:
+                raise typer.Exit(1)
 
 
 @app.callback()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from qbridge.commands.cleaning import Cleaning
+from qbridge.commands.explanation import UNKNOWN, Explanation, Listing
 from qbridge.commands.inspection import Inspection
+from qbridge.commands.names import Names
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
+from qbridge.findings.hints import printable
 from qbridge.targets.gpus import gpu_of
 from qbridge.targets.serving import Served
 
@@ -36,8 +39,7 @@ def findings(console: Console, found: Sequence[Finding], outcome: str = "") -> N
 
 
 def _shown(text: str, style: str = "") -> Text:
-    """Text for a terminal: a name from a file moves no cursor, and one that is no text can still be printed."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), style)
+    return Text(printable(text), style)
 
 
 def _finding(console: Console, finding: Finding) -> None:
@@ -126,7 +128,8 @@ def _restructured(done: Report) -> list[tuple[str, str]]:
 
 
 def _serve(command: str) -> list[tuple[str, str]]:
-    return [("serve", command)] if command else []
+    """The command that serves a checkpoint, or the lines of Python that load it."""
+    return [("" if number else "serve", line) for number, line in enumerate(command.split("\n") if command else ())]
 
 
 def _padding(done: Report) -> list[tuple[str, str]]:
@@ -267,7 +270,7 @@ def _check_table(console: Console, done: CheckTable) -> None:
     _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *_serve(done.serve)])
 
 
-_PASTED = ("serve", "tp ")  # rows that hold a command
+_PASTED = ("serve", "check", "cure", "or", "tp ")  # rows that hold a command
 _HEAD = ("tp", "verdict", "backends", "kernels", "per GPU", "fits", "cheapest exact remedy")
 
 
@@ -303,8 +306,26 @@ def _columns(console: Console, rows: Sequence[Sequence[str]], shows: Sequence[bo
         console.print(Text(line, "" if number else "cyan"))
 
 
-def explanation(console: Console, entry: Code) -> None:
-    """One entry of the catalogue."""
+def explanation(console: Console, done: Explanation) -> None:
+    """One entry of the catalogue, or the messages of engines in a text."""
+    if done.code is not None:
+        _entry(console, done.code)
+    for number, meaning in enumerate(done.messages):
+        if number:
+            console.print()
+        _rows(console, meaning.rows)
+    if not done.ok:
+        console.print(Text(UNKNOWN))
+
+
+def listing(console: Console, known: Listing) -> None:
+    """Every code, then every message of an engine."""
+    _rows(console, [(entry.code, entry.title) for entry in known.codes])
+    console.print()
+    _rows(console, [(f"{message.origin} {message.versions}", message.words) for message in known.messages])
+
+
+def _entry(console: Console, entry: Code) -> None:
     console.print(Text(f"{entry.code}: {entry.title}", "bold"))
     rows = [
         ("what", entry.what),
@@ -317,9 +338,9 @@ def explanation(console: Console, entry: Code) -> None:
     _rows(console, rows)
 
 
-def table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+def names(console: Console, done: Names) -> None:
     """Names and what they are."""
-    _rows(console, list(rows))
+    _rows(console, done.rows)
 
 
 def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:

@@ -16,14 +16,15 @@ model_executor/layers/quantization/inc.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from qbridge.architecture.names import module_of
-from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
+from qbridge.architecture.quantization_block import NO_BLOCK, Block, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import (
     first_of,
     multiples,
@@ -47,6 +48,7 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as _awq_layers
 from qbridge_formats._shared import float8_blocks as _float8
 from qbridge_formats._shared import gptq_linear as _gptq_layers
+from qbridge_formats._shared.assumed_integers import assumed_linear, require
 from qbridge_formats._shared.gptq_linear import Scheme, Zeros, modules_of, zero_biases
 from qbridge_formats._shared.gptq_lists import within_layer
 from qbridge_formats._shared.scope import Scope
@@ -80,14 +82,7 @@ def read(source: Source, findings: Findings) -> Model:
     found_block = find_block(source.config) or NO_BLOCK
     key_path, block = found_block.key, found_block.raw
     packing = _packing_format(block)
-    kinds = (("bits", int), ("group_size", int), ("sym", bool))
-    faults = [key for key, kind in kinds if type(block.get(key)) is not kind]
-    for key in faults:
-        findings.add("QB013", f"{key_path}.{key}", (f"it is {block.get(key)!r}",))
-    if packing not in (*_ZEROS, AWQ) or block.get("data_type", "int") != "int":
-        findings.add("QB101", key_path, (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
-    if block.get("rotation_config"):
-        findings.add("QB102", f"{key_path}.rotation_config")
+    _check_block(found_block, findings)
     if findings.errors:
         return assemble(NAME, source, {}, {}, Findings())
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
@@ -95,7 +90,8 @@ def read(source: Source, findings: Findings) -> Model:
     modules = modules_of(source)
     empty = zero_biases(source, modules)
     scope = Scope.of(key_path, modules)
-    matched = _matched(source, block, modules, scope)
+    stored = {*modules, *(module_of(name)[0] for name in source.tensors)}
+    matched = _matched(stored, block, modules, scope)
     for module in modules:
         try:
             scheme, skipped = _scheme(block, scope.names(module), matched)
@@ -115,6 +111,49 @@ def read(source: Source, findings: Findings) -> Model:
             refused.add(module)
     config = without_quantization(source.config)
     return assemble(NAME, source, config, found, findings, refused=refused)
+
+
+def _check_block(found_block: Block, findings: Findings) -> None:
+    """Findings for a block that says too little (QB013), another packing or data type (QB101), or more (QB102)."""
+    key_path, block, packing = found_block.key, found_block.raw, _packing_format(found_block.raw)
+    for key, kind in (("bits", int), ("group_size", int), ("sym", bool)):
+        if type(block.get(key)) is not kind:
+            findings.add("QB013", f"{key_path}.{key}", (f"it is {block.get(key)!r}",))
+    if packing not in (*_ZEROS, AWQ) or block.get("data_type", "int") != "int":
+        findings.add("QB101", key_path, (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
+    if block.get("rotation_config"):
+        findings.add("QB102", f"{key_path}.rotation_config")
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: the linears of the blocks that it names, by the model's scheme and extra_config.
+
+    ValueError for a block that `read` refuses, and for floats in extra_config, whose scales only tensors show.
+    """
+    found_block, findings = find_block(config) or NO_BLOCK, Findings()
+    block = found_block.raw
+    if found_block.method not in _METHODS:
+        return None
+    _check_block(found_block, findings)
+    require(block, findings)
+    if any(_is_float(entry) for entry in _extra(block).values()):
+        raise ValueError("extra_config has linears of floats")
+    scope = Scope.of(found_block.key, names)
+    matched = _matched(names, block, names, scope)
+    schemes = {name: _scheme(block, scope.names(name), matched) for name in _in_blocks(block, names)}
+    return {name: assumed_linear(scheme) for name, (scheme, skipped) in schemes.items() if not skipped}
+
+
+def _is_float(entry: Any) -> bool:
+    return isinstance(entry, dict) and not _skips(entry) and str(entry.get("data_type", "int")) != "int"
+
+
+def _in_blocks(block: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The linears in block_name_to_quantize, a list or names with commas; all where none is there by that name."""
+    listed = block.get("block_name_to_quantize")
+    blocks = listed.split(",") if isinstance(listed, str) else listed if isinstance(listed, list) else []
+    starts = tuple(f"{entry}.".replace(" ", "") for entry in blocks)
+    return [name for name in names if name.startswith(starts)] or list(names)
 
 
 def _inputs(
@@ -160,9 +199,8 @@ def _extra(block: Mapping[str, Any]) -> Mapping[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
-def _matched(source: Source, block: Mapping[str, Any], modules: list[str], scope: Scope) -> Matches:
+def _matched(stored: Iterable[str], block: Mapping[str, Any], modules: Sequence[str], scope: Scope) -> Matches:
     """What the keys of extra_config match that are no names themselves; AutoRound lists every module that differs."""
-    stored = {*modules, *(module_of(name)[0] for name in source.tensors)}
     known = {name for module in stored for name in scope.names(module)}
     return scope.matches((key for key in _extra(block) if key not in known), modules, whole=True)
 

@@ -24,14 +24,15 @@ transformers 4.51.3, integrations/awq.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.quantization_block import without_quantization
+from qbridge.architecture.quantization_block import find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import (
     first_of,
     group_sizes,
@@ -51,8 +52,10 @@ from qbridge.ir.model import Model
 from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
 from qbridge_formats._shared import awq_linear as layers
+from qbridge_formats._shared.assumed_integers import assumed_linear
 from qbridge_formats._shared.awq_linear import FAST, GEMM, LLM_AWQ, STREAM, VERSIONS, is_awq_shaped
-from qbridge_formats._shared.config_block import merged_config
+from qbridge_formats._shared.config_block import merged_config, renamed, says_marlin
+from qbridge_formats._shared.gptq_linear import Scheme
 from qbridge_formats._shared.skip_lists import source_entries, substring_entries
 
 NAME = "awq"
@@ -125,6 +128,19 @@ def read(source: Source, findings: Findings) -> Model:
         findings.add("QB026", list(found))
     plain = without_quantization(source.config)
     return assemble(NAME, source, plain, found, findings, refused=refused)
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: one scheme, for every linear whose name holds no entry of modules_to_not_convert."""
+    block = find_block(config)
+    if block is None or block.method != NAME or says_marlin(block.raw):
+        return None
+    raw = renamed(block.raw, _ALIASES)
+    entries = raw.get("modules_to_not_convert")
+    skipped = [str(entry) for entry in entries] if isinstance(entries, list) else []
+    scheme = Scheme(raw.get("bits", 4), raw.get("group_size", _DEFAULT_GROUP), raw.get("zero_point") is False)
+    linear = assumed_linear(scheme)
+    return {name: linear for name in names if not any(entry in name for entry in skipped)}
 
 
 layout = layers.layout

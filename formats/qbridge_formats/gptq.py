@@ -16,13 +16,14 @@ nn_modules/qlinear, quantization/config.py and utils/model.py; auto-gptq 0.7.1, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.quantization_block import without_quantization
+from qbridge.architecture.quantization_block import Block, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import (
     first_of,
     multiples,
@@ -41,9 +42,13 @@ from qbridge.ir.model import Model
 from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
 from qbridge_formats._shared import gptq_linear as layers
+from qbridge_formats._shared.assumed_integers import assumed_linear, require
+from qbridge_formats._shared.config_block import renamed, says_marlin
+from qbridge_formats._shared.gptq_config import ALIASES as KEYS
+from qbridge_formats._shared.gptq_config import CONFIG_FILES as CONFIG_FILES
 from qbridge_formats._shared.gptq_config import find_config, parse
 from qbridge_formats._shared.gptq_linear import ONES, Scheme, Zeros, is_gptq_shaped, modules_of, zero_biases
-from qbridge_formats._shared.gptq_lists import dynamic, in_blocks
+from qbridge_formats._shared.gptq_lists import dynamic, in_blocks, listed
 
 NAME = "gptq"
 SUMMARY = "GPTQ of GPTQModel, AutoGPTQ, AutoRound: 2, 3, 4 and 8 bits, zero-points of version 1 and 2"
@@ -91,6 +96,27 @@ def read(source: Source, findings: Findings) -> Model:
             refused.add(module)
     config = without_quantization(source.config)
     return assemble(NAME, source, config, found, findings, refused=refused)
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: what `dynamic` and modules_in_block_to_quantize leave, with the overrides of `dynamic`.
+
+    Symmetric linears are those that it calls so; act-order is what desc_act says. ValueError for a block that `read`
+    refuses.
+    """
+    block = find_block(config)
+    if block is None or block.method != NAME or says_marlin(block.raw):
+        return None
+    findings, raw = Findings(), renamed(block.raw, KEYS)
+    parsed = parse(Block(block.key, raw), names, findings)
+    require(raw, findings)
+    if parsed is None:
+        return None
+    act_order = parsed.raw.get("desc_act") is True
+    others = parsed.checkpoint_format == "gptq" and "gptqmodel" not in parsed.producer
+    dialect = (("zeros", "v1"),) if others else ()
+    inside = [name for name in listed(parsed.raw, names) if not parsed.skips(name)]
+    return {name: assumed_linear(parsed.scheme_of(name), act_order, dialect) for name in inside}
 
 
 layout = layers.layout

@@ -15,7 +15,7 @@ model_executor/layers/quantization/utils/marlin_utils_test.py (marlin_weights).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from qbridge.codecs.arrays import ZEROS, Shuffled
 from qbridge.codecs.bits import BitPacked, Tiled
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
+from qbridge.formats.assumed import Assumed
 from qbridge.formats.common_rules import (
     first_of,
     group_sizes,
@@ -44,7 +45,9 @@ from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import Slot
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.source.reader import Source
-from qbridge_formats._shared.gptq_linear import zero_biases
+from qbridge_formats._shared.assumed_integers import assumed_linear
+from qbridge_formats._shared.config_block import says_marlin
+from qbridge_formats._shared.gptq_linear import Scheme, zero_biases
 
 NAME = "marlin"
 SUMMARY = "Marlin as IST-DASLab's code, AutoGPTQ and AutoAWQ serialize it: 4 bits, symmetric (vLLM up to 0.10.0)"
@@ -86,9 +89,7 @@ def _block(source: Source) -> Mapping[str, Any]:
 
 def _kind(source: Source) -> str | None:
     """Whose names the tensors have: AutoGPTQ's (gptq) or AutoAWQ's (awq); None if it is not Marlin."""
-    block = _block(source)
-    said = [str(block.get(key, "")).lower() for key in ("quant_method", "checkpoint_format", "format", "version")]
-    if "marlin" not in said and block.get("is_marlin_format") is not True:
+    if not says_marlin(_block(source)):
         return None
     return "gptq" if any(name.endswith(".B") for name in source.tensors) else "awq"
 
@@ -125,6 +126,15 @@ def read(source: Source, findings: Findings) -> Model:
             refused.add(module)
     config = without_quantization(source.config)
     return assemble(NAME, source, config, found, findings, refused=refused)
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
+    """From config.json alone: 4 bits, symmetric, in the groups that it names."""
+    raw = (find_block(config) or NO_BLOCK).raw
+    if not says_marlin(raw):
+        return None
+    linear = assumed_linear(Scheme(4, raw.get("group_size", _GROUP), True))
+    return dict.fromkeys(names, linear)
 
 
 def _spec(source: Source, module: str, kind: str, empty_bias: bool) -> Spec:

@@ -103,6 +103,8 @@ def _layers(source: Source, base: str) -> Iterator[Spec]:
         raise ValueError(f"blocks are {blocks.dtype}, scales {scales.dtype}, not U8")
     if len(shape) != 4 or shape[3] * 2 != GROUP or scales.shape != shape[:3] or 0 in shape:
         raise ValueError(f"blocks are {list(shape)}, scales {list(scales.shape)}")
+    if place_of(f"{block}.{shape[0] - 1}.{leaves[0]}") is None:
+        raise ValueError(f"{block} is no block of experts, or of more than any model has")
     if shape[1] % len(leaves):
         raise ValueError(f"{shape[1]} rows are not those of {' and '.join(leaves)}")
     if bias.shape != shape[:2] or not bias.dtype.is_float:

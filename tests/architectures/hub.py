@@ -35,13 +35,26 @@ SAID = {
     "Glm4MoeForCausalLM": {"head_dim": HEAD},
     "Glm4MoeLiteForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc"},
     "GlmMoeDsaForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Glm4vForConditionalGeneration": {"attention_bias": True},
     "Glm4vMoeForConditionalGeneration": {"head_dim": HEAD, "use_qk_norm": False},
     "Lfm2ForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2MoeForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2VlForConditionalGeneration": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
-    "LongcatFlashForCausalLM": {"mla_scale_kv_lora": True, "mla_scale_q_lora": True},
-    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD},
+    "LongcatFlashForCausalLM": {
+        **{"mla_scale_kv_lora": True, "mla_scale_q_lora": True, "zero_expert_type": "identity"},
+    },
+    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD, "scoring_func": "sigmoid"},
     "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
+}
+# Classes whose cases vLLM does not load though their tensors and block are right, and why.
+_PROCESSOR = "it asks for files of an image or audio processor before it loads, and none are written"
+UNJUDGED = {
+    **dict.fromkeys(("Glm46VForConditionalGeneration", "Kimi_K25ForConditionalGeneration"), _PROCESSOR),
+    **dict.fromkeys(("LightOnOcrForConditionalGeneration", "MllamaForConditionalGeneration"), _PROCESSOR),
+    "Qwen2_5OmniThinkerForConditionalGeneration": _PROCESSOR,
+    "Qwen3OmniMoeThinkerForConditionalGeneration": _PROCESSOR,
+    "Step3p7ForConditionalGeneration": "it reads a tower by the repository's keys, and transformers' class has others",
+    "VoxtralForConditionalGeneration": "it reads the audio tower of Mistral's own files alone",
 }
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
 TOWER = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")

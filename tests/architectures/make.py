@@ -2,6 +2,7 @@
 
 python tests/architectures/make.py OUT [NAME ...]     OUT/NAME/model and OUT/NAME/ref.safetensors; all without NAME
 python tests/architectures/make.py --list             names, classes and formats
+python tests/architectures/make.py OUT NAME --leave EXPRESSION    modules in which it is found are not quantized
 
 ref.safetensors holds, by module, what a dense checkpoint must hold: the exact values, rounded once to the model's
 dtype; of experts that dense checkpoints have fused by the tensor's name. The same call writes the same bytes.
@@ -40,6 +41,7 @@ ALIASES = frozenset({"BaiChuanForCausalLM", "BailingMoeV2ForCausalLM", "ChatGLMF
 # Classes whose experts tools leave in the tensors that they share, and what the names of other parts end in.
 STACKED = frozenset({"Llama4ForCausalLM", "Llama4ForConditionalGeneration"})
 ENDINGS = {"fp8-dynamic": "_scale", "modelopt-fp8": "_{}", "modelopt-nvfp4": "_{}"}
+NOTHING = "(?!)"  # an expression that is found nowhere
 TORCH = {"torch.bfloat16": "BF16", "torch.float32": "F32", "torch.float16": "F16", "torch.int64": "I64"}
 
 
@@ -105,14 +107,15 @@ def is_quantized(module, shape):
     )
 
 
-def build(architecture, kind, out):
-    """Write OUT/model and OUT/ref.safetensors."""
+def build(architecture, kind, out, leave=NOTHING):
+    """Write OUT/model and OUT/ref.safetensors; modules in which the expression `leave` is found are not quantized."""
     layout = FORMATS[kind]
     tensors, config, tables = hub.checkpoint(architecture)
     modules = {
         name.removesuffix(".weight"): shape for name, (shape, _) in tensors.items() if name.endswith(".weight")
     }
     quantized = [m for m, shape in modules.items() if kind != "mxfp4" and is_quantized(m, shape)]
+    quantized = [module for module in quantized if not re.search(leave, module)]
     stored, ref = {}, {}
     for name, (shape, dtype) in tensors.items():
         module = name.removesuffix(".weight")
@@ -214,6 +217,7 @@ def main(arguments):
     parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--leave", metavar="EXPRESSION", default=NOTHING, help="modules that are not quantized")
     asked = parser.parse_args(arguments)
     every = {case.name: case for case in cases()}
     if asked.list or asked.out is None:
@@ -222,7 +226,7 @@ def main(arguments):
     if unknown := [name for name in asked.names if name not in every]:
         parser.error(f"no case is called {', '.join(unknown)}")
     for name in asked.names or every:
-        every[name].build(asked.out / name)
+        every[name].build(asked.out / name, asked.leave)
     return 0
 
 

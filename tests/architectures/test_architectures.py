@@ -46,6 +46,10 @@ def test_every_class_has_cases():
     assert {case.format for case in CASES} == make.FORMATS.keys()
 
 
+def test_classes_that_no_engine_judges_are_made():
+    assert hub.UNJUDGED.keys() <= {case.architecture for case in CASES}
+
+
 @pytest.mark.parametrize("architecture", hub.REMOTE)
 def test_classes_of_code_on_the_hub_are_known_and_complete(architecture):
     tensors, config, _ = hub.checkpoint(architecture)

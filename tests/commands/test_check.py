@@ -497,6 +497,14 @@ def test_a_size_that_no_model_has_is_refused_by_its_key(tmp_path, key, value):
     assert finding["code"] == "QB262" and finding["facts"] == [f"{key} is {value}"]
 
 
+@pytest.mark.parametrize("sizes", [{"head_dim": 2**31 - 1}, {"head_dim": 2**30}])
+def test_sizes_that_make_no_linear_are_refused(tmp_path, sizes):
+    src = bare(tmp_path)
+    edit_json(src / "config.json", lambda config: config.update(sizes))
+    (finding,) = answer(src, "--for", "vllm", rc=1)["findings"]
+    assert finding["code"] == "QB262" and "features are 1 to" in finding["facts"][0]
+
+
 @pytest.mark.parametrize(
     ("architecture", "key"), [("DeepseekV2ForCausalLM", "kv_lora_rank"), ("MixtralForCausalLM", "num_local_experts")]
 )

@@ -1,10 +1,18 @@
-"""check from config.json alone, in every format: what it assumes, and that it claims no more than it can know."""
+"""check from config.json alone, in every format: what it assumes, and that it claims no more than it can know.
+
+LAWS=all compares every fixture for every target; LAWS=<seed> another sample.
+"""
 
 from __future__ import annotations
+
+import os
+import random
+import shutil
 
 import pytest
 
 import qbridge
+from goldens import ALLOW
 from qbridge.formats.assumed import assumed_model
 from qbridge.source.folder import Folder
 from support import ROOT, cli, copy_fixture, edit_json
@@ -58,6 +66,54 @@ def test_it_is_no_more_generous_than_the_checkpoint(case, target, tmp_path):
     known = {f.code for f in alone.findings if f.severity == "error"}
     assert refused - known <= {*alone.needs_tensors, *alone.needs_values, "QB287"}
     assert alone.assumed and "QB263" in alone.needs_tensors and not whole.needs_tensors
+
+
+TARGETS = ("vllm", "vllm@0.23.0", "vllm@0.5.4", "vllm-gptq", "lmdeploy", "lmdeploy@0.6.2", "lmdeploy-turbomind")
+TARGETS += ("transformers", "gptqmodel")
+SEED = os.environ.get("LAWS", "20261201")
+PAIRS = [
+    (str(path.parent.relative_to(ROOT / "fixtures")), target)
+    for path in sorted(ROOT.glob("fixtures/*/*/model"))
+    for target in TARGETS
+]
+# Linears that lists leave out or make otherwise, ordered inputs, and a kv cache of integers.
+ALWAYS = [
+    ("auto_round/llama_mixed", "vllm"),
+    ("auto_round/llama_odd_bits_sym", "vllm"),
+    ("auto_round/llama_regex", "vllm"),
+    ("awq/qwen2_gemm_skipped", "lmdeploy"),
+    ("compressed_tensors/llama_kv_int8", "vllm"),
+    ("compressed_tensors/llama_w4a16_g_idx", "vllm"),
+    ("gptq/llama_autogptq_asym", "gptqmodel"),
+    ("gptq/llama_autoround_mixed", "vllm-gptq"),
+    ("gptq/llama_desc_act", "vllm-gptq"),
+    ("marlin/llama_autoawq", "vllm"),
+    ("marlin/llama_autogptq", "vllm-gptq"),
+]
+SAMPLE = PAIRS if SEED == "all" else [*ALWAYS, *random.Random(SEED).sample(PAIRS, 20)]
+
+
+def verdict(src, target, tp, gpu, allow):
+    """(the answer of check, the codes of its errors)."""
+    try:
+        answer = qbridge.check(src, target, tp, gpu, allow=allow)
+    except qbridge.QBridgeError as error:
+        return None, {finding.code for finding in error.findings}
+    return answer, {finding.code for finding in answer.findings if finding.severity == "error"}
+
+
+@pytest.mark.parametrize(("fixture", "target"), SAMPLE, ids=lambda value: value.replace("/", "-"))
+def test_its_yes_is_refused_by_nothing_but_what_it_says_it_cannot_know(fixture, target, tmp_path):
+    src = ROOT / "fixtures" / fixture / "model"
+    if not (src / "config.json").is_file():
+        return
+    shutil.copy(src / "config.json", tmp_path)
+    allow = ALLOW.get(fixture.rpartition("/")[2], ())
+    for tp, gpu in ((1, "sm80"), (2, "sm80"), (1, "sm90"), (2, "sm90")):
+        answer, _ = verdict(tmp_path, target, tp, gpu, allow)
+        if answer is not None and answer.ok:
+            _, refused = verdict(src, target, tp, gpu, allow)
+            assert refused <= {*answer.needs_tensors, *answer.needs_values}
 
 
 def test_what_it_cannot_know_is_said_and_is_no_yes(tmp_path):

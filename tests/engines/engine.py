@@ -18,7 +18,7 @@ def ask(environment: str, driver: str, checkpoint: Path, *options: object) -> di
     """The JSON report of one driver run; fails the test if the driver itself breaks."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = [environments.python(environment), HERE / "drivers" / driver, checkpoint, *options, "--json", report]
+        words = [environments.chosen(environment), HERE / "drivers" / driver, checkpoint, *options, "--json", report]
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(report.read_text())

@@ -43,6 +43,14 @@ SMOKE_TESTS = {
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)
+# Variables that name an interpreter to take instead of an environment's. transformers is tried in llm-compressor's,
+# which has the version that the target is for.
+VARIABLES = {
+    "QBRIDGE_PYTHON_VLLM": "vllm",
+    "QBRIDGE_PYTHON_LMDEPLOY": "lmdeploy-0.18.0",
+    "QBRIDGE_PYTHON_SGLANG": "sglang",
+    "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",
+}
 # Tools that exist as source only. They are built against the environment's torch, without CUDA kernels.
 SOURCES = {"autoawq": "autoawq==0.2.9", "gptqmodel": "gptqmodel==7.7.0"}
 SETTINGS = {
@@ -55,6 +63,13 @@ SETTINGS = {
 def root() -> Path:
     """Folder that holds all environments."""
     return Path(os.environ.get("QBRIDGE_ENGINES") or Path.home() / ".cache" / "qbridge-engines").expanduser()
+
+
+def chosen(name: str) -> Path:
+    """The interpreter that a variable names, `QBRIDGE_PYTHON_VLLM` for `vllm`, or else that of environment `name`."""
+    variable = next((variable for variable, made in VARIABLES.items() if made == name), "")
+    given = os.environ.get(variable)
+    return Path(given).expanduser() if given else python(name)
 
 
 def python(name: str) -> Path:

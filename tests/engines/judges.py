@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,24 +14,12 @@ import environments
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "bridge/qbridge/targets"
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
-ENVIRONMENTS = {
-    "vllm": "vllm",
-    "lmdeploy": "lmdeploy-0.18.0",
-    "sglang": "sglang",
-    "transformers": "llm-compressor",
-}
 PACKED = {"I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
 
 
 def interpreter(engine: str, pythons: Mapping[str, str]) -> str:
-    """The Python that has an engine: as it is given, or in QBRIDGE_PYTHON_VLLM and its like, or of its environment.
-
-    The transformers of llm-compressor's environment is the version that the target is for.
-    """
-    given = pythons.get(engine) or os.environ.get(f"QBRIDGE_PYTHON_{engine.upper()}")
-    if given:
-        return given
-    return str(environments.python(ENVIRONMENTS[engine]))
+    """The Python that has an engine: as given, or that of QBRIDGE_PYTHON_VLLM and its like, or its environment's."""
+    return pythons.get(engine) or str(environments.chosen(environments.VARIABLES[f"QBRIDGE_PYTHON_{engine.upper()}"]))
 
 
 def judge(

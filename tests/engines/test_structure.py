@@ -49,9 +49,9 @@ def test_both_names_of_a_multimodal_model_are_loaded(engine, made, tmp_path):
         assert pairs and qbridge.verify(source, other).same and qbridge.verify(source, back).same
         checkpoints.append((source, other, back))
     reports = judges.judge(engine, [path for paths in checkpoints for path in paths])
-    for paths in checkpoints:  # what transformers saves is not always what vLLM loads
+    for paths in checkpoints:  # what transformers saves is not always what vLLM loads, nor its list what either reads
         own, renamed, back = (faults(reports[str(path)]) for path in paths)
-        assert renamed in (("clean", ""), own) and back == own
+        assert {renamed, back} <= {("clean", ""), own}
 
 
 def test_a_grafted_head_is_no_parameter_too_many(tmp_path):

@@ -26,7 +26,18 @@ from qbridge.testing.strategies import random_layer
 from qbridge.write import jobs
 from qbridge.write.budget import Effort
 from qbridge_formats import compressed_tensors, modelopt, mxfp4
-from support import ROOT, SINGLE, codes, copy_fixture, edit_json, edit_quantization, facts, refusal
+from support import (
+    ROOT,
+    SINGLE,
+    codes,
+    copy_fixture,
+    edit_header,
+    edit_json,
+    edit_quantization,
+    facts,
+    places,
+    refusal,
+)
 from test_conversion import assert_same_tensors
 
 FIXTURE = ROOT / "fixtures/mxfp4/gpt_oss"
@@ -427,3 +438,12 @@ def test_what_is_no_slice_is_refused():
             checkpoint.source.split({name: (2,)})
         checkpoint.source.split({name: ()})
         assert name not in checkpoint.source.tensors and checkpoint.source.tensors[f"{name}[63]"].shape == ()
+
+
+@pytest.mark.parametrize("block", ["mlp", "mlp.expert", "mlp.experts.0", "mlp.experts.experts.x"])
+def test_fused_tensors_below_no_block_of_experts_are_refused(tmp_path, block):
+    src = copy_fixture(tmp_path, "mxfp4/gpt_oss")
+    there = f"model.layers.0.{block}"
+    edit_header(src / SINGLE, lambda header: {name.replace(EXPERTS, there): entry for name, entry in header.items()})
+    found = refusal(src, 3, "QB016", "vllm")
+    assert {f"{there}.gate_up_proj", f"{there}.down_proj"} <= places(found["QB016"])

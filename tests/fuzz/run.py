@@ -38,7 +38,7 @@ with atheris.instrument_imports(
     for _name in qbridge.list_formats():
         qbridge.formats.load(_name)
 
-from fuzz import inputs
+from fuzz import inputs, mutations
 
 LIMIT = 10  # seconds of CPU time for one input; the slowest honest ones compile a kernel
 MEMORY = 16 << 30  # of addresses: an allocation as large as a header claims fails here
@@ -114,7 +114,7 @@ def fuzz(wanted: argparse.Namespace, home: Path, run: Run) -> None:
         place.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(inputs.seeds() if wanted.target == "folder" else inputs.header_seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)
-    mutator = inputs.Mutator(lambda text, size: atheris.Mutate(text, size))
+    mutator = mutations.Mutator(lambda text, size: atheris.Mutate(text, size))
     signal.signal(signal.SIGPROF, hang)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     flags = [f"-max_total_time={wanted.seconds}", f"-max_len={LONGEST}", "-timeout=120", "-rss_limit_mb=4096"]

@@ -1,4 +1,4 @@
-"""What `convert` calls done for a target, `check` accepts for it: a sample by a seed, all by `make laws`.
+"""What `convert` calls done for a target, `check` accepts on every GPU: a sample by a seed; all by `make laws`.
 
 LAWS=all runs every fixture and every made checkpoint, LAWS=<seed> another sample.
 """
@@ -23,6 +23,7 @@ PAIRS = [(fixture, target) for fixture in FIXTURES for target in (*TARGETS, *OLD
 ALWAYS = [
     ("compressed_tensors/llama_lm_head", "vllm"),
     ("compressed_tensors/llama_w5a16", "vllm@0.23.0"),
+    ("compressed_tensors/llama_w3a16", "vllm"),  # of two ranks, words of 3 bits
     ("compressed_tensors/llama_w2a16", "vllm@0.5.4"),
     ("compressed_tensors/llama_w4a16_asym", "vllm@0.5.4"),
     ("awq/llama_gptqmodel_8bit", "vllm@0.23.0"),
@@ -34,14 +35,18 @@ MADE = ["Jamba-fp8-dynamic", "Gemma3_cg-w4a16", "Qwen3Moe-awq", "Qwen2-gptq", "Q
 ALLOWED = ("assumed-activations", "drop-activation-details", "drop-kv-scales", "rounded", "unknown-tensors")
 
 
-def refusals(src, dst, target, allow=()):
-    """The errors with which `check` refuses what `convert` wrote; none where it refuses to convert."""
+def refusals(src, dst, target, allow=(), tp=1):
+    """The errors with which `check` refuses what `convert` wrote on each GPU; none where it refuses to convert."""
     try:
-        qbridge.convert(src, dst, target, allow={*ALLOWED, *allow}, jobs=1, proof=False)
+        qbridge.convert(src, dst, target, tp=tp, allow={*ALLOWED, *allow}, jobs=1, proof=False)
     except qbridge.QBridgeError:
         return []
+    return [error for gpu in ("sm80", "sm90") for error in errors(dst, target, tp, gpu)]
+
+
+def errors(dst, target, tp, gpu):
     try:
-        answer = qbridge.check(dst, target)
+        answer = qbridge.check(dst, target, tp, gpu)
     except qbridge.QBridgeError as error:
         return [str(finding) for finding in error.findings]
     return [] if answer.ok else [str(finding) for finding in answer.findings if finding.severity == "error"]
@@ -51,10 +56,11 @@ def test_what_is_allowed_are_words_that_there_are():
     assert set(ALLOWED) <= WORDS.keys()
 
 
+@pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize(("fixture", "target"), SAMPLE, ids=lambda value: value.replace("/", "-"))
-def test_a_converted_fixture_is_accepted(fixture, target, dst):
+def test_a_converted_fixture_is_accepted(fixture, target, tp, dst):
     allow = ALLOW.get(fixture.rpartition("/")[2], ())
-    assert refusals(ROOT / "fixtures" / fixture / "model", dst, target, allow) == []
+    assert refusals(ROOT / "fixtures" / fixture / "model", dst, target, allow, tp) == []
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -92,9 +92,10 @@ LEAVES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn
 LEAVES += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 COUNT = 36_000
 NAMES = [f"model.layers.{n // 7}.{LEAVES[n % 7]}" for n in range(COUNT)]
+SIZES = {"bits": 4, "group_size": 128}
 BLOCKS = {
-    "gptq": {"quant_method": "gptq", "bits": 4},
-    "awq without a list": {"quant_method": "awq", "bits": 4},
+    "gptq": {"quant_method": "gptq", **SIZES, "desc_act": False, "sym": True},
+    "awq without a list": {"quant_method": "awq", **SIZES, "zero_point": True, "version": "gemm"},
     "names for targets": {
         "quant_method": "compressed-tensors",
         "config_groups": {"a": {"targets": NAMES[: COUNT // 2]}, "b": {"targets": NAMES[COUNT // 2 :]}},
@@ -104,7 +105,7 @@ BLOCKS = {
         **{"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
         **{"quantized_layers": {name: {} for name in NAMES}, "ignore": [f"tower.{n}" for n in range(1000)]},
     },
-    "auto-round by layer": {"quant_method": "auto-round", "extra_config": {name: {"bits": 4} for name in NAMES}},
+    "auto-round by layer": {"quant_method": "auto-round", **SIZES, "extra_config": {n: {"bits": 4} for n in NAMES}},
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import qbridge
-from qbridge.formats.rules import LayerRule
+from qbridge.formats.rules import LayerRule, ModelRule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
@@ -255,3 +255,35 @@ def test_small_groups_that_no_kernel_of_vllm_has(bits, symmetric, size, dtype, s
     rules = find_target("vllm").choice_of("compressed-tensors").rules
     said = [rule for rule in rules if rule.code == "QB220" and hasattr(rule, "fix") and rule.check(spec, model)]
     assert (not said) is served
+
+
+@pytest.mark.parametrize(
+    ("architecture", "target", "refused"),
+    [
+        ("Qwen3MoeForCausalLM", "vllm", True),
+        ("Qwen3VLMoeForConditionalGeneration", "vllm", True),
+        ("MixtralForCausalLM", "vllm", False),  # its class splits each expert and counts none
+        ("Qwen3MoeForCausalLM", "lmdeploy", False),  # experts are counted for expert parallelism alone
+    ],
+)
+def test_more_ranks_than_experts_are_refused_where_the_class_counts_them(architecture, target, refused):
+    sizes = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
+    sizes |= {"num_hidden_layers": 1, "num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 1024}
+    sizes |= {"vocab_size": 1024, "intermediate_size": 1024}
+    model = Model("compressed-tensors", {"architectures": [architecture], **sizes}, {}, {}, {})
+    found = find_target(target)
+    choice = found.choices[0]
+    facts = {
+        tp: [
+            fact
+            for rule in found.limits(choice, (tp,))
+            if rule.code == "QB250" and isinstance(rule, ModelRule)
+            for problem in rule.check(model)
+            for fact in problem.facts
+        ]
+        for tp in (4, 8)
+    }
+    assert facts[4] == []
+    assert [fact for fact in facts[8] if "routed experts" in fact] == (
+        ["4 routed experts, and the class wants no more ranks than experts (tp 8)"] if refused else []
+    )

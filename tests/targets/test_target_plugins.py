@@ -25,6 +25,7 @@ from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.plan.output_files import plan_shards
 from qbridge.targets.blocks import BlockLimits
 from qbridge.targets.fusion import Fusion
+from qbridge.targets.messages import Cure, Message
 from qbridge.targets.parallel import Parallel
 from qbridge.targets.registry import builtin, find_target, targets
 from qbridge.testing import check_target
@@ -83,6 +84,10 @@ BROKEN = {
     "a code of ours": (TOY.replace("TOY-002", "QB250"), "QB250 is not a code of its own, such as TOY-001"),
     "a code of others": (TOY.replace("TOY-002", "OTHER-002"), "OTHER-002 is not a code of its own, such as TOY-001"),
     "a code that nobody explains": (TOY.replace('ModelRule("TOY-002"', 'ModelRule("TOY-009"'), "explains TOY-009"),
+    "a message that is none": (
+        TOY.replace("codes=CODES", "codes=CODES, messages=(('x', 'y'),)"),
+        "is no qbridge.targets",
+    ),
     "a word of --allow": (TOY.replace('severity="note"', 'allow="everything"'), "no word of --allow is everything"),
 }
 
@@ -151,6 +156,28 @@ def test_its_codes_are_explained(program):
     assert done.returncode == 0 and done.stdout.startswith("TOY-001: toy has groups of 16\n"), done.stderr
     missing = program(TOY, "explain", "TOY-003")
     assert missing.returncode == 2 and "TOY-001" in missing.stderr
+
+
+MESSAGES = """
+MESSAGES = (
+    Message("toy wants groups of 16, not of {group:number}", engine="toy", versions="1.4 to 1.5",
+            source="toy 1.5, loader.py", cause="Groups of {group}.",
+            cure=(Cure("toy", "--regroup {half}"), Cure("toy")),
+            derive=lambda values: {"half": str(int(values["group"]) // 2)}),
+)
+"""
+TALKING = TOY.replace("TARGETS =", f"{MESSAGES}TARGETS =").replace("codes=CODES", "codes=CODES, messages=MESSAGES")
+TALKING = TALKING.replace(
+    "from qbridge.targets import", "from qbridge.targets.messages import Cure, Message\nfrom qbridge.targets import"
+)
+
+
+def test_its_messages_are_explained(program):
+    done = program(TALKING, "explain", "toy wants groups of 16, not of 64")
+    assert done.returncode == 0 and "qbridge convert SRC DST --to toy --regroup 32" in done.stdout, done.stderr
+    assert "toy 1.4 to 1.5" in program(TALKING, "explain").stdout
+    raising = program(TALKING.replace("// 2", "// 0"), "explain", "toy wants groups of 16, not of 64")
+    assert raising.returncode != 70 and "QB032" in raising.stderr and "ZeroDivisionError" in raising.stderr
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -226,6 +253,14 @@ def _choice(**changes):
     return replace(target, choices=(replace(target.choices[0], **changes),))
 
 
+GROUPS = Message(
+    "toy wants groups of 16, not of {group:number}",
+    engine="toy",
+    versions="1.5",
+    source="toy 1.5, loader.py",
+    cause="Groups of {group}.",
+    cure=(Cure("toy"),),
+)
 BAD = {
     "no version": (lambda: replace(toy(), name="toy"), "engine@version"),
     "no format": (lambda: _choice(format=named("no-such-format")), "no-such-format|there is no such name"),
@@ -239,8 +274,14 @@ BAD = {
         lambda: replace(toy(), codes=(*toy().codes, replace(find_target("vllm").codes[0], title="mine"))),
         "is not a code of its own",
     ),
-    "no pattern": (lambda: replace(toy(), messages=(("(", "TOY-001"),)), "is not a regular expression"),
-    "no meaning": (lambda: replace(toy(), messages=(("KeyError", "QB299"),)), "no entry explains 'QB299'"),
+    "no words": (lambda: replace(toy(), messages=(replace(GROUPS, text="{group:word}"),)), "has no words of its own"),
+    "two readings": (
+        lambda: replace(toy(), messages=(replace(GROUPS, text="groups {a}{group}"),)),
+        "is not recognised",
+    ),
+    "no release": (lambda: replace(toy(), messages=(replace(GROUPS, source="toy"),)), "cites no version"),
+    "no way out": (lambda: replace(toy(), messages=(replace(GROUPS, cure=()),)), "has no way out"),
+    "no value": (lambda: replace(toy(), messages=(replace(GROUPS, cause="{size}"),)), "has no value for"),
     "no prover": (lambda: replace(toy(), prover=Path("no/such.py")), "there is no no/such.py"),
     "no choice": (lambda: replace(toy(), choices=(), codes=()), "loads no format"),
 }
@@ -254,8 +295,7 @@ def test_laws_are_broken_by_a_broken_engine(kind):
 
 
 def test_messages_and_provers_are_part_of_a_target():
-    told = (("min_thread_k", "QB253"), ("no kernel image", "The wheel is for another GPU."))
-    check_target(replace(toy(), messages=told, prover=Path(__file__)))
+    check_target(replace(toy(), messages=(GROUPS,), prover=Path(__file__)))
     assert all(target.prover is None or target.prover.is_file() for target in builtin())
 
 

@@ -345,6 +345,16 @@ def test_a_head_that_is_built_without_its_name_is_in_no_list(name):
     assert said_of(name, {"quant_method": "compressed-tensors", "config_groups": groups}, plain=["lm_head"]) == {}
 
 
+@pytest.mark.parametrize(("part", "missed"), [("mamba", True), ("mixer", False)])
+def test_mixers_of_granite_are_listed_by_their_name_in_memory(part, missed):
+    groups = {"group_0": {"targets": ["Linear"]}}
+    ignore = [f"model.layers.0.{part}.in_proj"]
+    block = {"quant_method": "compressed-tensors", "ignore": ignore, "config_groups": groups}
+    mixer = "model.layers.0.mamba.in_proj"
+    found = said_of("GraniteMoeHybridForCausalLM", block, plain=[mixer])
+    assert found == ({"QB280": {mixer}} if missed else {})
+
+
 @pytest.mark.parametrize(("entry", "missed"), [("block_sparse_moe.gate", True), ("mlp.router", False)])
 def test_a_router_that_is_a_linear_in_memory_is_listed_by_its_name_there(entry, missed):
     block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [f"model.layers.0.{entry}"]}
@@ -388,13 +398,13 @@ def test_classes_that_build_the_head_unquantized_whatever_the_block_says(name):
     ],
 )
 def test_connectors_and_towers_that_a_list_misses(name, module, missed):
-    block = {"quant_method": "auto-round", "extra_config": {}}
+    block = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "extra_config": {}}
     assert said_of(name, block, plain=[module]) == ({"QB280": {module}} if missed else {})
 
 
 def test_a_tower_built_before_the_text_model_is_listed_by_what_it_is_built_into():
     tower = [f"model.vision_tower.encoder.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
-    block = {"quant_method": "fp8", "modules_to_not_convert": tower}
+    block = {"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": tower}
     assert said_of("LlavaOnevisionForConditionalGeneration", block, plain=tower) == {"QB280": set(tower)}
     assert said_of("LlavaNextVideoForConditionalGeneration", block, plain=tower) == {}
 

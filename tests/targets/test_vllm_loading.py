@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 from test_fused import model_of, problems
 from test_vllm_derivation import of_class, planted
 
+import make
 import qbridge
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.testing.strategies import NVFP4
-from support import copy_fixture, edit_json, facts, places
+from support import copy_fixture, edit_json, edit_quantization, facts, places
 
 QWEN = "Qwen3_5ForCausalLM"
 
@@ -43,6 +46,33 @@ def test_layers_that_config_json_does_not_name_are_those_of_the_class(name, kind
     assert "model.layers.0.self_attn" in places(stops(src)) and "layer_types" in facts(stops(src))
     edit_json(src / "config.json", lambda config: config.update(layer_types=["full_attention"] * 8))
     assert not stops(src)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_convert_names_the_layers_as_they_are_stored(nested, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    of_class(src, QWEN, model_type="qwen3_5_text")
+    if nested:
+        edit_json(src / "config.json", lambda config: config.update(text_config={**config}, model_type="qwen3_5"))
+    report = qbridge.convert(src, tmp_path / "out", "vllm", allow=["incomplete"])
+    assert "QB345" in {finding.code for finding in report.findings} and not stops(tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    holder = config["text_config"] if nested else config
+    assert holder["layer_types"] == ["full_attention"] * holder["num_hidden_layers"]
+    assert qbridge.verify(src, tmp_path / "out", allow=["incomplete"]).same
+    qbridge.restore(tmp_path / "out", tmp_path / "back", allow=["incomplete"])
+    assert "layer_types" not in (tmp_path / "back/config.json").read_text()
+    edit_json(src / "config.json", lambda config: config.update(layer_types=["linear_attention"] * 2))
+    assert nested or not qbridge.verify(src, tmp_path / "out", allow=["incomplete"]).same
+
+
+def test_a_layer_of_both_kinds_is_named_by_nobody(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    planted(src, "model.layers.0.linear_attn.out_proj")
+    of_class(src, QWEN, model_type="qwen3_5_text")
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(src, tmp_path / "out", "vllm", allow=["incomplete", "unknown-tensors"])
+    assert "QB291" in {finding.code for finding in refused.value.findings}
 
 
 INT8 = WeightScheme(8, Granularity.CHANNEL)
@@ -80,7 +110,7 @@ def test_fused_attention_of_bloom_is_reshaped_by_heads(format_name, weight, acti
     [
         ("AfmoeForCausalLM", "", {"n_group": 1, "route_norm": True, "score_func": "sigmoid", "topk_group": 1}),
         ("ChatGLMModel", "", {"original_rope": True}),
-        ("MiniMaxM2ForCausalLM", "", {"rotary_dim": 64}),
+        ("MiniMaxM2ForCausalLM", "", {"rotary_dim": 64, "scoring_func": "sigmoid"}),
         ("Lfm2VlForConditionalGeneration", "text_config", {"block_dim": 64, "conv_dim": 64}),
         ("Qwen3VLMoeForConditionalGeneration", "text_config", {"norm_topk_prob": True}),
         ("VoxtralForConditionalGeneration", "audio_config", {"downsample_factor": 4}),
@@ -109,3 +139,30 @@ def test_keys_of_indexers_are_decoded_from_some_float8_alone(format_name, weight
     names = ["model.layers.0.self_attn.indexer.wk"]
     model = model_of("DeepseekV32ForCausalLM", names, weight, activation)
     assert problems("vllm", format_name, "QB291", model) == set([] if taken else names)
+
+
+def bloom(folder, source):
+    """A Bloom whose float8 linears have one scale each, and dynamic activations."""
+    make.build("BloomForCausalLM", "fp8-dynamic", folder)
+    src = folder / "model"
+    tensors = load_file(src / "model.safetensors")
+    scales = {name: scale[:1, 0] for name, scale in tensors.items() if name.endswith(".weight_scale")}
+    save_file({**tensors, **scales}, src / "model.safetensors", {"format": "pt"})
+    if source == "fp8":
+        block = {"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}
+        edit_json(src / "config.json", lambda config: config.update(quantization_config=block))
+    else:
+        edit_quantization(src, lambda block: block["config_groups"]["group_0"]["weights"].update(strategy="tensor"))
+    assert places(stops(src))
+    return src
+
+
+@pytest.mark.parametrize("source", ["fp8", "compressed-tensors"])
+def test_one_scale_of_blooms_fused_attention_is_repeated_for_each_channel(source, tmp_path):
+    """The scale stays what it is for the other linears; activations are dynamic, as a static scale has one number."""
+    src = bloom(tmp_path, source)
+    report = qbridge.convert(src, tmp_path / "out", "vllm")
+    assert report.format == "compressed-tensors" and report.passes["broadcast"] >= 1
+    assert not stops(tmp_path / "out") and qbridge.verify(src, tmp_path / "out").same
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert qbridge.verify(src, tmp_path / "back").equal == 0

@@ -57,7 +57,10 @@ def assumed_model(storage: Storage) -> Model:
     weight = _scheme(block)
     if weight is None:
         raise error("QB262", storage.url, ("it does not say bits and group size",))
-    specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+    try:
+        specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
+    except ValueError as fault:  # sizes that are sound one by one, and multiply to dims that no linear has
+        raise error("QB262", storage.url, (str(fault),)) from fault
     return Model(_format(block), config, specs, {}, {})
 
 

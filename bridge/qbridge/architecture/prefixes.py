@@ -78,12 +78,18 @@ def inverse(pairs: Iterable[Prefix]) -> tuple[Prefix, ...]:
 
 
 _ENTRY = re.compile(r"((?:re:|[-+]:)?\^?)(.*)", re.DOTALL)
+_ROOT = re.compile(r"(\w+)(\\?\.|\$?$)")
 
 
-def renamed_entry(entry: str, pairs: Iterable[Prefix]) -> str:
-    """An entry of a block's list, a plain name or a pattern that begins with one, with its prefix replaced."""
+def renamed_entry(entry: str, pairs: Iterable[Prefix], roots: Collection[str] = ()) -> str:
+    """An entry of a block's list, a plain name or a pattern that begins with one, with its prefix replaced.
+
+    An empty prefix begins every name: an entry is one if its first part is one of `roots`, those of all modules.
+    """
     mark, body = _ENTRY.fullmatch(entry).groups()  # type: ignore[union-attr]  # it matches any text
     for old, new in sorted(pairs, key=lambda pair: -len(pair[0])):
+        if not old and (root := _ROOT.match(body)) and root[1] in roots:
+            return f"{mark}{new}{root[2] if root[2].endswith('.') else '.'}{body}"
         for spell, dot in ((str, "."), (lambda text: text.replace(".", r"\."), r"\.")):
             if body == spell(old) or (old and body.startswith(spell(old) + dot)):
                 rest = body[len(spell(old)) :]
@@ -91,19 +97,25 @@ def renamed_entry(entry: str, pairs: Iterable[Prefix]) -> str:
     return entry
 
 
-def renamed_lists(value: Any, pairs: Collection[Prefix], names: Collection[str] | None = None) -> Any:
-    """A JSON value whose lists, and keys of objects, have entries renamed; of `names` alone if they are given.
-
-    `names` are the modules that an entry of plain text must be one of.
-    """
+def renamed_names(value: Any, pairs: Collection[Prefix], names: Collection[str]) -> Any:
+    """A JSON value in whose lists each entry that is one of `names`, those of modules, is renamed."""
     if isinstance(value, Mapping):
-        keys = {key: renamed_entry(key, pairs) if names is None else key for key in value}
-        return {keys[key]: renamed_lists(entry, pairs, names) for key, entry in value.items()}
+        return {key: renamed_names(entry, pairs, names) for key, entry in value.items()}
     if isinstance(value, list):
         return [
-            renamed_entry(entry, pairs)
-            if isinstance(entry, str) and (names is None or entry in names)
-            else renamed_lists(entry, pairs, names)
+            renamed(entry, pairs) if isinstance(entry, str) and entry in names else renamed_names(entry, pairs, names)
+            for entry in value
+        ]
+    return value
+
+
+def renamed_lists(value: Any, pairs: Collection[Prefix], roots: Collection[str]) -> Any:
+    """A JSON value whose lists, and keys of objects, have entries renamed; `roots` are those of `renamed_entry`."""
+    if isinstance(value, Mapping):
+        return {renamed_entry(key, pairs, roots): renamed_lists(entry, pairs, roots) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [
+            renamed_entry(entry, pairs, roots) if isinstance(entry, str) else renamed_lists(entry, pairs, roots)
             for entry in value
         ]
     return value

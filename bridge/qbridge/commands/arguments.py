@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from qbridge.architecture.prefixes import Prefix, pairs_of
 from qbridge.plan.options import LEAST_MEMORY
@@ -11,6 +14,22 @@ from qbridge.plan.options import LEAST_MEMORY
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _LEAST_PLAIN = 10**6  # a smaller number without a unit is a size whose unit was forgotten
+
+
+def asked_text(words: Sequence[str] | None, stdin: TextIO | None) -> str | None:
+    """What `explain` is asked about: its words, or all that is piped in; None where there is neither."""
+    if words and list(words) != ["-"]:
+        return " ".join(words)
+    if stdin is None or not (words or _is_piped(stdin)):
+        return None
+    text = stdin.buffer.read().decode(errors="replace")
+    return text if words else text or None
+
+
+def _is_piped(stream: TextIO) -> bool:
+    """Whether a stream is a pipe or a file: what a terminal, or nobody, would write is not waited for."""
+    mode = os.fstat(stream.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def sizes_of(text: str) -> tuple[int, ...]:

@@ -251,7 +251,7 @@ class Remedies:
             "qbridge",
             "convert",
             shlex.quote(self.src),
-            shlex.quote(self._output(way)),
+            shlex.quote(new_folder(self.src, self.target.engine, *way.keyword)),
             "--to",
             self.target.name,
         ]
@@ -259,10 +259,11 @@ class Remedies:
         words += [f"--from {self.source}"] if self.source else []
         return " ".join((*words, *(f"--allow {word}" for word in sorted({*self.allow, *allow}))))
 
-    def _output(self, way: Way) -> str:
-        """A folder that is not there yet, named after the model and what it is for."""
-        base = "-".join((model_name(self.src), self.target.engine, *way.keyword))
-        return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
+
+def new_folder(src: str, *purpose: str) -> str:
+    """A folder that is not there yet, named after the model at `src` and what it is for."""
+    base = "-".join((model_name(src), *purpose))
+    return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
 
 
 def _is_conversion(entry: Advice) -> bool:

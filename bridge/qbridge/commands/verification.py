@@ -17,6 +17,7 @@ import numpy as np
 from qbridge.architecture.config import COMPUTE_DTYPE, meaning
 from qbridge.architecture.expected import judge
 from qbridge.architecture.growth import follow
+from qbridge.architecture.mixers import with_layer_types
 from qbridge.architecture.names import natural
 from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode
@@ -107,7 +108,7 @@ def verify(
 
 
 def _compare_configs(left: Checkpoint, right: Checkpoint, pads: bool, findings: Findings) -> None:
-    configs = left.model.config, right.model.config
+    configs = with_layer_types(left.model)[0].config, with_layer_types(right.model)[0].config
     if pads:  # sizes of MLPs follow the layers, which are compared by themselves
         own = follow(configs[0], left.model.specs), follow(configs[1], right.model.specs)
         for config, followed in zip(configs, own, strict=True):

@@ -70,6 +70,14 @@ RenamePrefix = Annotated[
 Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
 Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
 
+Text = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CODE|MESSAGE]...", help="For example QB015, or a line of a log; - reads a whole log."),
+]
+About = Annotated[
+    Path | None, typer.Option("--src", metavar="SRC", help="The checkpoint that the commands are about.")
+]
+
 
 class Once(TyperCommand):
     """A command whose options of one value are given at most once: the last of two would win in silence."""

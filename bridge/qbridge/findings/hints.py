@@ -1,4 +1,4 @@
-"""The nearest name to one that is not known."""
+"""The nearest name to one that is not known, and names that can be printed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ MOST = 40  # names in a line
 def folded(name: str) -> str:
     """A name as names are compared: letters of any case, - and _ alike."""
     return name.strip().lower().replace("_", "-")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: a name from a file moves no cursor, and one that is no text can still be printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:

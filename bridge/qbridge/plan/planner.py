@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
 from qbridge.architecture.growth import follow, growth
+from qbridge.architecture.mixers import with_layer_types
 from qbridge.findings.finding import Finding, Findings
 from qbridge.formats.protocol import Format
 from qbridge.formats.rules import Broken, ModelRule, Rule, ValueRule, broken, without_fix
@@ -234,6 +235,14 @@ def _derive(plan: Plan, findings: Findings) -> None:
         findings.add(code, problem.where, problem.facts, problem.help, mild=problem.mild)
 
 
+def _with_asked_config(model: Model, options: Options, findings: Findings) -> Model:
+    """The model whose config has the dtype that is asked for, and names layers that no class would guess (QB345)."""
+    model, named = with_layer_types(model)
+    if named:
+        findings.add("QB345", named, ("as the tensors of each layer are",))
+    return replace(model, config=as_dtype(model.config, options.dtype)) if options.dtype else model
+
+
 def best_plan(
     source: Source,
     model: Model,
@@ -247,8 +256,7 @@ def best_plan(
     `recorded` gives, for a format, where its layers lead back to. The plan's `because` says why it is this format.
     Each format is drafted once, however often it is looked at.
     """
-    if options.dtype:
-        model = replace(model, config=as_dtype(model.config, options.dtype))
+    model = _with_asked_config(model, options, findings)
     rejected: list[tuple[str, Finding]] = []  # (format, why not)
     drafts: list[Draft] = []
     second_best: tuple[Plan, Findings] | None = None

@@ -15,6 +15,7 @@ from qbridge.architecture.prefixes import (
     modules_of,
     renamed,
     renamed_lists,
+    renamed_names,
 )
 from qbridge.findings.finding import Findings
 from qbridge.findings.way import Way
@@ -88,14 +89,14 @@ def _renamed_model(model: Model, pairs: tuple[Prefix, ...]) -> Model:
     )
     return replace(
         model,
-        config=renamed_lists(model.config, pairs, modules),
+        config=renamed_names(model.config, pairs, modules),
         specs={name_of(name): renamed_spec(spec, name_of) for name, spec in model.specs.items()},
         slots={
             name_of(name): {part: _slot(slot, name_of) for part, slot in slots.items()}
             for name, slots in model.slots.items()
         },
         tensors={name_of(name): replace(info, stored=name_of(info.stored)) for name, info in model.tensors.items()},
-        block=renamed_lists(model.block, pairs),
+        block=renamed_lists(model.block, pairs, {name.partition(".")[0] for name in modules}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ Serve = Callable[[Model, str, int], str]
 Arrange = Callable[[Model, str], str]
 
 
+def python_path(path: str) -> str:
+    """A path that is quoted for a shell as a literal of Python."""
+    return repr(shlex.split(path)[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A format with the engine's limits on it.
@@ -26,9 +32,9 @@ class Choice:
     is what the format shall choose where it leaves a choice, `dtype` the one that config.json must name. What is
     found of the codes of `avoided` lets the target's other formats be tried first. `parallel` stands for the target's
     limits on what a rank holds where another of its engines loads the format. `serve` gives the command that serves
-    the checkpoint, None where there is no server. `experts` stands for what the target says of unquantized experts. A
-    `spare` one is written only where no other can hold the model,
-    also where it is the source's own format.
+    the checkpoint, or two lines of Python where there is no server. `experts` stands for what the target says of
+    unquantized experts. A `spare` one is written only where no other can hold the model, also where it is the source's
+    own format.
     """
 
     format: Format

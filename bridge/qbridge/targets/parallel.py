@@ -60,10 +60,12 @@ class Parallel:
     `whole_outputs` wants outputs in multiples of the group as well; `whole_channels` are formats in which one scale
     per channel cannot be given to several ranks, `whole_groups` those in which a rank gets whole groups, as many as
     there are. `pads_mlps` engines pad MLPs when they load them; in formats of `halves` (with where that was read)
-    they halve the groups of experts themselves, for a slower kernel. `straddled` is what happens to a group that
-    straddles two ranks, by format, where it depends on that. `blocks` are the limits on blocks of float8 weights.
-    `source` says where that was read. `fused` are the linears that it builds as one. Ranks share the rows of
-    embeddings and heads, padded to a multiple of `vocabulary`; 0 where it is not known that they do.
+    they halve the groups of experts themselves, for a slower kernel. Classes of `an_expert_each` refuse more ranks
+    than a layer has routed experts. `straddled` is what happens to a group that straddles two ranks, by format, where
+    it depends on that. `blocks` are the limits on blocks of float8 weights. `source` says where that was read.
+    `fused` are the linears that it builds as one. Ranks share the rows of embeddings and heads, padded to a multiple
+    of `vocabulary`; 0 where it is not known that they do. In formats of `words` codes are a stream of 32-bit words
+    along in_features, of which a rank must get whole ones.
     """
 
     sizes: tuple[int, ...]
@@ -74,12 +76,14 @@ class Parallel:
     whole_channels: frozenset[str] = frozenset()
     whole_groups: frozenset[str] = frozenset()
     pads_mlps: bool = False
+    an_expert_each: frozenset[str] = frozenset()
     halves: Mapping[str, str] = field(default_factory=dict)
     straddled: Mapping[str, str] = field(default_factory=dict)
     blocks: BlockLimits | None = None
     source: str = ""
     fused: Fusion = COMMON
     vocabulary: int = 0
+    words: frozenset[str] = frozenset()
 
     def multiple(self, spec: Spec, tp: int) -> int:
         """What the intermediate size of a down projection must be a multiple of."""
@@ -92,10 +96,15 @@ class Parallel:
         if sizes != (1,) and self.pads_mlps:
             found.append(ModelRule("QB255", self._pads(sizes), self.source))
         if sizes != (1,):
-            found += [ModelRule("QB250", _heads(sizes), self.source), ModelRule("QB252", _unknown, self.source)]
+            found += [
+                ModelRule("QB250", self._too_many(sizes), self.source),
+                ModelRule("QB252", _unknown, self.source),
+            ]
         if sizes != (1,) and format_name not in self.whole_groups:
             split = self._split(format_name, sizes, once)
             found.append(LayerRule("QB251", self._straddle(format_name, sizes, once), self.source, split))
+        if sizes != (1,) and format_name in self.words:
+            found.append(LayerRule("QB227", self._words(format_name, sizes, once), self.source))
         if format_name in self.halves:
             found.append(ModelRule("QB228", _halved(sizes), self.halves[format_name]))
         if self.inputs > 1 or self.outputs > 1:
@@ -217,6 +226,17 @@ class Parallel:
 
         return check
 
+    def _words(self, format_name: str, sizes: tuple[int, ...], once: Once) -> Callable[[Spec, Model], Problem | None]:
+        def check(spec: Spec, model: Model) -> Problem | None:
+            packed = spec.weight.type == "int" and spec.activation is None
+            for share in self.shares(spec, model, sizes) if packed else ():
+                if share.features < share.whole(spec) and share.features * spec.weight.bits % 32:
+                    fact = f"{share.features} inputs per rank (tp {share.tp}) are no whole 32-bit words of codes"
+                    return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes, once)))
+            return None
+
+        return check
+
     def _split(self, format_name: str, sizes: tuple[int, ...], once: Once) -> Callable[[Spec, Model], Pass | None]:
         def fix(spec: Spec, model: Model) -> Pass | None:
             best = self._best(spec, model, format_name, sizes, once)
@@ -233,11 +253,27 @@ class Parallel:
             lambda: self.best_size(self._scope(spec, model, format_name, once), model, sizes),
         )
 
+    def _faults(self, model: Model, tp: int) -> list[str]:
+        """Why so many ranks cannot share a model, whatever its format."""
+        architecture = Architecture.of_model(model)
+        faults, experts = [*architecture.head_faults(tp)], architecture.experts
+        if model.architecture in self.an_expert_each and 0 < experts < tp:
+            faults.append(f"{experts} routed experts, and the class wants no more ranks than experts")
+        return faults
+
+    def _too_many(self, sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
+        def check(model: Model) -> Iterator[Problem]:
+            for tp in sizes:
+                for fault in self._faults(model, tp):
+                    yield Problem((f"{fault} (tp {tp})",), where=("config.json",))
+
+        return check
+
     def _legal(self, model: Model, tp: int) -> bool:
         """Whether a whole model is legal at a size, as it is."""
         whole = (tp,)
         return (
-            not Architecture.of_model(model).head_faults(tp)
+            not self._faults(model, tp)
             and not any(self.straddles(spec, model, whole) for spec in _alike(model))
             and not any(True for _ in self._misfits(model, whole))
         )
@@ -335,15 +371,6 @@ def _outputs(model: Model, name: str, tp: int) -> int:
     spec = model.specs[name]
     held = _held(spec, model, tp)
     return held.out_features if held else spec.out_features
-
-
-def _heads(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
-    def check(model: Model) -> Iterator[Problem]:
-        for tp in sizes:
-            for fault in Architecture.of_model(model).head_faults(tp):
-                yield Problem((f"{fault} (tp {tp})",), where=("config.json",))
-
-    return check
 
 
 def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:

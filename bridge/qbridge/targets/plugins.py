@@ -18,6 +18,7 @@ from qbridge.findings.catalogue.code import ALLOW, Code
 from qbridge.formats.plugins import blamed, installed
 from qbridge.formats.rules import LayerRule, ModelRule, Rule
 from qbridge.targets.choice import Choice
+from qbridge.targets.messages import fault
 from qbridge.targets.target import Target
 
 
@@ -55,7 +56,8 @@ def faults(targets: Any, taken: Collection[str] = ()) -> list[str]:
     ]
     wrong += [f"{engine} is the name of another target or format" for engine in sorted(engines & set(taken))]
     for target in targets:
-        wrong += [fault for entry in target.codes if (fault := _code_fault(entry, engines))]
+        wrong += [why for entry in target.codes if (why := _code_fault(entry, engines))]
+        wrong += [why for message in target.messages if (why := fault(message))]
         fired = {rule.code for rule in target.rules}
         wrong += [f"no entry of its codes explains {code}" for code in sorted(fired - codes)]
     return wrong
@@ -87,7 +89,8 @@ def _guarded(target: Target, name: str, module: str) -> Target:
         return replace(one, rules=tuple(map(rule, one.rules)), serve=serve)
 
     kernels = _call(target.kernels, name, module, list) if target.kernels else None
-    return replace(target, choices=tuple(map(choice, target.choices)), kernels=kernels)
+    messages = tuple(replace(one, derive=_call(one.derive, name, module)) for one in target.messages)
+    return replace(target, choices=tuple(map(choice, target.choices)), kernels=kernels, messages=messages)
 
 
 def _call(

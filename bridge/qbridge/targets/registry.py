@@ -19,6 +19,7 @@ from qbridge.formats.common_rules import plain_activations
 from qbridge.formats.registry import aliases, find, named, usable
 from qbridge.formats.rules import LayerRule, Rule
 from qbridge.targets.choice import Choice
+from qbridge.targets.messages import Message
 from qbridge.targets.plugins import load, plugins
 from qbridge.targets.target import Target
 
@@ -87,6 +88,11 @@ def codes() -> Mapping[str, Code]:
     """Every code: those of the catalogue, then those that targets bring along, of this package and of others."""
     _others()
     return known()
+
+
+def messages() -> tuple[Message, ...]:
+    """What engines print when they refuse a quantized checkpoint, of this package and of others."""
+    return tuple(message for target in (*builtin(), *_others()) for message in target.messages)
 
 
 def _by_format(name: str) -> Target:

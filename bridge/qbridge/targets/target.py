@@ -15,6 +15,7 @@ from qbridge.targets.choice import Arrange, Choice
 from qbridge.targets.derivation import Derivation
 from qbridge.targets.experts import as_named, as_taken
 from qbridge.targets.fusion import Groups
+from qbridge.targets.messages import Message
 from qbridge.targets.parallel import ANY, Parallel
 from qbridge.targets.serving import Served
 
@@ -32,13 +33,13 @@ class Target:
     that are never written for it. `kernels` says which kernel serves each kind of linear, None where nobody knows.
     `derivation` says what it builds from a config.json, None where nobody has read that.
     `codes` are the catalogue entries of the findings that its rules alone have.
-    `messages` are what it prints when it fails: a regular expression that finds it in a line, and the code that
-    explains it, or a text where no code does. `prover` is the path of a script that is run by the Python of the
-    engine's own environment, and proves that the engine loads a folder; None where there is none. `experts` says how
-    unquantized experts that lie in some way must be stored instead; None where any way will do. `renames` are classes
-    whose loader takes linears of experts under either of the names that classes have for them; a reader may take the
-    names that they have `in_memory`. `backends` are the engines among which it chooses by itself, by the word that
-    names one, each with its own limits.
+    `messages` are what any of its releases prints when it refuses a quantized checkpoint, with cause and cure; the
+    newest brings them. `prover` is the path of a script that is run by the Python of the engine's own environment,
+    and proves that the engine loads a folder; None where there is none. `experts` says how unquantized experts
+    that lie in some way must be stored instead; None where any way will do. `renames` are classes whose loader takes
+    linears of experts under either of the names that classes have for them; a reader may take the names that they have
+    `in_memory`. `backends` are the engines among which it
+    chooses by itself, by the word that names one, each with its own limits.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Target:
     kernels: Kernels | None = None
     codes: tuple[Code, ...] = ()
     derivation: Derivation | None = None
-    messages: tuple[tuple[str, str], ...] = ()
+    messages: tuple[Message, ...] = ()
     prover: Path | None = None
     experts: Arrange | None = None
     renames: frozenset[str] = frozenset()

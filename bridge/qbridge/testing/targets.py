@@ -11,17 +11,19 @@ import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from string import Formatter
 from typing import Any
 
 import numpy as np
 
-from qbridge.findings.catalogue import CATALOGUE, known
+from qbridge.findings.catalogue import CATALOGUE
 from qbridge.formats.registry import find
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model, TensorInfo
 from qbridge.passes import Pass
+from qbridge.targets.messages import KINDS, Message
 from qbridge.targets.plugins import faults
 from qbridge.targets.serving import Served
 from qbridge.targets.target import Target
@@ -42,7 +44,7 @@ _LINEARS = (
     *(f"model.layers.0.mlp.{leaf}" for leaf in ("gate_proj", "up_proj", "down_proj")),
 )
 _CITED = re.compile(r"\d+\.\d+")  # of a version; what holds for every reader cites a module of qbridge
-_CODE = re.compile(r"[A-Z]+-?\d+")
+_SAMPLES = {"layer": "layers.64.mlp"}  # by the kind of a field; 64 for others
 _PATH = "'/models/a b'"
 
 
@@ -74,7 +76,7 @@ def check_target(target: Target) -> None:
     It is called engine@version; its formats exist; each rule has a source that names a version, and a code of the
     catalogue or of the target's own; no rule raises on a small Llama of any common scheme, split over ranks or not,
     and what each gives is a problem, a pass or nothing; the command that serves a checkpoint holds its folder; what
-    it prints is found by regular expressions, and explained by a code that there is, or a text; its prover is a file.
+    it prints is recognised in a line, with the values that its cause and cures name; its prover is a file.
     """
     wrong = faults((target,))
     _require(not wrong, f"{target.name}: {'; '.join(wrong)}")
@@ -84,10 +86,8 @@ def check_target(target: Target) -> None:
         said = (entry.title, entry.what, entry.why, entry.example, entry.fix, entry.source)
         _require(all(said), f"{target.name}: the entry of {entry.code} leaves something out")
         _require(entry.code not in CATALOGUE, f"{target.name}: {entry.code} is a code of qbridge")
-    for pattern, meaning in target.messages:
-        _require(_compiles(pattern), f"{target.name}: {pattern!r} is not a regular expression")
-        unknown = _CODE.fullmatch(meaning) and meaning not in known()
-        _require(bool(meaning) and not unknown, f"{target.name}: no entry explains {meaning!r}")
+    for message in target.messages:
+        _check_message(target, message)
     _require(target.prover is None or target.prover.is_file(), f"{target.name}: there is no {target.prover}")
     for choice in target.choices:
         name = choice.format.NAME
@@ -117,11 +117,22 @@ def _llama(format_name: str, spec: Spec) -> Model:
     return Model(format_name, _DIMS, specs, {}, tensors)
 
 
-def _compiles(pattern: str) -> bool:
-    try:
-        return bool(re.compile(pattern))
-    except re.error:
-        return False
+def _check_message(target: Target, message: Message) -> None:
+    """That a message is recognised by itself, cites a release, and fills its cause and cures from its own values."""
+    name = f"{target.name}: the message {message.text!r}"
+    values = {
+        field: _SAMPLES.get(kind, "64") if kind in KINDS else kind.partition("|")[0]
+        for field, kind in message.fields.items()
+    }
+    line = message.line(values)
+    match = message.pattern.search(line)
+    _require(match is not None and match.groupdict() == values, f"{name} is not recognised in {line!r}")
+    _require(bool(_CITED.search(message.source)), f"{name} cites no version: {message.source}")
+    _require(bool(message.versions and message.cause), f"{name} leaves something out")
+    _require(bool(message.cure or message.advice), f"{name} has no way out")
+    for cure in message.cure:
+        used = {field for _, field, *_ in Formatter().parse(cure.options) if field}
+        _require(used <= {*message.fields, *message.derive(values)}, f"{name} has no value for {sorted(used)}")
 
 
 def _kind(model: Model) -> tuple[str, bool]:

@@ -23,4 +23,15 @@ def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, 
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})
     raw.update(block.raw)
-    return Block(block.key, {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw})
+    return Block(block.key, renamed(raw, aliases))
+
+
+def says_marlin(raw: Mapping[str, Any]) -> bool:
+    """Whether a block, of whatever method, says that its tensors are packed for the Marlin kernel."""
+    named = (str(raw.get(key, "")).lower() for key in ("quant_method", "checkpoint_format", "format", "version"))
+    return "marlin" in named or raw.get("is_marlin_format") is True
+
+
+def renamed(raw: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Keys of a block, those of older tools also under their current names."""
+    return {**{aliases[key]: value for key, value in raw.items() if key in aliases}, **raw}

@@ -126,6 +126,15 @@ def in_blocks(model: Model) -> list[list[str]]:
     return [[*short, *(["lm_head"] if "lm_head" in model.specs else [])]]
 
 
+def listed(raw: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The linears that modules_in_block_to_quantize has, by endings as optimum means them; all without it."""
+    own = raw.get("modules_in_block_to_quantize")
+    if not isinstance(own, list) or not own:
+        return list(names)
+    leaves = {str(leaf) for part in own for leaf in (part if isinstance(part, list) else [part])}
+    return [name for name in names if name.endswith(tuple(f".{leaf}" for leaf in leaves))]
+
+
 def within_layer(name: str) -> tuple[str, str]:
     """(where its layers are, its name within one of them); empty strings for a module of none."""
     match = _IN_A_LAYER.fullmatch(name)

@@ -60,6 +60,8 @@ _FUSED_AFTER = {
 MOVED: Mapping[str, str] = {".share_expert.": ".moe.share_expert."}
 # The same of linears of Gemma 3n, which are never quantized. vllm 0.33.0, models/gemma3n.py (Gemma3nSelfDecoder).
 _OF_SELF_DECODER = re.compile(r"(.*)\.(per_layer_model_projection|altup_projections\.\d+)")
+# And of Granite 4's mixers. vllm 0.33.0, models/granitemoehybrid.py (GraniteMoeHybridMambaDecoderLayer).
+_OF_MIXER = re.compile(r"(.*\.layers\.\d+)\.mamba\.(\w+_proj)")
 ROUTED = r"experts\.\d+\..*"  # any linear of any routed expert
 
 
@@ -169,6 +171,8 @@ def _elsewhere(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         yield router if not router.startswith("layers.") else f"model.{router}"
     if str(config.get("model_type")).startswith("gemma3n") and (match := _OF_SELF_DECODER.fullmatch(name)):
         yield f"{match[1]}.self_decoder.{match[2]}"
+    if config.get("model_type") == "granitemoehybrid" and (match := _OF_MIXER.fullmatch(name)):
+        yield f"{match[1]}.mixer.{match[2]}"
 
 
 def quantized_names(model: Model) -> set[str]:

@@ -115,7 +115,8 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
         group = matcher.group(name)
         if group is not None and group.weight is not None and not matcher.ignored(name):
             usual = DType.F16 if group.weight.type == "int" else DType.F32
-            found[name] = Assumed(group.weight, group.activation, _ct_floats.scale_dtype(group, None) or usual)
+            scale = _ct_floats.scale_dtype(group, None) or usual
+            found[name] = Assumed(group.weight, group.activation, scale, group.act_order)
     return found
 
 

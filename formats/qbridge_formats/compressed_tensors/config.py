@@ -73,7 +73,8 @@ class NotReadError(ValueError):
 class Group:
     """One entry of config_groups, its arguments checked.
 
-    `exponents` and `input_exponents` say whether scales of weights and of activations are powers of two.
+    `exponents` and `input_exponents` say whether scales of weights and of activations are powers of two, `act_order`
+    whether groups of inputs are those of a stored g_idx (actorder `group`; with `weight` they lie in order).
     """
 
     name: str
@@ -84,6 +85,7 @@ class Group:
     outputs: bool
     exponents: bool = False
     input_exponents: bool = False
+    act_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def _group(name: str, raw: Any) -> Group:
         raw.get("output_activations") is not None,
         weights is not None and weights.get("scale_dtype") in _EXPONENTS,
         inputs is not None and activation is not None and _are_exponents(inputs, activation),
+        weights is not None and weights.get("actorder") in (True, "group", "dynamic"),
     )
 
 

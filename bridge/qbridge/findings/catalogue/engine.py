@@ -85,8 +85,9 @@ ENTRIES = (
     Code(
         "QB250",
         "the model cannot be split over so many ranks",
-        "Attention heads, key-value heads or an intermediate size are not divisible by the tensor-parallel size.",
-        "The engine stops with an assertion while it builds the model.",
+        "Attention heads, key-value heads or an intermediate size are not divisible by the tensor-parallel size, or "
+        "a class wants at least one routed expert a rank.",
+        "The engine stops while it builds the model.",
         "28 attention heads at tp 8",
         "Choose another tensor-parallel size.",
         "vllm 0.33.0, model_executor/layers/linear.py; the architecture's model file",

@@ -58,6 +58,17 @@ ENTRIES = (
         severity="note",
     ),
     Code(
+        "QB345",
+        "config.json names the kinds of layers",
+        "Without layer_types a class builds attention in every fourth layer; the tensors are of other layers, and "
+        "the key is written as they say.",
+        "No loader takes the checkpoint otherwise.",
+        "layer_types [full_attention, full_attention]",
+        "None needed.",
+        "transformers 5.17.0, models/qwen3_5/configuration_qwen3_5.py (__post_init__)",
+        severity="note",
+    ),
+    Code(
         "QB325",
         "files change, and are written",
         "--link links a file of SRC whose every tensor is carried over under its name. Tensors of the other files "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbridge.targets.lmdeploy import codes, matching, parallel, pytorch, turbomind
+from qbridge.targets.lmdeploy import codes, matching, messages, parallel, pytorch, turbomind
 from qbridge.targets.target import Target
 
 # The newest version first; `lmdeploy` alone means that one.
@@ -39,6 +39,7 @@ TARGETS = (
         parallel=parallel.LMDEPLOY,
         as_is=turbomind.AS_IS,
         codes=codes.ENTRIES,
+        messages=messages.MESSAGES,
         prover=PROVER,
         derivation=matching.PYTORCH,
         backends={"turbomind": _TURBOMIND, "pytorch": _PYTORCH},

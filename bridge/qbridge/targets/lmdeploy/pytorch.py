@@ -38,6 +38,7 @@ from qbridge.targets.lmdeploy.classes import (
 )
 from qbridge.targets.lmdeploy.fusion import LMDEPLOY as LMDEPLOY_FUSION
 from qbridge.targets.lmdeploy.parallel import OLD_AWQ
+from qbridge.targets.remote_code import needs_remote_code
 
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 
@@ -57,14 +58,14 @@ def choices(version: str, alone: bool = False) -> tuple[Choice, ...]:
 
     Those of the engine `alone` are what it loads where the server names it.
     """
-    eight_bits = Choice(named("smooth-quant"), rules(version, "smooth-quant"), serve=served_by("pytorch"))
+    eight_bits = Choice(named("smooth-quant"), rules(version, "smooth-quant"), serve=served_by("pytorch", version))
     if version == "0.6.2":
         old = Choice(
             named("awq"),
             (*awq.OLD_RULES, *rules(version, "awq")),
             dtype="float16",
             parallel=OLD_AWQ,
-            serve=served_by("pytorch"),
+            serve=served_by("pytorch", version),
         )
         return eight_bits, old
     blocks = Choice(named("fp8"), (*lmdeploy_float8.LMDEPLOY, *rules(version, "fp8")), serve=served_by("pytorch"))
@@ -73,12 +74,13 @@ def choices(version: str, alone: bool = False) -> tuple[Choice, ...]:
     return eight_bits, blocks, four_bits
 
 
-def served_by(engine: str) -> Serve:
-    """LMDeploy's server with one of its engines, `pytorch` or `turbomind`."""
+def served_by(engine: str, version: str = "0.18.0") -> Serve:
+    """LMDeploy's server with one of its engines, `pytorch` or `turbomind`; 0.6.2 runs a repository's code unasked."""
 
     def serve(model: Model, path: str, tp: int) -> str:
         ranks = f" --tp {tp}" if tp > 1 else ""
-        return f"lmdeploy serve api_server {path} --backend {engine}{ranks}"
+        code = " --trust-remote-code" if version != "0.6.2" and needs_remote_code(model.config) else ""
+        return f"lmdeploy serve api_server {path} --backend {engine}{ranks}{code}"
 
     return serve
 

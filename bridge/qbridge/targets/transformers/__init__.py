@@ -20,10 +20,11 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.targets import gptqmodel
-from qbridge.targets.choice import Choice
+from qbridge.targets.choice import Choice, python_path
 from qbridge.targets.common import stacked, unquantized_tensors, weight_scales
+from qbridge.targets.remote_code import needs_remote_code
 from qbridge.targets.target import Target
-from qbridge.targets.transformers import gptq, matching, routers
+from qbridge.targets.transformers import gptq, matching, messages, routers
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -121,6 +122,15 @@ def _arrange(model: Model, lies: str) -> str:
     return as_transformers(model, lies)
 
 
+def _serve(model: Model, path: str, tp: int) -> str:
+    """Two lines of Python, for transformers alone has no server; `device_map` shares layers among GPUs."""
+    images = model.architecture.endswith("ForConditionalGeneration")
+    auto = "AutoModelForImageTextToText" if images else "AutoModelForCausalLM"
+    code = ", trust_remote_code=True" if needs_remote_code(model.config) else ""
+    loaded = f'{auto}.from_pretrained({python_path(path)}, dtype="auto", device_map="auto"{code})'
+    return f"from transformers import {auto}\nmodel = {loaded}"
+
+
 _NEWEST = "transformers 5.24.0"
 _FLOAT8 = f"{_NEWEST}, integrations/finegrained_fp8.py (FP8Linear) and quantizers/quantizer_finegrained_fp8.py"
 CHOICES = (
@@ -135,8 +145,9 @@ CHOICES = (
             unquantized_tensors(DType.F32, _LOADING),
         ),
         experts=_arrange,
+        serve=_serve,
     ),
-    Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),)),
+    Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),), serve=_serve),
     Choice(
         named("fp8"),
         (
@@ -146,15 +157,16 @@ CHOICES = (
             ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
             unquantized_tensors(DType.F32, _LOADING),
         ),
+        serve=_serve,
         spare=True,
     ),
 )
 AS_IS = (
     *(
-        replace(choice, rules=(*choice.rules, *more, _needs("gptqmodel")))
+        replace(choice, rules=(*choice.rules, *more, _needs("gptqmodel")), serve=_serve)
         for choice, more in zip(gptqmodel.CHOICES, (gptq.RULES, ()), strict=True)
     ),
-    Choice(named("auto-round"), (_needs("auto-round"), unquantized_tensors(DType.F32, _LOADING))),
+    Choice(named("auto-round"), (_needs("auto-round"), unquantized_tensors(DType.F32, _LOADING)), serve=_serve),
 )
 CODES = (
     gptq.CODE,
@@ -217,6 +229,7 @@ TARGETS = (
         single_first=True,
         as_is=AS_IS,
         codes=CODES,
+        messages=messages.MESSAGES,
         derivation=matching.DERIVATION,
         prover=Path(__file__).with_name("prover.py"),
         experts=as_transformers,

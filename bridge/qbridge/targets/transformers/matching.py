@@ -29,6 +29,7 @@ from qbridge.targets.derivation import (
     strings,
     unseen,
 )
+from qbridge.targets.remote_code import UNKNOWN_TYPES
 
 ENGINE = "transformers 5.24.0"
 _PLACES = ("quantization_config", "text_config.quantization_config")
@@ -65,13 +66,6 @@ _RENAMES: Mapping[str, _Renames] = {
     ),
 }
 _OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models that have other names in memory
-# Types of models that it does not know (models/auto/configuration_auto.py); their classes are code of repositories.
-_UNKNOWN = """
-    NVLM_D RefinedWeb RefinedWebModel aquila arctic baichuan bailing_moe bailing_moe_v2 chatglm cogvlm deepseek
-    deepseek_vl_v2 h2ovl_chat hunyuan internlm internlm2 internlmxcomposer2 internvl_chat jais kimi_vl mimo minicpm
-    minicpmo minicpmv molmo nemotron-nas orion phi3_v phi4mm plamo plamo2 qwen solar stablelm_epoch telechat xverse
-"""
-_UNKNOWN_TYPES = frozenset(_UNKNOWN.split())
 _LEFT_ASIDE = (*STACKS, "router.layer")
 _BLOCKS = (128, 128)
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
@@ -80,7 +74,7 @@ _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
     """Where transformers would build something else of a config.json than what the tensors are."""
     kind, code = str(config.get("model_type")), config.get("auto_map")
-    if kind in _UNKNOWN_TYPES:
+    if kind in UNKNOWN_TYPES:
         fact = f"{ENGINE} does not know model_type {kind!r}"
         fate = "the repository's code runs, which is not read here" if code else "there is no auto_map: it stops"
         yield "QB289", Problem((fact, fate), ("serve it with vLLM or LMDeploy",), ("config.json",), mild=bool(code))

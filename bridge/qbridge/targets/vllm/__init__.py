@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qbridge.targets.target import Target
-from qbridge.targets.vllm import choices, codes, experts, matching, parallel, serving
+from qbridge.targets.vllm import choices, codes, experts, matching, messages, parallel, serving
 
 # The newest version first; `vllm` alone means that one.
 PROVER = Path(__file__).with_name("prover.py")
@@ -23,6 +23,7 @@ TARGETS = (
         codes=codes.ENTRIES,
         experts=experts.arrange,
         renames=experts.RENAMES,
+        messages=messages.MESSAGES,
         prover=PROVER,
         derivation=matching.DERIVATION,
     ),

@@ -33,6 +33,7 @@ from qbridge.targets.vllm import experts as vllm_experts
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
+from qbridge.targets.vllm.serving import serve
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
 _WNA16 = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py"
@@ -149,10 +150,6 @@ def _symmetrized(spec: Spec, model: Model) -> Pass | None:
     return None if spec.g_idx else Symmetrize()
 
 
-def _serve(model: Model, path: str, tp: int) -> str:
-    return f"vllm serve {path}{f' --tensor-parallel-size {tp}' if tp > 1 else ''}"
-
-
 _GPTQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py"
 _AWQ_FILE = "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py"
 _LOADERS = "vllm 0.33.0, model_executor/models/llama4.py and step3p5.py (load_weights)"
@@ -206,7 +203,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226") -> Cho
             _UNQUANTIZED_BUT_KV,
             *more,
         ),
-        serve=_serve,
+        serve=serve,
     )
 
 
@@ -214,7 +211,7 @@ def _awq(fused: Fusion) -> Choice:
     return Choice(
         named("awq"),
         (LayerRule("QB225", groups.awq_group, _AWQ_FILE, groups.common_group), *_common(fused), _UNQUANTIZED),
-        serve=_serve,
+        serve=serve,
     )
 
 
@@ -229,7 +226,7 @@ FP8 = Choice(
         _UNQUANTIZED,
     ),
     avoided=vllm_float8.AVOIDED,
-    serve=_serve,
+    serve=serve,
 )
 MODELOPT = Choice(
     named("modelopt"),
@@ -241,10 +238,10 @@ MODELOPT = Choice(
         _UNQUANTIZED,
     ),
     avoided=modelopt.AVOIDED,
-    serve=_serve,
+    serve=serve,
 )
 # gpt-oss alone, which is bfloat16 by its kernels.
-MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=_serve)
+MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=serve)
 GPTQ_023 = Choice(  # in act-order or not: 0.30 refuses act-order (auto_gptq.py), 0.29.0 has kernels for it
     named("gptq"),
     (
@@ -254,7 +251,7 @@ GPTQ_023 = Choice(  # in act-order or not: 0.30 refuses act-order (auto_gptq.py)
         *_common(fusion.VLLM),
         _UNQUANTIZED,
     ),
-    serve=_serve,
+    serve=serve,
 )
 GPTQ = replace(GPTQ_023, rules=(LayerRule("QB224", _act_order, _GPTQ_FILE), *GPTQ_023.rules))
 
@@ -301,7 +298,7 @@ OLD_COMPRESSED_TENSORS = _compressed_tensors(
     LayerRule("QB220", groups.marlin_group, _OLD_SCHEME, groups.common_group),
     large="QB220",
 )
-OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
+OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=serve)
 OLD_AWQ = _awq(fusion.VLLM_054)
 
 
@@ -334,5 +331,5 @@ AUTO_ROUND = Choice(
         _HAS_CLASS,
         *loading.rules("auto-round"),
     ),
-    serve=_serve,
+    serve=serve,
 )

@@ -5,14 +5,16 @@ Source: vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py, utils.py (Weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.implied import default_layer_types
-from qbridge.formats.rules import ModelRule, Problem, Rule
+from qbridge.architecture.mixers import stored_modules, unnamed_layers
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
+from qbridge.passes import Pass
+from qbridge.passes.broadcast import Broadcast
 from qbridge.targets.vllm.fusion import VLLM
 
 _QWEN = "vllm 0.33.0, model_executor/models/qwen3_5.py (hf_to_vllm_mapper)"
@@ -20,20 +22,12 @@ _BLOOM = "vllm 0.33.0, model_executor/models/bloom.py (_repack_qkv)"
 _LAYERS = "transformers 5.17.0, models/qwen3_5/configuration_qwen3_5.py (full_attention_interval)"
 # Linears whose name begins with that of a part, which the loader replaces by the whole name once more.
 _RENAMED_TWICE = {"in_proj_ba": "in_proj_baa", "in_proj_qkvz": "in_proj_qkvzz"}
-_MIXERS = {"self_attn": "full_attention", "linear_attn": "linear_attention"}
-
-
-def _modules(model: Model) -> list[str]:
-    """The modules of a model as they are called on disk, each once."""
-    coded = (str(dict(spec.dialect).get("stored_as") or name) for name, spec in model.specs.items())
-    plain = (info.stored.rpartition(".")[0] for info in model.tensors.values())
-    return list(dict.fromkeys((*coded, *plain)))
 
 
 def _renamed_twice(model: Model) -> Iterator[Problem]:
     fused = VLLM.of(model.architecture or "")
     for leaf, name in _RENAMED_TWICE.items():
-        where = tuple(module for module in _modules(model) if module.rpartition(".")[2] == leaf)
+        where = tuple(module for module in stored_modules(model) if module.rpartition(".")[2] == leaf)
         if leaf in fused and where:
             parts = " and ".join(fused[leaf])
             fact = f"vLLM 0.33.0 stops: There is no module or parameter named {name}"
@@ -42,27 +36,16 @@ def _renamed_twice(model: Model) -> Iterator[Problem]:
 
 
 def _other_layers(model: Model) -> Iterator[Problem]:
-    architecture = Architecture.of_model(model)
-    kinds = default_layer_types(architecture.text, architecture.layers or 0)
+    kinds = unnamed_layers(model)
     if kinds is None:
         return
-    stored, where = list(kinds), dict[str, None]()
-    for module in _modules(model):
-        parts = module.split(".")
-        at = next((i for i, part in enumerate(parts) if part in _MIXERS), 0)
-        if not at or not parts[at - 1].isdecimal() or not architecture.is_decoder(module):
-            continue
-        layer, kind = int(parts[at - 1]), _MIXERS[parts[at]]
-        if layer < len(kinds) and kinds[layer] != kind:
-            stored[layer] = kind
-            where[".".join(parts[: at + 1])] = None
-    if where:
-        first = next(layer for layer, kind in enumerate(kinds) if stored[layer] != kind)
-        fact = f"without layer_types the class builds {kinds[first]} in layer {first}, and {stored[first]} is stored"
-        words = ", ".join(f'"{kind}"' for kind in stored)
-        yield Problem(
-            (fact,), (f'write "layer_types": [{words}] into config.json, beside num_hidden_layers',), tuple(where)
-        )
+    first, built, stored = next(
+        (layer, *pair) for layer, pair in enumerate(zip(kinds.built, kinds.stored, strict=True)) if pair[0] != pair[1]
+    )
+    fact = f"without layer_types the class builds {built} in layer {first}, and {stored} is stored"
+    words = ", ".join(f'"{kind}"' for kind in kinds.stored)
+    help_ = f'write "layer_types": [{words}] into config.json, beside num_hidden_layers'
+    yield Problem((fact,), (help_, *(("qbridge convert writes it",) if kinds.clear else ())), kinds.where)
 
 
 # Keys of config.json that a class reads and transformers' class has no default for, by the part of it where they are.
@@ -74,9 +57,9 @@ _ASKED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "Glm4vMoeForConditionalGeneration": ("text_config", ("head_dim", "use_qk_norm")),
     "Lfm2ForCausalLM": ("", ("block_dim", "conv_dim")),
     "Lfm2VlForConditionalGeneration": ("text_config", ("block_dim", "conv_dim")),
-    "LongcatFlashForCausalLM": ("", ("mla_scale_kv_lora", "mla_scale_q_lora")),
+    "LongcatFlashForCausalLM": ("", ("mla_scale_kv_lora", "mla_scale_q_lora", "zero_expert_type")),
     "MiMoV2FlashForCausalLM": ("", ("hybrid_layer_pattern",)),
-    "MiniMaxM2ForCausalLM": ("", ("rotary_dim",)),
+    "MiniMaxM2ForCausalLM": ("", ("rotary_dim", "scoring_func")),
     "Qwen3VLMoeForConditionalGeneration": ("text_config", ("norm_topk_prob",)),
     "Step3p7ForConditionalGeneration": ("vision_config", ("output_dim", "width")),
     "VoxtralForConditionalGeneration": ("audio_config", ("downsample_factor",)),
@@ -117,20 +100,25 @@ def _is_decoded(spec: Spec) -> bool:
 _FROM_INPUTS = frozenset({"gptq", "awq", "auto-round"})  # their first axis is that of the inputs
 
 
-def _reshaped(format_name: str) -> Callable[[Model], Iterator[Problem]]:
+def _reshaped(format_name: str) -> LayerRule:
     """What Bloom's loader, which takes the first axis of every tensor of a fused linear for heads, cannot take."""
 
-    def check(model: Model) -> Iterator[Problem]:
-        if model.architecture != "BloomForCausalLM":
-            return
-        rows = 3 * Architecture.of_model(model).heads[0]
-        names = (name for name in model.specs if name.rpartition(".")[2] == "query_key_value")
-        where = tuple(name for name in names if rows and not _is_reshaped(model.specs[name], format_name, rows))
-        if where:
-            fact = f"vLLM 0.33.0 reshapes every tensor of it to [{rows // 3} heads, 3, ...], which fails on some"
-            yield Problem((fact,), ("scales per channel, with dynamic activations, are loaded",), where)
+    def rows(model: Model) -> int:
+        return 3 * Architecture.of_model(model).heads[0] if model.architecture == "BloomForCausalLM" else 0
 
-    return check
+    def check(spec: Spec, model: Model) -> Problem | None:
+        wanted = rows(model) if spec.name.rpartition(".")[2] == "query_key_value" else 0
+        if not wanted or _is_reshaped(spec, format_name, wanted):
+            return None
+        fact = f"vLLM 0.33.0 reshapes every tensor of it to [{wanted // 3} heads, 3, ...], which fails on some"
+        return Problem((fact,), ("scales per channel, with dynamic activations, are loaded",))
+
+    def repeated(spec: Spec, model: Model) -> Pass | None:
+        if spec.weight.granularity is not Granularity.TENSOR or format_name != "compressed-tensors":
+            return None
+        return Broadcast() if _is_reshaped(Broadcast().plan(spec), format_name, rows(model)) else None
+
+    return LayerRule("QB291", check, _BLOOM, repeated)
 
 
 def _is_reshaped(spec: Spec, format_name: str, rows: int) -> bool:
@@ -150,7 +138,7 @@ def rules(format_name: str) -> tuple[Rule, ...]:
     return (
         ModelRule("QB291", _renamed_twice, _QWEN),
         ModelRule("QB291", _other_layers, _LAYERS),
-        ModelRule("QB291", _reshaped(format_name), _BLOOM),
+        _reshaped(format_name),
         ModelRule("QB330", _unsaid, _KEYS),
         ModelRule("QB291", _indexers, _INDEXER),
     )

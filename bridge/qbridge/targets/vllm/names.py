@@ -200,7 +200,8 @@ CLASSES: Mapping[str, Names] = {
     "Gemma4ForCausalLM": Names({"model.language_model.": "model."}),
     "Glm4vForConditionalGeneration": Names(_VISUAL, packed={**_QKV, "gate_up_proj": ("gate_up_proj",)}, towers=True),
     "Glm4vMoeForConditionalGeneration": Names(_VISUAL, towers=True),
-    **_alike("GraniteMoeForCausalLM GraniteMoeHybridForCausalLM GraniteMoeSharedForCausalLM", _GRANITE_MOE),
+    **_alike("GraniteMoeForCausalLM GraniteMoeSharedForCausalLM", _GRANITE_MOE),
+    "GraniteMoeHybridForCausalLM": replace(_GRANITE_MOE, called={r"\.mamba\.(?=\w+_proj)": ".mixer."}),
     **_alike("Idefics3ForConditionalGeneration SmolVLMForConditionalGeneration", Names(towers=True)),
     "InternLM2ForCausalLM": replace(
         TEXT, packed={"gate_up_proj": ("w1", "w3")}, merged={"gate_up_proj": ("w1", "w3")}

@@ -21,11 +21,25 @@ _SPLIT_BLOCKS = replace(
     splits_source="vllm 0.33.0, model_executor/layers/fused_moe/oracle/fp8.py (refine_fp8_moe_block_shape)",
 )
 _VOCABULARY = 64  # 0.33.0, 0.23.0 and 0.5.4, model_executor/layers/vocab_parallel_embedding.py (pad_vocab_size)
+_STREAMS = frozenset({"compressed-tensors", "gptq"})
+# model_executor/models/{cohere2_moe,ernie45_moe,exaone_moe,lfm2_moe,mimo_v2,minimax_m2,qwen2_moe,qwen3_moe}.py and
+# {qwen3_next,step3p5}.py: Tensor parallel size ... is greater than the number of experts. qwen3_5.py, qwen3_vl_moe.py
+# and qwen3_omni_moe_thinker.py build the experts of the Qwen classes.
+_AN_EXPERT_EACH = frozenset(
+    {
+        *("Cohere2MoeForCausalLM", "Ernie4_5_MoeForCausalLM", "ExaoneMoeForCausalLM", "Lfm2MoeForCausalLM"),
+        *("MiMoV2FlashForCausalLM", "MiniMaxM2ForCausalLM", "Step3p5ForCausalLM"),
+        *("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM"),
+        *("Qwen3_5MoeForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
+        *("Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"),
+    }
+)
 VLLM = Parallel(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
     whole_channels=frozenset({"awq"}),
     whole_groups=frozenset({"mxfp4"}),  # model_executor/models/gpt_oss.py (_load_weights_mxfp4)
+    an_expert_each=_AN_EXPERT_EACH,
     halves={"gptq": "vllm 0.33.0, model_executor/layers/quantization/moe_wna16.py (create_weights)"},
     straddled={
         "gptq": "vLLM 0.33: Marlin refuses it; Machete, Exllama and Humming take it and compute with scales of "
@@ -36,6 +50,7 @@ VLLM = Parallel(
     blocks=_SPLIT_BLOCKS,
     fused=fusion.VLLM,
     vocabulary=_VOCABULARY,
+    words=_STREAMS,
     source="vllm 0.33.0, model_executor/layers/quantization/auto_gptq.py (create_weights)",
 )
 VLLM_023 = Parallel(
@@ -53,6 +68,7 @@ VLLM_023 = Parallel(
     blocks=_BLOCKS,
     fused=fusion.VLLM,
     vocabulary=_VOCABULARY,
+    words=_STREAMS,
     source="vllm 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
 )
 VLLM_054 = replace(

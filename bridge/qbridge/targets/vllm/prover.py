@@ -172,7 +172,7 @@ class Vllm:
         self.proving, self.trace = proving, trace
         self.gpu, self.tp = gpu, tp
         absent = [name for name in ("torchvision",) if importlib.util.find_spec(name) is None]
-        sys.meta_path.insert(0, _helper("absent").AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
+        sys.meta_path.insert(0, _helper("absent_packages").AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
         for name in ("_C", "_moe_C", "_C_stable_libtorch", "_moe_C_stable_libtorch"):
             sys.modules[f"vllm.{name}"] = types.ModuleType(f"vllm.{name}")
         import torch

@@ -1,4 +1,4 @@
-"""Which kernel would serve each kind of linear on a GPU, as the engine's own chooser would say."""
+"""The command that starts the server, and which kernel would serve each kind of linear."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from qbridge.architecture.parallel import Rank, fused_out
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.common import model_dtype_name
+from qbridge.targets.remote_code import needs_remote_code
 from qbridge.targets.serving import Served
 from qbridge.targets.vllm import fusion
 from qbridge.targets.vllm.kernels import Linear, choose
 
 _METHODS = ("gptq", "awq", "compressed-tensors")
 _WITHOUT_HUMMING = ("0.5.4",)  # the wheels of 0.23.0 and 0.33.0 require the package humming-kernels
+
+# Types of models that it parses itself, of those that transformers does not know (transformers_utils/config.py).
+_OWN_CONFIGS = ("RefinedWeb", "RefinedWebModel", "chatglm", "deepseek_vl_v2", "kimi_vl")
+
+
+def serve(model: Model, path: str, tp: int) -> str:
+    """vLLM's server; config.json says how the model is quantized, and in which dtype it computes."""
+    ranks = f" --tensor-parallel-size {tp}" if tp > 1 else ""
+    code = " --trust-remote-code" if needs_remote_code(model.config, _OWN_CONFIGS) else ""
+    return f"vllm serve {path}{ranks}{code}"
 
 
 def kernels(model: Model, version: str, tp: int, capability: int) -> list[Served]:

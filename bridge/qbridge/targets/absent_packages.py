@@ -1,6 +1,7 @@
-"""Packages that an engine's modules import and that are not installed: every name is there, and no function.
+"""Packages that an engine imports and that are not installed: their modules have every name, and no function.
 
-Loaded by path from provers, in the engine's own Python; it uses the standard library alone.
+An engine imports the class of a multimodal model with all that its images need, also where none is ever read. This
+module is loaded by path and uses the standard library alone, as proving.py does.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ class _Absent(type):
 
 
 class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds packages that are not there: their modules have every name, and no function."""
+    """Finds the modules of packages that are not there; it is put into `sys.meta_path`."""
 
     def __init__(self, packages: Sequence[str]) -> None:
-        """Stand in for packages, and all modules below them."""
+        """Find the modules of these packages, and no others."""
         self.packages = tuple(packages)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """The spec of a module of theirs; None for any other."""
+        """The spec of a module that lies in one of the packages; None for any other."""
         if not f"{name}.".startswith(tuple(f"{package}." for package in self.packages)):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: Any) -> types.ModuleType:
-        """A module of which every attribute is there."""
+        """A module that has any name that is asked of it."""
         module = types.ModuleType(spec.name)
         made: dict[str, Any] = {"__version__": "0.28.0"}
 

@@ -17,8 +17,10 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
-from qbridge.targets.choice import Choice
+from qbridge.targets.choice import Choice, python_path
 from qbridge.targets.common import unquantized_tensors, weight_scales
+from qbridge.targets.gptqmodel import messages
+from qbridge.targets.remote_code import needs_remote_code
 from qbridge.targets.target import Target
 
 _TORCH = "gptqmodel 7.7.0, nn_modules/qlinear/torch.py (TorchLinear.SUPPORTS_BITS, SUPPORTS_GROUP_SIZE)"
@@ -83,6 +85,12 @@ def _asymmetric_version_1(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"weights {spec.weight}: zero-points of version 1, not by GPTQModel",))
 
 
+def _serve(model: Model, path: str, tp: int) -> str:
+    """Two lines of Python, which load the model; it has no server."""
+    folder, code = python_path(path), ", trust_remote_code=True" * needs_remote_code(model.config)
+    return f"from gptqmodel import GPTQModel\nmodel = GPTQModel.load({folder}{code})"
+
+
 _COMMON: tuple[Rule, ...] = (weight_scales(DType.BF16, _DTYPE), unquantized_tensors(DType.BF16, _DTYPE))
 CHOICES = (
     Choice(
@@ -93,6 +101,7 @@ CHOICES = (
             LayerRule("QB232", _asymmetric_version_1, _LOADER),
             *_COMMON,
         ),
+        serve=_serve,
     ),
     Choice(
         named("awq"),
@@ -102,6 +111,7 @@ CHOICES = (
             LayerRule("QB232", _awq_outputs, _TORCH_AWQ),
             *_COMMON,
         ),
+        serve=_serve,
     ),
 )
 CODES = (
@@ -124,5 +134,6 @@ TARGETS = (
         Reader((5,)),  # it requires 5.20.2 or newer
         keeps=True,
         codes=CODES,
+        messages=messages.MESSAGES,
     ),
 )

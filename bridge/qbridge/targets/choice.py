@@ -33,8 +33,8 @@ class Choice:
     found of the codes of `avoided` lets the target's other formats be tried first. `parallel` stands for the target's
     limits on what a rank holds where another of its engines loads the format. `serve` gives the command that serves
     the checkpoint, or two lines of Python where there is no server. `experts` stands for what the target says of
-    unquantized experts. A `spare` one is written only where no other can hold the model, also where it is the source's
-    own format.
+    unquantized experts. A `spare` one is written only where no other can hold the model, also where it is the
+    source's own format.
     """
 
     format: Format

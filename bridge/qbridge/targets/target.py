@@ -37,8 +37,8 @@ class Target:
     newest brings them. `prover` is the path of a script that is run by the Python of the engine's own environment,
     and proves that the engine loads a folder; None where there is none. `experts` says how unquantized experts
     that lie in some way must be stored instead; None where any way will do. `renames` are classes whose loader takes
-    linears of experts under either of the names that classes have for them; a reader may take the names that they have
-    `in_memory`. `backends` are the engines among which it
+    linears of experts under either of the names that classes have for them; a reader may take the names that they
+    have `in_memory`. `backends` are the engines among which it
     chooses by itself, by the word that names one, each with its own limits.
     """
 

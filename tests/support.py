@@ -14,6 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import qbridge
+from qbridge.source.folder import Folder
+from qbridge.source.safetensors import read_header
+from qbridge.source.storage import File
 
 ROOT = Path(__file__).resolve().parent.parent
 SINGLE = "model.safetensors"
@@ -44,6 +47,11 @@ def edit_json(path, fn):
 
 def edit_quantization(src, fn):
     edit_json(src / "config.json", lambda config: fn(config["quantization_config"]))
+
+
+def header_of(path):
+    """Every tensor of a safetensors file, as the program reads its header."""
+    return read_header(File(Folder(path.parent), path.name))
 
 
 def edit_header(path, fn):

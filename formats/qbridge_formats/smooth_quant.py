@@ -93,7 +93,7 @@ def _without_copied_code(source: Source, findings: Findings) -> dict[str, Any]:
     """The config without the auto_map to the modeling file that lmdeploy.lite 0.6.2 copies beside the weights."""
     config = without_quantization(source.config)
     targets = config.get("auto_map")
-    files = {str(file) for file in source.side_files}
+    files = set(source.side_files)
     if isinstance(targets, dict) and all(f"{str(t).partition('.')[0]}.py" in files for t in targets.values()):
         findings.add("QB104", "config.json", tuple(f"auto_map {key}: {value}" for key, value in targets.items()))
         del config["auto_map"]

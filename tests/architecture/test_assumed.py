@@ -12,6 +12,7 @@ import qbridge
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.classes import CLASSES
 from qbridge.architecture.from_config import assumed_model
+from qbridge.source.folder import Folder
 from support import ROOT
 
 BLOCK = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
@@ -40,7 +41,7 @@ def test_linears_are_those_of_the_module_tree(architecture, changes, tmp_path):
     wanted = Counter()
     for name, out, into in facts.linears(architecture, **changes):
         wanted[(*tail(name), out, into)] += facts.DIMS["num_experts"] if ".experts." in name else 1
-    found = assumed_model(tmp_path)
+    found = assumed_model(Folder(tmp_path))
     assert Counter((*tail(name), s.out_features, s.in_features) for name, s in found.specs.items()) == wanted
     assert (
         not any(".experts." in name for name in found.specs)
@@ -62,4 +63,4 @@ def test_experts_of_a_real_checkpoint(case, tmp_path):
     (tmp_path / "config.json").write_bytes((there / "config.json").read_bytes())
     with qbridge.open(there) as opened:
         wanted = {name: (s.out_features, s.in_features) for name, s in opened.specs.items()}
-    assert {n: (s.out_features, s.in_features) for n, s in assumed_model(tmp_path).specs.items()} == wanted
+    assert {n: (s.out_features, s.in_features) for n, s in assumed_model(Folder(tmp_path)).specs.items()} == wanted

@@ -6,6 +6,7 @@ import pytest
 
 import qbridge
 from qbridge.formats.assumed import assumed_model
+from qbridge.source.folder import Folder
 from support import ROOT, cli, copy_fixture, edit_json
 
 CASES = [
@@ -44,7 +45,7 @@ def bare(tmp_path, case, keep=("config.json",)):
 def test_schemes_are_those_of_the_checkpoint_activations_included(case, tmp_path):
     with qbridge.open(ROOT / "fixtures" / case / "model") as whole:
         said = {name: (str(spec.weight), str(spec.activation)) for name, spec in whole.specs.items()}
-    alone = assumed_model(bare(tmp_path, case))
+    alone = assumed_model(Folder(bare(tmp_path, case)))
     assert {name: (str(spec.weight), str(spec.activation)) for name, spec in alone.specs.items()} == said
 
 
@@ -67,7 +68,7 @@ def test_what_it_cannot_know_is_said_and_is_no_yes(tmp_path):
 def test_a_side_file_says_what_config_json_leaves_out(tmp_path):
     src = bare(tmp_path, "modelopt/llama_nvfp4", ("config.json", "hf_quant_config.json"))
     edit_json(src / "config.json", lambda config: config.pop("quantization_config", None) and None)
-    assert {spec.weight.type for spec in assumed_model(src).specs.values()} == {"e2m1"}
+    assert {spec.weight.type for spec in assumed_model(Folder(src)).specs.values()} == {"e2m1"}
 
 
 def test_where_the_block_lies_is_judged(tmp_path):

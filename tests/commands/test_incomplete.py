@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 
 import qbridge
 from goldens import ALLOW, NOT_READ
-from qbridge.source.safetensors import read_header
 from support import (
     INDEX,
     ROOT,
@@ -25,6 +24,7 @@ from support import (
     edit_header,
     edit_json,
     facts,
+    header_of,
     places,
     refusal,
     rewrite_tensors,
@@ -51,7 +51,7 @@ def without(src, part):
 
 def take(file, gone):
     """Write a safetensors file anew without some tensors, byte by byte: numpy has not every dtype."""
-    stored = read_header(file)
+    stored = header_of(file)
     data, kept, at = file.read_bytes(), {}, 0
     body = b""
     for name, tensor in sorted(stored.items(), key=lambda item: item[1].begin):
@@ -516,7 +516,7 @@ def draw(rng, case, folder):
     """A fixture from which something is taken away at random: (what, where it lies)."""
     src = shutil.copytree(case / "model", folder)
     file = rng.choice(sorted(src.glob("*.safetensors")))
-    names = sorted(read_header(file))
+    names = sorted(header_of(file))
     kind = rng.choice(["tensor", "module", "shard"])
     if kind == "shard":
         modules = sorted({name.rpartition(".")[0] for name in names})

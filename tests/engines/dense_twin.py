@@ -31,7 +31,7 @@ def write(source: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Non
         dense = {layer["bias"].tensor: f"{name}.bias" for name, layer in slots if "bias" in layer}
         dense |= {info.stored: name for name, info in opened.model.tensors.items()}
         for shard in opened.source.shards:
-            with safe_open(shard, "pt") as file:
+            with safe_open(opened.source.file(shard).path, "pt") as file:
                 weights |= {dense[name]: file.get_tensor(name) for name in dense.keys() & set(file.keys())}
         config = {**opened.model.config, "dtype": name, "torch_dtype": name}  # transformers 5 and 4 read one each
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ FLOAT8_NOISE = 0.4  # of inputs rounded to float8
 QKV = [f"model.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
 
 needs_avx512_bf16 = pytest.mark.skipif(
-    not torch.cpu._is_avx512_bf16_supported(), reason="vLLM's float8 kernel for blocks needs AVX-512 with bfloat16"
+    not torch.cpu._is_avx512_bf16_supported(), reason="vLLM's float8 kernels need AVX-512 with bfloat16"
 )
 
 
@@ -182,6 +182,7 @@ def test_vllm_s_own_kernel_gives_the_same_numbers_for_either_name_of_blocks(tmp_
     assert all(np.array_equal(original, other) for other in others)
 
 
+@needs_avx512_bf16
 @pytest.mark.parametrize("case", ["compressed_tensors/llama_fp8_dynamic", "modelopt/llama_fp8_channel"])
 def test_vllm_serves_channels_with_its_own_kernel(case, tmp_path):
     """It rounds inputs to float8, which the twin does not; every format gives the same numbers."""

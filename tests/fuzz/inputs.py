@@ -23,7 +23,8 @@ from rich.console import Console
 import qbridge
 from qbridge import render
 from qbridge.ir.dtypes import DType, nbytes
-from qbridge.source.safetensors import HeaderError, read_header
+from qbridge.source.safetensors import HeaderError
+from support import header_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).with_name("corpus")
@@ -123,7 +124,7 @@ def run_header(data: bytes, folder: Path) -> int:
     file = folder / "header.safetensors"
     file.write_bytes(data)
     try:
-        found = read_header(file)
+        found = header_of(file)
     except HeaderError:
         return 3
     with safe_open(file, "numpy") as theirs:  # it must not refuse what is taken here
@@ -190,7 +191,7 @@ def _converted() -> Iterator[bytes]:
 def _short_header(model: Path, layers: str = ".layers.0.") -> dict[str, Any]:
     tensors = {}
     for file in sorted(model.glob("*.safetensors")):
-        tensors |= read_header(file)
+        tensors |= header_of(file)
     return {
         name: {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [0, 0]}
         for name, tensor in tensors.items()

@@ -10,7 +10,7 @@ import pytest
 
 import qbridge
 from qbridge.source import reader
-from qbridge.source.folder import open_source
+from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import Source
 from support import copy_fixture
 
@@ -53,7 +53,7 @@ def test_no_value_is_read_twice_from_opening_to_the_plan(fixtures, tmp_path, byt
 
 def test_what_is_kept_is_bounded_read_only_and_let_go(tmp_path, monkeypatch, bytes_read):
     monkeypatch.setattr(reader, "VALUES", 300_000)
-    source = open_source(copy_fixture(tmp_path), qbridge.Findings())
+    source = open_source(storage_of(copy_fixture(tmp_path)), qbridge.Findings())
     small = [name for name, tensor in source.tensors.items() if tensor.end - tensor.begin <= 300_000]
     with source.remembering():
         for name in (*small, *small):
@@ -75,7 +75,7 @@ def test_who_does_not_plan_holds_no_values(fixtures):
 
 
 def test_values_from_opening_are_there_for_the_plan(tmp_path, bytes_read):
-    source = open_source(copy_fixture(tmp_path), qbridge.Findings())
+    source = open_source(storage_of(copy_fixture(tmp_path)), qbridge.Findings())
     name = next(iter(source.tensors))
     with source.remembering(forget=False):
         source.read(name)

@@ -16,6 +16,8 @@ import qbridge
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.plan.output_files import index_of, plan_shards
 from qbridge.plan.plan import OutputTensor
+from qbridge.source.storage import File
+from qbridge.testing import Memory
 from qbridge.write.budget import Effort
 from support import INDEX, SHARDED, SINGLE, cli, codes, contents, copy_fixture, journal, only_neighbours, part
 
@@ -33,8 +35,16 @@ def header_of(path):
     return json.loads(data[8 : 8 + length]), 8 + length, len(data)
 
 
+PLACE = Memory({})
+
+
+def file(name):
+    """A shard of the source that is never read."""
+    return File(PLACE, name)
+
+
 def outputs(*sizes, dtype=DType.I8, shard="s"):
-    return [OutputTensor(f"t{number:02}", dtype, (size,), shard) for number, size in enumerate(sizes)]
+    return [OutputTensor(f"t{number:02}", dtype, (size,), file(shard)) for number, size in enumerate(sizes)]
 
 
 def names(shards):
@@ -65,7 +75,7 @@ def test_less_memory_than_any_conversion_takes_is_refused(src, dst):
 
 
 def test_shards_end_where_the_source_ends_its_own():
-    one, two, three = (OutputTensor(name, DType.I8, (1,), shard) for name, shard in ("aq", "bp", "cq"))
+    one, two, three = (OutputTensor(name, DType.I8, (1,), file(shard)) for name, shard in ("aq", "bp", "cq"))
     shards = plan_shards([one, two, three])
     assert names(shards) == [["b"], ["a", "c"]]
     assert [shard.name for shard in shards] == [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
@@ -94,18 +104,20 @@ def test_tensor_beyond_the_limit_has_a_shard_of_its_own():
 
 
 def test_limit_counts_across_the_shards_of_the_source():
-    small = [OutputTensor(name, DType.I8, (1,), name) for name in "abcd"]
+    small = [OutputTensor(name, DType.I8, (1,), file(name)) for name in "abcd"]
     assert names(plan_shards(small, 2)) == [["a", "b"], ["c", "d"]]
 
 
 def test_parts_of_a_layer_stay_in_one_shard_where_the_limit_allows():
-    parts = [OutputTensor(f"l{n}.{part}", DType.I8, (1,), "s", layer=f"l{n}") for part in "xy" for n in range(3)]
+    parts = [
+        OutputTensor(f"l{n}.{part}", DType.I8, (1,), file("s"), layer=f"l{n}") for part in "xy" for n in range(3)
+    ]
     assert names(plan_shards(parts, 2)) == [["l0.x", "l0.y"], ["l1.x", "l1.y"], ["l2.x", "l2.y"]]
 
 
 def test_tensors_lie_aligned_without_holes_and_the_header_says_where():
     kinds = (DType.I8, DType.F16, DType.F32, DType.F64, DType.BF16, DType.BOOL, DType.I64)
-    drawn = [OutputTensor(f"t{n}", kind, (n % 4, 3), "s") for n, kind in enumerate(kinds * 3)]
+    drawn = [OutputTensor(f"t{n}", kind, (n % 4, 3), file("s")) for n, kind in enumerate(kinds * 3)]
     (shard,) = plan_shards(drawn)
     position = len(shard.header)
     header = json.loads(shard.header[8:])
@@ -119,7 +131,7 @@ def test_tensors_lie_aligned_without_holes_and_the_header_says_where():
 
 @pytest.mark.parametrize("count", range(1, 9))
 def test_header_is_padded_to_eight_bytes(count):
-    (shard,) = plan_shards([OutputTensor("t" * count, DType.F64, (1,), "s")])
+    (shard,) = plan_shards([OutputTensor("t" * count, DType.F64, (1,), file("s"))])
     assert len(shard.header) % 8 == 0
     assert int.from_bytes(shard.header[:8], "little") == len(shard.header) - 8
 

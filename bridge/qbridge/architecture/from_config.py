@@ -7,7 +7,6 @@ against the module trees.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
@@ -18,45 +17,46 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import MAX_SIZE, Granularity, WeightScheme
-from qbridge.source.json_text import load_json
+from qbridge.source.foreign import CONFIG
+from qbridge.source.storage import File, Storage, load_json
 
 _SIZES = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_replace")
 
 
-def config_alone(path: Path, side_files: Iterable[str] = ()) -> Mapping[str, Any]:
-    """config.json of a folder that has no weights; its block is the first of some side files where it has none."""
-    config = load_json(path / "config.json")
+def config_alone(storage: Storage, side_files: Iterable[str] = ()) -> Mapping[str, Any]:
+    """config.json of a place that has no weights; its block is the first of some side files where it has none."""
+    config = load_json(File(storage, CONFIG))
     config = config if isinstance(config, dict) else {}
     for name in side_files if find_block(config) is None else ():
-        if (path / name).is_file():
-            return {**config, QUANTIZATION_KEYS[0]: load_json(path / name)}
+        if storage.has(name):
+            return {**config, QUANTIZATION_KEYS[0]: load_json(File(storage, name))}
     return config
 
 
-def assumed_linears(path: Path) -> tuple[Mapping[str, Any], dict[str, tuple[int, int]]]:
-    """(config.json, (out_features, in_features) by linear) of a folder without weights; QBridgeError (QB262)."""
-    config = config_alone(path)
+def assumed_linears(storage: Storage) -> tuple[Mapping[str, Any], dict[str, tuple[int, int]]]:
+    """(config.json, (out_features, in_features) by linear) of a place without weights; QBridgeError (QB262)."""
+    config = config_alone(storage)
     architecture = Architecture.of(config)
     if not architecture.known:
-        raise error("QB262", str(path), ("its architecture is not in qbridge's table",))
+        raise error("QB262", storage.url, ("its architecture is not in qbridge's table",))
     if not (architecture.row.assumed and architecture.row.judged):
-        raise error("QB262", str(path), ("the sizes of its linears are not in config.json",))
+        raise error("QB262", storage.url, ("the sizes of its linears are not in config.json",))
     try:
         _check_sizes(architecture.text)
         return config, dict(linears(architecture))
     except (KeyError, TypeError, ZeroDivisionError) as fault:
-        raise error("QB262", str(path), (f"it does not say {fault}",)) from fault
+        raise error("QB262", storage.url, (f"it does not say {fault}",)) from fault
     except ValueError as fault:
-        raise error("QB262", str(path), (str(fault),)) from fault
+        raise error("QB262", storage.url, (str(fault),)) from fault
 
 
-def assumed_model(path: Path) -> Model:
-    """The model of a folder without weights, by bits and group size of its config.json; QBridgeError (QB262)."""
-    block = (find_block(config_alone(path)) or NO_BLOCK).raw
-    config, dims = assumed_linears(path)
+def assumed_model(storage: Storage) -> Model:
+    """The model of a place without weights, by bits and group size of its config.json; QBridgeError (QB262)."""
+    block = (find_block(config_alone(storage)) or NO_BLOCK).raw
+    config, dims = assumed_linears(storage)
     weight = _scheme(block)
     if weight is None:
-        raise error("QB262", str(path), ("it does not say bits and group size",))
+        raise error("QB262", storage.url, ("it does not say bits and group size",))
     specs = {name: Spec(name, *shape, weight, DType.F16) for name, shape in dims.items()}
     return Model(_format(block), config, specs, {}, {})
 

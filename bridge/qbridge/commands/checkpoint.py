@@ -20,7 +20,7 @@ from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
 from qbridge.plan.options import allowed, typed
-from qbridge.source.folder import open_source
+from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
 from qbridge.targets.registry import source_formats
 
@@ -96,7 +96,7 @@ def open_checkpoint(
     typed("the format of the source", format, str, type(None))
     findings = Findings(allowed(allow))
     with io_as_finding(str(path)):
-        source = open_source(path, findings)
+        source = open_source(storage_of(path), findings)
     try:
         with io_as_finding(str(path)), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)

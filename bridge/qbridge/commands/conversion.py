@@ -28,7 +28,7 @@ from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import Recorded, best_plan
 from qbridge.plan.survey import survey
-from qbridge.source.folder import MANIFEST
+from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import TOKENIZER, Source
 from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
@@ -181,7 +181,7 @@ def _rewritten(opened: Checkpoint, target: Target) -> dict[str, str]:
     """The side files in words that the target's transformers knows, where it does not know those that are there."""
     if not unread_tokenizer(opened.model.tokenizer, target.reader):
         return {}
-    text = (opened.source.path / TOKENIZER).read_bytes().decode()
+    text = opened.source.file(TOKENIZER).read().decode()
     return {TOKENIZER: spell_tokenizer(text)}
 
 
@@ -201,13 +201,13 @@ def write(
     """
     source, sides = opened.source, _carried_over(opened, documents)
     size = sum(shard.size for shard in shards if shard.file is None)
-    size += sum((source.path / file).stat().st_size for file in sides)
+    size += sum(source.file(name).size for name in sides)
     links: dict[str, int] = {}
-    with staged(dst, source.path, overwrite, _identity(source, shards, documents), size) as stage:
+    with staged(dst, Path(source.url), overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
             links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
     if SYMBOLIC in links:
-        opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.path}",))
+        opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.url}",))
     return links
 
 
@@ -223,17 +223,17 @@ def stands_there(
     return is_finished(dst, opened.source, plan, shards, documents, _carried_over(opened, documents), effort)
 
 
-def _carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[Path]:
+def _carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[str]:
     """The files of the source that are carried over as they are."""
     replaced = opened.model.consumed.union(documents)
-    return [file for file in opened.source.side_files if str(file) not in replaced]
+    return [name for name in opened.source.side_files if name not in replaced]
 
 
 def _identity(source: Source, shards: Sequence[Shard], documents: Mapping[str, Document]) -> str:
     """What tells this conversion from every other: the source as it is now, and all that is to be written."""
     digest = hashlib.sha256(qbridge_version().encode())
     for file, stamp in source.stamps.items():
-        digest.update(f"{file} {stamp} {manifest.header_digest(file)}".encode())
+        digest.update(f"{file.storage.url}/{file.name} {stamp} {manifest.header_digest(file)}".encode())
     for shard in shards:
         digest.update(shard.name.encode() + shard.header + (b"linked" if shard.file else b""))
     digest.update(json.dumps(documents, sort_keys=True, default=str).encode())

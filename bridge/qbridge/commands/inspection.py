@@ -62,7 +62,7 @@ def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] =
             unquantized_tensors=len(model.tensors),
             quantized_bytes=sum(sizes.values()) - plain,
             unquantized_bytes=plain,
-            shards={file.name: file.stat().st_size for file in opened.source.shards},
-            side_files=[str(file) for file in opened.source.side_files],
+            shards={name: opened.source.file(name).size for name in opened.source.shards},
+            side_files=list(opened.source.side_files),
             findings=tuple(opened.findings),
         )

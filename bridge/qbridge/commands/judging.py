@@ -22,6 +22,7 @@ from qbridge.formats.assumed import assumed_model
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, Problem, Rule, ValueRule, broken
 from qbridge.ir.model import Model
+from qbridge.source.opening import storage_of
 from qbridge.source.reader import TOKENIZER
 from qbridge.source.weight_files import INDEX, SINGLE, weight_files, weight_map
 from qbridge.targets.choice import Choice
@@ -159,12 +160,13 @@ def _model(
             return opened.model, opened.source.config, frozenset(opened.source.tensors)
     except QBridgeError as fault:
         bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
-        if not bare or weight_files(path):
+        storage = storage_of(path) if bare else None
+        if storage is None or weight_files(storage):
             raise
-    model = assumed_model(path)
-    findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
-    index = weight_map(path, findings) if (path / INDEX).is_file() else None
-    return model, config_alone(path), None if index is None else frozenset(index)
+    model = assumed_model(storage)
+    findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
+    index = weight_map(storage, findings) if storage.has(INDEX) else None
+    return model, config_alone(storage), None if index is None else frozenset(index)
 
 
 def _spelling(model: Model, target: Target, findings: Findings) -> None:

@@ -21,7 +21,8 @@ from qbridge.ir.model import Model
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
-from qbridge.source.folder import MANIFEST, model_name
+from qbridge.source.folder import model_name
+from qbridge.source.opening import MANIFEST
 from qbridge.targets.gpus import Gpu
 from qbridge.targets.target import Target
 

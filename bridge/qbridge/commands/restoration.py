@@ -19,7 +19,7 @@ from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_tensors import outputs_of
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
 from qbridge.plan.renaming import Renaming, renamed_spec
-from qbridge.source.folder import MANIFEST
+from qbridge.source.opening import MANIFEST
 from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
 from qbridge.write.budget import Effort

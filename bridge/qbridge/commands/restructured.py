@@ -13,7 +13,7 @@ from qbridge.findings.finding import Findings, QBridgeError
 from qbridge.plan import manifest
 from qbridge.plan.graft import differing, digest, recorded, without
 from qbridge.plan.renaming import Renaming, rename
-from qbridge.source.folder import open_source
+from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import Source
 
 
@@ -68,7 +68,7 @@ def without_grafts(
 def _prove(source: Source, digests: Mapping[str, str], path: str, asked: bool, findings: Findings) -> None:
     """Compare grafted tensors with the original at a path, or with their digests where it cannot be read."""
     try:
-        with closing(open_source(path, Findings(findings.allow))) as other:
+        with closing(open_source(storage_of(path), Findings(findings.allow))) as other:
             for name in digests:
                 if name not in other.tensors:
                     findings.add("QB502", name, (f"it is grafted, and {path} has none",))

@@ -40,10 +40,10 @@ def assemble(
             rest[known_as] = TensorInfo(tensor.dtype, tensor.shape, name)
     _account(rest, {module_of(tensor)[0] for tensor in claimed}, bool(kv_cache), refused, findings)
     if not layers and not findings.errors:
-        findings.add("QB010", str(source.path), ("no module's weight is quantized",))
+        findings.add("QB010", source.url, ("no module's weight is quantized",))
     specs = {name: spec for name, (spec, _) in layers.items()}
     slots_of = {name: slots for name, (_, slots) in layers.items()}
-    stale = config_files().intersection(map(str, source.side_files))
+    stale = config_files().intersection(source.side_files)
     block = (find_block(source.config) or NO_BLOCK).raw
     return Model(
         format_name, config, specs, slots_of, rest, source.tokenizer(), kv_cache or {}, stale, block, format_name

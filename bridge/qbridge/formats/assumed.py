@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from qbridge.architecture.from_config import assumed_linears, config_alone
 from qbridge.architecture.from_config import assumed_model as by_bits
@@ -18,6 +17,7 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, WeightScheme
+from qbridge.source.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +34,23 @@ class Assumed:
         return Spec(name, *dims, self.weight, self.scale, self.activation, stored)
 
 
-def assumed_model(path: Path) -> Model:
-    """The model of a folder that has config.json and no weights; QBridgeError (QB262) if that says too little.
+def assumed_model(storage: Storage) -> Model:
+    """The model of a place that has config.json and no weights; QBridgeError (QB262) if that says too little.
 
     A linear that the format leaves unquantized is in no part of the model.
     """
-    config, dims = assumed_linears(path)
+    config, dims = assumed_linears(storage)
     for name in usable():
         reader = load(name)
         find = getattr(reader, "assumed", None)
         if find is None:
             continue
-        alone = config_alone(path, getattr(reader, "CONFIG_FILES", ()))
+        alone = config_alone(storage, getattr(reader, "CONFIG_FILES", ()))
         found: Mapping[str, Assumed] | None = find(alone, list(dims))
         if found:
             try:
                 specs = {module: entry.spec(module, dims[module]) for module, entry in found.items()}
             except ValueError as fault:
-                raise error("QB262", str(path), (str(fault),)) from fault
+                raise error("QB262", storage.url, (str(fault),)) from fault
             return Model(reader.NAME, config, specs, {}, {})
-    return by_bits(path)
+    return by_bits(storage)

@@ -37,7 +37,7 @@ def judge_blocks(source: Source, findings: Findings) -> None:
     for other in quantization_blocks(source.config):
         if other.key != first.key and (facts := _differences(first, other)):
             findings.add("QB043", other.key, facts)
-    names = config_files().intersection(map(str, source.side_files))
+    names = config_files().intersection(source.side_files)
     for name in sorted(names):
         if facts := _differences(first, Block(name, source.side_object(name))):
             findings.add("QB043", name, facts)

@@ -55,7 +55,7 @@ def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
     if len(best) == 1:
         return best[0]
     if best:
-        raise error("QB012", str(source.path), reasons, ("name it with --from",))
+        raise error("QB012", source.url, reasons, ("name it with --from",))
     raise _unrecognised(source, reasons)
 
 
@@ -81,12 +81,12 @@ def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
         named = f"{known}, which qbridge does not read yet" if known else "which qbridge does not know"
         if method.lower() in aliases():
             named = "whose tensors are not in the checkpoint"
-        return error("QB011", str(source.path), (f"quant_method {method!r}: {named}", *reasons))
+        return error("QB011", source.url, (f"quant_method {method!r}: {named}", *reasons))
     if mlx := _mlx_layers(source):
         fact = f"MLX, which qbridge does not read yet: {len(mlx)} modules with words of codes, scales and biases"
-        return error("QB011", str(source.path), (fact, *reasons))
+        return error("QB011", source.url, (fact, *reasons))
     codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
     if codes:
         fact = f"no quant_method, but {len(codes)} integer matrices such as {codes[0]}"
-        return error("QB011", str(source.path), (fact, *reasons))
-    return error("QB010", str(source.path), reasons)
+        return error("QB011", source.url, (fact, *reasons))
+    return error("QB010", source.url, reasons)

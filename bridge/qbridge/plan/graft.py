@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
@@ -18,7 +17,7 @@ from qbridge.architecture.quantization_block import find_block
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.ir.model import Model, TensorInfo
-from qbridge.source.folder import open_source
+from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import Source
 from qbridge.source.weight_files import is_draft
 
@@ -54,9 +53,8 @@ def graft(source: Source, model: Model, original: str, findings: Findings) -> tu
     QBridgeError with the findings QB321 (the original is quantized), QB322 (nothing to take) and QB323 (it is not
     proved that it is the original); nothing is adopted then.
     """
-    path = Path(original)
     findings_there = Findings(findings.allow)
-    with closing(open_source(path, findings_there)) as other:
+    with closing(open_source(storage_of(original), findings_there)) as other:
         _check_plain(source, other, original, findings)
         findings.stop_on_errors()
         lacking, common = compare_names(model, other)
@@ -84,7 +82,7 @@ def graft(source: Source, model: Model, original: str, findings: Findings) -> tu
 
 def _check_plain(source: Source, other: Source, original: str, findings: Findings) -> None:
     """A finding where the original is the source, or quantized."""
-    if other.path.resolve() == source.path.resolve():
+    if other.storage.identity == source.storage.identity:
         findings.add("QB321", original, ("it is SRC itself",))
     elif block := find_block(other.config):
         findings.add("QB321", original, (f"config.json has {block.key}",))

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from qbridge.codecs.parts import decode
@@ -26,9 +25,10 @@ from qbridge.passes.undo import Undo
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.plan import Plan
 from qbridge.plan.repair import Rewritten, why_not
-from qbridge.source.folder import MANIFEST
-from qbridge.source.json_text import MAX_HEADER, load_json
+from qbridge.source.json_text import MAX_HEADER
+from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
+from qbridge.source.storage import File, load_json
 
 SCHEMA = 1
 NOTHING: Mapping[str, Any] = {}
@@ -86,20 +86,19 @@ def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
 def _texts(source: Source, names: Collection[str]) -> dict[str, str]:
     """Side files that are not carried over as they are, for `restore`."""
     for name in names:
-        if (size := (source.path / name).stat().st_size) > MAX_HEADER:
+        if (size := source.file(name).size) > MAX_HEADER:
             raise error("QB002", name, (f"it has {size} bytes",))
-    return {name: (source.path / name).read_bytes().decode("utf-8", "replace") for name in sorted(names)}
+    return {name: source.file(name).read().decode("utf-8", "replace") for name in sorted(names)}
 
 
 def _digests(source: Source) -> dict[str, str]:
-    return {str(file.relative_to(source.path)): header_digest(file) for file in source.shards}
+    return {name: header_digest(source.file(name)) for name in source.shards}
 
 
-def header_digest(file: Path) -> str:
+def header_digest(file: File) -> str:
     """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data."""
-    with open(file, "rb") as stream:
-        length = min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)
-        return hashlib.sha256(stream.read(length)).hexdigest()
+    length = min(int.from_bytes(file.read(8), "little"), MAX_HEADER)
+    return hashlib.sha256(file.read(8 + length)[8:]).hexdigest()
 
 
 def describe(spec: Spec) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def revive(name: str, out_features: int, in_features: int, fields: Mapping[str, 
 def load(source: Source) -> Mapping[str, Any] | None:
     """The manifest beside a checkpoint, or None if there is none that this version understands."""
     try:
-        value = load_json(source.path / MANIFEST)
+        value = load_json(source.file(MANIFEST))
     except (OSError, ValueError):
         return None  # provenance only: the tensors are read from config and headers
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.plan import OutputTensor
+from qbridge.source.storage import File
 from qbridge.source.weight_files import SINGLE
 
 
@@ -28,7 +28,7 @@ class Shard:
     header: bytes
     tensors: Sequence[OutputTensor]
     offsets: Sequence[int]
-    file: Path | None = None
+    file: File | None = None
 
     @property
     def data_size(self) -> int:
@@ -39,13 +39,13 @@ class Shard:
     def size(self) -> int:
         """Bytes of the file."""
         if self.file is not None:
-            return self.file.stat().st_size
+            return self.file.size
         return len(self.header) + self.data_size
 
 
 def plan_shards(outputs: Sequence[OutputTensor], max_size: int | None = None) -> list[Shard]:
     """The output files: at the source's shard boundaries, or filled in order up to `max_size` bytes of data."""
-    order = sorted(outputs, key=lambda t: (t.grafted, t.shard, t.layer or t.name, t.name))
+    order = sorted(outputs, key=lambda t: (t.grafted, t.shard.name, t.layer or t.name, t.name))
     groups: list[list[OutputTensor]] = []
     filled, last = 0, None
     for tensor in order:

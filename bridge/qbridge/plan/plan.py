@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
 from qbridge.source.reader import Source
+from qbridge.source.storage import File
 from qbridge.targets.target import Target
 
 
@@ -222,7 +222,7 @@ class OutputTensor:
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    shard: Path
+    shard: File
     origin: str = ""
     layer: str = ""
     part: str = ""

@@ -1,1 +1,1 @@
-"""Bytes, wherever they lie: folders, containers, the checkpoint read from them."""
+"""Bytes, wherever they lie: storages (a folder), containers, the checkpoint read from them."""

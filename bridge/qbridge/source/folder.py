@@ -1,150 +1,155 @@
-"""A checkpoint on disk: config, index, checked headers, tensors read on demand. Never writes."""
+"""A folder of this machine as a storage; the blobs of a Hugging Face cache belong to its snapshots."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qbridge.findings.finding import Findings, error
-from qbridge.source.foreign import (
-    ADAPTER,
-    CONFIG,
-    base_of,
-    component_of_diffusers,
-    foreign_names,
-    no_checkpoint,
-    pointers,
-    unfinished_downloads,
-)
-from qbridge.source.reader import Source, stamp_of
-from qbridge.source.safetensors import HeaderError, read_header
-from qbridge.source.stored import StoredTensor
-from qbridge.source.weight_files import (
-    ADAPTER_WEIGHTS,
-    HEAD,
-    INDEX,
-    WEIGHTS,
-    check_pickles,
-    drafts_outside,
-    followed_index,
-    is_stale,
-    json_object,
-    pickle_names,
-    shard_names,
-)
+from qbridge.ir.dtypes import Array
+from qbridge.source.json_text import MAX_HEADER
+from qbridge.source.storage import Storage
 
-MANIFEST = "qbridge.json"
+OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 _ATTRIBUTES = ".gitattributes"  # says which files of a repository are Git LFS's, as in the output
+_PARTIAL = (".incomplete", ".aria2", ".crdownload", ".part")  # huggingface_hub, aria2, Chrome, Firefox and wget
+_DOWNLOADS = ".cache/huggingface/download"  # of `hf download --local-dir`
 
 
-def open_source(path: str | os.PathLike[str], findings: Findings) -> Source:
-    """Open a folder; raises QBridgeError with everything that is wrong with config, index and headers."""
-    root = Path(path)
-    config = _config(root, findings)
-    named, index = followed_index(root, findings)
-    findings.stop_on_errors()
-    stale = index if index and is_stale(root, index) else None
-    index = None if stale else index
-    names = shard_names(root, index, findings)
-    if not names:
-        findings.stop_on_errors()
-        return _open_pickled(root, config or {}, findings)
-    found = [name for name in names if _is_inside(root, name, findings)]
-    if pointing := pointers(root, found):
-        raise error("QB045", pointing)
-    shards = {name: root / name for name in found}
-    stamps = {file: stamp_of(file) for file in shards.values()}
-    tensors = _headers(root, shards, findings)
-    if said := foreign_names(tensors or ()):
-        raise error("QB101", names, said[:1], fix=said[1])
-    unstored: tuple[str, ...] = ()
-    if index is not None and tensors is not None and (found == names or findings.allows("QB003")):
-        held = {name: file for name, file in index.items() if str(Path(file)) in shards}
-        unstored = tuple(sorted(name for name in held.keys() - tensors.keys() if name.endswith(HEAD)))
-        _check_index(shards, {n: file for n, file in held.items() if n not in unstored}, tensors, findings)
-    if stale and tensors:
-        findings.add("QB040", named, _stale(stale, tensors, names[0]))
-    for file, more in drafts_outside(root, names, config or {}, tensors or {}).items():
-        findings.add("QB044", file.name, (f"{len(more)} tensors, such as {next(iter(more))}",))
-        shards[file.name], stamps[file] = file, stamp_of(file)
-        tensors = {**(tensors or {}), **more}
-    sides = _side_files(root, {*names, *shards, named}, findings)
-    if pointing := pointers(root, map(str, sides)):
-        findings.add("QB045", pointing)
-    findings.stop_on_errors()
-    return Source(root, config or {}, tensors or {}, list(shards.values()), sides, stamps=stamps, unstored=unstored)
+class Folder(Storage):
+    """The files below a folder; a thread keeps those open that it read last."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Nothing is read yet, and the folder need not exist."""
+        self._root = Path(root)
+        self._open_files = OPEN_FILES
+        self._names: list[str] | None = None
+        self._handles: list[OrderedDict[str, int]] = []
+        self._thread = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to another process: no open file, no thread."""
+        return {"root": self._root, "open_files": self._open_files}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The same folder, with no file open."""
+        Folder.__init__(self, state["root"])
+        self._open_files = state["open_files"]
+
+    @property
+    def url(self) -> str:
+        """The path as it was given."""
+        return str(self._root)
+
+    @property
+    def identity(self) -> str:
+        """The path without links."""
+        return str(self._root.resolve())
+
+    def names(self) -> Sequence[str]:
+        """Files of the folder first, then of the folders in it, each in order."""
+        if self._names is None:
+            self._names = list(self._walk())
+        return self._names
+
+    def _walk(self) -> Iterator[str]:
+        for folder, folders, files in os.walk(self._root, followlinks=False):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            relative = os.path.relpath(folder, self._root)
+            prefix = "" if relative == os.curdir else f"{relative}/"
+            yield from (f"{prefix}{name}/" for name in folders if os.path.islink(os.path.join(folder, name)))
+            yield from (prefix + name for name in sorted(files) if not name.startswith(".") or name == _ATTRIBUTES)
+
+    def has(self, name: str) -> bool:
+        """Whether it is a file; OSError for a name that no file can have."""
+        return (self._root / name).is_file()
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return os.stat(self._root / name).st_size
+
+    def stamp(self, name: str) -> str:
+        """Its size and the time of its last change, in ns."""
+        status = os.stat(self._root / name)
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def read_into(self, name: str, offset: int, buffer: Array) -> bool:
+        """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
+        return read_all(self.descriptor(name), buffer, offset)
+
+    def read(self, name: str, most: int = MAX_HEADER) -> bytes:
+        """The first bytes of a file, which is not left open."""
+        with open(self._root / name, "rb") as stream:
+            return stream.read(most)
+
+    def descriptor(self, name: str) -> int:
+        """An open read-only file, good until the same thread asks for many others."""
+        handles: OrderedDict[str, int] | None = getattr(self._thread, "handles", None)
+        if handles is None:
+            handles = self._thread.handles = OrderedDict()
+            self._handles.append(handles)
+        if name in handles:
+            handles.move_to_end(name)
+            return handles[name]
+        while len(handles) >= self._open_files:
+            os.close(handles.popitem(last=False)[1])
+        handles[name] = os.open(self._root / name, os.O_RDONLY)
+        return handles[name]
+
+    def path(self, name: str = "") -> Path:
+        """The folder, or a file in it."""
+        return self._root / name
+
+    def strays(self, name: str) -> bool:
+        """Whether it lies, its links followed, neither in the folder nor in the blobs of a Hugging Face cache.
+
+        A folder of the cache has its own blobs; `--local-dir` of huggingface_hub before 0.23 left links into the
+        cache.
+        """
+        file = self._root / name
+        if file.parent == self._root and not file.is_symlink():
+            return False
+        home, there = self._root.resolve(), file.resolve()
+        homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+        return not (any(there.is_relative_to(place) for place in homes) or _is_blob(there))
+
+    def unfinished(self) -> Sequence[str]:
+        """Files that tools name as unfinished, or that `hf download` has not ended."""
+        there = [(name, name) for name in _entries(self._root)]
+        there += [(name, f"{_DOWNLOADS}/{name}") for name in _entries(self._root / _DOWNLOADS)]
+        return sorted(relative for name, relative in there if name.endswith(_PARTIAL))
+
+    def limit(self, open_files: int) -> None:
+        """Have at most so many files open in each thread."""
+        self._open_files = min(self._open_files, open_files)
+
+    def close(self) -> None:
+        """Close every file of every thread."""
+        for handles in self._handles:
+            while handles:
+                os.close(handles.popitem()[1])
 
 
-def _config(root: Path, findings: Findings) -> dict[str, Any] | None:
-    """config.json, None with a finding if it cannot be read; QBridgeError where the folder is no checkpoint."""
-    if not (root / CONFIG).is_file():
-        fact, fix = no_checkpoint(root)
-        raise error("QB001", str(root), (fact,), fix=fix)
-    if pointing := pointers(root, [CONFIG]):
-        raise error("QB045", pointing)
-    config = json_object(root, CONFIG, findings)
-    if said := component_of_diffusers(config or {}):
-        raise error("QB001", str(root), said[:1], fix=said[1])
-    return config
-
-
-def _stale(index: Mapping[str, str], tensors: Mapping[str, StoredTensor], single: str) -> tuple[str, ...]:
-    """What an index of other files says that a single file has or lacks, by modules: quantizing renames tensors."""
-    held = {name.rpartition(".")[0] for name in tensors}
-    lost = sorted({name.rpartition(".")[0] for name in index} - held)
-    absent = f"none of the {len(set(index.values()))} files that it names is there"
-    if lost:
-        return (absent, f"{single} is read; it lacks {len(lost)} modules that the index names, such as {lost[0]}")
-    return (absent, f"{single} is read; it is complete by itself: it has every module that the index names")
-
-
-def _open_pickled(root: Path, config: dict[str, Any], findings: Findings) -> Source:
-    """The source of pickled weights, which the user has allowed."""
-    from qbridge.source.pickles import read_pickles
-
-    names = [name for name in pickle_names(root) if _is_inside(root, name, findings)]
-    findings.add("QB007", names)
-    check_pickles(root, names, findings)
-    tensors, memory = read_pickles(root, names, findings)
-    sides = _side_files(root, names, findings)
-    findings.stop_on_errors()
-    return Source(root, config, tensors, [root / name for name in names], sides, memory)
-
-
-def _is_inside(root: Path, name: str, findings: Findings) -> bool:
-    """Whether the shard is a file of the folder, or of the blobs of the Hugging Face cache it belongs to."""
-    plain = Path(name)
-    if plain.is_absolute() or ".." in plain.parts or "\0" in name:
-        findings.add("QB006", name, final=True)
-        return False
-    try:
-        there = (root / plain).is_file()
-    except OSError:  # a name that no file can have
-        there = False
-    if not there:
-        partial = unfinished_downloads(root)
-        facts = (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
-        findings.add("QB003", name, facts)
-        return False
-    if not _stays(root, root / plain):
-        findings.add("QB006", name, ("it is a link out of the folder",))
-        return findings.allows("QB006")
+def read_all(descriptor: int, buffer: Array, offset: int) -> bool:
+    """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
+    view, done = buffer.data.cast("B"), 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            return False
+        done += count
     return True
 
 
-def _stays(root: Path, file: Path) -> bool:
-    """Whether a file, its links followed, lies in the folder or in the blobs of a Hugging Face cache.
-
-    A folder of the cache has its own blobs; `--local-dir` of huggingface_hub before 0.23 left links into the cache.
-    """
-    if file.parent == root and not file.is_symlink():
-        return True
-    home, there = root.resolve(), file.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    return any(there.is_relative_to(place) for place in homes) or _is_blob(there)
+def model_name(path: str | os.PathLike[str]) -> str:
+    """The name of a model by its folder, or by its repository in a Hugging Face cache (models--owner--name)."""
+    folder = Path(path).absolute()
+    cached = re.fullmatch(r"models--(?:.+--)?(.+)", folder.parent.parent.name)
+    return cached[1] if cached and folder.parent.name == "snapshots" else folder.name or "model"
 
 
 def _is_blob(file: Path) -> bool:
@@ -153,81 +158,9 @@ def _is_blob(file: Path) -> bool:
     return digest and file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
 
 
-def model_name(path: str | Path) -> str:
-    """The name of a model by its folder, or by its repository in a Hugging Face cache (models--owner--name)."""
-    folder = Path(path).absolute()
-    cached = re.fullmatch(r"models--(?:.+--)?(.+)", folder.parent.parent.name)
-    return cached[1] if cached and folder.parent.name == "snapshots" else folder.name or "model"
-
-
-def _headers(root: Path, shards: Mapping[str, Path], findings: Findings) -> dict[str, StoredTensor] | None:
-    found: dict[str, StoredTensor] = {}
-    sound = True
-    for name, file in shards.items():
-        try:
-            header = read_header(file)
-        except HeaderError as fault:
-            sound = False
-            for tensor, what in fault.faults:
-                findings.add("QB004", f"{name}: {tensor}" if tensor else name, (what,))
-            continue
-        for twice in sorted(found.keys() & header.keys()):
-            where = found[twice].file.relative_to(root)
-            findings.add("QB005", twice, (f"it is in {where} and in {name}",))
-        found.update(header)
-    return found if sound else None
-
-
-def _check_index(
-    shards: Mapping[str, Path], index: Mapping[str, str], tensors: Mapping[str, StoredTensor], findings: Findings
-) -> None:
-    places = {name: shards[str(Path(name))] for name in set(index.values())}
-    # a tensor's file is one of the objects in `shards`: comparing 100 000 paths by value would take a while
-    moved = sorted(n for n, tensor in tensors.items() if n in index and places[index[n]] is not tensor.file)
-    for names, fact in (
-        (sorted(index.keys() - tensors.keys()), "the index names it, no shard holds it"),
-        (sorted(tensors.keys() - index.keys()), "a shard holds it, the index does not name it"),
-        (moved, "it is in another shard than the index says"),
-    ):
-        if names:
-            findings.add("QB005", names, (fact,))
-
-
-def _side_files(root: Path, read: Collection[str], findings: Findings) -> list[Path]:
-    """Every file to carry over that is not `read`, folders included; other hidden ones are git's and caches'."""
-    ours = {"config.json", INDEX, MANIFEST, *read}
-    found, behind = [], []
-    for folder, folders, files in os.walk(root, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        behind += [str(Path(folder, name).relative_to(root)) for name in folders if Path(folder, name).is_symlink()]
-        for name in sorted(files):
-            relative = (Path(folder) / name).relative_to(root)
-            if (name.startswith(".") and name != _ATTRIBUTES) or str(relative) in ours:
-                continue
-            if not (root / relative).is_file() or not _stays(root, root / relative):
-                findings.add("QB006", str(relative), ("it is a link out of the folder, or to nothing",), final=True)
-            elif relative.suffix in WEIGHTS or name.endswith(tuple(f"{s}.index.json" for s in WEIGHTS)):
-                behind.append(str(relative))
-            else:
-                found.append(relative)
-    if Path(ADAPTER) in found:
-        found.remove(Path(ADAPTER))
-        adapter = [name for name in behind if name.startswith(ADAPTER_WEIGHTS)]
-        behind = [name for name in behind if name not in adapter]
-        findings.add("QB351", (ADAPTER, *adapter), base_of(root))
-    if behind:
-        findings.add("QB009", behind, _contents(root, behind))
-    return found
-
-
-def _contents(root: Path, names: Sequence[str], most: int = 5) -> tuple[str, ...]:
-    """What is lost with safetensors files that are left behind, of the first ones."""
-    facts = []
-    for name in [name for name in names if name.endswith(".safetensors")][:most]:
-        try:
-            tensors = sorted(read_header(root / name))
-        except (HeaderError, OSError):
-            continue  # it holds nothing that can be named
-        if tensors:
-            facts.append(f"{name}: {len(tensors)} tensors, such as {tensors[0]}")
-    return tuple(facts)
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder; none where it cannot be read."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

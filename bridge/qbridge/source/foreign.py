@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qbridge.source.json_text import load_json
+from qbridge.source.folder import Folder
+from qbridge.source.storage import File, Storage, load_json
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -20,8 +21,6 @@ _PART = re.compile(r"\.(.+)\.qbridge-part")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name of the Hub
 # mistral_common and vllm 0.33.0, model_executor/models/mistral.py (mistral_mapping)
 _MISTRAL_NAME = re.compile(r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\..+")
-_PARTIAL = (".incomplete", ".aria2", ".crdownload", ".part")  # huggingface_hub, aria2, Chrome, Firefox and wget
-_DOWNLOADS = Path(".cache", "huggingface", "download")  # of `hf download --local-dir`
 _SCANNED = 1000  # entries of a folder that are looked at
 
 Said = tuple[str, str]
@@ -42,7 +41,7 @@ def no_checkpoint(path: Path) -> Said:
     for kind in (_stage, _adapter, _pipeline, _cache, _others):
         if said := kind(path, names):
             return said
-    if partial := unfinished_downloads(path):
+    if partial := Folder(path).unfinished():
         return f"there is no {CONFIG}, but a download that has not ended: {partial[0]}", _AGAIN
     if parts := _below(path, names):
         return f"there is no {CONFIG}, but in {len(parts)} folders below", f"Name one: {_listed(path, parts)}."
@@ -59,13 +58,24 @@ def _stage(path: Path, names: Collection[str]) -> Said | None:
 
 
 def _adapter(path: Path, names: Collection[str]) -> Said | None:
-    return (f"it holds an adapter{_base(path)} and not the model", _ADAPTER) if ADAPTER in names else None
+    return _an_adapter(File(Folder(path), ADAPTER)) if ADAPTER in names else None
+
+
+def _an_adapter(file: File) -> Said:
+    """An adapter by its config, which names the model that it is for."""
+    return f"it holds an adapter{base_of(file)} and not the model", _ADAPTER
+
+
+def base_of(adapter: File) -> str:
+    """The model that an adapter's config names, after "of"; empty if it names none."""
+    base = _value(adapter, "base_model_name_or_path")
+    return f" of {base}" if base else ""
 
 
 def _pipeline(path: Path, names: Collection[str]) -> Said | None:
     if "model_index.json" not in names:
         return None
-    pipeline, parts = _value(path / "model_index.json", "_class_name"), _below(path, names)
+    pipeline, parts = _value(File(Folder(path), "model_index.json"), "_class_name"), _below(path, names)
     there = f"Name the folder of a language model in it: {_listed(path, parts)}." if parts else _DIFFUSERS
     return f"it is a pipeline of diffusers ({pipeline or 'of no class'}), not one model", there
 
@@ -82,20 +92,22 @@ def _cache(path: Path, names: Collection[str]) -> Said | None:
 def _others(path: Path, names: Collection[str]) -> Said | None:
     if "params.json" in names or any(name.startswith("consolidated") for name in names):
         return f"there is no {CONFIG}, but files of Mistral's own format (or Meta's), which is not read", _MISTRAL
-    return _gguf(path, names)
+    return _gguf(names)
 
 
-def _gguf(path: Path, names: Collection[str]) -> Said | None:
+def _gguf(names: Collection[str]) -> Said | None:
     there = min((name for name in names if name.endswith(".gguf")), default="")
     return (f"it holds GGUF files (llama.cpp), such as {there}, which are not read", _GGUF) if there else None
 
 
-def no_weights(root: Path) -> Said | None:
-    """What a folder with config.json has in place of weights."""
-    if partial := unfinished_downloads(root):
+def no_weights(storage: Storage) -> Said | None:
+    """What a place with config.json has in place of weights."""
+    if partial := storage.unfinished():
         return f"{len(partial)} downloads have not ended, such as {partial[0]}", _AGAIN
-    names = _entries(root)
-    return _gguf(root, names) or _adapter(root, names)
+    names = [name for name in storage.names() if "/" not in name]
+    if said := _gguf(names):
+        return said
+    return _an_adapter(File(storage, ADAPTER)) if ADAPTER in names else None
 
 
 def component_of_diffusers(config: Mapping[str, Any]) -> Said | None:
@@ -112,15 +124,9 @@ def foreign_names(tensors: Iterable[str]) -> Said | None:
     return None
 
 
-def unfinished_downloads(root: Path) -> list[str]:
-    """Files below a folder that a download has begun and not ended, relative to it."""
-    found = [name for name in _entries(root) if name.endswith(_PARTIAL)]
-    return sorted(found + [str(_DOWNLOADS / name) for name in _entries(root / _DOWNLOADS) if name.endswith(_PARTIAL)])
-
-
-def pointers(root: Path, names: Iterable[str]) -> list[str]:
+def pointers(files: Iterable[File]) -> list[str]:
     """Those of some files that are pointers of Git LFS: what git clones where git-lfs is not installed."""
-    return [name for name in names if _is_pointer(root / name)]
+    return [file.name for file in files if _is_pointer(file)]
 
 
 _ADAPTER = "Convert the model that it is for, and serve the adapter beside it; or merge the two first."
@@ -157,19 +163,7 @@ def _unfinished(dst: Path) -> str:
     return f"Run the same conversion to {name} again: it goes on where it stopped. Or remove it: qbridge clean {name}"
 
 
-def base_of(root: Path) -> tuple[str, ...]:
-    """The model that an adapter's config names, as a fact, if it names one."""
-    base = _base(root)
-    return (f"an adapter{base}",) if base else ()
-
-
-def _base(path: Path) -> str:
-    """Whose adapter it is, as far as its config says."""
-    name = _value(path / ADAPTER, "base_model_name_or_path")
-    return f" of {name}" if name else ""
-
-
-def _value(file: Path, key: str) -> str:
+def _value(file: File, key: str) -> str:
     try:
         value = load_json(file)
     except (OSError, ValueError):
@@ -210,9 +204,9 @@ def _entries(folder: Path) -> list[str]:
         return []
 
 
-def _is_pointer(file: Path) -> bool:
+def _is_pointer(file: File) -> bool:
     try:
-        return file.stat().st_size <= _POINTER_SIZE and _begins(file, _POINTER)
+        return file.size <= _POINTER_SIZE and file.read(len(_POINTER)) == _POINTER
     except OSError:
         return False
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 MAX_HEADER = 100_000_000  # the library's own limit
@@ -21,15 +20,6 @@ def parse_json(text: bytes, parse_int: Callable[[str], int] | None = None) -> An
         return json.loads(text.decode("utf-8"), object_pairs_hook=_pairs, parse_int=parse_int)
     except RecursionError as fault:
         raise ValueError("nested too deeply") from fault
-
-
-def load_json(file: Path) -> Any:
-    """`parse_json` of a file; ValueError also if it is larger than any config, index or manifest, OSError."""
-    with open(file, "rb") as stream:
-        text = stream.read(MAX_HEADER + 1)
-    if len(text) > MAX_HEADER:
-        raise ValueError(f"it has more than {MAX_HEADER} bytes")
-    return parse_json(text)
 
 
 def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import Array, nbytes
-from qbridge.source.json_text import load_json
 from qbridge.source.regions import Rectangle
+from qbridge.source.storage import File, Storage, load_json
 from qbridge.source.stored import StoredTensor
 
 TOKENIZER = "tokenizer_config.json"
-OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 _SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
 VALUE = 1 << 24  # bytes of a tensor that is kept while a conversion is planned
 VALUES = 1 << 26  # bytes of all that are kept then
@@ -30,33 +27,40 @@ SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears t
 
 @dataclass(slots=True, eq=False)
 class Source:
-    """An opened checkpoint folder.
+    """An opened checkpoint.
 
-    `config` is config.json as parsed; `tensors` every tensor of every shard; `shards` the shard files in the
-    order of their names; `side_files` what is neither weights nor config, relative to the folder; `memory` the bytes
-    of tensors that lie in no safetensors file; `stamps` the size and time of change (ns) of every shard;
-    `unstored` heads that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint;
-    `open_files` how many shards a thread keeps open, `keep` how many bytes of a tensor it may.
+    `storage` is where its files lie; `config` is config.json as parsed; `tensors` every tensor of every shard;
+    `shards` the names of the shards in order; `side_files` those of what is neither weights nor config; `memory` the
+    bytes of tensors that lie in no safetensors file; `stamps` what tells that a shard has changed; `unstored` heads
+    that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint; `keep` how many
+    bytes of a tensor a thread may hold.
     """
 
-    path: Path
+    storage: Storage
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
-    shards: Sequence[Path]
-    side_files: Sequence[Path]
+    shards: Sequence[str]
+    side_files: Sequence[str]
     memory: Mapping[str, Array] = field(default_factory=dict)
-    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    stamps: Mapping[File, str] = field(default_factory=dict)
     unstored: tuple[str, ...] = ()
     adopted: frozenset[str] = frozenset()
-    open_files: int = OPEN_FILES
     keep: int = 0
-    _handles: list[OrderedDict[Path, int]] = field(default_factory=list)
     _own: threading.local = field(default_factory=threading.local)
     _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
     _known: dict[Hashable, Any] = field(default_factory=dict)
     _remembers: bool = False
     _held: int = 0  # bytes of `_values`, at most `_room`
     _room: int = VALUES
+
+    @property
+    def url(self) -> str:
+        """The place of its files as a person named it."""
+        return self.storage.url
+
+    def file(self, name: str) -> File:
+        """One of its files by name, whether it is there or not."""
+        return File(self.storage, name)
 
     def read(self, name: str) -> Array:
         """A whole tensor in its stored shape, as the numpy dtype of its tag; read-only within `remembering`."""
@@ -157,7 +161,7 @@ class Source:
             buffer[:] = self.memory[name][offset : offset + buffer.nbytes]
             return
         tensor = self.tensors[name]
-        if not read_all(self.descriptor(tensor.file), buffer, tensor.begin + offset):
+        if not tensor.file.read_into(tensor.begin + offset, buffer):
             raise error("QB004", tensor.file.name, (f"{name}: the file ended while it was read",))
 
     def read_rectangle(self, name: str, place: Rectangle, array: Array) -> None:
@@ -214,7 +218,7 @@ class Source:
     def side_object(self, name: str) -> dict[str, Any]:
         """A JSON file beside config.json as parsed; empty if there is none or it is no JSON object."""
         try:
-            value = load_json(self.path / name)
+            value = load_json(self.file(name))
         except (OSError, ValueError):
             return {}  # a side file: carried over byte for byte whatever it holds
         return value if isinstance(value, dict) else {}
@@ -222,34 +226,30 @@ class Source:
     def side_text(self, name: str, most: int) -> str:
         """At most so many bytes of a file beside config.json as text; empty if there is none."""
         try:
-            with open(self.path / name, "rb") as stream:
-                return stream.read(most).decode("utf-8", "replace")
+            return self.file(name).read(most).decode("utf-8", "replace")
         except OSError:
             return ""
 
-    def descriptor(self, file: Path) -> int:
-        """An open read-only file descriptor of a shard, good until the same thread asks for many others."""
-        handles: OrderedDict[Path, int] | None = getattr(self._own, "handles", None)
-        if handles is None:
-            handles = self._own.handles = OrderedDict()
-            self._handles.append(handles)
-        if file in handles:
-            handles.move_to_end(file)
-            return handles[file]
-        while len(handles) >= self.open_files:
-            os.close(handles.popitem(last=False)[1])
-        handles[file] = os.open(file, os.O_RDONLY)
-        return handles[file]
+    def limit(self, open_files: int) -> None:
+        """Have at most so many files open in each thread."""
+        for storage in self._storages():
+            storage.limit(open_files)
 
     def close(self) -> None:
         """Close every file; the source can be read again afterwards."""
-        for handles in self._handles:
-            while handles:
-                os.close(handles.popitem()[1])
+        for storage in self._storages():
+            storage.close()
+
+    def _storages(self) -> Iterator[Storage]:
+        """Its own, and those of what it adopted."""
+        yield self.storage
+        yield from {
+            id(file.storage): file.storage for file in self.stamps if file.storage is not self.storage
+        }.values()
 
     def check_unchanged(self) -> None:
         """QBridgeError (QB038) if a shard has another size or time of change than when it was opened."""
-        changed = [file.name for file, stamp in self.stamps.items() if stamp_of(file) != stamp]
+        changed = [file.name for file, stamp in self.stamps.items() if file.stamp != stamp]
         if changed:
             raise error("QB038", changed)
 
@@ -258,20 +258,3 @@ class Source:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def read_all(descriptor: int, buffer: Array, offset: int) -> bool:
-    """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
-    view, done = buffer.data.cast("B"), 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            return False
-        done += count
-    return True
-
-
-def stamp_of(file: Path) -> tuple[int, int]:
-    """What changes when a file is replaced or written: its size and the time of its last change, in ns."""
-    status = os.stat(file)
-    return status.st_size, status.st_mtime_ns

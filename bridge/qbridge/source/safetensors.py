@@ -6,21 +6,22 @@ Layout (safetensors 0.8.0, `safetensors/src/tensor.rs`): 8 bytes little-endian h
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.source.json_text import MAX_HEADER, parse_json
+from qbridge.source.storage import File
 from qbridge.source.stored import StoredTensor
 
 MAX_RANK = 64  # numpy's
 MAX_DIM = 2**63 - 1
 MAX_PRODUCT = 2**64 - 1
+
+_FIRST = 1 << 16  # bytes that are read at once, in which most headers end
 
 _KEYS = frozenset({"dtype", "shape", "data_offsets"})
 _DTYPES = {dtype.value: dtype for dtype in DType}
@@ -42,17 +43,15 @@ def _unsigned(digits: str) -> int:
     return int(digits)
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: File) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name; HeaderError if the file is not what its header says."""
-    size = os.path.getsize(file)
-    with open(file, "rb") as stream:
-        head = stream.read(8)
-        if len(head) < 8:
-            raise HeaderError([("", f"the file has {size} bytes, too few for a safetensors header")])
-        length = int.from_bytes(head, "little")
-        if length > min(MAX_HEADER, size - 8):
-            raise HeaderError([("", f"the header claims {length} bytes, the file has {size}")])
-        text = stream.read(length)
+    size, head = file.size, file.read(_FIRST)
+    if len(head) < 8:
+        raise HeaderError([("", f"the file has {size} bytes, too few for a safetensors header")])
+    length = int.from_bytes(head[:8], "little")
+    if length > min(MAX_HEADER, size - 8):
+        raise HeaderError([("", f"the header claims {length} bytes, the file has {size}")])
+    text = (head if 8 + length <= len(head) else file.read(8 + length))[8 : 8 + length]
     try:
         header = parse_json(text, _unsigned if b"-0" in text else None)
     except ValueError as fault:
@@ -62,7 +61,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return _tensors(file, header, 8 + length, size)
 
 
-def _tensors(file: Path, header: Mapping[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
+def _tensors(file: File, header: Mapping[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
     faults: list[tuple[str, str]] = []
     found: dict[str, StoredTensor] = {}
     for name, entry in header.items():
@@ -98,7 +97,7 @@ def _is_metadata(entry: Any) -> bool:
     return entry is None or (isinstance(entry, dict) and all(map(_is_text, (*entry, *entry.values()))))
 
 
-def _tensor(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
+def _tensor(file: File, name: str, entry: Any, start: int) -> StoredTensor:
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
         raise ValueError("the entry is not {dtype, shape, data_offsets}")
     named, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

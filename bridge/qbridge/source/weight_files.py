@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from qbridge.findings.finding import Findings
 from qbridge.source.foreign import no_weights
-from qbridge.source.json_text import load_json
 from qbridge.source.safetensors import HeaderError, read_header
+from qbridge.source.storage import File, Storage, load_json
 from qbridge.source.stored import StoredTensor
 
 INDEX = "model.safetensors.index.json"
@@ -31,10 +30,10 @@ _RANK = re.compile(r".*-rank-\d+-part-\d+\.safetensors")  # vllm 0.33.0, model_l
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})-of-(\d{1,9})(\.\w+)")
 
 
-def json_object(root: Path, name: str, findings: Findings) -> dict[str, Any] | None:
+def json_object(storage: Storage, name: str, findings: Findings) -> dict[str, Any] | None:
     """A JSON file's object; None with a finding (QB002) if it is no such thing."""
     try:
-        value = load_json(root / name)
+        value = load_json(File(storage, name))
     except ValueError as fault:
         findings.add("QB002", name, (str(fault),))
         return None
@@ -44,9 +43,9 @@ def json_object(root: Path, name: str, findings: Findings) -> dict[str, Any] | N
     return value
 
 
-def weight_map(root: Path, findings: Findings, name: str = INDEX) -> dict[str, str] | None:
+def weight_map(storage: Storage, findings: Findings, name: str = INDEX) -> dict[str, str] | None:
     """Tensor name to shard name, as an index says; None with a finding (QB002) if it is no such thing."""
-    index = json_object(root, name, findings)
+    index = json_object(storage, name, findings)
     if index is None:
         return None
     weights = index.get("weight_map")
@@ -56,7 +55,7 @@ def weight_map(root: Path, findings: Findings, name: str = INDEX) -> dict[str, s
     return weights
 
 
-def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings) -> list[str]:
+def shard_names(storage: Storage, index: Mapping[str, str] | None, findings: Findings) -> list[str]:
     """The shards an engine would load: the index's, else model.safetensors, else the only one there is.
 
     Findings: QB003 where the numbers in their names say that others are absent, QB005 for several without an index,
@@ -65,10 +64,10 @@ def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings)
     if index is not None:
         if not index:
             findings.add("QB008", INDEX, ("its weight_map is empty",))
-        names = sorted({str(Path(name)) for name in set(index.values())})
+        names = sorted(map(plain, set(index.values())))
         check_numbers(names, findings)
         return names
-    there = sorted(file.name for file in root.glob("*.safetensors"))
+    there = _beside(storage, ".safetensors")
     if SINGLE in there:
         return [SINGLE]
     names = [name for name in there if not name.startswith(ADAPTER_WEIGHTS)]
@@ -85,17 +84,17 @@ def shard_names(root: Path, index: Mapping[str, str] | None, findings: Findings)
         return []
     if names:
         return names
-    pickled = pickle_names(root)
+    pickled = pickle_names(storage)
     if not pickled:
-        others = tuple(f"{file}: weights of a kind that is not read" for file in sorted(weight_files(root)))
-        fact, fix = no_weights(root) or ("", "")
-        findings.add("QB008", str(root), (fact,) if fact else others, fix=fix)
+        others = tuple(f"{file}: weights of a kind that is not read" for file in sorted(weight_files(storage)))
+        fact, fix = no_weights(storage) or ("", "")
+        findings.add("QB008", storage.url, (fact,) if fact else others, fix=fix)
     elif not findings.allows("QB007"):
         findings.add("QB007", pickled)
     return []
 
 
-def followed_index(root: Path, findings: Findings) -> tuple[str, dict[str, str] | None]:
+def followed_index(storage: Storage, findings: Findings) -> tuple[str, dict[str, str] | None]:
     """(name, weight map) of the index that is followed: model.safetensors.index.json, or one of another base name.
 
     AutoGPTQ calls it after its shards (gptq_model-4bit-32g.safetensors.index.json), others after a variant. It counts
@@ -103,48 +102,49 @@ def followed_index(root: Path, findings: Findings) -> tuple[str, dict[str, str] 
     that model.safetensors.index.json names. Of several, the first whose files are all there. An empty name and None
     where there is none; QB002 for one that is no index.
     """
-    first = weight_map(root, findings) if (root / INDEX).is_file() else None
-    if (root / INDEX).is_file() and (first is None or not _are_absent(root, first)):
+    first = weight_map(storage, findings) if storage.has(INDEX) else None
+    if storage.has(INDEX) and (first is None or not _are_absent(storage, first)):
         return INDEX, first
-    if (root / SINGLE).exists():
+    if SINGLE in storage.names():
         return (INDEX, first) if first is not None else ("", None)
-    others = sorted(file.name for file in root.glob(f"*{INDEX.removeprefix('model')}") if file.name != INDEX)
+    others = [name for name in _beside(storage, INDEX.removeprefix("model")) if name != INDEX]
     others.sort(key=lambda name: name.startswith((_ORIGINAL, ADAPTER_WEIGHTS)))
-    maps = {name: weight_map(root, Findings(), name) or {} for name in others}
-    whole = [name for name in others if _are_there(root, maps[name])]
+    maps = {name: weight_map(storage, Findings(), name) or {} for name in others}
+    whole = [name for name in others if _are_there(storage, maps[name])]
     if first is not None:
         return (whole[0], maps[whole[0]]) if whole else (INDEX, first)
     name = next(iter((*whole, *others)), "")
-    return name, weight_map(root, findings, name) if name else None
+    return name, weight_map(storage, findings, name) if name else None
 
 
-def _are_there(root: Path, index: Mapping[str, str]) -> bool:
+def _are_there(storage: Storage, index: Mapping[str, str]) -> bool:
     """Whether every file that an index names lies in the folder; False too for an empty one."""
     try:
-        return bool(index) and all((root / file).is_file() for file in set(index.values()))
+        return bool(index) and all(map(storage.has, set(index.values())))
     except (OSError, ValueError):  # a name that no file can have
         return False
 
 
-def _are_absent(root: Path, index: Mapping[str, str]) -> bool:
+def _are_absent(storage: Storage, index: Mapping[str, str]) -> bool:
     """Whether none of the files that an index names is in the folder, all plainly named; False for an empty one."""
-    names = {Path(name) for name in set(index.values())}
-    if not names or any(name.is_absolute() or ".." in name.parts for name in names):
+    names = set(map(plain, set(index.values())))
+    if not names or any(map(leads_out, names)):
         return False
     try:
-        return not any((root / name).exists() or (root / name).is_symlink() for name in names)
+        return names.isdisjoint(storage.names()) and not any(map(storage.has, names))
     except (OSError, ValueError):  # a name that no file can have
         return False
 
 
 def drafts_outside(
-    root: Path, names: Collection[str], config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
-) -> dict[Path, dict[str, StoredTensor]]:
+    storage: Storage, names: Collection[str], config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> dict[File, dict[str, StoredTensor]]:
     """Files beside the shards that hold layers for multi-token prediction alone, none of them in a shard."""
     found = {}
-    for file in sorted(root.glob("*.safetensors")):
-        if file.name in names or file.is_symlink() or file.name.startswith((ADAPTER_WEIGHTS, _ORIGINAL)):
+    for name in _beside(storage, ".safetensors"):
+        if name in names or storage.strays(name) or name.startswith((ADAPTER_WEIGHTS, _ORIGINAL)):
             continue
+        file = File(storage, name)
         try:
             header = read_header(file)
         except (HeaderError, OSError):
@@ -165,36 +165,36 @@ def is_draft(tensor: str, config: Mapping[str, Any]) -> bool:
     return bool(counts and after) and after[0].isdecimal() and len(after[0]) < 10 and int(after[0]) >= max(counts)
 
 
-def is_stale(root: Path, index: Mapping[str, str]) -> bool:
+def is_stale(storage: Storage, index: Mapping[str, str]) -> bool:
     """Whether an index names files that are all absent, plainly named, beside a file that is the whole model.
 
     That is model.safetensors, or the only file of another name if it has every module that the index names.
     """
-    return _are_absent(root, index) and ((root / SINGLE).is_file() or _is_whole(root, index))
+    return _are_absent(storage, index) and (storage.has(SINGLE) or _is_whole(storage, index))
 
 
-def _is_whole(root: Path, index: Mapping[str, str]) -> bool:
+def _is_whole(storage: Storage, index: Mapping[str, str]) -> bool:
     """Whether the only safetensors file has every module that an index names, but for a head."""
-    files = [file for file in root.glob("*.safetensors") if not file.name.startswith(ADAPTER_WEIGHTS)]
-    if len(files) != 1 or not files[0].is_file():
+    names = [name for name in _beside(storage, ".safetensors") if not name.startswith(ADAPTER_WEIGHTS)]
+    if len(names) != 1 or not storage.has(names[0]):
         return False
     try:
-        held = {name.rpartition(".")[0] for name in read_header(files[0])}
+        held = {name.rpartition(".")[0] for name in read_header(File(storage, names[0]))}
     except (HeaderError, OSError):
         return False
     return held >= {name.rpartition(".")[0] for name in index if not name.endswith(HEAD)}
 
 
-def pickle_names(root: Path) -> list[str]:
+def pickle_names(storage: Storage) -> list[str]:
     """The pickled files that engines would load as weights, else every file that may be one."""
-    names = sorted(file.name for file in root.iterdir() if file.suffix in PICKLES)
+    names = _beside(storage, *PICKLES)
     return [name for name in names if name.startswith("pytorch_model")] or names
 
 
-def check_pickles(root: Path, names: Iterable[str], findings: Findings) -> None:
+def check_pickles(storage: Storage, names: Iterable[str], findings: Findings) -> None:
     """QB003 for pickled shards that their index or the numbers in their names speak of, and that are absent."""
     known = set(names)
-    index = weight_map(root, findings, PICKLE_INDEX) if (root / PICKLE_INDEX).is_file() else None
+    index = weight_map(storage, findings, PICKLE_INDEX) if storage.has(PICKLE_INDEX) else None
     if absent := sorted(set((index or {}).values()) - known):
         findings.add("QB003", absent, (f"{PICKLE_INDEX} names them",))
     check_numbers(sorted(known.union((index or {}).values())), findings)
@@ -205,8 +205,8 @@ def check_numbers(names: Iterable[str], findings: Findings) -> None:
     checkpoints: dict[tuple[str, str], dict[int, dict[int, str]]] = defaultdict(lambda: defaultdict(dict))
     for name in names:
         match = _NUMBERED.fullmatch(name)
-        plain = not Path(name).is_absolute() and ".." not in Path(name).parts
-        if match and plain and int(match[3]):
+        inside = not leads_out(name)
+        if match and inside and int(match[3]):
             checkpoints[match[1], match[4]][int(match[3])][int(match[2])] = name
     for counts in checkpoints.values():
         if len(counts) > 1:
@@ -231,11 +231,22 @@ def _numbered(name: str, number: int) -> str:
     return name if match is None else f"{match[1]}{number:0{len(match[2])}}-of-{match[3]}{match[4]}"
 
 
-def weight_files(root: Path) -> list[str]:
-    """Every file below a folder that looks like weights, dangling links included, hidden ones left out."""
-    found = []
-    for folder, folders, files in os.walk(root, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = (str(Path(folder, name).relative_to(root)) for name in files if not name.startswith("."))
-        found += [name for name in relative if name.endswith(WEIGHTS)]
-    return found
+def weight_files(storage: Storage) -> list[str]:
+    """Every file that looks like weights, dangling links included, hidden ones left out."""
+    return [name for name in storage.names() if name.endswith(WEIGHTS)]
+
+
+def _beside(storage: Storage, *endings: str) -> list[str]:
+    """The files beside config.json whose names end so, in order."""
+    return sorted(name for name in storage.names() if "/" not in name and name.endswith(endings))
+
+
+def plain(name: str) -> str:
+    """A name as an index may spell it ("./a//b"), without what changes nothing."""
+    return str(PurePosixPath(name))
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name is absolute or goes up, so that it may lead out of the place."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts

@@ -22,10 +22,13 @@ from qbridge.testing.laws import (
     write_model,
 )
 from qbridge.testing.passes import check_pass
+from qbridge.testing.storages import FILES, Memory, check_storage
 from qbridge.testing.strategies import grouped_layers, layers, random_layer, specs
 from qbridge.testing.targets import check_target
 
 __all__ = [
+    "FILES",
+    "Memory",
     "check_architecture",
     "check_checkpoint",
     "check_codec",
@@ -34,6 +37,7 @@ __all__ = [
     "check_pair",
     "check_pairs",
     "check_pass",
+    "check_storage",
     "check_target",
     "empty_model",
     "grouped_layers",

@@ -7,7 +7,7 @@ import resource
 from dataclasses import dataclass
 
 from qbridge.plan.options import MEMORY, Options, check_effort
-from qbridge.source.reader import OPEN_FILES
+from qbridge.source.folder import OPEN_FILES
 
 _THREAD = 24 << 20  # bytes of a thread that dequantizes: codes, float64 values, words, and what is read back
 _BLOCK = 32 << 20  # most bytes of a tensor that a thread takes at once

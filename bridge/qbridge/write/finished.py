@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,14 @@ from pathlib import Path
 from qbridge.plan.output_files import Shard, index_of
 from qbridge.plan.plan import Plan
 from qbridge.source.reader import Source
+from qbridge.source.storage import File
 from qbridge.source.weight_files import INDEX
 from qbridge.write.budget import Effort
 from qbridge.write.jobs import Job, jobs_of
 from qbridge.write.workspace import Workspace
 from qbridge.write.writer import Document, text_of
+
+_COMPARED = 1 << 20  # bytes of a file that are compared at a time
 
 
 def is_finished(
@@ -26,7 +28,7 @@ def is_finished(
     plan: Plan,
     shards: Sequence[Shard],
     documents: Mapping[str, Document],
-    sides: Sequence[Path],
+    sides: Sequence[str],
     effort: Effort,
 ) -> bool:
     """Whether `dst` holds what a plan makes of the source, and nothing else: by names and headers, then by values.
@@ -37,21 +39,21 @@ def is_finished(
 
 
 def _looks_finished(
-    dst: Path, source: Source, shards: Sequence[Shard], documents: Mapping[str, Document], sides: Sequence[Path]
+    dst: Path, source: Source, shards: Sequence[Shard], documents: Mapping[str, Document], sides: Sequence[str]
 ) -> bool:
     """Whether `dst` has the headers, documents and side files that a conversion writes, later than its source."""
     texts = {name: text_of(value) for name, value in documents.items()}
     if len(shards) > 1:
         texts[INDEX] = text_of(index_of(shards))
-    wanted = {shard.name for shard in shards} | set(map(str, sides))
+    wanted = {shard.name for shard in shards} | set(sides)
     try:
         there = {str(file.relative_to(dst)) for file in dst.rglob("*") if file.is_file()}
         return (
             there == texts.keys() | wanted
-            and all(filecmp.cmp(dst / file, source.path / file, shallow=False) for file in sides)
+            and all(_same_file(dst / name, source.file(name)) for name in sides)
             and all((dst / name).read_bytes() == text.encode() for name, text in texts.items())
             and all(_is_shard(dst / shard.name, shard) for shard in shards)
-            and _latest(source.shards) <= os.stat(dst / next(iter(documents))).st_mtime_ns
+            and _latest(source) <= os.stat(dst / next(iter(documents))).st_mtime_ns
         )
     except OSError:
         return False
@@ -64,7 +66,7 @@ def _has_values(dst: Path, source: Source, plan: Plan, shards: Sequence[Shard], 
 
 def _holds(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort, working: ThreadPoolExecutor) -> bool:
     if shard.file is not None:
-        return os.path.samefile(file, shard.file) or filecmp.cmp(file, shard.file, shallow=False)
+        return _is_link(file, shard.file) or _same_file(file, shard.file)
     local = threading.local()
 
     def proved(job: Job) -> bool:
@@ -86,19 +88,33 @@ def _holds(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort,
 
 def _is_shard(file: Path, shard: Shard) -> bool:
     if shard.file is not None:  # linked to the source's
-        return os.path.samefile(file, shard.file) or _same_beginning(file, shard.file)
+        return _is_link(file, shard.file) or _same_beginning(file, shard.file)
     with open(file, "rb") as stream:
         return file.stat().st_size == shard.size and stream.read(len(shard.header)) == shard.header
 
 
-def _latest(files: Sequence[Path]) -> int:
-    """When the last of some files was changed, in ns."""
-    return max((os.stat(file).st_mtime_ns for file in files), default=0)
+def _latest(source: Source) -> int:
+    """When the last of the source's shards was changed, in ns; 0 where that is not known."""
+    paths = [source.file(name).path for name in source.shards]
+    return max((os.stat(path).st_mtime_ns for path in paths if path is not None), default=0)
 
 
-def _same_beginning(file: Path, other: Path) -> bool:
+def _is_link(file: Path, other: File) -> bool:
+    """Whether a file is one of the source's, under another name or by a link."""
+    return other.path is not None and os.path.samefile(file, other.path)
+
+
+def _same_beginning(file: Path, other: File) -> bool:
     """Whether two shards have the same size and header."""
-    with open(file, "rb") as one, open(other, "rb") as two:
-        length = 8 + int.from_bytes(one.read(8), "little")
-        one.seek(0)
-        return file.stat().st_size == other.stat().st_size and one.read(length) == two.read(length)
+    with open(file, "rb") as stream:
+        length = 8 + int.from_bytes(stream.read(8), "little")
+        stream.seek(0)
+        return file.stat().st_size == other.size and stream.read(length) == other.read(length)
+
+
+def _same_file(file: Path, other: File) -> bool:
+    """Whether two files have the same bytes."""
+    if file.stat().st_size != other.size:
+        return False
+    with open(file, "rb") as stream:
+        return all(stream.read(len(block)) == block.tobytes() for block in other.blocks(_COMPARED))

@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,8 +21,10 @@ from qbridge.ir.slots import Slot
 from qbridge.plan.output_files import Shard
 from qbridge.plan.plan import OutputTensor, Plan, Writer
 from qbridge.plan.windows import EVERYTHING, Window, part_of
-from qbridge.source.reader import Source, read_all
+from qbridge.source.folder import read_all
+from qbridge.source.reader import Source
 from qbridge.source.regions import Rectangle
+from qbridge.source.storage import File
 from qbridge.write.workspace import Workspace, same_bytes, same_values
 
 _COPY = 32 << 20  # bytes of a copy that are one job
@@ -53,15 +54,15 @@ class Job(Protocol):
 class Copied:
     """Bytes that are contiguous in a source file and in the output."""
 
-    file: Path
+    file: File
     begin: int
     offset: int
     size: int
 
     def run(self, source: Source, out: int, workspace: Workspace) -> None:
         """Copy inside the kernel, or through a buffer where the file system cannot."""
-        descriptor, done = source.descriptor(self.file), 0
-        if hasattr(os, "copy_file_range"):
+        descriptor, done = self.file.descriptor, 0
+        if descriptor is not None and hasattr(os, "copy_file_range"):
             with contextlib.suppress(OSError):  # other file system, old kernel, network mount: the buffer below
                 while done < self.size:
                     count = os.copy_file_range(
@@ -72,7 +73,7 @@ class Copied:
                     done += count
         while done < self.size:
             block = workspace.bytes("copied", min(_COMPARED, self.size - done))
-            _read_source(descriptor, block, self.begin + done, self.file)
+            _read_source(self.file, block, self.begin + done)
             write_all(out, block.data, self.offset + done)
             done += block.nbytes
 
@@ -81,11 +82,10 @@ class Copied:
 
     def prove(self, source: Source, out: int, workspace: Workspace) -> str:
         """Byte by byte."""
-        descriptor = source.descriptor(self.file)
         for start in range(0, self.size, _COMPARED):
             size = min(_COMPARED, self.size - start)
             was, now = workspace.bytes("copied", size), workspace.bytes("proved", size)
-            _read_source(descriptor, was, self.begin + start, self.file)
+            _read_source(self.file, was, self.begin + start)
             if not (read_all(out, now, self.offset + start) and same_bytes(was, now)):
                 return f"{self.file.name} from byte {self.begin + start}"
         return ""
@@ -347,6 +347,6 @@ def write_all(out: int, data: bytes | memoryview, offset: int) -> None:
         done += os.pwrite(out, view[done:], offset + done)
 
 
-def _read_source(descriptor: int, buffer: Array, offset: int, file: Path) -> None:
-    if not read_all(descriptor, buffer, offset):
+def _read_source(file: File, buffer: Array, offset: int) -> None:
+    if not file.read_into(offset, buffer):
         raise error("QB004", file.name, ("the file ended while it was copied",))

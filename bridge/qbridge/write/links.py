@@ -13,18 +13,22 @@ import os
 from pathlib import Path
 
 from qbridge.findings.finding import error
+from qbridge.source.storage import File
 
 REFLINK, HARD, SYMBOLIC = "shared blocks", "hard link", "symbolic link"
 _FICLONE = 0x40049409  # linux/fs.h
 _HEAD = 1 << 20  # bytes of a file with shared blocks that are compared, at its beginning
 
 
-def link(file: Path, to: Path) -> str:
+def link(file: File, to: Path) -> str:
     """Have the bytes of `file` at `to`, which does not exist, without writing them; how that was done.
 
     Raises QBridgeError: QB326 where the file system has no links, QB403 where it is not the same file after all.
     """
-    there = file.resolve()
+    path = file.path
+    if path is None:
+        raise error("QB326", to.name, (f"{file.name} does not lie on this machine",))
+    there = path.resolve()
     for how, make in ((REFLINK, _share_blocks), (HARD, os.link), (SYMBOLIC, os.symlink)):
         try:
             make(there, to)

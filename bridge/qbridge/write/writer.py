@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from qbridge.findings.finding import error
 from qbridge.plan.output_files import Shard, index_of
 from qbridge.plan.plan import Plan
 from qbridge.source.reader import Source
+from qbridge.source.storage import File
 from qbridge.source.weight_files import INDEX
 from qbridge.write.budget import Effort
 from qbridge.write.jobs import Job, jobs_of, write_all
@@ -30,6 +30,7 @@ from qbridge.write.staging import Stage
 from qbridge.write.workspace import Workspace
 
 _DIRTY = 192 << 20  # bytes written before the disk is asked to take them
+_SIDE = 1 << 20  # bytes of a side file that are copied at a time
 _FLUSHING = 4  # finished shards that may wait for the disk
 
 _flush_data = getattr(os, "fdatasync", os.fsync)  # macOS has none
@@ -64,23 +65,33 @@ def write_document(path: Path, value: Document) -> None:
         os.fsync(stream.fileno())
 
 
+def _copy(file: File, to: Path) -> None:
+    """A side file as it is, flushed to the disk."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with open(to, "wb") as stream:
+        for block in file.blocks(_SIDE):
+            stream.write(block.data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def write_checkpoint(
     stage: Stage,
     source: Source,
     plan: Plan,
     shards: Sequence[Shard],
     documents: Mapping[str, Document],
-    sides: Sequence[Path],
+    sides: Sequence[str],
     effort: Effort,
     progress: Progress | None = None,
 ) -> dict[str, int]:
-    """Shards, index, side files (relative paths) and `documents` into a stage, each flushed to the disk.
+    """Shards, index, side files (by name) and `documents` into a stage, each flushed to the disk.
 
     Shards that the stage has already are left as they are; those that are a file of the source are linked. How many
     were linked, by the kind of link. Raises QBridgeError (QB403) where a proof fails, QB326 where nothing can be
     linked, and QB038 where the source changed meanwhile.
     """
-    source.open_files = min(source.open_files, effort.open_files)
+    source.limit(effort.open_files)
     source.keep = effort.block
     written = [shard for shard in shards if shard.file is None]
     writer = _Writer(stage, source, plan, written, effort, progress)
@@ -92,12 +103,8 @@ def write_checkpoint(
     source.check_unchanged()
     if len(shards) > 1:
         write_document(stage.folder / INDEX, index_of(shards))
-    for relative in sides:
-        (stage.folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        with open(source.path / relative, "rb") as read, open(stage.folder / relative, "wb") as write:
-            shutil.copyfileobj(read, write, 1 << 20)
-            write.flush()
-            os.fsync(write.fileno())
+    for name in sides:
+        _copy(source.file(name), stage.folder / name)
     for name, value in documents.items():
         write_document(stage.folder / name, value)
     return dict(links)
@@ -258,7 +265,8 @@ class _Writer:
         with contextlib.suppress(OSError):
             os.posix_fadvise(out, 0, 0, os.POSIX_FADV_DONTNEED)
             for file in {tensor.shard for tensor in shard.tensors}:
-                os.posix_fadvise(self.source.descriptor(file), 0, 0, os.POSIX_FADV_DONTNEED)
+                if (read := file.descriptor) is not None:
+                    os.posix_fadvise(read, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _advance(self, shard: Shard, size: int) -> None:
         self._done += size

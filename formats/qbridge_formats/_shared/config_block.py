@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qbridge.architecture.quantization_block import NO_BLOCK, Block, find_block
-from qbridge.source.json_text import load_json
 from qbridge.source.reader import Source
+from qbridge.source.storage import load_json
 
 
 def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, str]) -> Block:
@@ -15,10 +15,10 @@ def merged_config(source: Source, names: tuple[str, ...], aliases: Mapping[str, 
     block = find_block(source.config) or NO_BLOCK
     raw: dict[str, Any] = {}
     for name in names:
-        if not (source.path / name).is_file():
+        if not source.storage.has(name):
             continue
         try:
-            value = load_json(source.path / name)
+            value = load_json(source.file(name))
         except ValueError:
             continue  # config.json's own block decides alone
         raw.update(value if isinstance(value, dict) else {})

@@ -28,8 +28,8 @@ from qbridge.architecture.names import is_kv_scale
 from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.findings.finding import Findings
 from qbridge.formats.common_rules import FLOAT8_CACHE
-from qbridge.source.json_text import load_json
 from qbridge.source.reader import Source
+from qbridge.source.storage import load_json
 from qbridge_formats._shared.scope import Scope
 
 SIDE_FILE = "hf_quant_config.json"
@@ -89,10 +89,10 @@ def is_ours(block: Block) -> bool:
 
 def side_file(source: Source) -> Block | None:
     """hf_quant_config.json in either form, if there is one that is ModelOpt's."""
-    if not (source.path / SIDE_FILE).is_file():
+    if not source.storage.has(SIDE_FILE):
         return None
     try:
-        value = load_json(source.path / SIDE_FILE)
+        value = load_json(source.file(SIDE_FILE))
     except ValueError:
         return None
     block = Block(SIDE_FILE, value if isinstance(value, dict) else {})

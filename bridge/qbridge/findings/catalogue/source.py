@@ -274,7 +274,7 @@ ENTRIES = (
         "A file with a hole can claim terabytes that no memory holds.",
         "a g_idx of 2199023255552 bytes",
         "Write the checkpoint again; a header alone does not make a tensor.",
-        "qbridge.source.folder",
+        "qbridge.source.reader",
         UNREADABLE,
     ),
     Code(
@@ -364,7 +364,7 @@ ENTRIES = (
         "The output would be half of the one and half of the other model.",
         "a download into SRC that was still running",
         "Wait until nothing writes to SRC, then run the same command again.",
-        "qbridge.source.folder",
+        "qbridge.source.reader",
         UNREADABLE,
     ),
     Code(

@@ -92,6 +92,7 @@ def report(console: Console, done: Report) -> None:
         ("target", f"{done.target}: {done.format}{f' ({done.chosen})' if done.chosen else ''}"),
         ("exactness", exact),
         ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
+        *_activations(done),
         ("tensors", f"{size(stored['before'])} -> {size(stored['after'])}, {_change(stored)}"),
         *_padding(done),
         *_restructured(done),
@@ -102,6 +103,12 @@ def report(console: Console, done: Report) -> None:
     elif not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     _rows(console, [*rows, *_serve(done.serve)])
+
+
+def _activations(done: Report) -> list[tuple[str, str]]:
+    """How many layers have their inputs quantized otherwise, by what the user has allowed."""
+    count = done.activations_changed
+    return [("activations", f"changed: {_count(count, 'layer')}; weights unchanged")] if count else []
 
 
 def _restructured(done: Report) -> list[tuple[str, str]]:

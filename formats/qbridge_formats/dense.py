@@ -34,6 +34,7 @@ from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.ir.plain import plain_layout
 from qbridge.ir.scheme import DENSE
 from qbridge.ir.slots import PLAIN, Slot
 from qbridge.passes.dequantize import NAMES, Dequantize
@@ -72,10 +73,7 @@ def layout(spec: Spec) -> dict[str, Slot]:
         found = {"code": place.slot("", dtype, shape, codec, interleaved=turns)}
         bias = spec.bias and place.slot("_bias", spec.bias, (rows,), interleaved=turns)
         return {**found, "bias": bias} if bias else found
-    slots = {"code": Slot(f"{spec.name}.weight", DENSE[spec.weight.type], spec.dims)}
-    if spec.bias is not None:
-        slots["bias"] = Slot(f"{spec.name}.bias", spec.bias, (spec.out_features,))
-    return slots
+    return plain_layout(spec)
 
 
 def settle(model: Model) -> Model:

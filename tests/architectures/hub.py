@@ -26,16 +26,25 @@ DRAFTED = {  # classes with a layer for multi-token prediction, and how it is ca
 }
 # Fused in what transformers saves; tools write such experts one by one.
 FUSED = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+IN_COLUMNS = FUSED[:2]  # [experts, in, 2 out] and [experts, in, out]; others have out_features first
 # Keys of config.json that repositories have, engines read, and transformers' class has no more.
 SAID = {
-    "AfmoeForCausalLM": {"score_func": "sigmoid"},
+    "AfmoeForCausalLM": {"n_group": 1, "route_norm": True, "score_func": "sigmoid", "topk_group": 1},
     "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4MoeForCausalLM": {"head_dim": HEAD},
     "Glm4MoeLiteForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc"},
     "GlmMoeDsaForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "Glm4vForConditionalGeneration": {"attention_bias": True},
+    "Glm4vMoeForConditionalGeneration": {"head_dim": HEAD, "use_qk_norm": False},
     "Lfm2ForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
     "Lfm2MoeForCausalLM": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+    "Lfm2VlForConditionalGeneration": {"conv_dim": HIDDEN, "block_dim": HIDDEN, "block_ff_dim": WIDE},
+    "LongcatFlashForCausalLM": {
+        **{"mla_scale_kv_lora": True, "mla_scale_q_lora": True, "zero_expert_type": "identity"},
+    },
+    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD, "scoring_func": "sigmoid"},
+    "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
 }
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
 TOWER = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
@@ -47,7 +56,7 @@ def checkpoint(architecture):
         return (*REMOTE[architecture](), TABLES)
     tensors, config, tables = small.shapes(architecture)
     if architecture in FUSED:
-        tensors = one_by_one(tensors)
+        tensors = one_by_one(tensors, architecture)
     if architecture in DRAFTED:
         tensors, config = drafted(tensors, config, DRAFTED[architecture])
     if any(name.endswith("vision_tower.embeddings.position_embedding.weight") for name in tensors):
@@ -58,8 +67,8 @@ def checkpoint(architecture):
     return tensors, config if "text_config" in config else config | said, tables
 
 
-def one_by_one(tensors):
-    """Experts as linears of their own, of tensors [experts, in, 2 out] and [experts, in, out]."""
+def one_by_one(tensors, architecture):
+    """Experts as linears of their own, of two tensors that hold all of a layer's."""
     found = {}
     for name, (shape, dtype) in tensors.items():
         block, _, leaf = name.rpartition(".")
@@ -67,6 +76,8 @@ def one_by_one(tensors):
             found[name] = (shape, dtype)
             continue
         leaves = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else ("down_proj",)
+        if architecture not in IN_COLUMNS:  # [experts, 2 out, in] and [experts, out, in]
+            shape = (shape[0], shape[2], shape[1])
         for expert in range(shape[0]):
             found |= {
                 f"{block}.{expert}.{one}.weight": ((shape[2] // len(leaves), shape[1]), dtype) for one in leaves
@@ -169,6 +180,7 @@ def chatglm():
     ends |= {"transformer.encoder.final_layernorm": (HIDDEN,)}
     config = text_config("ChatGLMModel", "chatglm", num_layers=2, ffn_hidden_size=WIDE, padded_vocab_size=VOCAB)
     config |= {"multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": HEAD, "add_qkv_bias": True}
+    config["original_rope"] = True
     for key in ("num_hidden_layers", "num_key_value_heads", "intermediate_size"):
         del config[key]
     return tree("transformer.encoder.layers", below, ends, ("self_attention.query_key_value",)), config
@@ -306,6 +318,7 @@ def kimi():
     tensors, config, _ = small.shapes("Kimi_K25ForConditionalGeneration")
     config |= {"architectures": ["KimiK25ForConditionalGeneration"], "tie_word_embeddings": False}
     config["text_config"] |= {"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 0}
+    config["text_config"] |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
     tensors = {name.replace("model.mm_projector", "mm_projector"): value for name, value in tensors.items()}
     return {**tensors, "language_model.lm_head.weight": ((VOCAB, HIDDEN), BF16)}, config
 

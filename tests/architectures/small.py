@@ -83,7 +83,7 @@ OTHER = {
     "FalconH1ForCausalLM": MAMBA,
     "GPTJForCausalLM": {"n_embd": HIDDEN, "n_head": 4, "n_layer": 2, "rotary_dim": 16},
     "Gemma4ForCausalLM": {"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": HEAD},
-    "Gemma4ForConditionalGeneration": {"per_layer_config": None, "global_head_dim": HEAD},
+    "Gemma4ForConditionalGeneration": {"per_layer_config": None, "global_head_dim": HEAD, "num_experts": None},
     "Gemma3nForCausalLM": {
         "num_kv_shared_layers": 0,
         "laurel_rank": 32,
@@ -125,6 +125,19 @@ OTHER = {
         **{"max_source_positions": 256, "max_target_positions": 256},
     },
 }
+# What they want otherwise outside of the text model, by the part of the config ("" is the whole). Repositories have
+# no head of SigLIP, and vllm 0.33.0, model_executor/models/siglip.py builds the one that config.json does not deny.
+HEADLESS = {"vision_use_head": False}
+PARTS = {
+    "Cohere2VisionForConditionalGeneration": {"vision_config": HEADLESS},
+    "Gemma3ForConditionalGeneration": {"vision_config": HEADLESS},
+    "Kimi_K25ForConditionalGeneration": {"": {"projection_hidden_size": 64}},
+    "Lfm2VlForConditionalGeneration": {"vision_config": HEADLESS},
+    "PaliGemmaForConditionalGeneration": {
+        "": {"projection_dim": HIDDEN},
+        "vision_config": {**HEADLESS, "projection_dim": HIDDEN},
+    },
+}
 # Sparse where config.json says so by layer: the first layer dense, the second with experts.
 BY_LAYER = {
     "first_k_dense_replace": 1,
@@ -155,11 +168,31 @@ def configure(config, sizes):
     for key, value in sizes.items():
         if key in known:
             setattr(config, key, value)
+    kinds, count = known.get("layer_types"), getattr(config, "num_hidden_layers", None)
+    if isinstance(kinds, list) and isinstance(count, int) and len(kinds) > count:
+        with contextlib.suppress(AttributeError):  # some classes make them of something else
+            config.layer_types = kinds[:count]
+
+
+def configure_parts(architecture, config, text, towers):
+    """Give what is no text model small sizes, towers only with `towers`, and what the class wants otherwise."""
+    holders = [config, getattr(config, "thinker_config", None)]
+    for holder in filter(None, holders):
+        for key, tower in vars(holder).items():
+            if hasattr(tower, "to_dict") and tower is not text and key not in ("text_config", "thinker_config"):
+                configure(tower, TOWER if towers else {"num_hidden_layers": 2, "depth": 2, "encoder_layers": 2})
+    for part, values in PARTS.get(architecture, {}).items():
+        for key, value in values.items():
+            setattr(getattr(config, part) if part else config, key, value)
 
 
 def small_config(architecture, towers=True):
     """A config of the class with small sizes; `towers` makes those of towers small too."""
     config = getattr(transformers, architecture).config_class()
+    if (
+        architecture == "Gemma4ForConditionalGeneration"
+    ):  # its class makes no tower by default, and every repository has
+        config.vision_config = transformers.Gemma4VisionConfig()
     text, other = config.get_text_config(), OTHER.get(architecture, {})
     configure(text, SIZES)
     kinds = text.to_dict().get("layer_types")
@@ -172,11 +205,7 @@ def small_config(architecture, towers=True):
     for key, value in BY_LAYER.items():
         if getattr(text, key, None) is not None and key not in other:
             setattr(text, key, value)
-    holders = [config, getattr(config, "thinker_config", None)]
-    for holder in filter(None, holders):
-        for key, tower in vars(holder).items():
-            if hasattr(tower, "to_dict") and tower is not text and key not in ("text_config", "thinker_config"):
-                configure(tower, TOWER if towers else {"num_hidden_layers": 2, "depth": 2, "encoder_layers": 2})
+    configure_parts(architecture, config, text, towers)
     config.architectures = [architecture]
     return config
 

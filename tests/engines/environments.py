@@ -39,6 +39,7 @@ SMOKE_TESTS = {
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
     "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
+    "sglang": "import sglang.version, torch, transformers",
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)

@@ -15,7 +15,12 @@ import environments
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "bridge/qbridge/targets"
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
-ENVIRONMENTS = {"vllm": "vllm", "lmdeploy": "lmdeploy-0.18.0", "transformers": "llm-compressor"}
+ENVIRONMENTS = {
+    "vllm": "vllm",
+    "lmdeploy": "lmdeploy-0.18.0",
+    "sglang": "sglang",
+    "transformers": "llm-compressor",
+}
 PACKED = {"I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
 
 

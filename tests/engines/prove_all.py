@@ -16,7 +16,8 @@ there (the float32 value of every quantized weight by module), the dense output 
     ALIKE: reason       the engine refuses the source with the same words, or misses the same parameters of it
     ?                   the engine cannot be asked here; the reason is in OUT_JSON
 
-A line below a row says where `check` and the engine disagree about the source, and what else is wrong.
+An output for LMDeploy is judged by the engine that its serve line names, a source by either. A line below a row says
+where `check` and the engine disagree about the source, and what else is wrong.
 """
 
 from __future__ import annotations
@@ -40,7 +41,13 @@ from typing import Any
 import judges
 
 LOADED = ("clean", "faulty")
-JUDGES = {"vllm": "vllm", "lmdeploy": "lmdeploy", "transformers": "transformers", "dense": "transformers"}
+JUDGES = {
+    "vllm": "vllm",
+    "lmdeploy": "lmdeploy",
+    "sglang": "sglang",
+    "transformers": "transformers",
+    "dense": "transformers",
+}
 
 
 def qbridge(*words: object) -> dict[str, Any]:
@@ -247,6 +254,13 @@ def table(cases: Sequence[Path], results: dict[str, dict[str, Any]], targets: Se
     return "\n".join(lines) + "\n"
 
 
+def backend(entry: dict[str, Any]) -> tuple[str, ...]:
+    """The words of the serve line of an output that choose the engine; none where it has no such line."""
+    words = str(entry.get("convert", {}).get("answer", {}).get("serve") or "").split()
+    at = words.index("--backend") if "--backend" in words else len(words)
+    return tuple(words[at : at + 2])
+
+
 def judge_all(
     engine: str, cases: Sequence[Path], targets: Sequence[str], results: dict[str, Any], args: argparse.Namespace
 ) -> None:
@@ -262,8 +276,15 @@ def judge_all(
         entries = results[case.name]["targets"].items()
         outputs = [entry for target, entry in entries if JUDGES[target] == engine and "path" in entry]
         wanted += [(Path(entry["path"]), entry, "judged") for entry in outputs]
-    asked = [path for path, _, _ in wanted if str(path.absolute()) not in known]
-    reports = judges.judge(engine, asked, pythons)
+    asked: dict[tuple[str, ...], list[Path]] = {}
+    for path, entry, _ in wanted:
+        if str(path.absolute()) not in known:
+            asked.setdefault(backend(entry), []).append(path)
+    reports = {
+        path: report
+        for options, paths in asked.items()
+        for path, report in judges.judge(engine, paths, pythons, options).items()
+    }
     for path, place, key in wanted:
         place[key] = known.get(str(path.absolute())) or reports[str(path)]
     if stored:

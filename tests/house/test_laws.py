@@ -24,8 +24,8 @@ from qbridge.testing.strategies import layers, random_layer
 TORCH = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 
 
-W8A8 = {"compressed-tensors", "smooth-quant"}
-FLOATS = {"compressed-tensors", "fp8", "modelopt", "smooth-quant"}
+W8A8 = {"compressed-tensors", "smooth-quant", "w8a8"}
+FLOATS = {"compressed-tensors", "fp8", "modelopt", "smooth-quant", "w8a8"}
 GPT_OSS = {"compressed-tensors", "mxfp4"}
 WRITTEN_ONLY = {"dense"}
 WEIGHTS_ONLY = {"auto-round", "awq", "compressed-tensors", "gptq", "marlin"}

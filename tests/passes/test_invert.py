@@ -23,7 +23,8 @@ from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec, identical
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.ir.values import dequantize
-from qbridge.passes.invert import Invert, bits_of
+from qbridge.passes.bits import bits_of
+from qbridge.passes.invert import Invert
 from qbridge.testing.laws import write_model
 from support import cli, edit_json, name_floats, only_neighbours
 from test_conversion import assert_same_tensors, config, tensors

@@ -17,6 +17,7 @@ from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.dequantize import Dequantize
+from qbridge.passes.dynamic_inputs import DynamicInputs
 from qbridge.passes.invert import Invert
 from qbridge.passes.pad import Pad
 from qbridge.passes.plain import PlainInputs
@@ -40,8 +41,11 @@ ZEROS = spec(symmetric=False)
 TENSOR = Spec("m", 4, 8, WeightScheme(8, Granularity.TENSOR, symmetric=False), DType.F32)
 GLOBAL = Spec("m", 4, 32, NVFP4, DType.F8_E4M3, activation=NVFP4_INPUTS, input_scale_dtype=DType.F32)
 LIMITED = ActivationScheme(8, Granularity.TOKEN, dynamic=True, limit=4.0)
+STATIC = ActivationScheme(8, Granularity.TENSOR, dynamic=False, symmetric=False)
 MEANT = [
     (Broadcast(), TENSOR),
+    (DynamicInputs(allowed=True), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F32)),
+    (DynamicInputs(allowed=True), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.BF16)),
     (Dequantize(DType.BF16), spec()),
     (Pad(8, 96), spec()),
     (Pad(8, 80), ZEROS),
@@ -68,13 +72,19 @@ def test_a_pass_keeps_the_laws_and_is_recorded(step, meant):
 
 @pytest.mark.parametrize(
     ("step", "meant"),
-    [(Symmetrize(), ZEROS), (Regroup(None), spec()), (PlainInputs(), spec()), (Invert("divide"), GLOBAL)],
+    [
+        (Symmetrize(), ZEROS),
+        (Regroup(None), spec()),
+        (PlainInputs(), spec()),
+        (Invert("divide"), GLOBAL),
+        (DynamicInputs(), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F16)),
+    ],
 )
 def test_a_pass_that_values_decide_refuses_or_keeps_the_laws(step, meant):
     meant = replace(meant, weight=replace(meant.weight, global_scale="multiply")) if step.name == "invert" else meant
     refused = random_layer(meant, 0)
     assert not check_pass(step, refused)
-    if step.name == "plain-inputs":
+    if step.name in ("plain-inputs", "dynamic-inputs"):
         return
     arrays = {part: np.zeros_like(a) if part == "zero" else a for part, a in refused.arrays.items()}
     arrays["scale"] = np.repeat(arrays["scale"][:, :1], arrays["scale"].shape[1], axis=1)

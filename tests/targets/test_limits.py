@@ -202,3 +202,56 @@ def test_groups_that_gptqmodel_has_no_kernel_for(format, size, inputs, becomes):
     assert [rule.code for rule in said] == ([] if becomes is None else ["QB232"])
     if said:
         assert said[0].fix(spec, model) == (Regroup(becomes) if becomes else None)
+
+
+@pytest.mark.parametrize(
+    ("format_name", "target", "size", "rows", "dtype", "code", "mild"),
+    [
+        ("compressed-tensors", "vllm", 256, 512, "bfloat16", "QB226", False),  # Humming has any group: a note
+        ("compressed-tensors", "vllm@0.23", 256, 512, "bfloat16", "QB220", False),
+        ("awq", "vllm", 256, 512, "float16", "QB225", True),  # CUDA's awq_gemm
+        ("awq", "vllm", 256, 512, "bfloat16", "QB225", False),
+        ("awq", "vllm", 256, 384, "float16", "QB225", False),
+    ],
+)
+def test_large_groups_are_split_and_refused_only_where_no_kernel_has_them(
+    format_name, target, size, rows, dtype, code, mild
+):
+    weight = WeightScheme(4, Granularity.GROUP, format_name != "awq", group_size=size)
+    spec = Spec("model.layers.0.mlp.down_proj", rows, 512, weight, DType.F16)
+    config = {"architectures": ["LlamaForCausalLM"], "torch_dtype": dtype}
+    model = Model(format_name, config, {spec.name: spec}, {}, {})
+    rules = find_target(target).choice_of(format_name).rules
+    said = [(rule, problem) for rule in rules if hasattr(rule, "fix") and (problem := rule.check(spec, model))]
+    assert [(rule.code, problem.mild) for rule, problem in said] == [(code, mild)]
+    assert said[0][0].fix(spec, model) == Regroup(128)
+
+
+@pytest.mark.parametrize(("size", "fix"), [(256, Regroup(128)), (48, None)])
+def test_a_short_last_group_is_refused_where_it_is_not_split(size, fix):
+    weight = WeightScheme(4, Granularity.GROUP, group_size=size)
+    spec = Spec("model.layers.0.mlp.down_proj", 512, 640, weight, DType.F16)
+    model = Model("compressed-tensors", {"architectures": ["LlamaForCausalLM"]}, {spec.name: spec}, {}, {})
+    rules = find_target("vllm").choice_of("compressed-tensors").rules
+    (rule,) = [rule for rule in rules if rule.code == "QB220" and hasattr(rule, "fix") and rule.check(spec, model)]
+    assert rule.fix(spec, model) == fix
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "size", "dtype", "served"),
+    [
+        (4, True, 16, "bfloat16", True),  # Humming
+        (3, False, 16, "bfloat16", True),
+        (4, True, 8, "bfloat16", False),
+        (4, True, 8, "float16", True),  # Exllama
+        (4, False, 8, "float16", False),
+    ],
+)
+def test_small_groups_that_no_kernel_of_vllm_has(bits, symmetric, size, dtype, served):
+    weight = WeightScheme(bits, Granularity.GROUP, symmetric, group_size=size)
+    spec = Spec("model.layers.0.mlp.down_proj", 512, 512, weight, DType.F16)
+    config = {"architectures": ["LlamaForCausalLM"], "torch_dtype": dtype}
+    model = Model("compressed-tensors", config, {spec.name: spec}, {}, {})
+    rules = find_target("vllm").choice_of("compressed-tensors").rules
+    said = [rule for rule in rules if rule.code == "QB220" and hasattr(rule, "fix") and rule.check(spec, model)]
+    assert (not said) is served

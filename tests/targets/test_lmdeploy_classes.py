@@ -187,6 +187,31 @@ def test_words_for_float8_that_it_knows(fmt, known, tmp_path):
     assert derived(src) == ({} if known else {"QB284": {"quantization_config.fmt"}})
 
 
+@pytest.mark.parametrize("target", ["lmdeploy", "lmdeploy-turbomind", "lmdeploy@0.6.2"])
+@pytest.mark.parametrize(("version", "key"), [("gemm", ""), ("GEMM", "version"), (None, "version")])
+def test_versions_of_awq_that_turbomind_asserts_and_convert_writes(version, key, target, tmp_path):
+    src, dst = copy_fixture(tmp_path, "awq/llama_gemm_g128"), tmp_path / "dst"
+    edit_quantization(
+        src, lambda block: block.pop("version") and block.update({"version": version} if version else {})
+    )
+    assert derived(src, target) == ({"QB284": {f"quantization_config.{key}"}} if key else {})
+    qbridge.convert(src, dst, target, allow=["rounded"])
+    assert derived(dst, target) == {}
+
+
+def test_flags_of_gptq_that_turbomind_asserts(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_g128")
+    edit_quantization(src, lambda block: block.update(desc_act=True, sym=False))
+    wanted = {"QB284": {"quantization_config.desc_act", "quantization_config.sym"}}
+    assert derived(src, "lmdeploy-turbomind") == wanted
+
+
+def test_awq_in_another_layout_is_taken_for_gemm(tmp_path):
+    src = copy_fixture(tmp_path, "awq/llama_gemv")
+    of_class(src, "GemmaForCausalLM")  # the PyTorch engine's alone
+    assert derived(src) == {"QB284": {"quantization_config.version"}}
+
+
 @pytest.mark.parametrize(("place", "seen"), [("text_config", True), ("llm_config", True), ("language_config", False)])
 def test_a_block_within_another_config(place, seen, tmp_path):
     src = copy_fixture(tmp_path, "fp8/llama_lmdeploy_block")
@@ -255,7 +280,7 @@ def test_experts_in_awq_are_turbominds_alone(name, size, refused):
     ],
 )
 def test_linears_that_a_class_builds_without_the_block_are_refused(name, module, method, refused):
-    config = {"architectures": [name], "quantization_config": {"quant_method": method}}
+    config = {"architectures": [name], "quantization_config": {"quant_method": method, "version": "gemm"}}
     module = f"model.layers.0.{module}"
     model = Model(method, config, {}, {module: {"code": Slot(f"{module}.weight", DType.I8, (8, 8), PLAIN)}}, {})
     derivation = find_target("lmdeploy").derivation

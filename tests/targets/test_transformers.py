@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import qbridge
@@ -11,7 +12,7 @@ from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.targets.registry import find_target
 from qbridge.targets.transformers.matching import DERIVATION
-from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
+from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places, rewrite_tensors
 
 
 def found(folder, *codes):
@@ -30,6 +31,26 @@ def test_scales_under_names_that_it_does_not_read(case, tmp_path):
     qbridge.convert(src, tmp_path / "dst", "transformers", allow=["drop-activation-details"])
     done = qbridge.check(tmp_path / "dst", "transformers")
     assert done.ok and done.format == "compressed-tensors"
+
+
+@pytest.mark.parametrize(("size", "missed"), [("absent", True), (None, False)])
+def test_without_a_size_of_blocks_it_takes_scales_for_those_of_blocks(size, missed, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_static")
+    edit_quantization(src, lambda block: block.update({} if size == "absent" else {"weight_block_size": size}))
+    assert bool(found(src, "QB284")) is missed
+
+
+@pytest.mark.parametrize("key", ["modules_to_not_convert", "ignored_layers"])
+def test_both_names_of_the_list_of_fp8_are_read(key, tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+
+    def edit(block):
+        for name in ("modules_to_not_convert", "ignored_layers"):
+            block.pop(name, None)
+        block[key] = ["model.layers.0.mlp.down_proj", "lm_head"]
+
+    edit_quantization(src, edit)
+    assert places(found(src, "QB281")) == {"model.layers.0.mlp.down_proj"}
 
 
 def test_scales_under_names_that_it_reads(tmp_path):
@@ -57,6 +78,44 @@ def test_formats_that_need_a_package_are_loaded_and_never_written(case, package,
     assert package in facts(found(src, "QB288")) and not found(src, "QB260")
     report = qbridge.convert(src, tmp_path / "dst", "transformers", dry_run=True, allow=["rounded"])
     assert report.format == "compressed-tensors"
+
+
+@pytest.mark.parametrize(
+    ("case", "missed"),
+    [
+        ("llama_v1_sym", False),
+        ("llama_static_groups", False),
+        ("llama_2bit", False),
+        ("llama_planar_5bit", True),
+        ("llama_int16_words", True),
+        ("llama_int8_words", True),
+        ("llama_lm_head", True),
+        ("qwen2_dynamic", True),
+        ("llama_autoround_mixed", True),
+    ],
+)
+def test_gptq_that_gptqmodel_loads_and_transformers_does_not(case, missed, tmp_path):
+    src = copy_fixture(tmp_path, f"gptq/{case}")
+    assert bool(found(src, "QB234")) is missed
+    report = qbridge.convert(src, tmp_path / "dst", "transformers", allow=["rounded"], dry_run=True)
+    assert report.format == "compressed-tensors"
+
+
+def test_linears_of_the_layers_that_a_list_leaves_out_are_unquantized(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_v1_sym")
+    down = "model.layers.0.mlp.down_proj"
+
+    def plain(tensors):
+        for name in [name for name in tensors if name.startswith(f"{down}.")]:
+            del tensors[name]
+        tensors[f"{down}.weight"] = np.zeros((128, 256), np.float16)
+
+    rewrite_tensors(src, plain)
+    assert places(found(src, "QB234")) == {down}
+    others = [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]]
+    others.append(["mlp.gate_proj", "mlp.up_proj"])
+    edit_quantization(src, lambda block: block.update(modules_in_block_to_quantize=others))
+    assert not found(src, "QB234")
 
 
 def test_asymmetric_experts_do_not_load():
@@ -234,5 +293,5 @@ def test_routers_that_are_no_linear_are_built_unquantized(format_name, architect
     specs = {router: Spec(router, 128, 128, weight, DType.F32)}
     model = Model(format_name, {"architectures": [architecture]}, specs, {}, {})
     (choice,) = (one for one in find_target("transformers").choices if format_name == one.format.NAME)
-    said = [problem for rule in choice.rules if rule.code == "QB281" for problem in rule.check(model)]
-    assert [problem.where for problem in said] == [(router,)] * stops
+    (rule,) = (rule for rule in choice.rules if rule.code == "QB281")
+    assert (rule.check(specs[router], model) is not None) == stops

@@ -8,8 +8,11 @@ import pytest
 
 import qbridge
 from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, TensorInfo
+from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import PLAIN, Slot
+from qbridge.targets.registry import find_target
 from qbridge.targets.vllm.matching import DERIVATION, PLACES
 from qbridge.targets.vllm.names import CLASSES, REMOVED
 from support import SINGLE, copy_fixture, edit_header, edit_json, edit_quantization, facts, places
@@ -302,7 +305,7 @@ def test_a_removed_class_that_transformers_has_is_a_warning(tmp_path):
 )
 def test_a_tied_head_that_is_built_from_the_block_must_be_left_out(name, method, entries, missed, tied):
     key = "modules_to_not_convert" if method == "fp8" else "ignore"
-    block = {"quant_method": method, "quant_algo": "FP8", key: entries}
+    block = {"quant_method": method, "quant_algo": "FP8", "activation_scheme": "dynamic", key: entries}
     block["config_groups"] = {"group_0": {"targets": ["Linear"]}}
     config = {"architectures": [name], "num_hidden_layers": 1, "tie_word_embeddings": tied}
     model = Model(method, config, {}, {"": {}}, {})
@@ -310,11 +313,108 @@ def test_a_tied_head_that_is_built_from_the_block_must_be_left_out(name, method,
     assert said == ({"QB280": {"lm_head"}} if missed and tied else {})
 
 
+def said_of(name, block, quantized=(), plain=(), **config):
+    """{code: places} of what is derived from a block for linears of a class that are quantized on disk, or not."""
+    config = {"architectures": [name], "num_hidden_layers": 2, **config}
+    slots = {module: {"code": Slot(f"{module}.weight", DType.F8_E4M3, (64, 64), PLAIN)} for module in quantized}
+    tensors = {f"{module}.weight": TensorInfo(DType.BF16, (64, 64), f"{module}.weight") for module in plain}
+    model = Model(block["quant_method"], config, {}, slots or {"": {}}, tensors)
+    return {c: set(p.where) for c, p in DERIVATION.check({**config, "quantization_config": block}, model)}
+
+
+@pytest.mark.parametrize(("entries", "missed"), [(["lm_head"], True), (["proj_out"], False)])
+def test_a_tied_head_of_another_name_must_be_left_out(entries, missed):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": entries}
+    found = said_of("WhisperForConditionalGeneration", block, model_type="whisper")
+    assert found == ({"QB280": {"proj_out"}} if missed else {})
+
+
+@pytest.mark.parametrize(("entries", "missed"), [(["embed_out"], True), (["lm_head"], False)])
+def test_a_head_that_has_another_name_in_memory_is_listed_by_that(entries, missed):
+    groups = {"group_0": {"targets": ["Linear"]}, "group_1": {"targets": ["re:.*lm_head"]}}
+    block = {"quant_method": "compressed-tensors", "ignore": entries, "config_groups": groups}
+    found = said_of("GPTNeoXForCausalLM", block, plain=["embed_out"])
+    assert found == ({"QB280": {"embed_out"}} if missed else {})
+
+
+@pytest.mark.parametrize("name", ["AfmoeForCausalLM", "ExaoneMoeForCausalLM"])
+def test_a_head_that_is_built_without_its_name_is_in_no_list(name):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}
+    assert said_of(name, block, plain=["lm_head"]) == {"QB280": {"lm_head"}}
+    groups = {"group_0": {"targets": ["Linear"]}}
+    assert said_of(name, {"quant_method": "compressed-tensors", "config_groups": groups}, plain=["lm_head"]) == {}
+
+
+@pytest.mark.parametrize(("part", "missed"), [("mamba", True), ("mixer", False)])
+def test_mixers_of_granite_are_listed_by_their_name_in_memory(part, missed):
+    groups = {"group_0": {"targets": ["Linear"]}}
+    ignore = [f"model.layers.0.{part}.in_proj"]
+    block = {"quant_method": "compressed-tensors", "ignore": ignore, "config_groups": groups}
+    mixer = "model.layers.0.mamba.in_proj"
+    found = said_of("GraniteMoeHybridForCausalLM", block, plain=[mixer])
+    assert found == ({"QB280": {mixer}} if missed else {})
+
+
+@pytest.mark.parametrize(("entry", "missed"), [("block_sparse_moe.gate", True), ("mlp.router", False)])
+def test_a_router_that_is_a_linear_in_memory_is_listed_by_its_name_there(entry, missed):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [f"model.layers.0.{entry}"]}
+    router = "model.layers.0.block_sparse_moe.gate"
+    assert said_of("PhimoeForCausalLM", block, plain=[router]) == ({"QB280": {router}} if missed else {})
+
+
+@pytest.mark.parametrize("leaf", ["per_layer_model_projection", "altup_projections.0"])
+@pytest.mark.parametrize("part", ["", "self_decoder."])
+def test_linears_of_gemma3n_that_lie_in_another_module_in_memory(leaf, part):
+    groups = {"group_0": {"targets": ["Linear"]}}
+    block = {"quant_method": "compressed-tensors", "ignore": [f"model.{part}{leaf}"], "config_groups": groups}
+    found = said_of("Gemma3nForCausalLM", block, plain=[f"model.{leaf}"])
+    assert found == ({} if part else {"QB280": {f"model.{leaf}"}})
+
+
+PLAIN_HEADS = [
+    "BloomForCausalLM",
+    "FalconH1ForCausalLM",
+    "JambaForCausalLM",
+    "OPTForCausalLM",
+    "Qwen3NextForCausalLM",
+]
+
+
+@pytest.mark.parametrize("name", PLAIN_HEADS)
+def test_classes_that_build_the_head_unquantized_whatever_the_block_says(name):
+    block = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": []}
+    assert said_of(name, block, ["lm_head"], tie_word_embeddings=False) == {"QB281": {"lm_head"}}
+    assert said_of(name, block, tie_word_embeddings=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "missed"),
+    [
+        ("SmolVLMForConditionalGeneration", "model.connector.modality_projection.proj", True),
+        ("Idefics3ForConditionalGeneration", "model.vision_model.encoder.layers.0.mlp.fc1", True),
+        ("LlavaNextVideoForConditionalGeneration", "model.multi_modal_projector.linear_1", False),
+        ("Cohere2VisionForConditionalGeneration", "model.multi_modal_projector.linear_1", False),
+        ("PaliGemmaForConditionalGeneration", "model.vision_tower.encoder.layers.0.mlp.fc1", True),
+    ],
+)
+def test_connectors_and_towers_that_a_list_misses(name, module, missed):
+    block = {"quant_method": "auto-round", "extra_config": {}}
+    assert said_of(name, block, plain=[module]) == ({"QB280": {module}} if missed else {})
+
+
+def test_a_tower_built_before_the_text_model_is_listed_by_what_it_is_built_into():
+    tower = [f"model.vision_tower.encoder.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
+    block = {"quant_method": "fp8", "modules_to_not_convert": tower}
+    assert said_of("LlavaOnevisionForConditionalGeneration", block, plain=tower) == {"QB280": set(tower)}
+    assert said_of("LlavaNextVideoForConditionalGeneration", block, plain=tower) == {}
+
+
 @pytest.mark.parametrize(("leaf", "missed"), [("q_a_proj", True), ("kv_a_proj_with_mqa", False)])
 @pytest.mark.parametrize("method", ["gptq", "compressed-tensors"])
 def test_a_linear_that_is_built_without_its_name_is_in_no_list_of_gptq(leaf, missed, method):
     names = [f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1)]
     block = {"quant_method": method, "config_groups": {"group_0": {"targets": ["Linear"]}}}
+    block |= {"bits": 4, "group_size": 128, "desc_act": False, "sym": True}
     config = {"architectures": ["MiniCPM3ForCausalLM"], "num_hidden_layers": 2}
     slots = {name: {"code": Slot(f"{name}.qweight", DType.I32, (8, 64), PLAIN)} for name in names}
     model = Model(method, config, {}, slots, {})
@@ -380,11 +480,23 @@ def test_unquantized_experts_must_be_listed_by_name(entries, missed):
 
 
 @pytest.mark.parametrize(
-    ("case", "ok"),
-    [("llama_gptq_sym", True), ("llama_awq_asym", True), ("llama_gptq_asym", False), ("llama_3bit_asym", False)],
+    ("case", "packing", "ok"),
+    [
+        ("llama_gptq_sym", None, True),
+        ("llama_8bit_sym", None, True),
+        ("llama_awq_asym", None, True),
+        ("llama_gptq_asym", None, False),
+        ("llama_3bit_asym", None, False),  # its packing_format is none of vLLM's
+        ("llama_3bit_asym", "auto_round:auto_gptq", False),  # Humming would take zero-points less one
+        ("llama_odd_bits_sym", None, True),  # Humming
+        ("llama_awq_6bit_sym", None, False),
+        ("llama_gptqmodel_sym", None, False),
+    ],
 )
-def test_autoround_is_taken_as_it_is_where_a_kernel_is(case, ok, tmp_path):
+def test_autoround_is_taken_as_it_is_where_a_kernel_is(case, packing, ok, tmp_path):
     src = copy_fixture(tmp_path, f"auto_round/{case}")
+    if packing:
+        edit_quantization(src, lambda block: block.update(packing_format=packing))
     done = qbridge.check(src, "vllm")
     said = {f.code for f in done.findings if f.severity == "error"}
     assert "QB260" not in said and done.ok is ok, said
@@ -394,3 +506,79 @@ def test_an_autoround_backend_that_vllm_does_not_know(tmp_path):
     src = copy_fixture(tmp_path, "auto_round/llama_gptq_sym")
     edit_quantization(src, lambda block: block.update(backend="auto_round:gptq:exllamav2"))
     assert derived(src) == {"QB284": {"quantization_config.backend"}}
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "size", "packing", "ok"),
+    [
+        (4, True, 128, "auto_gptq", True),
+        (4, True, None, "auto_gptq", True),
+        (4, True, 16, "auto_gptq", False),  # Marlin's groups
+        (3, True, 16, "auto_gptq", True),  # Humming has any
+        (3, True, None, "auto_gptq", False),
+        (3, True, 8, "auto_gptq", False),  # Humming's start at 16
+        (7, True, 64, "auto_gptq", True),
+        (2, False, 64, "auto_gptq", False),
+        (4, False, 16, "auto_awq", True),  # Triton has any
+        (4, True, 128, "auto_awq", True),
+        (4, False, 96, "auto_awq", False),
+        (3, True, 64, "auto_awq", False),
+    ],
+)
+def test_widths_and_groups_of_autoround(bits, symmetric, size, packing, ok):
+    granularity = Granularity.GROUP if size else Granularity.CHANNEL
+    weight = WeightScheme(bits, granularity, symmetric, group_size=size)
+    dialect = (("packing_format", f"auto_round:{packing}"),)
+    spec = Spec("model.layers.0.mlp.down_proj", 256, 256, weight, DType.F16, dialect=dialect)
+    model = Model("auto-round", {"architectures": ["LlamaForCausalLM"]}, {spec.name: spec}, {}, {})
+    rules = find_target("vllm").choice_of("auto-round").rules
+    said = [rule for rule in rules if rule.code == "QB224" and rule.check(spec, model)]
+    assert (not said) is ok
+
+
+# Words of the block
+
+WORDS = [
+    ("gptq/llama_g128", {"desc_act": True}, "desc_act"),
+    ("gptq/llama_g128", {"desc_act": None}, "desc_act"),
+    ("gptq/llama_g128", {"dynamic": {"+:.*down.*": {"desc_act": True}}}, "dynamic"),
+    ("gptq/llama_static_groups", {}, "desc_act"),
+    ("gptq/llama_g128", {"sym": False}, "sym"),
+    ("gptq/llama_g128", {"sym": None}, "sym"),
+    ("gptq/llama_g128", {"group_size": None}, "group_size"),
+    ("awq/llama_gemm_g128", {"zero_point": None}, "zero_point"),
+    ("awq/llama_gemm_g128", {"version": None}, ""),
+    ("awq/llama_gemm_g128", {"version": "GEMM"}, ""),
+    ("awq/llama_gemv", {}, "version"),
+    ("fp8/llama_blocks", {"activation_scheme": None}, "activation_scheme"),
+    ("fp8/llama_blocks", {"fmt": "float8_e4m3fn"}, ""),
+]
+
+
+@pytest.mark.parametrize(("case", "words", "key"), WORDS)
+def test_words_that_vllm_does_not_find_or_take_and_convert_writes(case, words, key, tmp_path):
+    src = copy_fixture(tmp_path, case)
+
+    def edit(block):
+        for name, value in words.items():
+            block.pop(name, None)
+            block.update({} if value is None else {name: value})
+
+    edit_quantization(src, edit)
+    (src / "quantize_config.json").unlink(missing_ok=True)
+    assert derived(src) == ({"QB284": {f"quantization_config.{key}"}} if key else {})
+    qbridge.convert(src, tmp_path / "dst", "vllm", allow=["rounded"])
+    assert derived(tmp_path / "dst") == {}
+
+
+def test_act_order_per_channel_orders_nothing(tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_channel")
+    edit_quantization(src, lambda block: block.update(desc_act=True))
+    assert derived(src) == {}
+
+
+@pytest.mark.parametrize(("target", "codes"), [("vllm", {"QB224"}), ("vllm@0.23", set())])
+def test_act_order_is_served_before_0_30(target, codes, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_desc_act")
+    said = qbridge.check(src, target).findings
+    assert {f.code for f in said if f.severity == "error"} == codes

@@ -73,3 +73,39 @@ def test_fused_attention_of_bloom_is_reshaped_by_heads(format_name, weight, acti
     model = replace(model, config={**model.config, "n_head": 4})
     assert problems("vllm", format_name, "QB291", model) == set([] if taken else names)
     assert not problems("vllm", format_name, "QB291", replace(model, config={"architectures": ["FalconForCausalLM"]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "keys"),
+    [
+        ("AfmoeForCausalLM", "", {"n_group": 1, "route_norm": True, "score_func": "sigmoid", "topk_group": 1}),
+        ("ChatGLMModel", "", {"original_rope": True}),
+        ("MiniMaxM2ForCausalLM", "", {"rotary_dim": 64, "scoring_func": "sigmoid"}),
+        ("Lfm2VlForConditionalGeneration", "text_config", {"block_dim": 64, "conv_dim": 64}),
+        ("Qwen3VLMoeForConditionalGeneration", "text_config", {"norm_topk_prob": True}),
+        ("VoxtralForConditionalGeneration", "audio_config", {"downsample_factor": 4}),
+    ],
+)
+def test_keys_that_a_class_reads_and_no_class_of_configs_has(name, part, keys):
+    model = model_of(name, ["model.layers.0.mlp.down_proj"], CHANNEL, DYNAMIC)
+    given = {**model.config, **({part: keys} if part else keys)}
+    asked = {f"{part}.{key}".lstrip(".") for key in keys}
+    assert problems("vllm", "compressed-tensors", "QB330", model) == asked
+    assert not problems("vllm", "compressed-tensors", "QB330", replace(model, config=given))
+
+
+@pytest.mark.parametrize(
+    ("format_name", "weight", "activation", "taken"),
+    [
+        ("compressed-tensors", CHANNEL, DYNAMIC, True),
+        ("fp8", BLOCKS, None, True),
+        ("compressed-tensors", TENSOR, DYNAMIC, False),
+        ("compressed-tensors", INT8, None, False),
+        ("gptq", INT8, None, False),
+        ("compressed-tensors", NVFP4, None, False),
+    ],
+)
+def test_keys_of_indexers_are_decoded_from_some_float8_alone(format_name, weight, activation, taken):
+    names = ["model.layers.0.self_attn.indexer.wk"]
+    model = model_of("DeepseekV32ForCausalLM", names, weight, activation)
+    assert problems("vllm", format_name, "QB291", model) == set([] if taken else names)

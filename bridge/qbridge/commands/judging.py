@@ -164,7 +164,7 @@ def _model(
         if storage is None or weight_files(storage):
             raise
     model = assumed_model(storage)
-    findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
+    findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
     index = weight_map(storage, findings) if storage.has(INDEX) else None
     return model, config_alone(storage), None if index is None else frozenset(index)
 

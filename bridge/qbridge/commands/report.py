@@ -40,7 +40,8 @@ class Report:
     `after`: `tensor_bytes` is the size of all tensors, `weights` the number of quantized weights, `flops` what one
     token costs in their matmuls. `chosen` says why it is this format, where the target left a choice, `serve` is the
     command that serves the output, empty where the target has no server. `grafted` says what was taken from which
-    original (numbers of `tensors` and `bytes`, `modules` by their outermost names), if anything was; `links` counts
+    original (numbers of `tensors` and `bytes`, `modules` by their outermost names), if anything was;
+    `activations_changed` counts the layers whose inputs are quantized otherwise (no weight is); `links` counts
     the files that were linked, by the kind of link. `already_done`: the output stood there from an earlier run, was
     compared byte for byte, and nothing was written.
     """
@@ -67,6 +68,7 @@ class Report:
     already_done: bool = False
     grafted: Mapping[str, Any] = field(default_factory=dict)
     links: Mapping[str, int] = field(default_factory=dict)
+    activations_changed: int = 0
     findings: Sequence[Finding] = ()
     command: str = "convert"
 
@@ -103,6 +105,9 @@ class Report:
             tensors=len(plan.outputs),
             exactness=plan.exactness,
             passes=passes,
+            activations_changed=sum(
+                any(step.changes_activations for step in layer.passes) for layer in plan.layers.values()
+            ),
             files={shard.name: shard.size for shard in shards},
             tensor_bytes=tensor_bytes(opened, plan),
             weights={side: sum(map(_weights, specs)) for side, specs in _sides(plan)},

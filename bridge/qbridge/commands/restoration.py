@@ -58,6 +58,7 @@ def restore(
         recorded = manifest.load(opened.source)
         if recorded is None:
             raise error("QB036", str(there))
+        opened = replace(opened, model=manifest.with_unquantized(opened.model, recorded))
         plan = _plan(opened, recorded)
         judge(opened.model, opened.source.tensors, opened.findings)
         opened.findings.stop_on_errors()

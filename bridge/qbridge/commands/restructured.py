@@ -9,6 +9,7 @@ from dataclasses import replace
 from qbridge.architecture.config import DRAFTS, with_draft_layers
 from qbridge.architecture.prefixes import renamed
 from qbridge.commands.checkpoint import Checkpoint
+from qbridge.commands.unquantized import with_layers_of
 from qbridge.findings.finding import Findings, QBridgeError
 from qbridge.plan import manifest
 from qbridge.plan.graft import differing, digest, recorded, without
@@ -18,8 +19,12 @@ from qbridge.source.reader import Source
 
 
 def align(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
-    """Both under the names of the one whose manifest records a renaming, if the other has the former names."""
-    return _like(left, right), _like(right, left)
+    """Both under the names of the one whose manifest records a renaming, if the other has the former names.
+
+    A linear that is quantized in one of them is a layer of the other, too.
+    """
+    left, right = _like(left, right), _like(right, left)
+    return with_layers_of(left, right.model), with_layers_of(right, left.model)
 
 
 def _like(side: Checkpoint, other: Checkpoint) -> Checkpoint:

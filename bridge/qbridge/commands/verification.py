@@ -23,6 +23,7 @@ from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
 from qbridge.commands.restructured import align, without_grafts
+from qbridge.commands.unquantized import unlike_weights
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
@@ -191,6 +192,9 @@ class _Comparison:
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
+        if any(spec.weight.is_dense for spec in specs):
+            facts = unlike_weights(self.left.layer(name), self.right.layer(name))
+            return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
         if unlike and pad and any(spec.dims != (pad.out_features, pad.in_features) for spec in specs):
             facts = self._padded(name, pad)

@@ -28,6 +28,7 @@ BUILTIN = (
     "modelopt",
     "mxfp4",
     "smooth-quant",
+    "w8a8",
 )
 
 

@@ -37,13 +37,15 @@ class Problem:
 class LayerRule:
     """A limit on every layer; `fix` gives the exact pass that repairs a spec, or None if there is none.
 
-    Both are given the spec as it has become, and the model as it was before the first rule.
+    Both are given the spec as it has become, and the model as it was before the first rule. A rule that is `first` is
+    asked before those of the format.
     """
 
     code: str
     check: Callable[[Spec, Model], Problem | None]
     source: str
     fix: Callable[[Spec, Model], Pass | None] = lambda spec, model: None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

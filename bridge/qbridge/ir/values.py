@@ -8,7 +8,7 @@ import numpy.typing as npt
 from qbridge.ir.dtypes import Array, to_float64
 from qbridge.ir.floats import VALUES
 from qbridge.ir.layer import Layer, Spec
-from qbridge.ir.scheme import GLOBAL_SCALE, Granularity
+from qbridge.ir.scheme import DENSE, GLOBAL_SCALE, Granularity
 
 
 def group_index(spec: Spec, g_idx: Array | None = None) -> npt.NDArray[np.intp]:
@@ -43,6 +43,8 @@ def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
     A quotient by a global scale is rounded once.
     """
     spec = layer.spec
+    if spec.weight.is_dense:
+        return to_float64(layer.arrays["code"], DENSE[spec.weight.type])
     g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
     rows, columns = row_index(spec)[:, None], group_index(spec, g_idx)[None, :]
     codes = code_values(layer.arrays["code"], spec.weight.type)

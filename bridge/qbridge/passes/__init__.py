@@ -36,8 +36,23 @@ class Pass(ABC):
 
     @property
     def recorded_parts(self) -> frozenset[str]:
-        """The parts (float32 [1]) whose bits a manifest must record, because undo cannot compute them."""
+        """The parts whose bits a manifest must record, because undo cannot compute them."""
         return frozenset()
+
+    @property
+    def unquantizes(self) -> bool:
+        """Whether its weights stand among the unquantized tensors of a model, in whatever format the others are."""
+        return False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it must be given all output features at once."""
+        return False
+
+    @property
+    def changes_activations(self) -> bool:
+        """Whether inputs are quantized otherwise after it; no pass changes weights by that."""
+        return False
 
     def needs_values(self, spec: Spec) -> bool:
         """Whether `apply` may refuse a layer of this spec (ValueError), so that its parts must be read to know."""

@@ -13,8 +13,7 @@ from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import GLOBAL_SCALE, GlobalScale
 from qbridge.passes import Pass
-
-Kept = tuple[tuple[str, str], ...]
+from qbridge.passes.bits import Kept, array_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Invert(Pass):
 
     A number g becomes 1 / g. That is a float32 only where g is a power of two, so any other is a ValueError when
     applied; with `rounded` it becomes the nearest, ties to even. `kept` are the bits that there were before, by part
-    (`bits_of`): undo gives these back, where they become what is there now.
+    (`bits.bits_of`): undo gives these back, where they become what is there now.
     """
 
     name = "invert"
@@ -71,7 +70,7 @@ class Invert(Pass):
             if part not in kept:
                 arrays[part] = reciprocal(arrays[part])
                 continue
-            was = np.array([int(kept[part], 16)], "<u4").view(GLOBAL_SCALE.numpy)
+            was = array_of(kept[part], GLOBAL_SCALE, (1,))
             if reciprocal(was, self.rounded).tobytes() != arrays[part].tobytes():
                 raise ValueError(f"{part} is not the reciprocal of what it was")
             arrays[part] = was
@@ -89,11 +88,6 @@ class Invert(Pass):
     def from_dict(cls, recorded: Mapping[str, Any], bits: Mapping[str, str]) -> Invert:
         """One that gives back the bits."""
         return cls(recorded["to"], bool(recorded.get("rounded")), tuple(bits.items()))
-
-
-def bits_of(arrays: Mapping[str, Array]) -> dict[str, str]:
-    """What `Invert.kept` wants of float32 [1] parts: eight hexadecimal digits each."""
-    return {part: f"{int(array.view('<u4')[0]):08x}" for part, array in sorted(arrays.items())}
 
 
 def reciprocal(array: Array, rounded: bool = False) -> Array:

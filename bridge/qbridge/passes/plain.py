@@ -18,6 +18,7 @@ class PlainInputs(Pass):
     """
 
     name = "plain-inputs"
+    changes_activations = True
 
     allowed: bool = False
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.dynamic_inputs import DynamicInputs
+from qbridge.passes.exactly import DequantizeExactly
 from qbridge.passes.invert import Invert
 from qbridge.passes.pad import Pad
 from qbridge.passes.plain import PlainInputs
@@ -15,7 +17,18 @@ from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 
-REVERSIBLE: tuple[type[Pass], ...] = (Broadcast, Invert, Pad, PlainInputs, Recast, Regroup, Symmetrize, Widen)
+REVERSIBLE: tuple[type[Pass], ...] = (
+    Broadcast,
+    DequantizeExactly,
+    DynamicInputs,
+    Invert,
+    Pad,
+    PlainInputs,
+    Recast,
+    Regroup,
+    Symmetrize,
+    Widen,
+)
 _BY_NAME: Mapping[object, type[Pass]] = {kind.name: kind for kind in REVERSIBLE}
 
 

@@ -33,6 +33,11 @@ class Undo(Pass):
         """The pass's own."""
         return self.step.parts
 
+    @property
+    def whole(self) -> bool:
+        """The pass's own."""
+        return self.step.whole
+
     def needs_values(self, spec: Spec) -> bool:
         """The values may have been edited since."""
         return True

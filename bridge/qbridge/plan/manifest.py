@@ -11,14 +11,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from qbridge.codecs.parts import decode
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.ir.plain import as_layers
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.passes import Pass
-from qbridge.passes.invert import bits_of
+from qbridge.passes.bits import bits_of
+from qbridge.passes.exactly import DequantizeExactly
 from qbridge.passes.pad import Pad
 from qbridge.passes.recorded import from_dict, is_final
 from qbridge.passes.undo import Undo
@@ -72,14 +73,14 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
 
 
 def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
-    """By layer and part, the bits of global scales whose reciprocals are rounded, so that undo gives them back."""
-    found = {}
+    """By layer and part, the bits of what undo cannot compute, as each pass was given them."""
+    found: dict[str, dict[str, str]] = {}
     for name, layer in plan.layers.items():
-        recorded = frozenset[str]().union(*(step.recorded_parts for step in layer.passes))
-        if recorded:
-            slots = {part: slot for part, slot in layer.read.items() if part in recorded}
-            stored = {slot.tensor: source.read(slot.tensor) for slot in slots.values()}
-            found[name] = bits_of(decode(layer.before, slots, stored).arrays)
+        for number, (step, spec) in enumerate(zip(layer.passes, layer.stages, strict=False)):
+            if recorded := step.recorded_parts & spec.parts().keys():
+                before = replace(layer, after=spec, passes=layer.passes[:number], write={})
+                arrays = before.run(source, recorded).arrays
+                found.setdefault(name, {}).update(bits_of({part: arrays[part] for part in recorded}))
     return found
 
 
@@ -150,6 +151,21 @@ def padded(source: Source) -> dict[str, Pad]:
     except MALFORMED:
         return {}
     return found
+
+
+def with_unquantized(model: Model, recorded: Mapping[str, Any]) -> Model:
+    """The model in which the linears that a conversion dequantized are layers; a malformed manifest names none."""
+    try:
+        steps = [
+            entry for entry in recorded["steps"] if entry["passes"][-1:] and _is_unquantized(entry["passes"][-1])
+        ]
+        return as_layers(model, [str(name) for entry in steps for name in entry["layers"] if name not in model.specs])
+    except MALFORMED:
+        return model
+
+
+def _is_unquantized(step: Mapping[str, Any]) -> bool:
+    return step["pass"] == DequantizeExactly.name and not step.get("undo")
 
 
 def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewritten]:

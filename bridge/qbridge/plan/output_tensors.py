@@ -18,7 +18,10 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
     ValueError where the slices of a fused tensor are not all there or do not fit each other.
     """
     found, fused, common = [], dict[str, Slices](), dict[str, list[tuple[str, str]]]()
+    made = {slot.tensor for layer in layers.values() if layer.unquantized for slot in layer.write.values()}
     for name, info in model.tensors.items():
+        if name in made:
+            continue
         shard = source.tensors[info.stored].file
         grafted = info.stored in source.adopted
         found.append(OutputTensor(name, info.dtype, info.shape, shard, origin=info.stored, grafted=grafted))

@@ -15,12 +15,18 @@ from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.exactness import Exactness, weakest
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model, TensorInfo
+from qbridge.ir.plain import as_tensors
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.windows import EVERYTHING, Window, read_layer, windows
 from qbridge.source.reader import Source
 from qbridge.source.storage import File
 from qbridge.targets.target import Target
+
+
+def is_unquantized(passes: Sequence[Pass]) -> bool:
+    """Whether passes end in a layer without codes that stands among the unquantized tensors of its model."""
+    return bool(passes) and passes[-1].unquantizes
 
 
 class Writer(Protocol):
@@ -70,6 +76,11 @@ class LayerPlan:
         return weakest(*(p.exactness for p in self.passes))
 
     @property
+    def unquantized(self) -> bool:
+        """Whether it becomes an unquantized tensor, in whatever format the others are written."""
+        return is_unquantized(self.passes)
+
+    @property
     def touched(self) -> frozenset[str]:
         """The parts that some pass reads or rewrites."""
         return frozenset().union(*(p.parts for p in self.passes))
@@ -99,6 +110,8 @@ class LayerPlan:
 
     def windows(self, limit: int, within: Window = EVERYTHING) -> Iterator[Window]:
         """Windows of about `limit` codes each, of everything or of one of them."""
+        if any(step.whole for step in self.passes):
+            return iter((within,))
         return windows(self.stages, (self.read["code"], self.write["code"]), limit, within)
 
     def encoded(self, source: Source, part: str) -> Array:
@@ -248,14 +261,16 @@ class Plan:
     def result(self) -> Model:
         """The model that is written."""
         specs = {name: layer.after for name, layer in self.layers.items()}
-        return replace(self.model, specs=specs, format=self.format.NAME)
+        model = replace(self.model, specs=specs, format=self.format.NAME)
+        return as_tensors(model, [name for name, layer in self.layers.items() if layer.unquantized])
 
     @property
     def written(self) -> Model:
         """The model as who reads the output sees it: every tensor by the name that is written."""
-        plain = (output for output in self.outputs if output.origin and not output.layer)
+        unquantized = {name for name, layer in self.layers.items() if layer.unquantized}
+        plain = (output for output in self.outputs if not output.slices and output.layer in ("", *unquantized))
         tensors = {output.name: TensorInfo(output.dtype, output.shape, output.name) for output in plain}
-        slots = {name: layer.write for name, layer in self.layers.items()}
+        slots = {name: layer.write for name, layer in self.layers.items() if name not in unquantized}
         return replace(self.result, slots=slots, tensors=tensors)
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:

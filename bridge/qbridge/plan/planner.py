@@ -12,14 +12,18 @@ from dataclasses import dataclass, replace
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
 from qbridge.architecture.growth import follow, growth
 from qbridge.findings.finding import Finding, Findings
+from qbridge.formats.protocol import Format
 from qbridge.formats.rules import Broken, ModelRule, Rule, ValueRule, broken, without_fix
 from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.ir.plain import as_tensors, plain_layout
 from qbridge.ir.scheme import DENSE
+from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.options import DEFAULTS, Options
 from qbridge.plan.output_tensors import outputs_of
-from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
+from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
@@ -174,6 +178,7 @@ def _repair(candidate: Candidate, starts: Mapping[str, Rewritten], findings: Fin
 def _check(candidate: Candidate, layers: Mapping[str, Rewritten], findings: Findings) -> Model:
     """The model that the layers make, without what the user allowed to be dropped; broken rules become findings."""
     model = replace(_after(candidate.model, layers), format=candidate.choice.format.NAME)
+    model = as_tensors(model, [name for name, layer in layers.items() if is_unquantized(layer.passes)])
     for rule in candidate.rules:
         if not isinstance(rule, ModelRule):
             continue
@@ -195,14 +200,9 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     candidate, destination = draft.candidate, draft.candidate.choice.format
     model, result = candidate.model, destination.settle(draft.result)
     layers = {
-        name: LayerPlan(
-            model.specs[name],
-            result.specs[name],
-            layer.passes,
-            model.slots[name],
-            destination.layout(result.specs[name]),
-        )
+        name: LayerPlan(model.specs[name], spec, layer.passes, model.slots[name], layout(spec))
         for name, layer in draft.layers.items()
+        for spec, layout in [_written(name, layer, result, destination)]
     }
     outputs = outputs_of(candidate.values, result, layers)
     _check_names(outputs, findings)
@@ -214,6 +214,15 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     plan = Plan(model, candidate.target, destination, layers, outputs, config)
     _derive(plan, findings)
     return plan
+
+
+def _written(
+    name: str, layer: Rewritten, result: Model, destination: Format
+) -> tuple[Spec, Callable[[Spec], Mapping[str, Slot]]]:
+    """The settled spec of a layer, and what gives the slots that it is written to."""
+    if is_unquantized(layer.passes):
+        return layer.spec, plain_layout
+    return result.specs[name], destination.layout
 
 
 def _derive(plan: Plan, findings: Findings) -> None:

@@ -15,7 +15,7 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.counted import Counted
-from qbridge.plan.plan import LayerPlan
+from qbridge.plan.plan import LayerPlan, is_unquantized
 from qbridge.plan.survey import CHUNK_BYTES
 from qbridge.plan.windows import EVERYTHING
 from qbridge.source.reader import Source
@@ -66,6 +66,8 @@ def repair(
     for rule in rules:
         if not isinstance(rule, LayerRule):
             continue
+        if is_unquantized(passes):
+            break  # no other limit is one of unquantized tensors
         while (problem := rule.check(spec, model)) is not None:
             step = offered(rule, spec, model)
             fault = trial((*passes, step)) if step and step.needs_values(spec) else None

@@ -40,6 +40,14 @@ class Folder(Storage):
         Folder.__init__(self, state["root"])
         self._open_files = state["open_files"]
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is a folder by the same path, as a copy in another process is."""
+        return isinstance(other, Folder) and self._root == other._root
+
+    def __hash__(self) -> int:
+        """That of its path."""
+        return hash(self._root)
+
     @property
     def url(self) -> str:
         """The path as it was given."""

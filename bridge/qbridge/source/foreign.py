@@ -63,13 +63,19 @@ def _adapter(path: Path, names: Collection[str]) -> Said | None:
 
 def _an_adapter(file: File) -> Said:
     """An adapter by its config, which names the model that it is for."""
-    return f"it holds an adapter{base_of(file)} and not the model", _ADAPTER
+    return f"it holds an adapter{_base(file)} and not the model", _ADAPTER
 
 
-def base_of(adapter: File) -> str:
-    """The model that an adapter's config names, after "of"; empty if it names none."""
-    base = _value(adapter, "base_model_name_or_path")
-    return f" of {base}" if base else ""
+def base_of(storage: Storage) -> tuple[str, ...]:
+    """The model that an adapter's config names, as a fact, if it names one."""
+    base = _base(File(storage, ADAPTER))
+    return (f"an adapter{base}",) if base else ()
+
+
+def _base(file: File) -> str:
+    """Whose adapter it is, as far as its config says."""
+    name = _value(file, "base_model_name_or_path")
+    return f" of {name}" if name else ""
 
 
 def _pipeline(path: Path, names: Collection[str]) -> Said | None:

@@ -191,7 +191,7 @@ def _side_files(storage: Storage, read: Collection[str], findings: Findings) -> 
         found.remove(ADAPTER)
         adapter = [name for name in behind if name.startswith(ADAPTER_WEIGHTS)]
         behind = [name for name in behind if name not in adapter]
-        findings.add("QB351", (ADAPTER, *adapter), (f"an adapter{base_of(File(storage, ADAPTER))}",))
+        findings.add("QB351", (ADAPTER, *adapter), base_of(storage))
     if behind:
         findings.add("QB009", behind, _contents(storage, behind))
     return found

@@ -26,13 +26,15 @@ Pads = Callable[[Spec, Model], Iterator[Way]]  # the ways in which a layer can b
 class BlockLimits:
     """Whole blocks in every rank's share, and at the borders of the linears that an engine builds as one.
 
-    A `last_cut` engine lets the last of these end within a block where there is one rank. `splits` are the formats
+    A `last_cut` engine lets the last of these end within a block where there is one rank, a `whole_cut` engine where
+    every rank has all of them. `splits` are the formats
     in which it splits the blocks of routed experts itself, with the least size that it makes of them, and
     `splits_source` where that was read. `source` says where all else was.
     """
 
     source: str
     last_cut: bool = False
+    whole_cut: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
     splits_source: str = ""
 
@@ -44,7 +46,7 @@ class BlockLimits:
         Of experts whose blocks are split in the format there is a note instead (QB229).
         """
         least = self.splits.get(format_name)
-        rule = ModelRule("QB273", _blocks(sizes, self.last_cut, fusion, least, pads), self.source)
+        rule = ModelRule("QB273", _blocks(sizes, self, fusion, least, pads), self.source)
         return (rule,) if least is None else (rule, ModelRule("QB229", _split(sizes, least), self.splits_source))
 
 
@@ -58,8 +60,22 @@ def per_tensor(spec: Spec) -> bool:
     return spec.weight.type != "int" and spec.weight.granularity is Granularity.TENSOR
 
 
+def fused_per_tensor(fusion: Fusion, engine: str) -> Callable[[Spec, Model], Problem | None]:
+    """One scale per tensor of a linear that an engine builds with others as one, of which it keeps the largest."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        def find() -> frozenset[str]:
+            return frozenset(name for names in fusion.siblings(model, model.specs) for name in names)
+
+        if not per_tensor(spec) or spec.name not in model.once(check, find):
+            return None
+        return Problem((f"weights {spec.weight}: one scale per tensor in linears that {engine} builds as one",))
+
+    return check
+
+
 def _blocks(
-    sizes: tuple[int, ...], last_cut: bool, fusion: Fusion, least: int | None, pads: Pads | None
+    sizes: tuple[int, ...], limits: BlockLimits, fusion: Fusion, least: int | None, pads: Pads | None
 ) -> Callable[[Model], Iterator[Problem]]:
     def check(model: Model) -> Iterator[Problem]:
         own = {name: spec for name, spec in model.specs.items() if spec.weight.block}
@@ -68,7 +84,8 @@ def _blocks(
         last = {names[-1] for names in joined}
         for tp in sizes:
             for name, spec in own.items():
-                fact = _misfit(spec, model, tp, name in bordered and not (last_cut and tp == 1 and name in last))
+                cut = (limits.last_cut and tp == 1) or (limits.whole_cut and _is_whole(spec, model))
+                fact = _misfit(spec, model, tp, name in bordered and not (cut and name in last))
                 if not fact or (least is not None and split_block(spec, model, tp, least)):
                     continue
                 fits_whole = tp > 1 and not _misfit(spec, model, 1, False)
@@ -76,6 +93,20 @@ def _blocks(
                 yield Problem((fact,), ways, (name,))
 
     return check
+
+
+def _is_whole(spec: Spec, model: Model) -> bool:
+    """Whether every rank has all of a linear; one in a layer for drafts is like those of its name before it."""
+    leaf = spec.name.rpartition(".")[2]
+
+    def find() -> bool:
+        architecture = Architecture.of_model(model)
+        alike = (other for name, other in model.specs.items() if name.rpartition(".")[2] == leaf)
+        shares = (architecture.rank(other.name, other.dims, 2) for other in alike)
+        held = next((share for share in shares if share is not None and not share.fault), None)
+        return held is not None and held.axis not in ("column", "row")
+
+    return model.once((_is_whole, leaf), find)
 
 
 def _split(sizes: tuple[int, ...], least: int) -> Callable[[Model], Iterator[Problem]]:

@@ -94,6 +94,20 @@ VLLM: Table = (
     Held(_words("correct_output_scale"), f"{_MODELS}gemma3n.py (Gemma3nAltUp)"),
 )
 
+_SGLANG = "sglang 0.5.23, srt/models/"
+SGLANG: Table = (
+    Held(
+        _words("e_score_correction_bias expert_bias router_bias"),
+        f"{_SGLANG}deepseek_v2.py, glm4_moe.py, minimax_m2.py, bailing_moe.py, nemotron_h.py, step3p5.py",
+    ),
+    Held(_words("A_log"), f"{_SGLANG}qwen3_next.py"),
+    Held(
+        _words("gate.weight"),
+        f"{_SGLANG}glm4_moe.py, minimax_m2.py (params_dtype)",
+        _words("Glm4MoeForCausalLM Glm4vMoeForConditionalGeneration MiniMaxM2ForCausalLM"),
+    ),
+)
+
 _PYTORCH = "lmdeploy 0.18.0, pytorch/models/"
 # torch's default dtype stays float32 while LMDeploy builds a model, so parameters made without a dtype are float32.
 LMDEPLOY: Table = (

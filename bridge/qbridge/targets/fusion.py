@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qbridge.architecture.names import FUSED, fused_siblings
+from qbridge.architecture.names import FUSED, fused_siblings, module_of
+from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
 
 Groups = Mapping[str, tuple[str, ...]]  # last names of linears that become one, by the last name of that
@@ -36,3 +37,18 @@ class Fusion:
 
 
 COMMON = Fusion(FUSED)  # q, k, v and gate, up
+
+
+def unlike_siblings(fused: Fusion) -> Callable[[Model], Iterator[Problem]]:
+    """Linears that become one, as q, k and v do, have one scheme or none."""
+
+    def check(model: Model) -> Iterator[Problem]:
+        parts = fused.parts(model.architecture)
+        modules = (module_of(name)[0] for name in model.tensors if name.endswith(".weight"))
+        dense = [module for module in modules if module_of(module)[1] in parts]
+        for names in fused.siblings(model, [*model.specs, *dense]):
+            schemes = {model.specs[name].scheme if name in model.specs else "not quantized" for name in names}
+            if len(schemes) > 1:
+                yield Problem(tuple(sorted(schemes)), where=tuple(names))
+
+    return check

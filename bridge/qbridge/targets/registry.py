@@ -17,13 +17,13 @@ from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean, folded
 from qbridge.formats.common_rules import plain_activations
 from qbridge.formats.registry import aliases, find, named, usable
-from qbridge.formats.rules import Rule
+from qbridge.formats.rules import LayerRule, Rule
 from qbridge.targets.choice import Choice
 from qbridge.targets.plugins import load, plugins
 from qbridge.targets.target import Target
 
 # Modules beside this one, each with its TARGETS; those of other packages are entry points `qbridge.targets`.
-BUILTIN = ("lmdeploy", "vllm", "gptqmodel", "transformers")
+BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers")
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (
     Target(
@@ -186,7 +186,8 @@ def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> t
     format_ = choice.format
     keeps = getattr(format_, "KEEPS_INPUT_DETAILS", False)
     plain = () if keeps else (plain_activations(format_.NAME, f"docs/formats, the page of {format_.NAME}"),)
-    return (*plain, *format_.RULES, *target.limits(choice, sizes))
+    rules = (*plain, *format_.RULES, *target.limits(choice, sizes))
+    return tuple(sorted(rules, key=lambda rule: not (isinstance(rule, LayerRule) and rule.first)))
 
 
 def _by_name(target: Target) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:

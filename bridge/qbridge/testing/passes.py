@@ -16,7 +16,7 @@ from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec, identical
 from qbridge.ir.values import dequantize
 from qbridge.passes import Pass
-from qbridge.passes.invert import bits_of
+from qbridge.passes.bits import bits_of
 
 _KEEP = (Exactness.REVERSIBLE, Exactness.EQUAL)
 
@@ -44,7 +44,8 @@ def check_pass(step: Pass, layer: Layer) -> bool:
     _check_parts(step, layer, result)
     if step.exactness in _KEEP:
         _check_values(step, layer, result)
-        _require(identical(step.undo(result, spec), layer), f"{name}: undo does not give back the layer")
+        if not step.recorded_parts:
+            _require(identical(step.undo(result, spec), layer), f"{name}: undo does not give back the layer")
     if step.recorded_parts:
         parts = {part: layer.arrays[part] for part in step.recorded_parts & layer.arrays.keys()}
         restored = step.from_dict(recorded, bits_of(parts))

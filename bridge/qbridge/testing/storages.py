@@ -31,6 +31,14 @@ class Memory(Storage):
         """`files` are the bytes by name."""
         self._files, self._url = dict(files), url
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it has the same name and files."""
+        return isinstance(other, Memory) and (self._url, self._files) == (other._url, other._files)
+
+    def __hash__(self) -> int:
+        """That of its name."""
+        return hash(self._url)
+
     @property
     def url(self) -> str:
         """The name that it was given."""
@@ -76,7 +84,8 @@ def check_storage(storage: Storage, files: Mapping[str, bytes]) -> None:
     """The laws of a storage that holds `files`, all of them visible; AssertionError names the law that is broken.
 
     It lists each file once and reads any range of it; a range beyond the end is no range, and a file that is not
-    there an OSError. Stamps tell files apart and stay. It can be read after it was closed, and in another process.
+    there an OSError. Stamps tell files apart and stay. It can be read after it was closed, and is equal and can
+    be read in another process.
     """
     _require(set(storage.names()) == files.keys(), f"names() gives {list(storage.names())}")
     _require(len(storage.names()) == len(files), "names() gives one twice")
@@ -92,7 +101,7 @@ def check_storage(storage: Storage, files: Mapping[str, bytes]) -> None:
     storage.close()
     _check_files(storage, files)
     again = pickle.loads(pickle.dumps(storage))  # noqa: S301  it is what was pickled here
-    _require(again.identity == storage.identity, "it is another when it was pickled")
+    _require(again == storage and hash(again) == hash(storage), "it is another when it was pickled")
     _check_files(again, files)
     storage.close()
     again.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qbridge.architecture.names import FUSED as USUAL
 from qbridge.architecture.names import (
@@ -57,6 +58,10 @@ _FUSED_AFTER = {
 }
 # Modules that lie in others in memory. vllm 0.33.0, models/step3p5.py.
 MOVED: Mapping[str, str] = {".share_expert.": ".moe.share_expert."}
+# The same of linears of Gemma 3n, which are never quantized. vllm 0.33.0, models/gemma3n.py (Gemma3nSelfDecoder).
+_OF_SELF_DECODER = re.compile(r"(.*)\.(per_layer_model_projection|altup_projections\.\d+)")
+# And of Granite 4's mixers. vllm 0.33.0, models/granitemoehybrid.py (GraniteMoeHybridMambaDecoderLayer).
+_OF_MIXER = re.compile(r"(.*\.layers\.\d+)\.mamba\.(\w+_proj)")
 ROUTED = r"experts\.\d+\..*"  # any linear of any routed expert
 
 
@@ -94,7 +99,7 @@ class Unquantized:
     """The linears of a model that are not quantized, each in a subtree or alone, in the order of their tensors.
 
     `heads` are names of a head that no tensor has: it is tied, or of another name in memory. `nested` says that the
-    text model is a part of the model. `routers` are the names in memory of those that are renamed there.
+    text model is a part of the model. `routers` are the names in memory of those that have others there.
     """
 
     items: tuple[Subtree | str, ...]
@@ -154,10 +159,20 @@ def _unquantized(model: Model) -> Unquantized:
     return Unquantized(
         tuple(path if below is None else _subtree(path, below, parts) for path, below in items.items()),
         tuple(name for name in heads if name not in quantized and name not in dense),
-        tuple(router for name in dense if (router := linear_router(name, model.config))),
+        tuple(other for name in dense for other in _elsewhere(name, model.config)),
         nested,
         frozenset(quantized),
     )
+
+
+def _elsewhere(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Names that engines have in memory for a linear, besides the one on disk."""
+    if router := linear_router(name, config):
+        yield router if not router.startswith("layers.") else f"model.{router}"
+    if str(config.get("model_type")).startswith("gemma3n") and (match := _OF_SELF_DECODER.fullmatch(name)):
+        yield f"{match[1]}.self_decoder.{match[2]}"
+    if config.get("model_type") == "granitemoehybrid" and (match := _OF_MIXER.fullmatch(name)):
+        yield f"{match[1]}.mixer.{match[2]}"
 
 
 def quantized_names(model: Model) -> set[str]:

@@ -2,9 +2,11 @@
 
 An engine that renames modules in memory maps plain names as it maps tensors, if at all, and leaves regexes alone; so
 what is not quantized as a whole is a regex that holds under any prefix. A target or an entry of the source that says
-the same about every tensor stays as it is. Sources: compressed-tensors 0.20.0, utils/match.py; vllm 0.33.0,
+the same about every tensor stays as it is. Linears that are built as one are named by their parts and as one: some
+classes of SGLang look for the latter alone. Sources: compressed-tensors 0.20.0, utils/match.py; vllm 0.33.0,
 model_executor/layers/quantization/compressed_tensors (utils.py, compressed_tensors.py, compressed_tensors_moe);
-transformers 5.24.0, integrations/compressed_tensors.py (get_experts_scheme); lmdeploy 0.18.0, pytorch/config.py.
+transformers 5.24.0, integrations/compressed_tensors.py (get_experts_scheme); lmdeploy 0.18.0, pytorch/config.py;
+sglang 0.5.23, srt/layers/quantization/compressed_tensors/utils.py.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from qbridge_formats._shared.unquantized import (
     is_nested,
     of_layer,
     whole_experts,
+    with_fused,
 )
 from qbridge_formats.compressed_tensors.config import Matcher, Parsed, is_ours, parse
 
@@ -61,7 +64,7 @@ def ignore(model: Model, source: Parsed | None) -> list[str]:
     found |= dict.fromkeys(f"re:{regex}" for regex in renamed.values())
     if covered.isdisjoint(rest.heads):
         found |= dict.fromkeys(rest.heads)  # tied: no tensor of its own, and the class would claim it
-    return list(found)
+    return list(dict.fromkeys((*found, *with_fused(found))))
 
 
 def _hits(entries: Iterable[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -127,11 +130,11 @@ def _named(names: Sequence[str], others: Collection[str], nested: bool) -> list[
         found |= dict.fromkeys(f"re:{regex.replace('experts', 'expert[s]')}" for regex in moved.values())
     if blocks:
         if not any(map(is_routed, (*alone, *others))):
-            return [*found, rf"re:(.*\.)?{ROUTED}"]
+            return [*with_fused(found), rf"re:(.*\.)?{ROUTED}"]
         for block, below in blocks.items():
             regex = of_layer(block, others)
             found |= dict.fromkeys([f"re:{regex}{ROUTED}"] if regex else below)
-    return list(found)
+    return with_fused(found)
 
 
 def _kept(source: Parsed, groups: Sequence[Sequence[str]]) -> list[list[str]] | None:

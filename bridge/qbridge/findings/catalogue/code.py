@@ -13,6 +13,7 @@ ALLOW: Mapping[str, str] = {
     "assumed-version": "judge a version of an engine by the nearer release where those around it differ (check)",
     "drop-activation-details": "quantize inputs without the limit or the rounding of scales that the source asks for",
     "drop-kv-scales": "leave out stored kv-cache scales, which the target cannot load",
+    "dynamic-activations": "quantize inputs as they come, symmetric per token, where the engine has no other way",
     "incomplete": "take a model whose shards or tensors are not all there; engines may talk garbage with it",
     "outside-links": "read shards that are links to files outside of the folder",
     "pickle": "read pickled weights with torch's weights_only loader",

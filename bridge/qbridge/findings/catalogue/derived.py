@@ -21,10 +21,12 @@ ENTRIES = (
     Code(
         "QB281",
         "the engine builds linears unquantized that are quantized on disk",
-        "A list of what is quantized leaves them out, or an entry for another module matches their names too.",
+        "A list of what is quantized leaves them out, an entry for another module matches their names too, or the "
+        "class builds them so whatever the lists say, as most do with routers.",
         "The engine stops at a tensor for which it has no parameter, or takes codes for weights.",
         "modules_to_not_convert [mlp.gate] of AWQ, which vLLM finds within mlp.gate_up_proj",
-        "Convert it: the list is written so that the engine matches it; --to dense, where no list helps.",
+        "Convert it: the list is written so that the engine matches it, and routers become weights where the "
+        "engine's dtype holds each exactly; --to dense, which rounds, where it does not.",
         f"{_VLLM}; {_TRANSFORMERS}; {_LMDEPLOY}",
     ),
     Code(

@@ -63,6 +63,26 @@ ENTRIES = (
         _LMDEPLOY,
     ),
     Code(
+        "QB221",
+        "parts of one fused linear are quantized differently",
+        "q, k, v or gate, up (or others that it builds as one) have different schemes, or only some are quantized.",
+        "An engine builds them as one linear: it raises ValueError, or takes the first one's scheme.",
+        "q_proj int8 and k_proj not quantized",
+        "Quantize the parts of a fused linear alike.",
+        "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/utils.py; sglang 0.5.23, "
+        "srt/layers/quantization/compressed_tensors/utils.py and utils.py",
+    ),
+    Code(
+        "QB222",
+        "parts of one fused linear have different input scales",
+        "q, k, v or gate, up (or others that it builds as one) store different static input scales, zero-points or "
+        "global scales.",
+        "The fused linear has one for them: the part that is loaded last wins without a word, or the largest.",
+        "q_proj.input_scale 0.02 and k_proj.input_scale 0.03",
+        "Calibrate them together (llm-compressor does), or quantize activations dynamically.",
+        "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter); sglang 0.5.23, srt/layers/parameter.py",
+    ),
+    Code(
         "QB250",
         "the model cannot be split over so many ranks",
         "Attention heads, key-value heads or an intermediate size are not divisible by the tensor-parallel size.",
@@ -95,13 +115,16 @@ ENTRIES = (
     ),
     Code(
         "QB253",
-        "a linear does not fit the tiles of this vLLM's kernels",
-        "Before 0.24, Marlin kernels wanted in_features per rank in multiples of 128 and out_features in 64.",
-        "It stops: Weight input_size_per_partition is not divisible by min_thread_k, or output_size by min_thread_n.",
+        "a linear does not fit the tiles of the engine's kernels",
+        "Marlin kernels want in_features per rank in multiples of 128 and out_features in 64; vLLM pads them since "
+        "0.24, SGLang does not.",
+        "It stops: Weight input_size_per_partition is not divisible by min_thread_k, or output_size by min_thread_n; "
+        "or its kernel has no configuration for the shape.",
         "Qwen2-72B-Instruct-GPTQ-Int4 on two GPUs",
         "Pad the MLP, choose another tensor-parallel size, or a newer vLLM. --quantization gptq does not help where "
         "groups straddle, and enforce-eager has nothing to do with shapes.",
-        "vllm 0.5.4 and 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py",
+        "vllm 0.5.4 and 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py; sglang 0.5.23, "
+        "srt/layers/quantization/marlin_utils.py",
     ),
     Code(
         "QB254",
@@ -121,6 +144,17 @@ ENTRIES = (
         "None needed.",
         "lmdeploy 0.18.0, turbomind/linear.py (_pad_ffn_for_tp)",
         severity="note",
+    ),
+    Code(
+        "QB272",
+        "the engine requantizes float8 weights that have one scale per tensor when it fuses them",
+        "q, k and v, gate and up, or others that it builds as one, have a scale each, of which it keeps the largest.",
+        "Every weight of the others is rounded to float8 once more at each load, without a word.",
+        "weight_scale [] of q_proj, k_proj and v_proj",
+        "Convert it for the engine: compressed-tensors has a scale per channel, which the engine keeps as they are.",
+        "vllm 0.33.0, model_executor/layers/quantization/utils/w8a8_utils.py (requantize_with_max_scale); "
+        "sglang 0.5.23, srt/layers/quantization/utils.py (requantize_with_max_scale)",
+        severity="warning",
     ),
     Code(
         "QB273",

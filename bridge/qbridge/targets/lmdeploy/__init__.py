@@ -50,6 +50,7 @@ TARGETS = (
         pytorch.OLD_READER,
         single_first=True,
         codes=codes.ENTRIES,
+        derivation=matching.OLD,
     ),
     _TURBOMIND,
 )

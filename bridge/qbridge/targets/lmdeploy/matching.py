@@ -15,10 +15,21 @@ from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
+from qbridge.targets.block_keys import Key, other_layouts, unread
 from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, strings, unseen
 from qbridge.targets.lmdeploy.classes import TURBOMIND_ARCHITECTURES
 
 _PYTORCH = "LMDeploy 0.18.0's PyTorch engine"
+_TURBOMIND = "LMDeploy 0.18.0's TurboMind engine"
+# turbomind/converter.py of 0.18.0 and turbomind/deploy/converter.py of 0.6.2: assertions, in these letters.
+_UNSUPPORTED = "stops: unsupported quant config"
+_KEYS: Mapping[str, tuple[Key, ...]] = {
+    "awq": (Key(("version",), ("gemm",), needed=True, otherwise=_UNSUPPORTED),),
+    "gptq": (
+        Key(("desc_act",), (False,), otherwise=_UNSUPPORTED),
+        Key(("sym",), (True,), otherwise=_UNSUPPORTED),
+    ),
+}
 _PLACES = ("quantization_config", "llm_config.quantization_config", "text_config.quantization_config")
 _FMTS = ("e4m3", "e5m2")
 # Classes that hand their linears the names that lists are matched with, as they are on disk.
@@ -60,6 +71,9 @@ def derive(
         fact = f"{block.raw['fmt']!r}: {_PYTORCH} stops: Unsupported fp8 fmt"
         yield "QB284", Problem((fact,), where=(f"{block.key}.fmt",))
     yield from _without_format(block)
+    if model.architecture in turbomind:
+        yield from unread(block, _KEYS.get(block.method, ()), _TURBOMIND)
+    yield from other_layouts(block, model, "LMDeploy 0.18.0")
     yield from _without_block(block, model, turbomind)
     if model.slots and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
         yield from _lists(block, model)
@@ -81,9 +95,20 @@ def derive_turbomind(config: Mapping[str, Any], model: Model) -> Iterator[tuple[
     """Where TurboMind, which finds `quantization_config` at any depth, would see no block at all."""
     block = find_block(config)
     if block is not None and not block.key.endswith("quantization_config"):
-        yield from unseen(config, _PLACES, "LMDeploy 0.18.0's TurboMind engine")
+        yield from unseen(config, _PLACES, _TURBOMIND)
     elif block is not None:
         yield from _without_format(block)
+        yield from unread(block, _KEYS.get(block.method, ()), _TURBOMIND)
+        yield from other_layouts(block, model, _TURBOMIND)
+
+
+def derive_old(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Problem]]:
+    """What 0.6.2 does not take of a block: its TurboMind engine, which it prefers, asks for the same words."""
+    block = find_block(config)
+    if block is not None and model.architecture in TURBOMIND_ARCHITECTURES:
+        yield from unread(block, _KEYS.get(block.method, ()), "LMDeploy 0.6.2's TurboMind engine")
+    if block is not None:
+        yield from other_layouts(block, model, "LMDeploy 0.6.2")
 
 
 def _without_format(block: Block) -> Iterator[tuple[str, Problem]]:
@@ -91,7 +116,7 @@ def _without_format(block: Block) -> Iterator[tuple[str, Problem]]:
     groups = block.raw.get("config_groups")
     group = groups.get("group_0") if isinstance(groups, dict) else None
     if block.method == "compressed-tensors" and isinstance(group, dict) and "format" not in group:
-        fact = "there is none: LMDeploy 0.18.0's TurboMind engine stops: KeyError: 'format'"
+        fact = f"there is none: {_TURBOMIND} stops: KeyError: 'format'"
         yield "QB284", Problem((fact,), where=(f"{block.key}.config_groups.group_0.format",))
 
 
@@ -138,3 +163,4 @@ def _unit(name: str) -> str:
 PYTORCH = Derivation(derive, ("QB280", "QB281", "QB283", "QB284"))
 PYTORCH_ALONE = Derivation(partial(derive, turbomind=frozenset()), PYTORCH.codes)
 TURBOMIND = Derivation(derive_turbomind, ("QB283", "QB284"))
+OLD = Derivation(derive_old, ("QB284",))

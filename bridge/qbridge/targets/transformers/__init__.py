@@ -22,7 +22,7 @@ from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unquantized_tensors, weight_scales
 from qbridge.targets.target import Target
-from qbridge.targets.transformers import matching, routers
+from qbridge.targets.transformers import gptq, matching, routers
 
 _LOADING = "transformers 5.17.0, core_model_loading.py"
 
@@ -139,10 +139,14 @@ CHOICES = (
     ),
 )
 AS_IS = (
-    *(replace(choice, rules=(*choice.rules, _needs("gptqmodel"))) for choice in gptqmodel.CHOICES),
+    *(
+        replace(choice, rules=(*choice.rules, *more, _needs("gptqmodel")))
+        for choice, more in zip(gptqmodel.CHOICES, (gptq.RULES, ()), strict=True)
+    ),
     Choice(named("auto-round"), (_needs("auto-round"), unquantized_tensors(DType.F32, _LOADING))),
 )
 CODES = (
+    gptq.CODE,
     Code(
         "QB231",
         "transformers cannot load experts of this scheme",

@@ -73,6 +73,7 @@ _UNKNOWN = """
 """
 _UNKNOWN_TYPES = frozenset(_UNKNOWN.split())
 _LEFT_ASIDE = (*STACKS, "router.layer")
+_BLOCKS = (128, 128)
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 
 
@@ -88,6 +89,7 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     method = None if block is None else _METHODS.get(block.method.replace("_", "-"))
     if block is None or method is None or not model.slots:
         return
+    yield from _without_size(block, model)
     renames = _RENAMES.get(model.architecture, ())
     built = list(_built(model, renames))
     how, answer = method(block, built, lambda name: _renamed(name, renames))
@@ -101,6 +103,15 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
         return said if known or (decoder and named) or said is False else None
 
     yield from deviations(built, asked, ENGINE, how)
+
+
+def _without_size(block: Block, model: Model) -> Iterator[tuple[str, Problem]]:
+    """Without weight_block_size it takes scales for those of blocks (utils/quantization_config.py)."""
+    if block.method != "fp8" or "weight_block_size" in block.raw:
+        return
+    if any(spec.weight.type == "e4m3fn" and spec.weight.block != _BLOCKS for spec in model.specs.values()):
+        fact = f"there is none: {ENGINE} takes the scales for those of blocks of {list(_BLOCKS)}"
+        yield "QB284", Problem((fact,), where=(f"{block.key}.weight_block_size",))
 
 
 def _renamed(name: str, renames: _Renames) -> str:
@@ -117,12 +128,12 @@ def _built(model: Model, renames: _Renames) -> Iterator[Built]:
     for side, names in enumerate((quantized, plain)):
         for stored in names:
             parts = ((stored,), ()) if side == 0 else ((), (stored,))
+            if stored.endswith(".indexer.weights_proj"):  # it is kept in float32 (_keep_in_fp32_modules)
+                continue
             if router := linear_router(stored, model.config):
                 yield Built(router, "linear", *parts)
                 continue
             if is_routed(stored) or architecture.is_router(stored) or _left_aside(stored, architecture):
-                continue
-            if stored.endswith(".indexer.weights_proj"):  # it is kept in float32 (_keep_in_fp32_modules)
                 continue
             kind: Any = "head" if is_head(stored) else "linear"
             head = head or kind == "head"
@@ -146,6 +157,7 @@ Method = Callable[[Block, list[Built], Callable[[str], str]], tuple[str, Callabl
 
 def _fp8(block: Block, built: list[Built], rename: Callable[[str], str]) -> tuple[str, Callable[[Built], Answer]]:
     given = block.raw.get("modules_to_not_convert")
+    given = block.raw.get("ignored_layers") if given is None else given
     keys = [rename(f"{key}.").removesuffix(".") for key in strings(given)]
     patterns = {key: f"(?:{key}){_BOUNDARY}" for key in keys}
     found = matches(patterns.values(), [unit.name for unit in built])
@@ -184,4 +196,4 @@ def _compressed_tensors(
 
 
 _METHODS: Mapping[str, Method] = {"fp8": _fp8, "compressed-tensors": _compressed_tensors}
-DERIVATION = Derivation(derive, ("QB280", "QB281", "QB283", "QB285", "QB289"))
+DERIVATION = Derivation(derive, ("QB280", "QB281", "QB283", "QB284", "QB285", "QB289"))

@@ -6,11 +6,11 @@ Source: transformers 5.17.0 and 5.24.0, models/*/modeling_*.py: classes named ..
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from qbridge.architecture.architecture import Architecture
-from qbridge.formats.rules import ModelRule, Problem
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.targets.unquantized import built_unquantized
 
 CLASSES = frozenset(
     [
@@ -48,14 +48,11 @@ CLASSES = frozenset(
 _LEAVES = ("gate", "router")  # the gate of a shared expert is a Linear
 
 
-def _quantized(model: Model) -> Iterator[Problem]:
-    if model.architecture not in CLASSES:
-        return
-    architecture = Architecture.of_model(model)
-    where = [name for name in model.specs if name.rpartition(".")[2] in _LEAVES and architecture.is_decoder(name)]
-    if where:
-        fact = f"the routers of {model.architecture} are no Linear, so transformers builds them unquantized"
-        yield Problem((fact,), where=tuple(where))
+def _built_unquantized(spec: Spec, model: Model) -> str:
+    router = spec.name.rpartition(".")[2] in _LEAVES and Architecture.of_model(model).is_decoder(spec.name)
+    if model.architecture not in CLASSES or not router:
+        return ""
+    return f"the routers of {model.architecture} are no Linear, so transformers builds them unquantized"
 
 
-RULE = ModelRule("QB281", _quantized, "transformers 5.24.0, models/*/modeling_*.py (TopKRouter)")
+RULE = built_unquantized(_built_unquantized, "transformers 5.24.0, models/*/modeling_*.py (TopKRouter)", DType.F32)

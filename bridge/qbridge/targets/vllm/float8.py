@@ -10,7 +10,7 @@ from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.passes.broadcast import Broadcast
-from qbridge.targets.blocks import is_static, per_tensor
+from qbridge.targets.blocks import fused_per_tensor, is_static, per_tensor
 from qbridge.targets.fusion import Fusion
 from qbridge.targets.vllm.fusion import VLLM
 
@@ -42,18 +42,6 @@ def _fused_tensors(fusion: Fusion) -> Callable[[Model], Iterator[Problem]]:
     return check
 
 
-def _to_channels(fusion: Fusion) -> Callable[[Spec, Model], Problem | None]:
-    def check(spec: Spec, model: Model) -> Problem | None:
-        def find() -> frozenset[str]:
-            return frozenset(name for names in fusion.siblings(model, model.specs) for name in names)
-
-        if not per_tensor(spec) or spec.name not in model.once(check, find):
-            return None
-        return Problem((f"weights {spec.weight}: one scale per tensor in linears that vLLM builds as one",))
-
-    return check
-
-
 def _static_expert(spec: Spec) -> bool:
     """vLLM has experts with one scale for both weights and inputs, or per channel and token."""
     return is_routed(spec.name) and is_static(spec)
@@ -67,7 +55,7 @@ RULES: tuple[Rule, ...] = (
 
 def channels(fusion: Fusion) -> LayerRule:
     """compressed-tensors can say a scale per channel, each of which is kept."""
-    check = _to_channels(fusion)
+    check = fused_per_tensor(fusion, "vLLM")
     return LayerRule("QB272", check, _VLLM_FUSED, lambda spec, model: None if _static_expert(spec) else Broadcast())
 
 

@@ -1,11 +1,11 @@
-"""What the loaders of vLLM's classes stop at: names that they rename twice, tensors that they reshape, other layers.
+"""What vLLM's classes stop at: names that they rename twice, tensors that they reshape, other layers, keys they miss.
 
 Source: vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py, utils.py (WeightsMapper).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.implied import default_layer_types
@@ -65,6 +65,55 @@ def _other_layers(model: Model) -> Iterator[Problem]:
         )
 
 
+# Keys of config.json that a class reads and transformers' class has no default for, by the part of it where they are.
+_ASKED: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "AfmoeForCausalLM": ("", ("n_group", "route_norm", "score_func", "topk_group")),
+    **dict.fromkeys(("ChatGLMForConditionalGeneration", "ChatGLMModel"), ("", ("original_rope",))),
+    "Glm4MoeForCausalLM": ("", ("head_dim",)),
+    "Glm4MoeLiteForCausalLM": ("", ("first_k_dense_replace",)),
+    "Glm4vMoeForConditionalGeneration": ("text_config", ("head_dim", "use_qk_norm")),
+    "Lfm2ForCausalLM": ("", ("block_dim", "conv_dim")),
+    "Lfm2VlForConditionalGeneration": ("text_config", ("block_dim", "conv_dim")),
+    "LongcatFlashForCausalLM": ("", ("mla_scale_kv_lora", "mla_scale_q_lora", "zero_expert_type")),
+    "MiMoV2FlashForCausalLM": ("", ("hybrid_layer_pattern",)),
+    "MiniMaxM2ForCausalLM": ("", ("rotary_dim", "scoring_func")),
+    "Qwen3VLMoeForConditionalGeneration": ("text_config", ("norm_topk_prob",)),
+    "Step3p7ForConditionalGeneration": ("vision_config", ("output_dim", "width")),
+    "VoxtralForConditionalGeneration": ("audio_config", ("downsample_factor",)),
+}
+_KEYS = "vllm 0.33.0, model_executor/models, with transformers 5.19.0, models/*/configuration_*.py"
+
+
+def _unsaid(model: Model) -> Iterator[Problem]:
+    part, keys = _ASKED.get(model.architecture or "", ("", ()))
+    holder = model.config.get(part) if part else model.config
+    given = holder if isinstance(holder, dict) else {}
+    where = tuple(f"{part}.{key}".lstrip(".") for key in keys if key not in given)
+    if where:
+        fact = f"{model.architecture} of vLLM 0.33.0 reads them, and transformers' class of the config has no default"
+        yield Problem((fact,), where=where)
+
+
+_INDEXER = "vllm 0.33.0, model_executor/models/deepseek_v2.py (_try_load_fp8_indexer_wk)"
+
+
+def _indexers(model: Model) -> Iterator[Problem]:
+    """Keys of an indexer are built with its weights_proj as one linear of floats: the loader decodes some float8."""
+    keys = {name: spec for name, spec in model.specs.items() if name.endswith(".indexer.wk")}
+    where = tuple(name for name, spec in keys.items() if not _is_decoded(spec))
+    if where:
+        fact = f"{len(where)} linears: vLLM 0.33.0 stops at their names, for it builds wk and weights_proj as one"
+        yield Problem(
+            (fact,), ("it decodes float8 with a scale per channel or block, without scales of inputs",), where
+        )
+
+
+def _is_decoded(spec: Spec) -> bool:
+    weight = spec.weight
+    shared = weight.granularity is Granularity.TENSOR or weight.global_scale
+    return weight.type == "e4m3fn" and not shared and spec.input_scale_dtype is None
+
+
 _FROM_INPUTS = frozenset({"gptq", "awq", "auto-round"})  # their first axis is that of the inputs
 
 
@@ -102,4 +151,6 @@ def rules(format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB291", _renamed_twice, _QWEN),
         ModelRule("QB291", _other_layers, _LAYERS),
         ModelRule("QB291", _reshaped(format_name), _BLOOM),
+        ModelRule("QB330", _unsaid, _KEYS),
+        ModelRule("QB291", _indexers, _INDEXER),
     )

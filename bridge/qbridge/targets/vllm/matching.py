@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import is_head
-from qbridge.architecture.quantization_block import Block
+from qbridge.architecture.names import is_head, tied_head
 from qbridge.formats.rules import Problem
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.targets.derivation import (
     Answer,
@@ -25,6 +25,7 @@ from qbridge.targets.derivation import (
     stored_linears,
     unseen,
 )
+from qbridge.targets.vllm import block_keys
 from qbridge.targets.vllm.methods import METHODS, Question
 from qbridge.targets.vllm.names import CLASSES, TEXT, TIES, Names
 
@@ -49,7 +50,7 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     yield from unseen(config, PLACES, ENGINE)
     block = seen(config, PLACES)
     if block is not None:
-        yield from _values(block)
+        yield from block_keys.faults(block, model, ENGINE)
     method = METHODS.get("" if block is None else block.method.replace("_", "-"))
     architecture = Architecture.of_model(model)
     if block is None or method is None or not model.slots:
@@ -66,28 +67,6 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
         return said if said is False or known(unit) else None
 
     yield from deviations(question.built, asked, ENGINE, f"{how} (vllm 0.33.0, {_FILES.get(block.method, 'fp8.py')})")
-
-
-def _values(block: Block) -> Iterator[tuple[str, Problem]]:
-    """Values of the block that vLLM takes for something else, or refuses."""
-    where = f"{block.key}.quant_method"
-    old = block.raw.get("quantization")
-    if not block.method and not (isinstance(old, dict) and block.raw.get("producer")):
-        yield "QB284", Problem((f"there is none: {ENGINE} takes the model for an unquantized one",), where=(where,))
-    if block.method == "intel/auto-round":
-        yield "QB284", Problem((f"{block.method!r}: {ENGINE} knows 'auto-round'",), where=(where,))
-    backend = block.raw.get("backend", block.raw.get("vllm_backend", "auto"))
-    if block.method == "auto-round" and backend not in _BACKENDS:
-        fact = f"{backend!r}: {ENGINE} stops: Unsupported backend"
-        yield "QB284", Problem((fact,), where=(f"{block.key}.backend",))
-    packing = block.raw.get("packing_format")
-    if block.method == "auto-round" and packing is not None and packing not in _PACKINGS:
-        fact = f"{packing!r}: {ENGINE} stops: Unsupported packing_format"
-        yield "QB284", Problem((fact,), where=(f"{block.key}.packing_format",))
-
-
-_BACKENDS = ("auto", "gptq", "gptq:marlin", "awq", "awq:marlin", "marlin")  # inc/inc.py
-_PACKINGS = tuple(f"auto_round:{name}" for name in ("auto_gptq", "auto_awq", "fp8", "llm_compressor"))
 
 
 def _known(names: Names | None, architecture: Architecture) -> Callable[[Built], bool]:
@@ -119,6 +98,11 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
     units: dict[str, tuple[Kind, list[str], list[str]]] = {}  # the kind, what is quantized, what is plain
     called = {stored: names.renamed(stored) for stored in (*quantized, *plain)}
     present = set(called.values())
+    heads = tied_head(model.config)
+
+    def maps_to_vocabulary(name: str) -> bool:
+        return is_head(name) or name in heads
+
     unit: str
     kind: Kind
     for stored, coded in (*((name, True) for name in quantized), *((name, False) for name in plain)):
@@ -128,15 +112,15 @@ def _question(block: Mapping[str, Any], names: Names, model: Model, architecture
         if names.either and re.search(names.either, name):
             continue
         parent, _, leaf = name.rpartition(".")
-        unit, kind = name, "head" if is_head(name) else "linear"
+        unit, kind = name, "head" if maps_to_vocabulary(stored) or is_head(name) else "linear"
         if experts := names.experts_of(name):
             unit, kind = experts, "experts"
         elif (merged := names.merges(parent, leaf)) and sum(f"{parent}.{n}" in present for n in merged[1]) > 1:
             unit = f"{parent}.{merged[0]}"
         _, codes, floats = units.setdefault(unit, (kind, [], []))
         (codes if coded else floats).append(stored)
-    if architecture.tied and architecture.name in TIES and not any(map(is_head, called)):
-        units[names.renamed("lm_head")] = "head", [], ["lm_head"]
+    if architecture.tied and architecture.name in TIES and not any(map(maps_to_vocabulary, called)):
+        units[names.renamed(heads[-1])] = "head", [], [heads[-1]]
     built = tuple(Built(unit, kind, tuple(codes), tuple(floats)) for unit, (kind, codes, floats) in units.items())
     modules = dict.fromkeys(info.stored.rpartition(".")[0] for info in model.tensors.values())
     return Question(block, names, tuple(quantized), tuple(modules), built)
@@ -152,27 +136,23 @@ def is_draft(stored: str, architecture: Architecture) -> bool:
     return is_beyond(number, count) and _is_text(parts) and not architecture.is_decoder(stored)
 
 
-def unquantizable(method: str) -> Callable[[Model], Iterator[Problem]]:
-    """Quantized linears to which a class hands no block of a method, so that no list can make it build them."""
+def unquantizable(method: str) -> Callable[[Spec, Model], str]:
+    """Says of a quantized linear that its class hands it no block of a method, so that no list can make it so."""
 
-    def check(model: Model) -> Iterator[Problem]:
+    def why(spec: Spec, model: Model) -> str:
         architecture = Architecture.of_model(model)
         names = CLASSES.get(architecture.name)
         if names is None:
-            return
-        stored = {name: dict(spec.dialect).get("stored_as") or name for name, spec in model.specs.items()}
-        where = [
-            name
-            for name, on_disk in stored.items()
-            if names.is_plain(names.renamed(on_disk), method)
-            and not is_draft(on_disk, architecture)
-            and not (names.either and re.search(names.either, names.renamed(on_disk)))
-        ]
-        if where:
-            fact = f"{ENGINE} builds them unquantized in {architecture.name}, whatever the block says"
-            yield Problem((fact,), where=tuple(where))
+            return ""
+        stored = dict(spec.dialect).get("stored_as") or spec.name
+        called = names.renamed(stored)
+        if not names.is_plain(called, method) or is_draft(stored, architecture):
+            return ""
+        if names.either and re.search(names.either, called):
+            return ""
+        return f"{ENGINE} builds them unquantized in {architecture.name}, whatever the block says"
 
-    return check
+    return why
 
 
 def _is_text(parts: list[str]) -> bool:

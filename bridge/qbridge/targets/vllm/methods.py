@@ -32,7 +32,7 @@ class Question:
     def shards(self, name: str) -> list[str]:
         """The parts through which lists see something that is built as one, by vLLM's names; itself otherwise."""
         leaf = name.rpartition(".")[2]
-        return [name.replace(leaf, part) for part in self.names.packed.get(leaf, ())]
+        return [name.replace(leaf, part) for part in self.names.parts_of(name)]
 
     def listed(self, *keys: str) -> list[str]:
         """The entries of the first list under one of some keys that has any, renamed."""

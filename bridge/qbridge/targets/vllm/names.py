@@ -29,7 +29,8 @@ class Names:
     `merged` those that it builds as one, a dot in whose name says within what. Of `unquantized` (a pattern of its
     names) it hands no block to the layer, nor of `unquantized_ct` with compressed-tensors; it takes `either`
     quantized or not. `routers`: they are built from the block. `experts` is a pattern of stacks of experts that are
-    called otherwise on disk. Of `towers` it is known that they are built from the block.
+    called otherwise on disk. Of `towers` it is known that they are built from the block. What `early` (a pattern of
+    its names) is built before the text model has told the lists its groups.
     """
 
     prefixes: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Names:
     routers: bool = False
     experts: str = ""
     towers: bool = False
+    early: str = ""
 
     def renamed(self, name: str, entry: bool = False) -> str:
         """vLLM's name of a module on disk, or of an `entry` of a list, which lacks the tensor's last name."""
@@ -57,6 +59,12 @@ class Names:
         for pattern, new in self.called.items():
             name = re.sub(pattern, new, name)
         return name.removesuffix(".weight")
+
+    def parts_of(self, name: str) -> tuple[str, ...]:
+        """The last names that lists are asked about in place of that of something built as one; none otherwise."""
+        if self.early and re.search(self.early, name):
+            return ()
+        return tuple(self.packed.get(name.rpartition(".")[2], ()))
 
     def is_plain(self, name: str, method: str) -> bool:
         """Whether the class builds something without the block, by vLLM's name."""
@@ -102,7 +110,11 @@ _LATENT = replace(
     either=r"\.indexer\.wk$",
 )
 _QWEN3_MOE = replace(_ONLY_QKV, routers=True)
-_QWEN3_NEXT = replace(TEXT, packed={**_BOTH, "in_proj_qkvz": ("in_proj_qkvz",), "in_proj_ba": ("in_proj_ba",)})
+_QWEN3_NEXT = replace(
+    TEXT,
+    packed={**_BOTH, "in_proj_qkvz": ("in_proj_qkvz",), "in_proj_ba": ("in_proj_ba",)},
+    unquantized=r"(?:^|\.)lm_head$",
+)
 _QWEN3_5 = Names(
     {"model.language_model.": "model."},
     packed={**_BOTH, **_LINEAR_ATTENTION},
@@ -112,12 +124,18 @@ _QWEN3_5 = Names(
 _QWEN3_5_VISION = replace(_QWEN3_5, prefixes=_VISUAL, towers=True)
 _QWEN2_VISION = Names({**_VISUAL, "model.": "language_model.model."}, packed={}, towers=True)
 _LLAVA = Names(_TOWER, towers=True)
+_HEAD = r"(?:^|\.)lm_head$"
+_PROJECTOR = r"^multi_modal_projector\."  # of torch's own linears
+_PLAIN_HEAD = replace(TEXT, unquantized=_HEAD)
+_LLAVA_NEXT_VIDEO = replace(_LLAVA, unquantized=_PROJECTOR)
 _OMNI = Names(
     {"thinker.lm_head.": "language_model.lm_head.", "thinker.model.": "language_model.model.", "thinker.": ""},
     merged={**_BOTH, "qkv": ("q", "k", "v")},
     unquantized=r"^audio_tower\.",
     towers=True,
 )
+_GRANITE_MOE = replace(_ONLY_QKV, experts=r"(.*\.block_sparse_moe)\.(?:input_linear|output_linear)", merged=_BOTH)
+_EXAONE: Groups = {**_QKV, "gate_up_proj": ("c_fc_0", "c_fc_1")}
 _LFM2 = Names(
     parts={".conv.": ".short_conv."},
     packed={**_QKV, "w13": ("w1", "w3")},
@@ -133,10 +151,11 @@ def _alike(classes: str, names: Names) -> dict[str, Names]:
 CLASSES: Mapping[str, Names] = {
     **_alike(
         """
-        CohereForCausalLM Cohere2ForCausalLM DeciLMForCausalLM Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM
-        Exaone4ForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM
-        GraniteForCausalLM InternLM3ForCausalLM LlamaForCausalLM LongcatFlashForCausalLM MiMoV2FlashForCausalLM
-        Ministral3ForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM
+        Cohere2ForCausalLM Cohere2MoeForCausalLM CohereForCausalLM DeciLMForCausalLM Ernie4_5ForCausalLM
+        Ernie4_5_MoeForCausalLM Exaone4ForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM GemmaForCausalLM
+        Glm4ForCausalLM Glm4MoeForCausalLM GraniteForCausalLM HyperCLOVAXForCausalLM InternLM3ForCausalLM
+        LlamaForCausalLM LongcatFlashForCausalLM MiMoForCausalLM MiMoV2FlashForCausalLM MiniCPMForCausalLM
+        Ministral3ForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM SolarForCausalLM
         """,
         TEXT,
     ),
@@ -145,31 +164,50 @@ CLASSES: Mapping[str, Names] = {
     ),
     **_alike(
         """
-        GPTNeoXForCausalLM GlmForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM PhiForCausalLM
-        SeedOssForCausalLM SmolLM3ForCausalLM Starcoder2ForCausalLM
+        ArceeForCausalLM CwmForCausalLM GlmForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM
+        PhiForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM Starcoder2ForCausalLM VaultGemmaForCausalLM
         """,
         _ONE_BY_ONE,
     ),
     **_alike("DeepseekV2ForCausalLM DeepseekV3ForCausalLM DeepseekV32ForCausalLM Glm4MoeLiteForCausalLM", _LATENT),
     "GlmMoeDsaForCausalLM": _LATENT,
+    **_alike(  # the head is built without its name
+        "AfmoeForCausalLM ExaoneMoeForCausalLM", replace(TEXT, called={r"^lm_head(?=\.)": ""})
+    ),
+    "BloomForCausalLM": replace(_ONE_BY_ONE, unquantized=_HEAD),
+    "Cohere2VisionForConditionalGeneration": Names(
+        {key: new for key, new in _TOWER.items() if key != "lm_head."}, unquantized=_PROJECTOR, towers=True
+    ),
+    "ExaoneForCausalLM": replace(TEXT, packed=_EXAONE, merged=_EXAONE),
     "FalconForCausalLM": replace(TEXT, packed={}),
     "FalconH1ForCausalLM": replace(
         TEXT,
         parts={"mamba": "mamba.mamba"},
         called={r"\.self_attn\.": ".", r"\.layers\.(\d+)\.mamba\.mamba\.": r".\1.mixer."},
-        unquantized=r"\.conv1d$",
+        unquantized=rf"\.conv1d$|{_HEAD}",
     ),
+    "GPTJForCausalLM": replace(TEXT, packed={}, merged=_QKV),
+    "GPTNeoXForCausalLM": replace(_ONE_BY_ONE, prefixes={"embed_out.": "lm_head."}),
     "Gemma3ForConditionalGeneration": _LLAVA,
+    "Gemma3nForCausalLM": replace(
+        TEXT,
+        called={
+            r"\.(per_layer_model_projection|altup_projections)(?=\.)": r".self_decoder.\1",
+        },
+        unquantized=r"(?:^|\.)(?:audio_tower|vision_tower|embed_audio|embed_vision)\.",
+        towers=True,
+    ),
+    "Gemma4ForCausalLM": Names({"model.language_model.": "model."}),
     "Glm4vForConditionalGeneration": Names(_VISUAL, packed={**_QKV, "gate_up_proj": ("gate_up_proj",)}, towers=True),
     "Glm4vMoeForConditionalGeneration": Names(_VISUAL, towers=True),
-    "GraniteMoeHybridForCausalLM": replace(
-        _ONLY_QKV, experts=r"(.*\.block_sparse_moe)\.(?:input_linear|output_linear)", merged=_BOTH
-    ),
+    **_alike("GraniteMoeForCausalLM GraniteMoeSharedForCausalLM", _GRANITE_MOE),
+    "GraniteMoeHybridForCausalLM": replace(_GRANITE_MOE, called={r"\.mamba\.(?=\w+_proj)": ".mixer."}),
+    **_alike("Idefics3ForConditionalGeneration SmolVLMForConditionalGeneration", Names(towers=True)),
     "InternLM2ForCausalLM": replace(
         TEXT, packed={"gate_up_proj": ("w1", "w3")}, merged={"gate_up_proj": ("w1", "w3")}
     ),
     "InternVLForConditionalGeneration": Names(_TOWER, packed={}),
-    "JambaForCausalLM": replace(TEXT, parts={".self_attn.": "."}, unquantized=r"\.mamba\."),
+    "JambaForCausalLM": replace(TEXT, parts={".self_attn.": "."}, unquantized=rf"\.mamba\.|{_HEAD}"),
     "KimiK25ForConditionalGeneration": Names(
         {
             "language_model.layers.": "language_model.model.layers.",
@@ -188,6 +226,8 @@ CLASSES: Mapping[str, Names] = {
     ),
     "LlavaForConditionalGeneration": _LLAVA,
     "LlavaNextForConditionalGeneration": _LLAVA,
+    "LlavaNextVideoForConditionalGeneration": _LLAVA_NEXT_VIDEO,
+    "LlavaOnevisionForConditionalGeneration": replace(_LLAVA_NEXT_VIDEO, early=r"^vision_tower\."),
     "MiniCPM3ForCausalLM": replace(  # q_a_proj is built without its name
         TEXT, called={r".*\.self_attn\.q_a_proj(?=\.)": ""}, packed=_GATED, merged=_GATED
     ),
@@ -200,8 +240,15 @@ CLASSES: Mapping[str, Names] = {
     "NemotronHForCausalLM": Names(
         {"backbone": "model"}, {"embeddings": "embed_tokens"}, packed=_QKV, merged=_QKV, unquantized=r"\.conv1d$"
     ),
+    "OPTForCausalLM": replace(_PLAIN_HEAD, packed=_QKV, merged=_QKV),
+    "PaliGemmaForConditionalGeneration": _LLAVA_NEXT_VIDEO,
     "Phi3ForCausalLM": replace(TEXT, packed={"qkv_proj": ("qkv_proj",), "gate_up_proj": ("gate_up_proj",)}),
     **_alike("Qwen2_5OmniModel Qwen2_5OmniForConditionalGeneration", _OMNI),
+    "PhimoeForCausalLM": replace(
+        _ONE_BY_ONE,
+        parts={".block_sparse_moe.gate.": ".mlp.router.", ".block_sparse_moe.": ".mlp."},
+        routers=True,
+    ),
     "Qwen2MoeForCausalLM": TEXT,
     "Qwen2VLForConditionalGeneration": _QWEN2_VISION,
     "Qwen2_5_VLForConditionalGeneration": replace(_QWEN2_VISION, packed={**_BOTH, "qkv": ("qkv",)}),
@@ -228,11 +275,15 @@ CLASSES: Mapping[str, Names] = {
 TIES = frozenset(
     {
         *("ApertusForCausalLM", "DeciLMForCausalLM", "Ernie4_5_MoeForCausalLM", "Exaone4ForCausalLM"),
-        *("FalconForCausalLM", "FalconH1ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM"),
-        *("GraniteForCausalLM", "GraniteMoeHybridForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM"),
-        *("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Llama4ForCausalLM", "LlamaForCausalLM", "MinistralForCausalLM"),
-        *("Ministral3ForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "NemotronForCausalLM"),
-        *("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        *("ExaoneForCausalLM", "ExaoneMoeForCausalLM", "FalconForCausalLM", "GPTNeoXForCausalLM"),
+        *("Gemma3ForCausalLM", "Gemma4ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM", "GraniteForCausalLM"),
+        *("GraniteMoeForCausalLM", "GraniteMoeHybridForCausalLM", "GraniteMoeSharedForCausalLM"),
+        *("HyperCLOVAXForCausalLM", "Idefics3ForConditionalGeneration", "InternLM2ForCausalLM"),
+        *("InternLM3ForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Llama4ForCausalLM", "LlamaForCausalLM"),
+        *("MiMoForCausalLM", "MiniCPMForCausalLM", "Ministral3ForCausalLM", "MinistralForCausalLM"),
+        *("MistralForCausalLM", "MixtralForCausalLM", "NemotronForCausalLM", "Qwen2ForCausalLM"),
+        *("Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "SmolVLMForConditionalGeneration"),
+        *("SolarForCausalLM", "WhisperForConditionalGeneration"),
         *(name for name, names in CLASSES.items() if names is _ONE_BY_ONE),
     }
 )

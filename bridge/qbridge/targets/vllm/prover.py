@@ -50,8 +50,10 @@ OPTIONAL = re.compile(
     r"|\.input_scale_inv$|rotary_emb\.|\.weight_shape$"
 )
 # What vLLM leaves out: scales of caches under names that it does not know, frequencies, what other engines read.
+# Of towers, a last norm that no chosen layer comes after, and LLaVA's end of a line of an image, where it makes none.
 LEFT_OUT = re.compile(
     r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.[kv]_scale$|\.(k|v)_proj\.output_scale$|\.g_idx$|\.weight_shape$"
+    r"|vision_tower\..*post_layernorm\.(weight|bias)$|(^|\.)image_newline$"
 )
 TOWER_LAYER = re.compile(r"(.*(?:vision|visual|audio|vpm).*?layers\.)(\d+)\.")
 # This vLLM, or the transformers beside it, has no class for the config and no remote code may run; or the config is

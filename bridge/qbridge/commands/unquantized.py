@@ -1,0 +1,28 @@
+"""Linears that are quantized in one of two checkpoints alone, because an engine builds them without quantization."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from qbridge.commands.checkpoint import Checkpoint
+from qbridge.ir.layer import Layer
+from qbridge.ir.model import Model
+from qbridge.ir.plain import as_layers
+from qbridge.ir.values import dequantize
+
+
+def with_layers_of(side: Checkpoint, other: Model) -> Checkpoint:
+    """A checkpoint in which the linears that are quantized in another are layers, too."""
+    names = [name for name in other.specs if name not in side.model.specs and f"{name}.weight" in side.model.tensors]
+    return replace(side, model=as_layers(side.model, names)) if names else side
+
+
+def unlike_weights(a: Layer, b: Layer) -> tuple[str, ...]:
+    """What differs between two layers of which one has no codes: exact values are compared, and the bias."""
+    if a.spec.dims != b.spec.dims:
+        return (f"dims: {a.spec.dims} and {b.spec.dims}",)
+    wrong = int(np.count_nonzero(dequantize(a) != dequantize(b)))
+    biases = [layer.arrays["bias"].tobytes() if "bias" in layer.arrays else b"" for layer in (a, b)]
+    return (*((f"{wrong} weights",) if wrong else ()), *(("bias",) if biases[0] != biases[1] else ()))

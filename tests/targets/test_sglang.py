@@ -1,0 +1,169 @@
+"""SGLang: which format it is given, what is refused with the way out, and what its own lists make of a block."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import qbridge
+from qbridge.findings.finding import QBridgeError
+from qbridge.formats.rules import broken
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.targets.registry import find_target
+from qbridge.testing import check_target
+from support import ROOT, copy_fixture, edit_json
+
+FIXTURES = ROOT / "fixtures"
+SGLANG = find_target("sglang")
+WAY = ("--allow dynamic-activations",)
+
+
+def fixture(case):
+    return FIXTURES / case / "model"
+
+
+def codes(found, severity):
+    return {finding.code for finding in found.findings if finding.severity == severity}
+
+
+def test_laws():
+    check_target(SGLANG)
+
+
+def test_its_messages_are_found_in_what_it_prints():
+    printed = {
+        "NotImplementedError: No compressed-tensors compatible scheme was found.": "QB293",
+        "ImportError: Other method (CompressedTensorsW4A16Sparse24) is not supported now": "QB293",
+        "The W8A8Int8 Fused MoE scheme is implemented only for NPU for now.": "QB296",
+        "IndexError: index 1 is out of bounds for dimension 0 with size 1": "QB295",
+        "Parameter model.layers.0.mlp.gate_up_proj.weight_scale not found in params_dict": "QB294",
+        "= 1152 is not divisible by weight quantization block_k = 128.": "QB273",
+        "output_size_per_partition = 1 is not divisible by  min_thread_n = 64.": "QB253",
+        "Weight input_size_per_partition = 336 is not divisible by group_size = 64.": "QB251",
+        "The non-Marlin GPTQ CUDA kernel has been removed.": "QB298",
+        "Unknown quantization method: gptq. Must be one of": "QB298",
+    }
+    found = {line: [meaning for pattern, meaning in SGLANG.messages if re.search(pattern, line)] for line in printed}
+    assert found == {line: [code] for line, code in printed.items()}
+
+
+@pytest.mark.parametrize(
+    ("case", "allow", "format_name", "passes"),
+    [
+        ("fp8/llama_blocks", (), "compressed-tensors", {}),
+        ("fp8/llama_blocks_ue8m0", ("drop-activation-details",), "compressed-tensors", {"plain-inputs", "recast"}),
+        ("compressed_tensors/qwen3_moe_w8a8", (), "w8a8", {"recast"}),
+        ("compressed_tensors/llama_static", ("dynamic-activations",), "compressed-tensors", {"dynamic-inputs"}),
+        ("compressed_tensors/llama_tensor", (), "compressed-tensors", {"broadcast"}),
+        ("compressed_tensors/llama_w5a16", (), "compressed-tensors", {"widen"}),
+        ("gptq/llama_v1_asym", (), "compressed-tensors", {}),
+        ("gptq/llama_desc_act", (), "gptq", {}),
+        ("smooth_quant/llama_lite", (), "compressed-tensors", {}),
+        ("mxfp4/gpt_oss", (), "mxfp4", {}),
+    ],
+)
+def test_it_is_given_a_format_that_it_loads_and_check_accepts_it(case, allow, format_name, passes, tmp_path):
+    report = qbridge.convert(fixture(case), tmp_path / "out", "sglang", allow=allow)
+    assert report.format == format_name and set(passes) <= report.passes.keys()
+    assert report.serve == f"python -m sglang.launch_server --model-path {tmp_path / 'out'}"
+    assert qbridge.check(tmp_path / "out", "sglang").ok
+    assert qbridge.verify(fixture(case), tmp_path / "out").same is (report.activations_changed == 0)
+
+
+@pytest.mark.parametrize(
+    ("case", "code"),
+    [
+        ("compressed_tensors/llama_mxfp4", "QB293"),
+        ("compressed_tensors/llama_w4a8", "QB293"),
+        ("fp8/llama_blocks", "QB294"),
+        ("compressed_tensors/llama_static", "QB295"),
+        ("compressed_tensors/llama_token_asym", "QB295"),
+        ("compressed_tensors/mixtral_w8a8", "QB296"),
+        ("awq/llama_gemv", "QB298"),
+        ("gptq/llama_v1_asym", "QB298"),
+        ("fp8/llama_fbgemm", "QB298"),
+        ("modelopt/llama_w4a16_nvfp4", "QB298"),
+        ("compressed_tensors/llama_lm_head", "QB281"),
+        ("auto_round/llama_lm_head_claimed", "QB280"),
+        ("awq/llama_mislabelled_gptq", "QB284"),
+        ("smooth_quant/llama_lite", "QB260"),
+    ],
+)
+def test_what_it_refuses_or_drops_is_refused_as_it_is(case, code):
+    found = qbridge.check(fixture(case), "sglang")
+    assert not found.ok and code in codes(found, "error")
+
+
+@pytest.mark.parametrize(("case", "code"), [("gptq/llama_desc_act", "QB297"), ("modelopt/llama_nvfp4", "QB292")])
+def test_what_it_serves_otherwise_than_others_is_a_note(case, code):
+    found = qbridge.check(fixture(case), "sglang")
+    assert found.ok and code in codes(found, "note")
+
+
+def test_groups_of_gpt_oss_are_whole_on_every_rank():
+    """Its loader gives ranks 64 and 32 of 96 inputs, and stops."""
+    assert qbridge.check(fixture("mxfp4/gpt_oss"), "sglang").ok
+    assert "QB251" in codes(qbridge.check(fixture("mxfp4/gpt_oss"), "sglang", tp=2), "error")
+
+
+def test_a_class_that_it_lacks_is_said(tmp_path):
+    source = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_g128")
+    edit_json(source / "config.json", lambda found: found.update(architectures=["FalconForCausalLM"]))
+    assert "QB268" in codes(qbridge.check(source, "sglang"), "error")
+
+
+def test_static_activations_are_dropped_only_when_that_is_allowed_and_come_back(tmp_path):
+    source = fixture("compressed_tensors/llama_static_asym")
+    with pytest.raises(QBridgeError) as refused:
+        qbridge.convert(source, tmp_path / "there", "sglang")
+    assert [(fault.code, fault.help) for fault in refused.value.findings] == [("QB295", WAY)]
+    report = qbridge.convert(source, tmp_path / "there", "sglang", allow=["dynamic-activations"])
+    assert report.activations_changed == report.layers == report.passes["dynamic-inputs"]
+    steps = json.loads((tmp_path / "there" / "qbridge.json").read_text())["steps"]
+    (step,) = {json.dumps(passed) for entry in steps for passed in entry["passes"]}
+    assert json.loads(step) == {"pass": "dynamic-inputs", "activations": "changed", "weights": "unchanged"}
+    qbridge.restore(tmp_path / "there", tmp_path / "back")
+    assert filecmp.cmp(source / "model.safetensors", tmp_path / "back" / "model.safetensors", shallow=False)
+
+
+@pytest.mark.parametrize("leaves", [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")])
+def test_parts_that_are_not_quantized_are_listed_by_the_name_of_the_whole(leaves, tmp_path):
+    """Llama's class looks for qkv_proj in the list, and builds it quantized where q, k and v stand there."""
+    source = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_g128")
+    with qbridge.open(source) as opened:
+        dense = [name for name in opened.specs if name.rpartition(".")[2] in leaves]
+        shapes = {name: opened.specs[name].dims for name in dense}
+    tensors = load_file(source / "model.safetensors")
+    for name in dense:
+        for stored in [stored for stored in tensors if stored.startswith(f"{name}.weight")]:
+            del tensors[stored]
+        tensors[f"{name}.weight"] = np.zeros(shapes[name], np.float16)
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    edit_json(source / "config.json", lambda found: found["quantization_config"]["ignore"].extend(dense))
+    assert "QB280" in codes(qbridge.check(source, "sglang"), "error")
+    qbridge.convert(source, tmp_path / "out", "sglang")
+    assert qbridge.check(tmp_path / "out", "sglang").ok
+
+
+@pytest.mark.parametrize(("rows", "fits"), [((128, 192), True), ((192, 128), False)])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_blocks_of_what_every_rank_has_whole_may_end_in_the_last_of_the_linears(rows, fits, tp):
+    """DeepSeek's q_a_proj and kv_a_proj_with_mqa, which are built as one: their scales lie one after another."""
+    weight = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128))
+    inputs = ActivationScheme(8, Granularity.GROUP, dynamic=True, type="e4m3fn", group_size=128)
+    names = [f"model.layers.0.self_attn.{leaf}" for leaf in ("q_a_proj", "kv_a_proj_with_mqa")]
+    specs = {name: Spec(name, size, 256, weight, DType.F32, inputs) for name, size in zip(names, rows, strict=True)}
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 256, "intermediate_size": 256}
+    model = Model("fp8", {**config, **heads}, specs, {}, {})
+    choice = SGLANG.choice_of("fp8")
+    found = {fault.rule.code for fault in broken(SGLANG.limits(choice, (tp,)), model)}
+    assert ("QB273" in found) is not fits

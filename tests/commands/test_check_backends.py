@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_turbomind_is_judged_as_the_target_of_its_name_is(case):
 def test_each_engine_has_its_own_reason(case, turbomind, pytorch):
     verdicts = {each.backend: tuple(each.codes) for each in qbridge.check(model(case), "lmdeploy").backends}
     assert verdicts == {"turbomind": turbomind, "pytorch": pytorch}
+
+
+def test_shares_that_only_turbomind_takes_are_a_yes_with_it(tmp_path):
+    """A rank's 64 outputs of k_proj are no whole group of 128, which the PyTorch engine alone wants."""
+    config = json.loads((model("awq/llama_gemm_g128") / "config.json").read_text())
+    config |= {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 512}))
+    done = qbridge.check(tmp_path, "lmdeploy", 2)
+    assert {each.backend: each.ok for each in done.backends} == {"turbomind": True, "pytorch": False}
+    assert done.ok and "--backend turbomind --tp 2" in done.serve
+    (finding,) = (each for each in done.findings if each.code == "QB251")
+    assert finding.severity == "warning" and "it is served with --backend turbomind" in finding.facts
 
 
 def test_the_program_prints_a_line_for_each_and_a_column_of_those_that_serve_it():

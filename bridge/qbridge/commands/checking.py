@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -13,7 +13,7 @@ from qbridge.commands.judging import Judge, Subject, Verdict
 from qbridge.commands.releases import between
 from qbridge.commands.remedies import JUDGING, WRITTEN, Remedies, Remedy, Sizes
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
-from qbridge.findings.finding import Finding, Findings, in_order
+from qbridge.findings.finding import Finding, Findings, Severity, in_order
 from qbridge.findings.way import Advice, Way
 from qbridge.plan.options import Options, allowed, typed
 from qbridge.targets.gpus import Gpu, gpu_of
@@ -103,17 +103,18 @@ class Asked:
         """The names of the releases that stand in for a version that is in no table."""
         return tuple(judge.target.name for judge in self.judges) if len(self.judges) > 1 else ()
 
-    def at(self, tp: int) -> Verdict:
-        """The verdict at a tensor-parallel size."""
+    def at(self, tp: int) -> tuple[Verdict, list[BackendVerdict]]:
+        """The verdict at a tensor-parallel size, and those of the engines that the target chooses among."""
         verdicts = [judge.at(tp) for judge in self.judges]
-        if len(verdicts) == 1:
-            return verdicts[0]
-        targets = [judge.target for judge in self.judges]
-        return between(self.name, targets, verdicts, self.target, self.subject.findings.allow)
+        if len(verdicts) > 1:
+            targets = [judge.target for judge in self.judges]
+            return between(self.name, targets, verdicts, self.target, self.subject.findings.allow), []
+        engines = {backend: judge.at(tp) for backend, judge in self.backends}
+        return _by_one_engine(verdicts[0], engines), [_of_backend(*entry) for entry in engines.items()]
 
     def alone(self, tp: int, gpu: str, start: float) -> Check:
         """The answer at one size; `gpu` is what was typed, `start` when it began (monotonic seconds)."""
-        verdict, backends = self.at(tp), self._backends(tp)
+        verdict, backends = self.at(tp)
         with self._remedies(alone=True) as remedies:
             findings = [
                 remedies.proved(finding, dict.fromkeys(finding.advice, (tp,))) for finding in verdict.findings
@@ -141,10 +142,11 @@ class Asked:
 
     def table(self, sizes: Sizes, gpu: str, start: float) -> CheckTable:
         """The answers at several sizes, and each thing that is found once."""
-        verdicts = [self.at(tp) for tp in sizes]
+        answers = [self.at(tp) for tp in sizes]
+        verdicts = [verdict for verdict, _ in answers]
         with self._remedies(alone=len(sizes) == 1) as remedies:
             cheapest = remedies.cheapest({each.tp: each.errors for each in verdicts if not each.ok})
-            rows = [self._row(verdict, cheapest.get(verdict.tp)) for verdict in verdicts]
+            rows = [self._row(*answer, cheapest.get(answer[0].tp)) for answer in answers]
             findings = [remedies.proved(*entry) for entry in _merged(verdicts)]
         return CheckTable(
             source=self.subject.path,
@@ -163,8 +165,7 @@ class Asked:
             findings=in_order(findings),
         )
 
-    def _row(self, verdict: Verdict, remedy: Remedy | None) -> SizeVerdict:
-        backends = self._backends(verdict.tp)
+    def _row(self, verdict: Verdict, backends: Sequence[BackendVerdict], remedy: Remedy | None) -> SizeVerdict:
         weights = rank_weights(self.subject.model, self.target.parallel, verdict.tp)
         return SizeVerdict(
             tp=verdict.tp,
@@ -185,16 +186,6 @@ class Asked:
             return None
         return weights.bytes <= self.gpu.memory
 
-    def _backends(self, tp: int) -> list[BackendVerdict]:
-        """A verdict for each engine that the target chooses among."""
-        found = []
-        for backend, judge in self.backends:
-            verdict = judge.at(tp)
-            codes = tuple(dict.fromkeys(finding.code for finding in verdict.errors))
-            reason = _reason(verdict.errors[0]) if codes else ""
-            found.append(BackendVerdict(backend, verdict.ok, codes, reason, verdict.serve))
-        return found
-
     def _remedies(self, alone: bool) -> Remedies:
         subject, allow = self.subject, self.subject.findings.allow - JUDGING
         return Remedies(
@@ -203,6 +194,26 @@ class Asked:
 
     def _codes(self, kind: str) -> list[str]:
         return sorted(set().union(*(getattr(judge, kind) for judge in self.judges)))
+
+
+def _of_backend(backend: str, verdict: Verdict) -> BackendVerdict:
+    codes = tuple(dict.fromkeys(finding.code for finding in verdict.errors))
+    return BackendVerdict(backend, verdict.ok, codes, _reason(verdict.errors[0]) if codes else "", verdict.serve)
+
+
+def _by_one_engine(verdict: Verdict, engines: Mapping[str, Verdict]) -> Verdict:
+    """A yes where one engine serves it, though the target's limits on what all of them load stop it: as a warning."""
+    served = next((backend for backend, engine in engines.items() if engine.ok), None)
+    if verdict.ok or served is None:
+        return verdict
+    fact = f"it is served with --backend {served}"
+    mild = (
+        replace(finding, severity=Severity.WARNING, facts=(*finding.facts, fact))
+        if finding in verdict.errors
+        else finding
+        for finding in verdict.findings
+    )
+    return replace(verdict, findings=in_order(mild), serve=engines[served].serve)
 
 
 def _reason(finding: Finding) -> str:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import gcd, lcm
-from typing import Literal, TypeVar
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.growth import growth
-from qbridge.architecture.names import is_routed, without_expert
-from qbridge.architecture.parallel import Rank
+from qbridge.architecture.names import is_routed
 from qbridge.findings.way import Way
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
@@ -26,29 +24,7 @@ from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.targets.blocks import BlockLimits
 from qbridge.targets.fusion import COMMON, Fusion
-
-Found = TypeVar("Found")
-
-
-class Once:
-    """What the rules of some limits found out about a model, kept with it, so that no layer asks about all again."""
-
-    def __call__(self, model: Model, key: Hashable, find: Callable[[], Found]) -> Found:
-        """What `find` gives, asked once for a model and a key."""
-        return model.once((self, key), find)
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one rank holds of a layer at a tensor-parallel size: `features` of those that `axis` counts."""
-
-    tp: int
-    features: int
-    axis: Literal["in_features", "out_features"]
-
-    def whole(self, spec: Spec) -> int:
-        """The features along the axis that all ranks hold together."""
-        return spec.in_features if self.axis == "in_features" else spec.out_features
+from qbridge.targets.shares import Once, Share, alike, columns, has_one_size, held, rank_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +98,16 @@ class Parallel:
         """
         leaf = spec.name.rpartition(".")[2]
         for tp in sizes:
-            held = _held(spec, model, tp)
-            if held is None or held.fault or (self.pads_mlps and leaf in _MLPS):
+            rank = held(spec, model, tp)
+            if rank is None or rank.fault or (self.pads_mlps and leaf in _MLPS):
                 continue
-            yield Share(tp, held.in_features, "in_features")
-            if self.whole_outputs and tp > 1 and held.axis == "column":
-                yield Share(tp, held.out_features, "out_features")
+            yield Share(tp, rank.in_features, "in_features")
+            if self.whole_outputs and tp > 1 and rank.axis == "column":
+                yield Share(tp, rank.out_features, "out_features")
 
     def straddles(self, spec: Spec, model: Model, sizes: tuple[int, ...]) -> list[Share]:
         """The shares that are no whole groups, or blocks of inputs; of all inputs, the last block may be cut off."""
-        size = _columns(spec)
+        size = columns(spec)
         if size is None:
             return []
         uneven = [share for share in self.shares(spec, model, sizes) if share.features % size]
@@ -145,7 +121,7 @@ class Parallel:
         None if there is none, or if the groups of one of them cannot be split.
         """
         common = 0
-        if any(_has_one_size(spec) for spec in specs):
+        if any(has_one_size(spec) for spec in specs):
             return None
         for spec in specs:
             common = gcd(common, spec.weight.group_size or spec.in_features)
@@ -172,16 +148,16 @@ class Parallel:
         if key:
             return once(model, ("experts", format_name), lambda: self._by_key(model, format_name))[key]
         own = spec.weight
-        mates = [other for other in _alike(model) if (other.weight.type, other.weight.block) == (own.type, own.block)]
+        mates = [other for other in alike(model) if (other.weight.type, other.weight.block) == (own.type, own.block)]
         kinds = (replace(own, bits=other.weight.bits, symmetric=other.weight.symmetric) for other in mates)
         return [replace(other, weight=kind) for other, kind in zip(mates, kinds, strict=True)]
 
     def _by_key(self, model: Model, format_name: str) -> dict[str, list[Spec]]:
         """The layers of each key, one for all that are alike: experts of a layer are split alike."""
         found: dict[str, dict[Hashable, Spec]] = {}
-        for spec in _alike(model):
-            alike = spec.name.rpartition(".")[2], spec.out_features, spec.in_features, spec.weight
-            found.setdefault(self._key(spec, format_name), {}).setdefault(alike, spec)
+        for spec in alike(model):
+            kind = spec.name.rpartition(".")[2], spec.out_features, spec.in_features, spec.weight
+            found.setdefault(self._key(spec, format_name), {}).setdefault(kind, spec)
         return {key: list(specs.values()) for key, specs in found.items()}
 
     def _pads(self, sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
@@ -199,7 +175,7 @@ class Parallel:
         self, format_name: str, sizes: tuple[int, ...], once: Once
     ) -> Callable[[Spec, Model], Problem | None]:
         def find(spec: Spec, model: Model) -> Problem | None:
-            size = _columns(spec)
+            size = columns(spec)
             if size is None and format_name in self.whole_channels and max(sizes) > 1:
                 fact = f"one scale per channel, which {format_name} gives to one of {max(sizes)} ranks"
                 return Problem((fact,), tuple(self.ways_out(spec, model, format_name, sizes, once)))
@@ -212,7 +188,7 @@ class Parallel:
             best = self.best_size(scope, model, sizes)
             if best is not None and (size <= best or (".experts." in spec.name and format_name in self.halves)):
                 return None  # split already, or by the engine
-            share, width = self.straddles(worst, model, sizes)[0], _columns(worst) or 1
+            share, width = self.straddles(worst, model, sizes)[0], columns(worst) or 1
             groups = f"{share.features} = {share.features / width:g} groups of {width}"
             leaf = f"{worst.name.rpartition('.')[2]}: " if len(scope) > 1 else ""  # the finding is about all of them
             fact = f"{leaf}{share.axis} {share.whole(worst)}, per rank {groups} (tp {share.tp})"
@@ -274,7 +250,7 @@ class Parallel:
         whole = (tp,)
         return (
             not self._faults(model, tp)
-            and not any(self.straddles(spec, model, whole) for spec in _alike(model))
+            and not any(self.straddles(spec, model, whole) for spec in alike(model))
             and not any(True for _ in self._misfits(model, whole))
         )
 
@@ -315,13 +291,13 @@ class Parallel:
             if spec.activation is not None:
                 continue
             for tp in sizes:
-                held = _held(spec, model, tp)
-                if held is None or held.fault:
+                rank = held(spec, model, tp)
+                if rank is None or rank.fault:
                     continue
-                outputs = sum(_outputs(model, other, tp) for other in fused.get(name, [name]))
+                together = sum(rank_outputs(model, other, tp) for other in fused.get(name, [name]))
                 for kind, size, least, letter in (
-                    ("input", held.in_features, self.inputs, "k"),
-                    ("output", outputs, self.outputs, "n"),
+                    ("input", rank.in_features, self.inputs, "k"),
+                    ("output", together, self.outputs, "n"),
                 ):
                     if size % least:
                         what = f"{kind}_size_per_partition = {size}"
@@ -339,40 +315,6 @@ class Parallel:
 _MLPS = frozenset({"down_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w2", "w3"})
 
 
-def _columns(spec: Spec) -> int | None:
-    """How many inputs share a scale, where a row has more than one."""
-    return spec.weight.block[1] if spec.weight.block else spec.weight.group_size
-
-
-def _has_one_size(spec: Spec) -> bool:
-    """Whether no other group size would be the same format: scales of blocks, and of two levels or exponents."""
-    return spec.weight.block is not None or spec.weight.global_scale is not None or not spec.scale_dtype.is_float
-
-
-def _held(spec: Spec, model: Model, tp: int) -> Rank | None:
-    """What each rank holds of a layer, looked up once for all experts of a block."""
-    architecture, key = Architecture.of_model(model), (without_expert(spec.name), spec.dims, tp)
-    return model.once((_held, *key), lambda: architecture.rank(spec.name, spec.dims, tp))
-
-
-def _alike(model: Model) -> list[Spec]:
-    """The layers of a model, one for all experts of a block that have the same dims and scheme."""
-
-    def find() -> list[Spec]:
-        found: dict[Hashable, Spec] = {}
-        for name, spec in model.specs.items():
-            found.setdefault((without_expert(name), spec.out_features, spec.in_features, spec.weight), spec)
-        return list(found.values())
-
-    return model.once(_alike, find)
-
-
-def _outputs(model: Model, name: str, tp: int) -> int:
-    spec = model.specs[name]
-    held = _held(spec, model, tp)
-    return held.out_features if held else spec.out_features
-
-
 def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
     """Experts whose groups Marlin does not take and another kernel halves until they fit, down to 32."""
 
@@ -383,13 +325,13 @@ def _halved(sizes: tuple[int, ...]) -> Callable[[Model], Iterator[Problem]]:
             if not is_routed(name) or size is None:
                 continue
             for tp in sizes:
-                held = Architecture.of_model(model).rank(name, spec.dims, tp)
-                if held is None or held.fault:
+                rank = Architecture.of_model(model).rank(name, spec.dims, tp)
+                if rank is None or rank.fault:
                     continue
                 half = size
-                while half > 32 and held.in_features % half:
+                while half > 32 and rank.in_features % half:
                     half //= 2
-                if half != size and held.in_features % half == 0:
+                if half != size and rank.in_features % half == 0:
                     found.setdefault(f"groups of {size} become {half} (tp {tp})", []).append(name)
         for fact, names in found.items():
             yield Problem((fact,), where=tuple(names))

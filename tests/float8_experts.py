@@ -27,7 +27,10 @@ def block_of(layout, sides, plain):
     return {**shared, "format": "float-quantized", "config_groups": groups}
 
 
-def experts(folder, size, hidden=256, layout="fp8", sides=(128, 128), scale=torch.float32, count=2):
+COUNT = 4  # experts: vLLM's class wants no more ranks
+
+
+def experts(folder, size, hidden=256, layout="fp8", sides=(128, 128), scale=torch.float32, count=COUNT):
     """A Qwen3-MoE of one layer, whose experts alone are quantized, of random codes and scales."""
     torch.manual_seed(0)
     tensors, leaf = {}, "weight_scale_inv" if layout == "fp8" else "weight_scale"

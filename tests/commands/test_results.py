@@ -10,6 +10,7 @@ import pytest
 from qbridge.commands.checking import Check
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.report import Report, Verification
+from qbridge.commands.verdicts import BackendVerdict
 from qbridge.findings.finding import Finding, Severity
 from qbridge.targets.serving import Served
 
@@ -19,6 +20,7 @@ FINDINGS = (
     Finding("QB216", (), ("TurboMind loads it",), (), Severity.WARNING, final=True),
 )
 KERNEL = Served("q+k+v", 4096, 1024, "int4", 2, None, False, "", ("Marlin: no",), ("a", "b"), "--dtype float16")
+BACKEND = BackendVerdict("turbomind", False, ("QB240",), "no kernel", "")
 SIDES = {"before": 3, "after": 4}
 RESULTS = [
     Report(
@@ -38,7 +40,7 @@ RESULTS = [
 def made():
     """Every result, whose class says in which order its fields come."""
     fields = {name: name for name in Check.__dataclass_fields__}
-    return [*RESULTS, Check(**{**fields, "kernels": (KERNEL,), "findings": FINDINGS})]
+    return [*RESULTS, Check(**{**fields, "kernels": (KERNEL,), "backends": (BACKEND,), "findings": FINDINGS})]
 
 
 @pytest.mark.parametrize("index", range(4))

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import qbridge
-from float8_experts import LAYER, LEAVES, SPLIT, experts
+from float8_experts import COUNT, LAYER, LEAVES, SPLIT, experts
 from padding import assert_same_model_in_more_features
 from support import SINGLE, facts, helps, places
 from test_conversion import assert_same_tensors, config
+
+LINEARS = 3 * COUNT
 
 
 def found(src, target, **options):
@@ -27,7 +29,7 @@ def test_vllm_splits_blocks_of_experts_where_it_can(size, hidden, sides, tp, mad
     assert ("QB273" in codes, "QB229" in codes) == (made is None, bool(made))
     if made:
         what = f"blocks of {sides[0]} x {sides[1]} become {made} x {made} (tp {tp})"
-        assert what in facts([codes["QB229"]]) and len(places([codes["QB229"]])) == 6
+        assert what in facts([codes["QB229"]]) and len(places([codes["QB229"]])) == LINEARS
         assert qbridge.convert(src, tmp_path / "out", "vllm", tp=tp).format == "fp8"
     assert ("QB273" in found(src, "vllm@0.23.0", tp=tp)) == (made != 0)  # it does not split them
 
@@ -53,8 +55,8 @@ def test_vllm_is_given_fp8_where_it_splits_blocks_in_that_alone(tmp_path):
 def test_blocks_are_padded_to_whole_ones_on_every_rank(target, layout, size, hidden, scale, tmp_path):
     src, out, back = experts(tmp_path / "src", size, hidden, layout, scale=scale), tmp_path / "out", tmp_path / "back"
     report = qbridge.convert(src, out, target, tp=(2, 4), pad=True)
-    assert report.passes["pad"] == 6 and config(out)["moe_intermediate_size"] == 512
-    assert assert_same_model_in_more_features(src, out) == 6
+    assert report.passes["pad"] == LINEARS and config(out)["moe_intermediate_size"] == 512
+    assert assert_same_model_in_more_features(src, out) == LINEARS
     for tp in (1, 2, 4):
         assert "QB273" not in found(out, target, tp=tp)
     with qbridge.open(out) as opened:

@@ -30,6 +30,9 @@ from qbridge.targets.gpus import Gpu
 from qbridge.targets.serving import Served
 from qbridge.targets.target import Target
 
+# What only tensors show: which linears are quantized, and whether codes lie as the block says.
+_BY_TENSORS = frozenset({"QB234", "QB280", "QB281", "QB282", "QB284"})
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -140,7 +143,7 @@ class Judge:
         if not self.subject.assumed:
             return set()
         derived = self.target.derivation.codes if self.target.derivation else ()
-        return {"QB263", *(code for code in derived if code in ("QB280", "QB281", "QB282"))}
+        return {"QB263", *_BY_TENSORS.intersection({*derived, *(rule.code for rule in self.target.rules)})}
 
     @property
     def _specs(self) -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 
 def vllm(words):
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
-
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    except ImportError:  # before 0.32
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
     try:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError:

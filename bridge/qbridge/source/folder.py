@@ -7,6 +7,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from qbridge.ir.dtypes import Array
 from qbridge.source.json_text import MAX_HEADER
 from qbridge.source.storage import Storage
 
+SCANNED = 1000  # entries of a folder that are looked at, where it is asked what it is
 OPEN_FILES = 16  # of one thread; a checkpoint may have more shards than a process may open files
 _ATTRIBUTES = ".gitattributes"  # says which files of a repository are Git LFS's, as in the output
 _PARTIAL = (".incomplete", ".aria2", ".crdownload", ".part")  # huggingface_hub, aria2, Chrome, Firefox and wget
@@ -127,8 +129,8 @@ class Folder(Storage):
 
     def unfinished(self) -> Sequence[str]:
         """Files that tools name as unfinished, or that `hf download` has not ended."""
-        there = [(name, name) for name in _entries(self._root)]
-        there += [(name, f"{_DOWNLOADS}/{name}") for name in _entries(self._root / _DOWNLOADS)]
+        there = [(name, name) for name in entries(self._root)]
+        there += [(name, f"{_DOWNLOADS}/{name}") for name in entries(self._root / _DOWNLOADS)]
         return sorted(relative for name, relative in there if name.endswith(_PARTIAL))
 
     def limit(self, open_files: int) -> None:
@@ -166,9 +168,10 @@ def _is_blob(file: Path) -> bool:
     return digest and file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
 
 
-def _entries(folder: Path) -> list[str]:
-    """The names in a folder; none where it cannot be read."""
+def entries(folder: Path) -> list[str]:
+    """The names in a folder, the first of them where there are very many; none where it cannot be read."""
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as found:
+            return [entry.name for entry in islice(found, SCANNED)]
     except OSError:
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
@@ -10,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qbridge.source.folder import Folder
+from qbridge.source.folder import SCANNED, Folder, entries
 from qbridge.source.storage import File, Storage, load_json
 
 CONFIG = "config.json"
@@ -21,7 +20,6 @@ _PART = re.compile(r"\.(.+)\.qbridge-part")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name of the Hub
 # mistral_common and vllm 0.33.0, model_executor/models/mistral.py (mistral_mapping)
 _MISTRAL_NAME = re.compile(r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\..+")
-_SCANNED = 1000  # entries of a folder that are looked at
 
 Said = tuple[str, str]
 
@@ -37,7 +35,7 @@ def no_checkpoint(path: Path) -> Said:
         return _file(path)
     if not path.is_dir():
         return _nothing(path)
-    names = _entries(path)
+    names = entries(path)
     for kind in (_stage, _adapter, _pipeline, _cache, _others):
         if said := kind(path, names):
             return said
@@ -125,7 +123,7 @@ def component_of_diffusers(config: Mapping[str, Any]) -> Said | None:
 
 def foreign_names(tensors: Iterable[str]) -> Said | None:
     """That tensors have the names of Mistral's own format."""
-    if any(map(_MISTRAL_NAME.fullmatch, islice(tensors, _SCANNED))):
+    if any(map(_MISTRAL_NAME.fullmatch, islice(tensors, SCANNED))):
         return "the tensors have names of Mistral's own format, which is Meta's (layers.0.attention.wq)", _MISTRAL
     return None
 
@@ -184,7 +182,7 @@ def _snapshot(model: Path) -> str:
         wanted = (model / "refs" / "main").read_text().strip()
     except (OSError, ValueError):
         wanted = ""
-    there = _below(model / "snapshots", _entries(model / "snapshots"))
+    there = _below(model / "snapshots", entries(model / "snapshots"))
     name = wanted if wanted in there else next(iter(there), "")
     return f"Name the snapshot: {model / 'snapshots' / name}" if name else "Download it: no snapshot is whole."
 
@@ -199,15 +197,6 @@ def _below(root: Path, names: Iterable[str]) -> list[str]:
 
 def _listed(root: Path, names: list[str], most: int = 4) -> str:
     return ", ".join(str(root / name) for name in names[:most]) + (" ..." if len(names) > most else "")
-
-
-def _entries(folder: Path) -> list[str]:
-    """The names in a folder, the first of them where there are very many; none where it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry, _ in zip(entries, range(_SCANNED), strict=False)]
-    except OSError:
-        return []
 
 
 def _is_pointer(file: File) -> bool:

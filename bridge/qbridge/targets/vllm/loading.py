@@ -86,7 +86,7 @@ def _is_given(config: Mapping[str, object], key: str) -> bool:
     return isinstance(holder, dict) and last in holder
 
 
-# Classes that build biases of queries, keys and values where config.json asks for them, and leave stored ones out else.
+# Classes that build biases of q, k and v where config.json asks for them, and else leave stored ones out.
 _BIASED_IF_ASKED = """
     ApertusForCausalLM DeciLMForCausalLM Exaone4ForCausalLM ExaoneForCausalLM ExaoneMoeForCausalLM Gemma2ForCausalLM
     Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4ForCausalLM Glm4MoeForCausalLM Glm4vForConditionalGeneration

@@ -111,7 +111,7 @@ ENTRIES = (
     Code(
         "QB331",
         "the engine leaves stored parameters out",
-        "Its model class builds them only where config.json asks for them, and its loader skips what it did not build.",
+        "Its model class builds them only where config.json asks for them; its loader skips what is not built.",
         "Little or nothing is said, and the answers are wrong.",
         "biases of q_proj, k_proj and v_proj of Llama, GLM-4 or Qwen3 without attention_bias",
         "Write the key into config.json as the model's own repository has it.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qbridge.architecture.names import dense_linears
@@ -53,7 +52,7 @@ def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] =
             for scheme, specs in schemes(model).items()
         ]
         return Inspection(
-            path=str(Path(path)),
+            path=opened.source.url,
             format=opened.format,
             because=opened.because,
             architecture=model.architecture,

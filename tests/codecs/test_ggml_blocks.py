@@ -1,4 +1,4 @@
-"""Blocks of ggml against values worked out by hand from the struct definitions; ggml itself is asked in tests/engines."""
+"""Blocks of ggml against the formulas of their structs, an element at a time; tests/engines asks ggml."""
 
 from __future__ import annotations
 

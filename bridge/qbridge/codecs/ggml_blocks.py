@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.slots import NOTHING, Codec, Parts, Region, Slot, Span, _ByRows
 
 Bytes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[Any]  # int8, or uint8 of floats
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
 
@@ -45,8 +47,8 @@ class Struct:
     elements: int
     size: int
     scale_dtype: DType
-    decode: Callable[[Bytes], Array]
-    encode: Callable[[Array], Bytes]
+    decode: Callable[[Bytes], Codes]
+    encode: Callable[[Codes], Bytes]
     scale_at: int = 0
     group: int = 0
     negated: bool = False
@@ -69,16 +71,17 @@ class Struct:
         return blocks[:, self.scale_at : end], np.concatenate([blocks[:, : self.scale_at], blocks[:, end:]], axis=1)
 
 
-def _nibbles(run: int) -> tuple[Callable[[Bytes], Array], Callable[[Array], Bytes]]:
+def _nibbles(run: int) -> tuple[Callable[[Bytes], Codes], Callable[[Codes], Bytes]]:
     """Two codes to a byte, `run` apart, in sections of 2 * run codes."""
 
-    def decode(data: Bytes) -> Array:
+    def decode(data: Bytes) -> Codes:
         sections = data.reshape(data.shape[0], -1, 1, run)
         return np.concatenate([sections & 15, sections >> 4], axis=2).reshape(data.shape[0], -1)
 
-    def encode(codes: Array) -> Bytes:
+    def encode(codes: Codes) -> Bytes:
         halves = codes.view(np.uint8).reshape(codes.shape[0], -1, 2, run)
-        return (halves[:, :, 0] & 15 | halves[:, :, 1] << 4).reshape(codes.shape[0], -1)
+        joined: Bytes = np.bitwise_or(halves[:, :, 0] & 15, halves[:, :, 1] << 4, dtype=np.uint8)
+        return joined.reshape(codes.shape[0], -1)
 
     return decode, encode
 
@@ -86,12 +89,12 @@ def _nibbles(run: int) -> tuple[Callable[[Bytes], Array], Callable[[Array], Byte
 _LOW_AND_HIGH, _JOINED = _nibbles(16)
 
 
-def _signed(codes: Array, bits: int) -> Array:
+def _signed(codes: Codes, bits: int) -> Codes:
     """Stored codes of 0 to 2**bits - 1 as signed ones around the middle."""
     return codes.astype(np.int8) - np.int8(1 << (bits - 1))
 
 
-def _stored(codes: Array, bits: int) -> Bytes:
+def _stored(codes: Codes, bits: int) -> Bytes:
     """The other way; ValueError for a code that does not fit."""
     half = 1 << (bits - 1)
     if codes.size and not (-half <= codes.min() and codes.max() < half):
@@ -99,22 +102,22 @@ def _stored(codes: Array, bits: int) -> Bytes:
     return (codes.astype(np.int16) + half).astype(np.uint8)
 
 
-def _decode_q5(data: Bytes) -> Array:
+def _decode_q5(data: Bytes) -> Codes:
     fifth = np.unpackbits(np.ascontiguousarray(data[:, :4]), axis=1, bitorder="little")
     return _signed(_LOW_AND_HIGH(data[:, 4:]) | fifth << 4, 5)
 
 
-def _encode_q5(codes: Array) -> Bytes:
+def _encode_q5(codes: Codes) -> Bytes:
     stored = _stored(codes, 5)
     return np.concatenate([np.packbits(stored >> 4, axis=1, bitorder="little"), _JOINED(stored)], axis=1)
 
 
-def _decode_q1(data: Bytes) -> Array:
+def _decode_q1(data: Bytes) -> Codes:
     bits = np.unpackbits(np.ascontiguousarray(data), axis=1, bitorder="little")
     return (2 * bits.astype(np.int8) - 1).astype(np.int8)
 
 
-def _encode_q1(codes: Array) -> Bytes:
+def _encode_q1(codes: Codes) -> Bytes:
     if not (np.abs(codes) == 1).all():
         raise ValueError("codes of one bit are -1 and 1")
     return np.packbits(codes > 0, axis=1, bitorder="little")
@@ -123,30 +126,32 @@ def _encode_q1(codes: Array) -> Bytes:
 _TWO_BITS = np.arange(0, 8, 2, dtype=np.uint8)
 
 
-def _decode_q2(data: Bytes) -> Array:
+def _decode_q2(data: Bytes) -> Codes:
     return (1 - (data[:, :, None] >> _TWO_BITS & 3).astype(np.int8)).reshape(data.shape[0], -1)
 
 
-def _encode_q2(codes: Array) -> Bytes:
+def _encode_q2(codes: Codes) -> Bytes:
     """Codes -2 to 1 as 3 to 0."""
     stored = 3 - _stored(codes, 2).reshape(codes.shape[0], -1, 4)
-    return np.bitwise_or.reduce(stored << _TWO_BITS, axis=2)
+    joined: Bytes = np.bitwise_or.reduce(stored << _TWO_BITS, axis=2)
+    return joined
 
 
-def _decode_tq2(data: Bytes) -> Array:
+def _decode_tq2(data: Bytes) -> Codes:
     halves = data.reshape(-1, 2, 1, 32) >> _TWO_BITS[:, None] & 3
     return (1 - halves.astype(np.int8)).reshape(data.shape[0], -1)
 
 
-def _encode_tq2(codes: Array) -> Bytes:
+def _encode_tq2(codes: Codes) -> Bytes:
     stored = 3 - _stored(codes, 2).reshape(-1, 2, 4, 32)
-    return np.bitwise_or.reduce(stored << _TWO_BITS[:, None], axis=2).reshape(codes.shape[0], -1)
+    joined: Bytes = np.bitwise_or.reduce(stored << _TWO_BITS[:, None], axis=2)
+    return joined.reshape(codes.shape[0], -1)
 
 
 _TRITS = ((0, 32, 32, 5), (32, 48, 16, 5), (48, 52, 4, 4))  # first byte, last, elements apart, digits to a byte
 
 
-def _decode_tq1(data: Bytes) -> Array:
+def _decode_tq1(data: Bytes) -> Codes:
     parts = []
     for first, last, _, digits in _TRITS:
         scaled = (data[:, None, first:last] * _POWERS[:digits, None]).astype(np.uint16)  # modulo 256, as in C
@@ -154,8 +159,8 @@ def _decode_tq1(data: Bytes) -> Array:
     return np.concatenate(parts, axis=1).astype(np.int8) - np.int8(1)
 
 
-def _encode_tq1(codes: Array) -> Bytes:
-    if codes.size and not (-1 <= codes.min() and codes.max() <= 1):
+def _encode_tq1(codes: Codes) -> Bytes:
+    if codes.size and not (codes.min() >= -1 and codes.max() <= 1):
         raise ValueError("digits to base 3 are codes -1 to 1")
     parts, start = [], 0
     for first, last, apart, digits in _TRITS:
@@ -183,13 +188,18 @@ _SIGN = np.uint16(0x8000)
 
 @dataclass(frozen=True, slots=True)
 class _OfBlocks(_ByRows):
-    """A part of rows of blocks [out_features, bytes]; `block` is their type."""
+    """A part of rows of blocks [out_features, bytes] of the type `kind`."""
 
-    block: str
+    kind: str
+
+    @property
+    def block(self) -> str:  # type: ignore[override]  # of others it is the same for all of the class
+        """That type."""
+        return self.kind
 
     def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
         """Bytes of the rows of a canonical matrix."""
-        return math.prod(shape[:-1]) * STRUCTS[self.block].row_bytes(shape[-1])
+        return math.prod(shape[:-1]) * STRUCTS[self.kind].row_bytes(shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +210,7 @@ class BlockCodes(_OfBlocks):
 
     def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
         """The blocks of codes [out, in] and of `beside` their scales; ValueError for a code that does not fit."""
-        struct = STRUCTS[self.block]
+        struct = STRUCTS[self.kind]
         scales = beside["scale"].view(f"u{struct.scale_dtype.itemsize}")
         if struct.negated:
             scales = scales ^ _SIGN
@@ -213,7 +223,7 @@ class BlockCodes(_OfBlocks):
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """The codes [out, in]."""
-        struct = STRUCTS[self.block]
+        struct = STRUCTS[self.kind]
         return np.ascontiguousarray(struct.decode(struct.split(stored)[1])).reshape(shape)
 
 
@@ -229,7 +239,7 @@ class BlockScales(_OfBlocks):
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """The scales [out, groups]."""
-        struct = STRUCTS[self.block]
+        struct = STRUCTS[self.kind]
         found = np.ascontiguousarray(struct.split(stored)[0]).view(f"<u{struct.scale_dtype.itemsize}")
         scales = found ^ _SIGN if struct.negated else found
         return scales.view(dtype.numpy).reshape(shape)

@@ -14,7 +14,7 @@ from qbridge.passes.counted import Counted
 
 @dataclass(frozen=True, slots=True)
 class FoldZeros(Pass):
-    """Asymmetric integer weights as symmetric ones of `bits` bits, whose codes are the old ones minus the zero-points.
+    """Asymmetric integer weights as symmetric ones of `bits` bits: the old codes minus their zero-points.
 
     Every weight keeps its value. Zero-points are not recorded, so that nothing undoes it.
     """
@@ -45,7 +45,8 @@ class FoldZeros(Pass):
         arrays = {part: array for part, array in layer.arrays.items() if part != "zero"}
         if "code" in arrays:
             rows, columns = row_index(layer.spec)[:, None], group_index(layer.spec)[None, :]
-            folded = layer.arrays["code"] - layer.arrays["zero"][rows, columns]
+            codes, zeros = layer.arrays["code"].astype(np.int16), layer.arrays["zero"].astype(np.int16)
+            folded = codes - zeros[rows, columns]
             half = 1 << (self.bits - 1)
             if outside := int(np.count_nonzero((folded < -half) | (folded >= half))):
                 raise Counted(outside, f"codes minus their zero-points do not fit {self.bits} bits")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.parts import decode
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
+from qbridge.findings.hints import one_line
 from qbridge.findings.way import Way
 from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
 from qbridge.formats.detection import detect
@@ -19,15 +22,17 @@ from qbridge.formats.registry import find, load, registry, report_unusable, snif
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
-from qbridge.plan.options import allowed, typed
+from qbridge.plan.options import allowed
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
 from qbridge.targets.registry import source_formats
 
+_LOG = logging.getLogger(__name__)
+
 PathLike = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Checkpoint:
     """A checkpoint in its canonical form; use it in a `with`, or close it.
 
@@ -63,6 +68,9 @@ class Checkpoint:
         """Close the files."""
         self.source.close()
 
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.format}, {len(self.specs)} layers, {len(self.model.tensors)} other tensors")
+
     def __enter__(self) -> Checkpoint:
         return self
 
@@ -82,6 +90,7 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
+@checked
 @no_garbage()
 def open_checkpoint(
     path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True, plans: bool = False
@@ -92,8 +101,6 @@ def open_checkpoint(
     finds wrong is among the findings instead.
     With `plans` the small values that were read are held for the plan that is made next.
     """
-    typed("path", path, str, os.PathLike)
-    typed("the format of the source", format, str, type(None))
     findings = Findings(allowed(allow))
     with io_as_finding(str(path)):
         source = open_source(storage_of(path), findings)
@@ -112,6 +119,9 @@ def open_checkpoint(
     except BaseException:
         source.close()
         raise
+    size = sum(tensor.end - tensor.begin for tensor in source.tensors.values())
+    _LOG.info("opened %s: %d bytes in %d tensors, %d files", path, size, len(source.tensors), len(source.shards))
+    _LOG.info("it is %s: %s; %d quantized layers", reader.NAME, match.because, len(model.specs))
     return Checkpoint(source, model, reader.NAME, match.because, findings)
 
 

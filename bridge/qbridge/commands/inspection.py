@@ -9,12 +9,14 @@ from typing import Any
 
 from qbridge.architecture.names import dense_linears
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
-from qbridge.commands.report import as_json, schemes
+from qbridge.commands.report import schemes
+from qbridge.commands.results import Result, as_json, counted
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Finding
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Result):
     """A checkpoint described without reading its weights; sizes are in bytes."""
 
     path: str
@@ -30,11 +32,18 @@ class Inspection:
     side_files: Sequence[str]
     findings: Sequence[Finding] = ()
 
+    @property
+    def line(self) -> str:
+        """The format and the model class."""
+        layers = sum(scheme["layers"] for scheme in self.schemes)
+        return f"{self.format}, {self.architecture or 'no architecture'}, {layers} layers{counted(self.findings)}"
+
     def as_dict(self) -> dict[str, Any]:
         """The object that `inspect --json` prints."""
         return as_json(self, "inspect")
 
 
+@checked
 @no_garbage()
 def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] = ()) -> Inspection:
     """Say what a checkpoint is. Raises QBridgeError where it cannot be read."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.parts import decode
-from qbridge.findings.arguments import checked
+from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
 from qbridge.findings.hints import one_line
 from qbridge.findings.way import Way
@@ -25,6 +25,7 @@ from qbridge.ir.model import Model
 from qbridge.plan.options import allowed
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
+from qbridge.source.storage import Storage
 from qbridge.targets.registry import source_formats
 
 _LOG = logging.getLogger(__name__)
@@ -93,7 +94,11 @@ def no_garbage() -> Iterator[None]:
 @checked
 @no_garbage()
 def open_checkpoint(
-    path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True, plans: bool = False
+    path: PathLike | Storage,
+    format: str | None = None,
+    allow: Iterable[str] = (),
+    strict: bool = True,
+    plans: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
@@ -101,11 +106,14 @@ def open_checkpoint(
     finds wrong is among the findings instead.
     With `plans` the small values that were read are held for the plan that is made next.
     """
+    if not isinstance(path, Storage):
+        typed("path", path, str, os.PathLike)
     findings = Findings(allowed(allow))
-    with io_as_finding(str(path)):
+    where = path.url if isinstance(path, Storage) else str(path)
+    with io_as_finding(where):
         source = open_source(storage_of(path), findings)
     try:
-        with io_as_finding(str(path)), source.remembering(forget=not plans, room=None if plans else FEW):
+        with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
             judge_blocks(source, findings)

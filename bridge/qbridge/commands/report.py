@@ -65,7 +65,7 @@ class Report(Result):
     @classmethod
     def of_plan(
         cls,
-        src: Path,
+        src: str,
         dst: Path,
         opened: Checkpoint,
         plan: Plan,
@@ -79,7 +79,7 @@ class Report(Result):
         `tp` is the tensor-parallel size to serve it at.
         """
         return cls(
-            source=str(src),
+            source=src,
             destination=str(dst),
             source_format=opened.format,
             because=opened.because,

@@ -15,6 +15,8 @@ from qbridge.source.reader import Source
 
 _LOG = logging.getLogger(__name__)
 
+CONTAINER_FORMAT = "gguf"  # the format of every model that lies in GGUF files, whatever the types of its tensors
+
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
     "aqlm": "AQLM vector codes",

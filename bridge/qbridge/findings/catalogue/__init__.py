@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from qbridge.findings.catalogue import (
     checks,
     completeness,
+    containers,
     contradictions,
     derived,
     engine,
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _GROUPS = (
-    *(source, tensors, contradictions, scheme, engine, derived),
+    *(source, containers, tensors, contradictions, scheme, engine, derived),
     *(checks, outcome, structure, completeness, usage),
 )
 CATALOGUE: Mapping[str, Code] = {entry.code: entry for group in _GROUPS for entry in group.ENTRIES}

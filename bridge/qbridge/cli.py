@@ -153,6 +153,7 @@ def convert(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,
+    no_card: Annotated[bool, typer.Option("--no-card", help="Leave README.md as it is: no model card.")] = False,
     progress: Progressing = "auto",
     as_json: Json = False,
 ) -> None:
@@ -191,6 +192,7 @@ def convert(
                 jobs=jobs,
                 memory=value("--memory", memory_of, memory),
                 proof=not no_proof,
+                card=not no_card,
             )
         _say(as_json, done, render.report, done.findings)
 

@@ -107,8 +107,8 @@ def inspection(console: Console, found: Inspection) -> None:
         ("size", f"{quantized} quantized, {plain} not, in {_count(len(found.shards), 'shard')}"),
     ]
     for scheme in found.schemes:
-        scales = ", ".join(scheme["scale_dtypes"])
-        rows.append(("scheme", f"{_count(scheme['layers'], 'layer')}: {scheme['scheme']}, scales {scales}"))
+        scales = f", scales {', '.join(scheme['scale_dtypes'])}" if scheme["scale_dtypes"] else ""
+        rows.append(("scheme", f"{_count(scheme['layers'], 'layer')}: {scheme['scheme']}{scales}"))
         rows.append(("", "dims " + ", ".join(f"{n} x {k}" for n, k in scheme["dims"])))
     kinds = tallied(found.unquantized_linears)
     rows += [("unquantized" if not place else "", kind) for place, kind in enumerate(kinds or ["no linear"])]

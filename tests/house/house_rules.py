@@ -42,6 +42,8 @@ NAMES_ALLOWED = {
     ("bridge/qbridge/architecture/families.py", "dense"),
     ("bridge/qbridge/architecture/from_config.py", "dense"),
     ("bridge/qbridge/architecture/parallel.py", "dense"),
+    # ggml calls one of its tensor types so
+    ("bridge/qbridge/source/ggml_types.py", "MXFP4"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks
     ("bridge/qbridge/architecture/from_config.py", "auto-round"),
     ("bridge/qbridge/architecture/from_config.py", "compressed-tensors"),

@@ -113,8 +113,9 @@ def convert(
         proof=proof,
         card=card,
     )
-    there, out = Path(src), Path(dst)
+    out = Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
+        there = opened.source.storage.path()
         if not dry_run:
             recover(out, there)
         stands = _may_be_finished(out, overwrite)
@@ -135,7 +136,7 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-    report = Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
+    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
 
 
@@ -150,7 +151,7 @@ def _with_card(
     """The plan with the model card among its files, unless none is wanted or the source's has to stay as it is."""
     before = named(opened.format)
     if options.card:
-        report = Report.of_plan(Path(SRC), Path(DST), opened, plan, shards, True, 0.0, max(options.tp))
+        report = Report.of_plan(SRC, Path(DST), opened, plan, shards, True, 0.0, max(options.tp))
         command = command_of(plan.target.name, source, options, opened.findings.allow, max_shard_size)
         card = card_of(opened.source, Conversion(before, plan, report, command), opened.findings)
         if card is not None:
@@ -232,7 +233,7 @@ def write(
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum(source.file(name).size for name in sides)
     links: dict[str, int] = {}
-    with staged(dst, Path(source.url), overwrite, _identity(source, shards, documents), size) as stage:
+    with staged(dst, source.storage.path(), overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
             links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
     if SYMBOLIC in links:

@@ -51,8 +51,9 @@ def restore(
     """
     start = time.monotonic()
     effort = Effort.of(Options(jobs=jobs, memory=memory, proof=proof))
-    there, out = Path(src), Path(dst)
+    out = Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
+        there = opened.source.storage.path()
         if not dry_run:
             recover(out, there)
         stands = not overwrite and (out / "config.json").is_file()
@@ -60,7 +61,7 @@ def restore(
             check_destination(out, there, overwrite)
         recorded = manifest.load(opened.source)
         if recorded is None:
-            raise error("QB036", str(there))
+            raise error("QB036", opened.source.url)
         model = manifest.with_unquantized(opened.model, recorded)
         if CARD in manifest.added(recorded) and is_written(opened.source):
             model = replace(model, consumed=model.consumed | {CARD})
@@ -77,7 +78,7 @@ def restore(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, effort, progress)
-    report = Report.of_plan(there, out, opened, plan, shards, dry_run, start)
+    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start)
     return replace(report, command="restore", links=links, already_done=stands)
 
 

@@ -12,6 +12,8 @@ from qbridge.formats.registry import aliases, leave_out, load, registry, report_
 from qbridge.ir.dtypes import DType
 from qbridge.source.reader import Source
 
+CONTAINER_FORMAT = "gguf"  # the format of every model that lies in GGUF files, whatever the types of its tensors
+
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
     "aqlm": "AQLM vector codes",

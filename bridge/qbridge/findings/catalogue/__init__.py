@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from qbridge.findings.catalogue import (
     checks,
     completeness,
+    containers,
     contradictions,
     derived,
     engine,
@@ -43,7 +44,19 @@ __all__ = [
 
 CATALOGUE: Mapping[str, Code] = {
     entry.code: entry
-    for group in (source, tensors, contradictions, scheme, engine, derived, checks, outcome, structure, completeness)
+    for group in (
+        source,
+        containers,
+        tensors,
+        contradictions,
+        scheme,
+        engine,
+        derived,
+        checks,
+        outcome,
+        structure,
+        completeness,
+    )
     for entry in group.ENTRIES
 }
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

@@ -14,6 +14,7 @@ from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.explanation import UNKNOWN, Explanation, Listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
+from qbridge.commands.possibilities import Possibilities, Possibility
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.report_rows import counted as _count
 from qbridge.commands.report_rows import report_rows, serve_rows, size
@@ -21,6 +22,7 @@ from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVer
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
 from qbridge.findings.hints import printable
+from qbridge.ir.exactness import EXACT
 from qbridge.targets.gpus import gpu_of
 from qbridge.targets.serving import Served
 
@@ -68,7 +70,7 @@ def _hanging(console: Console, head: Text, text: str, whole: bool = False) -> No
     if console.is_terminal and not whole and width >= _NARROWEST:
         lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
     for number, line in enumerate(lines):
-        console.print((head if not number else Text(" " * len(head))).copy().append_text(_shown(line)))
+        console.print(Text.assemble(head if not number else " " * len(head), _shown(line)))
 
 
 def report(console: Console, done: Report) -> None:
@@ -234,6 +236,40 @@ def _columns(console: Console, rows: Sequence[Sequence[str]], shows: Sequence[bo
     for number, row in enumerate(kept):
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         console.print(Text(line, "" if number else "cyan"))
+
+
+def possibilities(console: Console, done: Possibilities) -> None:
+    """What a checkpoint can become, a row for each target, and below them why weights are not exact in some."""
+    rows = [
+        ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
+        ("model", done.architecture or "config.json names no architecture"),
+        ("at", f"tp {', '.join(map(str, done.tp))}"),
+    ]
+    _rows(console, rows)
+    console.print()
+    notes: dict[str, int] = {}
+    table = [("target", "becomes", "weights")]
+    for each in done.targets:
+        note = _note(each)
+        number = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
+        table.append((each.target, each.format or "-", each.outcome + number))
+    _columns(console, table, (True, True, True))
+    console.print()
+    _rows(console, [(f"[{number}]", note) for note, number in notes.items()])
+    more = f" --tp {','.join(map(str, done.tp))}" if max(done.tp) > 1 else ""
+    _rows(console, [("next", f"qbridge convert SRC DST --to TARGET{more}"), ("time", f"{done.seconds:.1f} s")])
+
+
+def _note(each: Possibility) -> str:
+    """Why a target does not get exact weights, in one line; empty where it does."""
+    if each.outcome == "exact":
+        return ""
+    parts = [f"--allow {','.join(each.allow)}"] if each.allow else []
+    parts += [f"{count} layers {kind}" for kind, count in each.exactness.items() if kind not in EXACT]
+    for reason in each.reasons[:1]:
+        parts.append(f"{reason.code} {reason.message}{f' ({reason.facts[0]})' if reason.facts else ''}")
+    others = dict.fromkeys(reason.code for reason in each.reasons if reason.code != each.reasons[0].code)
+    return "; ".join((*parts, *([f"also {', '.join(others)}"] if others else ())))
 
 
 def explanation(console: Console, done: Explanation) -> None:

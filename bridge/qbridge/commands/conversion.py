@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,12 +18,13 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
 from qbridge.commands.restructuring import restructured
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.links import linked_shards, rewritten_layers
-from qbridge.plan.options import DEFAULTS, MEMORY, Options, typed
+from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import Recorded, best_plan
@@ -39,7 +40,10 @@ from qbridge.write.links import SYMBOLIC
 from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
+_LOG = logging.getLogger(__name__)
 
+
+@checked
 def convert(
     src: PathLike,
     dst: PathLike,
@@ -90,11 +94,8 @@ def convert(
     another type.
     """
     start = time.monotonic()
-    typed("max_shard_size", max_shard_size, int, type(None))
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError("max_shard_size is a number of bytes, 1 or more")
-    for name, path in (("src", src), ("dst", dst)):
-        typed(name, path, str, os.PathLike)
     wanted = find_target(target)
     options = Options.of(
         wanted,
@@ -125,6 +126,7 @@ def convert(
         plan = prepare(opened, wanted, options)
         shards = files_of(plan, opened, options.link, max_shard_size)
         plan = _with_card(opened, plan, shards, options, source, max_shard_size)
+        _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
         links: dict[str, int] = {}
         if stands or not dry_run:
             block = plan.config.get("quantization_config", {})

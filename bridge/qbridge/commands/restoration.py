@@ -13,6 +13,7 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import files_of, stands_there, write
 from qbridge.commands.model_card import CARD, is_written
 from qbridge.commands.report import Report
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
 from qbridge.ir.model import Model
@@ -31,6 +32,7 @@ from qbridge.write.staging import recover
 from qbridge.write.writer import Document, Progress
 
 
+@checked
 def restore(
     src: PathLike,
     dst: PathLike,

@@ -24,6 +24,7 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
 from qbridge.commands.restructured import align, one_by_one, without_grafts
 from qbridge.commands.unquantized import unlike_weights
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
@@ -43,6 +44,7 @@ BLOCK = 1 << 20  # bytes that are compared at a time
 _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
 
 
+@checked
 def verify(
     a: PathLike,
     b: PathLike,

@@ -1,4 +1,4 @@
-"""Names and texts of a checkpoint where they are shown: on a terminal, in HTML, in Markdown. They do nothing there.
+"""Names and texts of a checkpoint in Markdown, where they do nothing.
 
 What `printable` leaves of a name has no control character, no escape sequence, no character that turns the direction
 of writing and none that is invisible.
@@ -6,18 +6,12 @@ of writing and none that is invisible.
 
 from __future__ import annotations
 
-import html
 import re
 
 from qbridge.findings.hints import printable
 
 # What begins or ends something in Markdown as GitHub and the Hub read it, tables and formulas included.
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|~&!$]|(?<=:)//|(?<=www)\.|@")
-
-
-def as_html(text: str) -> str:
-    """A text as content of an element or of a quoted attribute."""
-    return html.escape(printable(text))
 
 
 def as_markdown(text: str) -> str:

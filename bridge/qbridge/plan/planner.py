@@ -6,6 +6,7 @@ the manifest records lose nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,8 @@ from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
 from qbridge.targets.registry import rules_of
 from qbridge.targets.target import Target
+
+_LOG = logging.getLogger(__name__)
 
 _OWN = "the source's own format"
 Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records and the passes that lead back to it
@@ -268,6 +271,9 @@ def best_plan(
         tried = Findings(findings.allow)
         plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
         avoided = [finding for finding in tried if finding.code in choice.avoided]
+        stopping = ", ".join(dict.fromkeys(finding.code for finding in (*tried.errors, *avoided)))
+        _LOG.info("%s as %s: %s", target.name, choice.format.NAME, f"no, {stopping}" if stopping else "yes")
+        _LOG.debug("passes, by layers: %s", plan.pass_counts)
         if not tried.errors and not avoided:
             findings.merge(tried)
             return plan

@@ -25,7 +25,7 @@ FEW = 1 << 22  # bytes of those that opening alone keeps: fresh memory costs mor
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Source:
     """An opened checkpoint.
 
@@ -53,6 +53,9 @@ class Source:
     _remembers: bool = False
     _held: int = 0  # bytes of `_values`, at most `_room`
     _room: int = VALUES
+
+    def __repr__(self) -> str:
+        return f"<Source: {self.url!r}, {len(self.tensors)} tensors, {len(self.shards)} shards>"
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to another process: nothing that a thread holds, no value that was read."""

@@ -72,6 +72,7 @@ Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as it is: no model card.")]
 ShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", metavar="SIZE", help="For example 5GB; default: the source's shards."),

@@ -15,7 +15,7 @@ from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.commands.model_card import judge_card
+from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
 from qbridge.commands.restructuring import restructured
 from qbridge.findings.arguments import checked
@@ -68,6 +68,7 @@ def convert(
     jobs: int = 0,
     memory: int = MEMORY,
     proof: bool = True,
+    card: bool = True,
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
@@ -88,7 +89,9 @@ def convert(
     whose bytes do not change is linked to that of `src`: blocks shared, a hard link, or a symbolic one.
 
     `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
-    of linked files excepted. ValueError for what means nothing, TypeError for what is of another type.
+    of linked files excepted. `card` writes README.md anew: metadata that holds, what was done, and below it the text
+    of `src`'s, which is carried over as it is otherwise. ValueError for what means nothing, TypeError for what is of
+    another type.
     """
     start = time.monotonic()
     if max_shard_size is not None and max_shard_size < 1:
@@ -109,6 +112,7 @@ def convert(
         jobs=jobs,
         memory=memory,
         proof=proof,
+        card=card,
     )
     out = Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
@@ -121,6 +125,7 @@ def convert(
         opened, changes = restructured(opened, options)
         plan = prepare(opened, wanted, options)
         shards = files_of(plan, opened, options.link, max_shard_size)
+        plan = _with_card(opened, plan, shards, options, source, max_shard_size)
         _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
         links: dict[str, int] = {}
         if stands or not dry_run:
@@ -133,9 +138,28 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-        judge_card(opened.source, named(opened.format), plan.format, opened.findings)
     report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def _with_card(
+    opened: Checkpoint,
+    plan: Plan,
+    shards: Sequence[Shard],
+    options: Options,
+    source: str | None,
+    max_shard_size: int | None,
+) -> Plan:
+    """The plan with the model card among its files, unless none is wanted or the source's has to stay as it is."""
+    before = named(opened.format)
+    if options.card:
+        report = Report.of_plan(SRC, Path(DST), opened, plan, shards, True, 0.0, max(options.tp))
+        command = command_of(plan.target.name, source, options, opened.findings.allow, max_shard_size)
+        card = card_of(opened.source, Conversion(before, plan, report, command), opened.findings)
+        if card is not None:
+            return replace(plan, rewritten={**plan.rewritten, CARD: card})
+    judge_card(opened.source, before, plan.format, opened.findings)
+    return plan
 
 
 def _may_be_finished(dst: Path, overwrite: bool) -> bool:
@@ -227,8 +251,9 @@ def stands_there(
     dst: Path,
     effort: Effort,
 ) -> bool:
-    """Whether DST is already what `write` would make of it."""
-    return is_finished(dst, opened.source, plan, shards, documents, _carried_over(opened, documents), effort)
+    """Whether DST is already what `write` would make of it; somebody may have edited the card since."""
+    sides, written_for_people = _carried_over(opened, documents), plan.rewritten.keys() & {CARD}
+    return is_finished(dst, opened.source, plan, shards, documents, sides, effort, written_for_people)
 
 
 def _carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[str]:

@@ -43,6 +43,7 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
     `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such.
     """
     written = {output.origin for output in plan.outputs} | plan.model.made.keys()
+    added = sorted(plan.rewritten.keys() - set(source.side_files))
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in (*plan.layers.items(), *_resized(plan)):
         entry: dict[str, Any] = {
@@ -61,9 +62,10 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
         "source": {
             "format": plan.model.format,
             "config": source.config,
-            "files": _texts(source, plan.model.consumed.union(plan.rewritten)),
+            "files": _texts(source, plan.model.consumed.union(plan.rewritten.keys() - set(added))),
             "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
             "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
+            **({"added": added} if added else {}),
             **({"experts": dict(plan.model.arrangement)} if plan.model.arrangement else {}),
             "shards": {} if source.memory else _digests(source),
             **changes,
@@ -148,6 +150,14 @@ def load(source: Source) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None  # provenance only: the tensors are read from config and headers
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def added(recorded: Mapping[str, Any]) -> frozenset[str]:
+    """The side files that a conversion added; a malformed manifest names none."""
+    try:
+        return frozenset(map(str, recorded["source"].get("added", ())))
+    except MALFORMED:
+        return frozenset()
 
 
 def padded(source: Source) -> dict[str, Pad]:

@@ -31,7 +31,7 @@ _DTYPES = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32, "
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *QUANTIZATION_KEYS})
 # transformers 5.19.0, configuration_utils.py (remap_legacy_layer_types), of which 5.17.0 has the second alone.
 _INDEXED, _OLD_INDEXED = "indexed_attention", "deepseek_sparse_attention"
-# transformers 5.19.0, models/nemotron_h/configuration_nemotron_h.py; configuration_utils.py (remap_legacy_layer_types)
+# transformers 5.19.0, models/nemotron_h/configuration_nemotron_h.py; remap_legacy_layer_types
 _BLOCK_TYPES = ("layers_block_type", "mtp_layers_block_type")
 _OLD_BLOCKS = {"linear_attention": "mamba", "full_attention": "attention"}
 _REMOVED = object()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import platform
 import signal
 import sys
@@ -74,6 +75,14 @@ app = typer.Typer(
 
 _NOTHING = "nothing was written"
 _WRITERS = ("convert", "restore")  # other commands write nothing in any case
+
+
+class _Saying(logging.Handler):
+    """Prints what the library says while it waits for a server."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line on stderr."""
+        _err().print(record.getMessage(), markup=False)
 
 
 def _out() -> Console:
@@ -261,8 +270,8 @@ def inspect(
 
 @app.command(cls=Once)
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A")],
-    b: Annotated[Path, typer.Argument(metavar="B")],
+    a: Annotated[str, typer.Argument(metavar="A")],
+    b: Annotated[str, typer.Argument(metavar="B")],
     graft: Graft = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
@@ -372,6 +381,8 @@ def main() -> None:
     """Run the program; a bug in qbridge exits with 70 and says what to report."""
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _interrupt)
+    logging.getLogger("qbridge.source").addHandler(_Saying(logging.INFO))
+    logging.getLogger("qbridge.source").setLevel(logging.INFO)
     try:
         _warn_of_namesake()
         app()

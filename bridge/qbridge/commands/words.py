@@ -14,7 +14,9 @@ from typer.core import TyperCommand
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.plan.distribution import qbridge_version
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="A folder, org/name[@revision] of the Hub, or https://host/folder.")
+]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
 From = Annotated[
     str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")

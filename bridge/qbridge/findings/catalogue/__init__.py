@@ -17,6 +17,7 @@ from qbridge.findings.catalogue import (
     derived,
     engine,
     outcome,
+    remote,
     scheme,
     source,
     structure,
@@ -43,7 +44,19 @@ __all__ = [
 
 CATALOGUE: Mapping[str, Code] = {
     entry.code: entry
-    for group in (source, tensors, contradictions, scheme, engine, derived, checks, outcome, structure, completeness)
+    for group in (
+        source,
+        tensors,
+        contradictions,
+        scheme,
+        engine,
+        derived,
+        checks,
+        outcome,
+        structure,
+        completeness,
+        remote,
+    )
     for entry in group.ENTRIES
 }
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

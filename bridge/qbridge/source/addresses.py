@@ -46,8 +46,8 @@ def local_name(text: str) -> str:
     """The last name of an address or path, without a revision, as a folder may be called."""
     if not (_SCHEME.match(text) or is_bare_name(text)):
         return text
-    path = urlsplit(text).path if "://" in text else text
-    return re.sub(r"[^\w.-]", "-", path.rstrip("/").rpartition("/")[2].partition("@")[0]) or "model"
+    path = urlsplit(text).path if text.startswith("http") else text.removeprefix(HUB).partition("@")[0]
+    return re.sub(r"[^\w.-]", "-", path.rstrip("/").rpartition("/")[2]) or "model"
 
 
 def _by_scheme(scheme: str, text: str) -> Storage:

@@ -59,6 +59,8 @@ def open_repository(url: str, repository: Repository) -> Storage:
     except FileNotFoundError:
         fact = f"{_host(endpoint)} knows no such repository, or no revision {repository.revision} of it"
         raise error("QB062", url, (fact,), fix=_SPELLING) from None
+    finally:
+        client.close()
     return HubStorage(url, endpoint, repository.name, commit, files)
 
 

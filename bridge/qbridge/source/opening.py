@@ -54,6 +54,7 @@ def storage_of(path: str | os.PathLike[str] | Storage) -> Storage:
     far = far_storage(path) if isinstance(path, str) else None
     if far is not None:
         if not far.has(CONFIG):
+            far.close()
             raise error("QB001", far.url, (f"there is no {CONFIG}",))
         return far
     folder = Folder(path)

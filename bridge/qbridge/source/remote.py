@@ -23,6 +23,7 @@ from qbridge.source.web import LOG, Answer, Client, Locked, shown
 CONNECTIONS = 32  # requests for small ranges that are under way at a time
 GAP = 1 << 17  # bytes between two ranges that cost less than a request does
 LARGEST = 16 << 20  # bytes of one request for small ranges
+_SIGNED = 5  # addresses of one file that may have expired before they are asked
 HELD = 96 << 20  # bytes of prefetched ranges that are kept in memory
 
 
@@ -95,9 +96,9 @@ class Remote(Storage):
         QBridgeError where the server does not give them: what cannot be fetched is not absent.
         """
         name = normpath(name)
-        if offset + buffer.nbytes > self._entry(name).size:
+        if buffer.nbytes and offset + buffer.nbytes > self._entry(name).size:
             return False
-        if buffer.nbytes == 0 or self._held.copy(name, offset, buffer):
+        if not buffer.nbytes or self._held.copy(name, offset, buffer):
             return True
         if self._spool is not None:
             self._spool.read_into(name, offset, buffer)
@@ -179,26 +180,34 @@ class Remote(Storage):
 
     def _fetch(self, name: str, begin: int, buffer: Array) -> None:
         """Fill a buffer from the address that the file was redirected to before, or from its own."""
-        size, known = self._entry(name).size, self._redirected.get(name)
-        if known is not None:
+        for _ in range(_SIGNED):
             try:
-                answer, _ = self._client.fill(known[0], begin, buffer, size)
-            except (Locked, FileNotFoundError):  # signed addresses expire: ask for another one
-                self._redirected.pop(name, None)
-            else:
-                if not same_etag(answer.etag, known[1]):
-                    raise error("QB063", name, (f"its etag was {known[1][:80]}, and is {answer.etag[:80]} now",))
-                return
-        address = self._address(name)
-        try:
-            answer, _ = self._client.fill(address, begin, buffer, size)
-        except Locked as fault:
-            raise self._locked(fault) from None
-        except FileNotFoundError:
-            raise error("QB063", name, ("it is listed, and not there",)) from None
-        self._check(name, answer)
-        if answer.url != address:
-            self._redirected[name] = answer.url, answer.etag
+                if self._fetch_redirected(name, begin, buffer):
+                    return
+                address = self._address(name)
+                answer, _ = self._client.fill(address, begin, buffer, self._entry(name).size)
+            except Locked as fault:
+                if fault.url == self._address(name):
+                    raise self._locked(fault) from None
+                self._redirected.pop(name, None)  # a signed address has expired: ask for another one
+                continue
+            except FileNotFoundError:
+                raise error("QB063", name, ("it is listed, and not there",)) from None
+            self._check(name, answer)
+            if answer.url != address:
+                self._redirected[name] = answer.url, answer.etag
+            return
+        raise error("QB063", name, (f"{_SIGNED} addresses that it was redirected to are locked",))
+
+    def _fetch_redirected(self, name: str, begin: int, buffer: Array) -> bool:
+        """Whether there was an address that the file had been redirected to, and it gave the bytes."""
+        url, etag = self._redirected.get(name, ("", ""))
+        if not url:
+            return False
+        answer, _ = self._client.fill(url, begin, buffer, self._entry(name).size)
+        if not same_etag(answer.etag, etag):
+            raise error("QB063", name, (f"its etag was {etag[:80]}, and is {answer.etag[:80]} now",))
+        return True
 
 
 class Held:

@@ -20,7 +20,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from qbridge.findings.finding import error
+from qbridge.findings.finding import QBridgeError, error
 from qbridge.ir.dtypes import Array
 from qbridge.source.patience import Patience
 
@@ -101,9 +101,6 @@ class Client:
         while True:
             try:
                 answer, response = self._ask(url, {}, patience)
-                if response.status == 404:
-                    response.close()
-                    raise FileNotFoundError(shown(url))
                 data = response.read(most + 1)
                 if len(data) > most:
                     raise error("QB063", shown(url), (f"it is longer than {most} bytes",))
@@ -113,6 +110,9 @@ class Client:
             except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror) as fault:
                 self._drop()
                 patience.wait(fault)
+            except QBridgeError:
+                self._drop()  # its answer was not read to the end
+                raise
 
     def fill(self, url: str, begin: int, buffer: Array, size: int | None) -> tuple[Answer, int]:
         """Fill `buffer` (bytes) from an offset of a file of `size` bytes, None if unknown; (answer, its size).
@@ -139,6 +139,9 @@ class Client:
             except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror) as fault:
                 self._drop()
                 patience.wait(fault)
+            except QBridgeError:
+                self._drop()
+                raise
 
     def close(self) -> None:
         """Close every connection of every thread; they open again when they are needed."""
@@ -165,6 +168,9 @@ class Client:
                 self._discard(response, connection)
                 patience.asked_to_wait(response.headers.get("Retry-After"))
                 raise ConnectionError(f"HTTP {response.status}")
+            if response.status == 404:
+                self._discard(response, connection)
+                raise FileNotFoundError(shown(url))
             if response.status in _LOCKED:
                 self._discard(response, connection)
                 raise Locked(response.status, url)
@@ -175,9 +181,7 @@ class Client:
         raise error("QB063", shown(url), (f"more than {_HOPS} redirects",))
 
     def _check_range(self, response: HTTPResponse, where: str, begin: int, end: int, size: int | None) -> int:
-        """The size of the file; FileNotFoundError, or QBridgeError for an answer of another stretch or file."""
-        if response.status == 404:
-            raise FileNotFoundError(where)
+        """The size of the file; QBridgeError (QB063) for an answer of another stretch or file."""
         length = response.length
         match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if response.status == 200 and begin == 0 and length is not None and length in (end, size or end):

@@ -16,7 +16,9 @@ from qbridge.plan.distribution import qbridge_version
 from qbridge.progress import KINDS, progress
 from qbridge.write.writer import Advance
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="A folder, org/name[@revision] of the Hub, or https://host/folder.")
+]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
 From = Annotated[
     str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")

@@ -194,14 +194,17 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
         opened.findings.stop_on_errors()
 
 
-def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
-    """The plan of a conversion of what was looked at; QBridgeError with what stops it."""
+def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_headers: bool = False) -> Plan:
+    """The plan of a conversion of what was looked at; QBridgeError with what stops it.
+
+    `by_headers` it may be refused after all, once values are read.
+    """
 
     @cache
     def recorded(format_name: str) -> Recorded:
         return manifest.way_back(opened.source, opened.model, format_name)
 
-    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options)
+    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options, by_headers)
     opened.findings.stop_on_errors()
     if options.link:  # what is linked is not decoded
         survey(opened.source, opened.model, opened.findings, rewritten_layers(plan))

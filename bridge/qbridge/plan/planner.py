@@ -46,7 +46,8 @@ Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records
 class Candidate:
     """A format of a target that a model may be written in, with all that its plan depends on.
 
-    Without a `source`, whose values would tell, every pass counts as one that can be applied.
+    Without a `source`, whose values would tell, every pass counts as one that can be applied; and so with one that is
+    planned from headers alone (`by_headers`), where no rule on values is asked either.
     """
 
     source: Source | None
@@ -55,6 +56,7 @@ class Candidate:
     choice: Choice
     recorded: Recorded
     options: Options
+    by_headers: bool = False
 
     @property
     def values(self) -> Source:
@@ -72,7 +74,7 @@ class Candidate:
     def trial(self, name: str, back: tuple[Pass, ...] = ()) -> Trial:
         """What tells why a layer does not take some passes after those of `back`."""
         source = self.source
-        if source is None:
+        if source is None or self.by_headers:
             return lambda passes: None
         return lambda passes: why_not(source, self.model, name, (*back, *passes))
 
@@ -105,6 +107,8 @@ class Draft:
         return _lay_out(self, findings)
 
     def _broken_by_values(self) -> tuple[Broken, ...]:
+        if self.candidate.by_headers:
+            return ()
         if self._broken is None:
             passes = {name: layer.passes for name, layer in self.layers.items()}
             values = SourceValues(self.candidate.values, self.candidate.model, passes)
@@ -279,11 +283,13 @@ def best_plan(
     findings: Findings,
     recorded: Callable[[str], Recorded],
     options: Options = DEFAULTS,
+    by_headers: bool = False,
 ) -> Plan:
     """The plan for the first of the target's formats that can hold the model, or for the one with fewest problems.
 
     `recorded` gives, for a format, where its layers lead back to. The plan's `because` says why it is this format.
-    Each format is drafted once, however often it is looked at.
+    Each format is drafted once, however often it is looked at. `by_headers`: no value is read, so that what a rule on
+    values would refuse is planned.
     """
     model = _with_asked_config(model, options, findings)
     rejected: list[tuple[str, Finding]] = []  # (format, why not)
@@ -292,7 +298,7 @@ def best_plan(
     for choice in target.in_order(model.format):
         drafted = Findings(findings.allow)
         own = rearrange(source, model, target, choice, options, drafted)
-        candidate = Candidate(source, own, target, choice, recorded(choice.format.NAME), options)
+        candidate = Candidate(source, own, target, choice, recorded(choice.format.NAME), options, by_headers)
         drafts.append(draft(candidate, drafted))
         tried = Findings(findings.allow)
         plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))

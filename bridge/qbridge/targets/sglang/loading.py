@@ -55,9 +55,8 @@ _ASKED: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 # Keys without which a class leaves out modules whose tensors end so.
 _SWITCHES: Mapping[str, Mapping[str, str]] = {
-    **dict.fromkeys(
-        ("HunYuanDenseV1ForCausalLM", "HunYuanMoEV1ForCausalLM"), {"use_qk_norm": ".key_layernorm.weight"}
-    ),
+    "HunYuanDenseV1ForCausalLM": {"use_qk_norm": ".key_layernorm.weight"},
+    "HunYuanMoEV1ForCausalLM": {"use_qk_norm": ".key_layernorm.weight"},
     "MiniMaxM2ForCausalLM": {"use_qk_norm": ".k_norm.weight", "use_routing_bias": "e_score_correction_bias"},
 }
 # Keys that a class reads under another name than transformers writes, and what it takes where that is not there.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import platform
 import signal
 import sys
@@ -42,6 +41,7 @@ from qbridge.commands.words import (
     Link,
     Memory,
     NoProof,
+    NoValues,
     Once,
     OnGpu,
     Overwrite,
@@ -60,7 +60,7 @@ from qbridge.findings.finding import Finding, Findings, QBridgeError
 from qbridge.formats.registry import report_unusable
 from qbridge.plan.distribution import namesake, qbridge_version
 from qbridge.plan.options import Options
-from qbridge.progress import KINDS
+from qbridge.progress import KINDS, print_waits
 from qbridge.progress import progress as progress_of
 from qbridge.targets.registry import report_unusable as report_unusable_targets
 from qbridge.write.writer import Advance
@@ -75,14 +75,6 @@ app = typer.Typer(
 
 _NOTHING = "nothing was written"
 _WRITERS = ("convert", "restore")  # other commands write nothing in any case
-
-
-class _Saying(logging.Handler):
-    """Prints what the library says while it waits for a server."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """A line on stderr."""
-        _err().print(record.getMessage(), markup=False)
 
 
 def _out() -> Console:
@@ -245,14 +237,14 @@ def check(
     source: From = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
+    no_values: NoValues = False,
     as_json: Json = False,
 ) -> None:
     """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not everywhere."""
     sizes = value("--tp", positive_sizes_of, tp)
     with _answering("check", as_json):
-        done = qbridge.check(
-            src, target, sizes if len(sizes) > 1 else sizes[0], gpu, source, allow=words(allow, v1_zeros)
-        )
+        some = sizes if len(sizes) > 1 else sizes[0]
+        done = qbridge.check(src, target, some, gpu, source, allow=words(allow, v1_zeros), values=not no_values)
         _say(as_json, done, render.check, done.findings, below=len(sizes) > 1)
         if not done.ok:
             raise typer.Exit(1)
@@ -381,8 +373,7 @@ def main() -> None:
     """Run the program; a bug in qbridge exits with 70 and says what to report."""
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _interrupt)
-    logging.getLogger("qbridge.source").addHandler(_Saying(logging.INFO))
-    logging.getLogger("qbridge.source").setLevel(logging.INFO)
+    print_waits(_err)
     try:
         _warn_of_namesake()
         app()

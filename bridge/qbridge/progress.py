@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -73,3 +74,22 @@ def _json_lines() -> Callable[[Advance], None]:
 
 def _write_line(event: dict[str, Any]) -> None:
     sys.stderr.write(json.dumps(event) + "\n")
+
+
+class _Waits(logging.Handler):
+    """Prints what the library says before it waits for a server."""
+
+    def __init__(self, console: Callable[[], Console]) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line."""
+        self._console().print(record.getMessage(), markup=False)
+
+
+def print_waits(console: Callable[[], Console]) -> None:
+    """From now on print whom the library asks, and how much it reads there, before it does."""
+    log = logging.getLogger("qbridge.source")
+    log.setLevel(logging.INFO)
+    log.addHandler(_Waits(console))

@@ -63,8 +63,9 @@ def check(
 
     Several sizes of `tp` give a table, which is a yes if each of them is. `gpu` is a compute capability such as sm90
     or a name such as H100. A folder with nothing but config.json is judged by the dims that it names. A version of an
-    engine between two of our tables is judged by both. Without `values` headers are all that is read, and where a value
-    would be needed the answer is no (QB064). Raises QBridgeError where the folder cannot be read at all; ValueError for a `tp` that is not positive, TypeError for what is of another type.
+    engine between two of our tables is judged by both. Without `values` headers are all that is read, and the answer
+    is no where a value would be needed (QB064). Raises QBridgeError where the folder cannot be read at all;
+    ValueError for a `tp` that is not positive, TypeError for what is of another type.
     """
     start = time.monotonic()
     typed("gpu", gpu, str)

@@ -84,8 +84,8 @@ class Remedies:
     """Ways out for one checkpoint, target and GPU; each is planned once. Use it in a `with`.
 
     Small values (scales, zero-points) are read for that, codes only where a pass depends on them, and nothing where
-    headers alone refuse. Of a checkpoint on a server none are read for that, nor without `values`; `opened` is what was
-    read of it. Where there are no weights, `whole` is False, and headers are all that there is to ask.
+    headers alone refuse. Of a checkpoint on a server none are read for that, nor without `values`; `opened` is what
+    was read of it. Where there are no weights, `whole` is False, and headers are all that there is to ask.
     """
 
     storage: Storage

@@ -16,6 +16,7 @@ from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
 from qbridge.commands.possibilities import Possibilities, Possibility
 from qbridge.commands.report import Report, Verification
+from qbridge.commands.settings import Settings
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
@@ -374,7 +375,7 @@ def _entry(console: Console, entry: Code) -> None:
     _rows(console, rows)
 
 
-def names(console: Console, done: Names) -> None:
+def names(console: Console, done: Names | Settings) -> None:
     """Names and what they are."""
     _rows(console, done.rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -16,6 +16,8 @@ from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
 from qbridge.commands.possibilities import Possibilities, Possibility
 from qbridge.commands.report import Report, Verification
+from qbridge.commands.report_rows import counted as _count
+from qbridge.commands.report_rows import report_rows, serve_rows, size
 from qbridge.commands.settings import Settings
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
@@ -26,7 +28,6 @@ from qbridge.targets.gpus import gpu_of
 from qbridge.targets.serving import Served
 
 _NARROWEST = 40  # columns of a terminal that text is wrapped for
-_MODULES = 4  # grafted modules that are named
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
 
@@ -73,80 +74,9 @@ def _hanging(console: Console, head: Text, text: str, whole: bool = False) -> No
         console.print(Text.assemble(head if not number else " " * len(head), _shown(line)))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1.8 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def report(console: Console, done: Report) -> None:
     """What a conversion did, or would do."""
-    verb = "already done" if done.already_done else "would write" if done.dry_run else "wrote"
-    exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
-    stored = done.tensor_bytes
-    rows = [
-        ("source", f"{done.source}: {done.source_format} ({done.because})"),
-        ("model", f"{done.architecture}, {_count(done.layers, 'quantized layer')}"),
-        ("target", f"{done.target}: {done.format}{f' ({done.chosen})' if done.chosen else ''}"),
-        ("exactness", exact),
-        ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
-        *_activations(done),
-        ("tensors", f"{size(stored['before'])} -> {size(stored['after'])}, {_change(stored)}"),
-        *_padding(done),
-        *_restructured(done),
-        (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
-    ]
-    if done.already_done:
-        rows.append(("", "compared byte for byte; nothing was written"))
-    elif not done.dry_run:
-        rows.append(("time", f"{done.seconds:.1f} s"))
-    _rows(console, [*rows, *_serve(done.serve)])
-
-
-def _activations(done: Report) -> list[tuple[str, str]]:
-    """How many layers have their inputs quantized otherwise, by what the user has allowed."""
-    count = done.activations_changed
-    return [("activations", f"changed: {_count(count, 'layer')}; weights unchanged")] if count else []
-
-
-def _restructured(done: Report) -> list[tuple[str, str]]:
-    """What was grafted, and how many files were linked."""
-    rows = []
-    if done.grafted:
-        modules, taken = done.grafted["modules"], done.grafted
-        more = f" and {len(modules) - _MODULES} more" if len(modules) > _MODULES else ""
-        what = f"{_count(taken['tensors'], 'tensor')}, {size(taken['bytes'])}, from {taken['original']}"
-        rows.append(("grafted", f"{what}: {', '.join(modules[:_MODULES])}{more}"))
-    if done.links:
-        kinds = ", ".join(f"{count} by {kind}" for kind, count in done.links.items())
-        rows.append(("linked", f"{kinds}, of {_count(len(done.files), 'file')}"))
-    return rows
-
-
-def _serve(command: str) -> list[tuple[str, str]]:
-    """The command that serves a checkpoint, or the lines of Python that load it."""
-    return [("" if number else "serve", line) for number, line in enumerate(command.split("\n") if command else ())]
-
-
-def _padding(done: Report) -> list[tuple[str, str]]:
-    """What other dims cost: an intermediate size is padded, or cropped on the way back."""
-    if done.weights["before"] == done.weights["after"]:
-        return []
-    weights, flops = _change(done.weights), _change(done.flops)
-    return [("padding", f"weights of quantized layers {weights}, their FLOPs per token {flops}")]
-
-
-def _change(sides: Mapping[str, int]) -> str:
-    """By how much it grew, in percent."""
-    before, after = sides["before"], sides["after"]
-    return f"{100 * (after - before) / max(before, 1):+.2f} %"
+    _rows(console, report_rows(done))
 
 
 def verification(console: Console, done: Verification) -> None:
@@ -222,7 +152,7 @@ def check(console: Console, done: Check | CheckTable) -> None:
     rows.append(("verdict", verdict))
     rows += [(backend.backend, _backend(backend)) for backend in done.backends]
     rows.append(("time", f"{done.seconds:.1f} s"))
-    _rows(console, [*rows, *_serve(done.serve)])
+    _rows(console, [*rows, *serve_rows(done.serve)])
 
 
 _ASSUMED = "config.json shows no problem, the rest needs the tensors"
@@ -266,11 +196,11 @@ def _check_table(console: Console, done: CheckTable) -> None:
     if done.sizes[0].fits is not None:
         notes.append(("fits", "counts the weights alone; the kv cache and activations need room, too"))
     commands: dict[str, list[str]] = {}
-    for size in done.sizes:
-        if size.remedy:
-            commands.setdefault(str(size.remedy.way), []).append(str(size.tp))
+    for row in done.sizes:
+        if row.remedy:
+            commands.setdefault(str(row.remedy.way), []).append(str(row.tp))
     notes += [(f"tp {','.join(sizes)}", command) for command, sizes in commands.items()]
-    _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *_serve(done.serve)])
+    _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *serve_rows(done.serve)])
 
 
 _PASTED = ("serve", "check", "cure", "or", "tp ")  # rows that hold a command

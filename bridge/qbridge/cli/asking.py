@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -68,8 +67,8 @@ def inspect(src: Source, source: From = None, allow: Allow = None, v1_zeros: V1Z
 
 
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A")],
-    b: Annotated[Path, typer.Argument(metavar="B")],
+    a: Annotated[str, typer.Argument(metavar="A")],
+    b: Annotated[str, typer.Argument(metavar="B")],
     graft: Graft = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,

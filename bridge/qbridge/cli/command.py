@@ -129,7 +129,7 @@ def add(app: typer.Typer, function: Callable[..., Result], epilog: str | None = 
     @wraps(function)
     def run(*, as_json: bool, quiet: bool, verbose: int, **arguments: Any) -> None:
         least = Severity.ERROR if quiet else Severity.NOTE
-        with shown_logs(verbose), _answering(function.__name__, as_json, _NOTHING if writes else ""):
+        with shown_logs(verbose, quiet), _answering(function.__name__, as_json, _NOTHING if writes else ""):
             if quiet and "progress" in arguments:
                 arguments["progress"] = "none"
             result = function(**arguments)

@@ -18,6 +18,7 @@ from qbridge.cli.options import (
     Jobs,
     Link,
     Memory,
+    NoCard,
     NoProof,
     Overwrite,
     Progressing,
@@ -68,6 +69,7 @@ def convert(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,
+    no_card: NoCard = False,
     progress: Progressing = "auto",
 ) -> Report:
     """Convert SRC into DST for a target, losslessly or not at all."""
@@ -104,6 +106,7 @@ def convert(
             jobs=jobs,
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
+            card=not no_card,
         )
 
 

@@ -17,7 +17,9 @@ from qbridge.plan.distribution import qbridge_version
 from qbridge.progress import progress
 from qbridge.write.writer import Advance
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="A folder, org/name[@revision] of the Hub, or https://host/folder.")
+]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
 From = Annotated[
     str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")
@@ -73,6 +75,7 @@ Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as it is: no model card.")]
 ShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", metavar="SIZE", help="For example 5GB; default: the source's shards."),

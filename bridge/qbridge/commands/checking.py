@@ -188,7 +188,15 @@ class Asked:
     def _remedies(self, alone: bool) -> Remedies:
         subject, allow = self.subject, self.subject.findings.allow - JUDGING
         return Remedies(
-            subject.storage, subject.source, subject.model, self.target, self.gpu, allow, subject.whole, alone
+            subject.storage,
+            subject.source,
+            subject.model,
+            self.target,
+            self.gpu,
+            allow,
+            subject.whole,
+            subject.opened,
+            alone,
         )
 
     def _codes(self, kind: str) -> list[str]:

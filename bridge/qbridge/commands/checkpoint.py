@@ -111,7 +111,7 @@ def open_checkpoint(
     findings = Findings(allowed(allow))
     where = path.url if isinstance(path, Storage) else str(path)
     with io_as_finding(where):
-        source = open_source(storage_of(path), findings)
+        source = _opened(storage_of(path), findings)
     try:
         with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
@@ -131,6 +131,15 @@ def open_checkpoint(
     _LOG.info("opened %s: %d bytes in %d tensors, %d files", path, size, len(source.tensors), len(source.shards))
     _LOG.info("it is %s: %s; %d quantized layers", reader.NAME, match.because, len(model.specs))
     return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _opened(storage: Storage, findings: Findings) -> Source:
+    """The source of a storage, whose files and connections are closed where it is none."""
+    try:
+        return open_source(storage, findings)
+    except BaseException:
+        storage.close()
+        raise
 
 
 def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:

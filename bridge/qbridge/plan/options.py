@@ -47,6 +47,7 @@ class Options:
     - `jobs`: threads; 0: one for each core.
     - `memory`: bytes to work in beyond the idle program's, `LEAST_MEMORY` or more.
     - `proof`: what is written is read back and compared.
+    - `card`: README.md says what was done (convert); without it the source's is carried over as it is.
     """
 
     tp: tuple[int, ...] = (1,)
@@ -62,6 +63,7 @@ class Options:
     jobs: int = 0
     memory: int = MEMORY
     proof: bool = True
+    card: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning, and values of another type (TypeError)."""
@@ -116,6 +118,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "jobs": (int,),
     "memory": (int,),
     "proof": (bool,),
+    "card": (bool,),
 }
 
 

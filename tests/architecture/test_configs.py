@@ -31,10 +31,8 @@ READERS = {
     "4": Reader((4,)),
     "5": Reader((5,)),
     "both": Reader(),
-    **{
-        name: find_target(name).reader
-        for name in ("lmdeploy", "lmdeploy@0.6.2", "sglang", "vllm", "vllm@0.5.4", "dense")
-    },
+    **{name: find_target(name).reader for name in ("lmdeploy", "lmdeploy@0.6.2", "sglang", "vllm", "vllm@0.5.4")},
+    "dense": find_target("dense").reader,
 }
 NEW = {**KINDS, **NEW_KINDS}
 

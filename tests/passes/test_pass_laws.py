@@ -18,6 +18,7 @@ from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.dequantize import Dequantize
 from qbridge.passes.dynamic_inputs import DynamicInputs
+from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.invert import Invert
 from qbridge.passes.pad import Pad
 from qbridge.passes.plain import PlainInputs
@@ -47,6 +48,7 @@ MEANT = [
     (DynamicInputs(allowed=True), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F32)),
     (DynamicInputs(allowed=True), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.BF16)),
     (Dequantize(DType.BF16), spec()),
+    (FoldZeros(5), ZEROS),
     (Pad(8, 96), spec()),
     (Pad(8, 80), ZEROS),
     (PlainInputs(allowed=True), spec(bits=8, group=None, activation=LIMITED)),
@@ -75,6 +77,7 @@ def test_a_pass_keeps_the_laws_and_is_recorded(step, meant):
     [
         (Symmetrize(), ZEROS),
         (Regroup(None), spec()),
+        (FoldZeros(4), ZEROS),
         (PlainInputs(), spec()),
         (Invert("divide"), GLOBAL),
         (DynamicInputs(), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F16)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.parts import decode
+from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
+from qbridge.findings.hints import one_line
 from qbridge.findings.way import Way
 from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
 from qbridge.formats.detection import detect
@@ -19,15 +22,18 @@ from qbridge.formats.registry import find, load, registry, report_unusable, snif
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
-from qbridge.plan.options import allowed, typed
+from qbridge.plan.options import allowed
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
+from qbridge.source.storage import Storage
 from qbridge.targets.registry import source_formats
+
+_LOG = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Checkpoint:
     """A checkpoint in its canonical form; use it in a `with`, or close it.
 
@@ -63,6 +69,9 @@ class Checkpoint:
         """Close the files."""
         self.source.close()
 
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.format}, {len(self.specs)} layers, {len(self.model.tensors)} other tensors")
+
     def __enter__(self) -> Checkpoint:
         return self
 
@@ -82,9 +91,14 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
+@checked
 @no_garbage()
 def open_checkpoint(
-    path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True, plans: bool = False
+    path: PathLike | Storage,
+    format: str | None = None,
+    allow: Iterable[str] = (),
+    strict: bool = True,
+    plans: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
@@ -92,13 +106,14 @@ def open_checkpoint(
     finds wrong is among the findings instead.
     With `plans` the small values that were read are held for the plan that is made next.
     """
-    typed("path", path, str, os.PathLike)
-    typed("the format of the source", format, str, type(None))
+    if not isinstance(path, Storage):
+        typed("path", path, str, os.PathLike)
     findings = Findings(allowed(allow))
-    with io_as_finding(str(path)):
-        source = open_source(storage_of(path), findings)
+    where = path.url if isinstance(path, Storage) else str(path)
+    with io_as_finding(where):
+        source = _opened(storage_of(path), findings)
     try:
-        with io_as_finding(str(path)), source.remembering(forget=not plans, room=None if plans else FEW):
+        with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
             judge_blocks(source, findings)
@@ -112,7 +127,19 @@ def open_checkpoint(
     except BaseException:
         source.close()
         raise
+    size = sum(tensor.end - tensor.begin for tensor in source.tensors.values())
+    _LOG.info("opened %s: %d bytes in %d tensors, %d files", path, size, len(source.tensors), len(source.shards))
+    _LOG.info("it is %s: %s; %d quantized layers", reader.NAME, match.because, len(model.specs))
     return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _opened(storage: Storage, findings: Findings) -> Source:
+    """The source of a storage, whose files and connections are closed where it is none."""
+    try:
+        return open_source(storage, findings)
+    except BaseException:
+        storage.close()
+        raise
 
 
 def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:

@@ -28,6 +28,8 @@ PARTS = {
 }
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+# Parameters of a quantized matrix, by method.
+CODES = frozenset({"weight", "weight_packed", "qweight"})
 
 
 def by_path(path: Path) -> Any:
@@ -137,11 +139,7 @@ class Shares:
             try:
                 if any(key.startswith("w13_") for key in p):
                     self._experts(name, module, p)
-                elif getattr(module, "quant_method", None) is not None and {
-                    "weight",
-                    "weight_packed",
-                    "qweight",
-                } & set(p):
+                elif getattr(module, "quant_method", None) is not None and CODES & set(p):
                     self._linear(name, module, p)
             except (ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
                 self.undecoded.append(f"{name}: {type(error).__name__}: {error}"[:200])
@@ -164,11 +162,8 @@ class Shares:
         copies = getattr(module, "num_kv_head_replicas", 1)
         for number, part in enumerate(matrix.split(sizes)):
             label = f"{parent}.{parts[number]}" if len(parts) == len(sizes) else f"{name}[{number}]"
-            self.found[name if len(sizes) == 1 else label] = (
-                part,
-                axis,
-                copies if number and leaf == "qkv_proj" else 1,
-            )
+            repeated = copies if number and leaf == "qkv_proj" else 1
+            self.found[name if len(sizes) == 1 else label] = part, axis, repeated
 
     def _experts(self, name: str, module: Any, p: dict[str, Any]) -> None:
         width, hidden = module.intermediate_size_per_partition, module.hidden_size

@@ -35,15 +35,24 @@ def is_finished(
 
     Two fine-tunes of one model are alike in all but values, so the proof that follows each writing is made here too.
     """
-    return _looks_finished(dst, source, shards, documents, sides) and _has_values(dst, source, plan, shards, effort)
+    index = len(shards) > 1 and not plan.metadata
+    return _looks_finished(dst, source, shards, documents, sides, index) and _has_values(dst, source, plan, shards, effort)
 
 
 def _looks_finished(
-    dst: Path, source: Source, shards: Sequence[Shard], documents: Mapping[str, Document], sides: Sequence[str]
+    dst: Path,
+    source: Source,
+    shards: Sequence[Shard],
+    documents: Mapping[str, Document],
+    sides: Sequence[str],
+    index: bool,
 ) -> bool:
-    """Whether `dst` has the headers, documents and side files that a conversion writes, later than its source."""
+    """Whether `dst` has the headers, documents and side files that a conversion writes, later than its source.
+
+    With `index` there is one of the tensors, too.
+    """
     texts = {name: text_of(value) for name, value in documents.items()}
-    if len(shards) > 1:
+    if index:
         texts[INDEX] = text_of(index_of(shards))
     wanted = {shard.name for shard in shards} | set(sides)
     try:

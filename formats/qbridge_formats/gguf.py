@@ -22,7 +22,7 @@ from math import gcd
 from typing import Any
 
 from qbridge.architecture.gguf_names import GgufNames, GgufPlace, known_classes
-from qbridge.architecture.names import module_of
+from qbridge.architecture.names import is_kv_scale, module_of
 from qbridge.codecs.arrays import AsFloat32
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
 from qbridge.findings.finding import Findings
@@ -45,11 +45,14 @@ from qbridge.passes import Pass
 from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
+from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
 from qbridge_formats._shared.gguf_vocabulary import no_vocabulary, vocabulary
 
 NAME = "gguf"
+WRITE_ONLY = True
+KEEPS_INPUT_DETAILS = True  # inputs are quantized by llama.cpp in its own way, in whatever detail they were
 SUMMARY = "GGUF of llama.cpp: blocks of scales and codes, with names, numbers and tokenizer"
 ALIASES: tuple[str, ...] = ()
 
@@ -65,7 +68,7 @@ _GROUP, _WIDE_GROUP = 32, 64
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the container."""
-    return "it lies in no GGUF file"
+    return "GGUF files are described (qbridge inspect FILE), and not read"
 
 
 def read(source: Source, findings: Findings) -> Model:
@@ -116,7 +119,7 @@ def _slot(where: GgufPlace, ending: str, dtype: DType, shape: tuple[int, ...], c
 
 
 def settle(model: Model) -> Model:
-    """Every layer at its place; unquantized tensors under their names, in the dtypes and orders that they have there."""
+    """Every layer at its place; unquantized tensors under the names, dtypes and orders that they have there."""
     names = _names(model)
     if isinstance(names, str):
         return model  # refused
@@ -154,7 +157,9 @@ def _moved(name: str, info: TensorInfo, where: GgufPlace, leaf: str) -> Rearrang
     spec = Spec(name, *dims, scheme, info.dtype)
     dtype = DType.F32 if widened else info.dtype
     codec = _paired(AsFloat32(info.dtype) if widened else PLAIN, where if rows else GgufPlace(""))
-    return Rearranged(spec, Slot(info.stored, info.dtype, info.shape), _slot(where, f".{leaf}", dtype, info.shape, codec))
+    return Rearranged(
+        spec, Slot(info.stored, info.dtype, info.shape), _slot(where, f".{leaf}", dtype, info.shape, codec)
+    )
 
 
 def config(model: Model) -> dict[str, Any]:
@@ -203,13 +208,17 @@ def _whole_rows(spec: Spec, model: Model) -> Problem | None:
 
 
 def _weights_alone(spec: Spec, model: Model) -> Problem | None:
-    if spec.activation is not None:
-        return Problem((f"{spec.scheme}: llama.cpp quantizes inputs in its own way",))
     if spec.g_idx:
         return Problem((f"{spec.scheme}: its blocks are of neighbours",))
     if spec.weight.type == "e2m1" and spec.weight.group_size not in (16, 32):
         return Problem((f"weights {spec.weight}: its groups of e2m1 are of 16 and 32",))
     return None if spec.weight.type in ("int", "e2m1") else Problem((f"weights {spec.weight}: it has no such codes",))
+
+
+def _inputs(spec: Spec, model: Model) -> Problem | None:
+    if spec.activation is None:
+        return None
+    return Problem((f"activations {spec.activation}: llama.cpp quantizes inputs in its own way",))
 
 
 def _zero_points(spec: Spec, model: Model) -> Problem | None:
@@ -249,7 +258,9 @@ def _group(spec: Spec, model: Model) -> Problem | None:
 
 def _scales(spec: Spec, model: Model) -> Problem | None:
     wanted = STRUCTS[block_of(spec) or "Q4_0"].scale_dtype
-    return None if spec.scale_dtype is wanted else Problem((f"scales are {spec.scale_dtype}, its blocks have {wanted}",))
+    return (
+        None if spec.scale_dtype is wanted else Problem((f"scales are {spec.scale_dtype}, its blocks have {wanted}",))
+    )
 
 
 def _recast(spec: Spec, model: Model) -> Pass:
@@ -262,7 +273,7 @@ def _named(model: Model) -> Iterator[Problem]:
     if isinstance(names, str):
         yield Problem((names,), where=("config.json",))
         return
-    modules = {*model.specs, *(module_of(name)[0] for name in model.tensors)}
+    modules = {*model.specs, *(module_of(name)[0] for name in model.tensors if not is_kv_scale(name))}
     if lost := sorted(module for module in modules if names.place(module) is None):
         yield Problem((f"{names.architecture} of llama.cpp has no place for them",), where=tuple(lost))
 
@@ -288,6 +299,7 @@ def _stacks(model: Model) -> Iterator[Problem]:
 
 RULES: tuple[Rule, ...] = (
     LayerRule("QB110", first_of(_weights_alone, _whole_rows, no_blocks("GGUF")), _BLOCKS),
+    LayerRule("QB110", _inputs, _BLOCKS, lambda spec, model: UnquantizedInputs()),
     scales_per_row("GGUF", _BLOCKS),
     LayerRule("QB110", _zero_points, _BLOCKS, _folded),
     LayerRule("QB110", _width, _BLOCKS, _widened),

@@ -7,6 +7,7 @@ Source: llama.cpp b10359, tools/gguf-split/gguf-split.cpp.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ _KINDS: Mapping[type, int] = {bool: BOOL, int: UINT32, float: _FLOAT32}
 def gguf_shards(
     outputs: Sequence[OutputTensor], metadata: Mapping[str, Any], max_size: int | None = None
 ) -> list[Shard]:
-    """model.gguf, or splits at the source's shard boundaries or filled up to `max_size` bytes of data."""
-    groups = in_groups(outputs, max_size)
+    """model.gguf, or splits that are filled up to `max_size` bytes of data."""
+    groups = in_groups(outputs, sys.maxsize if max_size is None else max_size)
     count = len(groups)
     names = [STEM + SUFFIX] if count == 1 else [split_name(STEM, number, count) for number in range(count)]
     shards = []

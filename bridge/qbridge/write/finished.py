@@ -36,7 +36,9 @@ def is_finished(
     Two fine-tunes of one model are alike in all but values, so the proof that follows each writing is made here too.
     """
     index = len(shards) > 1 and not plan.metadata
-    return _looks_finished(dst, source, shards, documents, sides, index) and _has_values(dst, source, plan, shards, effort)
+    return _looks_finished(dst, source, shards, documents, sides, index) and _has_values(
+        dst, source, plan, shards, effort
+    )
 
 
 def _looks_finished(

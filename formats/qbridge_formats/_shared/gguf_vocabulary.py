@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qbridge.source.reader import TOKENIZER, Source
+from qbridge.source.reader import Source
 
 TOKENIZER_JSON, SENTENCEPIECE, TEMPLATE = "tokenizer.json", "tokenizer.model", "chat_template.jinja"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

@@ -19,8 +19,8 @@ ENTRIES = (
     Code(
         "QB117",
         "this model has no names in GGUF here",
-        "Its class, one of its modules, or a number of its config has no counterpart in the table of llama.cpp's names, "
-        "or experts that share a tensor there are of several types.",
+        "Its class, one of its modules, or a number of its config has no counterpart in the table of llama.cpp's "
+        "names, or experts that share a tensor there are of several types.",
         "llama.cpp builds a model from names and numbers: a wrong one loads another model, or none.",
         "DeepseekV3ForCausalLM; rope of type longrope; a layer without experts among those with",
         "This model needs llama.cpp's own converter (convert_hf_to_gguf.py), which is not supported here yet.",
@@ -29,7 +29,7 @@ ENTRIES = (
     Code(
         "QB118",
         "the tokenizer is not known, and GGUF holds one",
-        "Neither tokenizer.model is there nor a tokenizer.json of byte-level BPE whose pre-tokenizer llama.cpp knows.",
+        "There is no tokenizer.model, and no tokenizer.json of byte-level BPE whose pre-tokenizer llama.cpp knows.",
         "llama.cpp reads no other file: without it, it takes and gives numbers of tokens alone, and no text.",
         "a tokenizer.json of WordPiece, or with a pattern of its own",
         "Write the model without a tokenizer where only numbers of tokens are needed.",

@@ -71,7 +71,7 @@ def check(
     sizes = tuple(dict.fromkeys(Options.of(wanted, tp).tp))
     findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
     device = gpu_of(gpu)
-    subject = Subject.of(str(src), source, findings)
+    subject = Subject.of(src, source, findings)
     name = target.strip().lower() if releases else wanted.name
     asked = Asked.of(subject, name, wanted, releases or (wanted,), device)
     if isinstance(tp, int):
@@ -189,7 +189,7 @@ class Asked:
     def _remedies(self, alone: bool) -> Remedies:
         subject, allow = self.subject, self.subject.findings.allow - JUDGING
         return Remedies(
-            subject.path, subject.source, subject.model, self.target, self.gpu, allow, subject.whole, alone
+            subject.storage, subject.source, subject.model, self.target, self.gpu, allow, subject.whole, alone
         )
 
     def _codes(self, kind: str) -> list[str]:

@@ -22,6 +22,7 @@ from qbridge.ir.model import Model
 from qbridge.plan.options import allowed, typed
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
+from qbridge.source.storage import Storage
 from qbridge.targets.registry import source_formats
 
 PathLike = str | os.PathLike[str]
@@ -84,7 +85,11 @@ def no_garbage() -> Iterator[None]:
 
 @no_garbage()
 def open_checkpoint(
-    path: PathLike, format: str | None = None, allow: Iterable[str] = (), strict: bool = True, plans: bool = False
+    path: PathLike | Storage,
+    format: str | None = None,
+    allow: Iterable[str] = (),
+    strict: bool = True,
+    plans: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
@@ -92,13 +97,15 @@ def open_checkpoint(
     finds wrong is among the findings instead.
     With `plans` the small values that were read are held for the plan that is made next.
     """
-    typed("path", path, str, os.PathLike)
+    if not isinstance(path, Storage):
+        typed("path", path, str, os.PathLike)
     typed("the format of the source", format, str, type(None))
     findings = Findings(allowed(allow))
-    with io_as_finding(str(path)):
+    where = path.url if isinstance(path, Storage) else str(path)
+    with io_as_finding(where):
         source = open_source(storage_of(path), findings)
     try:
-        with io_as_finding(str(path)), source.remembering(forget=not plans, room=None if plans else FEW):
+        with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
             judge_blocks(source, findings)

@@ -110,8 +110,9 @@ def convert(
         memory=memory,
         proof=proof,
     )
-    there, out = Path(src), Path(dst)
+    out = Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
+        there = opened.source.storage.path()
         if not dry_run:
             recover(out, there)
         stands = _may_be_finished(out, overwrite)
@@ -132,7 +133,7 @@ def convert(
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
         judge_card(opened.source, named(opened.format), plan.format, opened.findings)
-    report = Report.of_plan(there, out, opened, plan, shards, dry_run, start, max(options.tp))
+    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
 
 
@@ -212,7 +213,7 @@ def write(
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum(source.file(name).size for name in sides)
     links: dict[str, int] = {}
-    with staged(dst, Path(source.url), overwrite, _identity(source, shards, documents), size) as stage:
+    with staged(dst, source.storage.path(), overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
             links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
     if SYMBOLIC in links:

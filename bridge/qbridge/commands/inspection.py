@@ -60,7 +60,7 @@ def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] =
             for scheme, specs in schemes(model).items()
         ]
         return Inspection(
-            path=str(Path(path)),
+            path=opened.source.url,
             format=opened.format,
             because=opened.because,
             architecture=model.architecture,

@@ -23,6 +23,7 @@ from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
 from qbridge.source.folder import model_name
 from qbridge.source.opening import MANIFEST
+from qbridge.source.storage import Storage
 from qbridge.targets.gpus import Gpu
 from qbridge.targets.target import Target
 
@@ -85,7 +86,7 @@ class Remedies:
     headers alone refuse. Where there are no weights, `whole` is False, and headers are all that there is to ask.
     """
 
-    src: str
+    storage: Storage
     source: str | None
     model: Model
     target: Target
@@ -204,7 +205,7 @@ class Remedies:
 
         Where a manifest leads back to other layers, headers are not all that there is.
         """
-        if (Path(self.src) / MANIFEST).is_file():
+        if self.storage.has(MANIFEST):
             return ()
         return _codes(refusal(self.model, self.target, self.allow | _OFFERED, options))
 
@@ -229,7 +230,7 @@ class Remedies:
     def _open(self, allow: frozenset[str]) -> Checkpoint:
         """The checkpoint with findings of its own; its small values are read once for all that is tried."""
         if allow not in self._opened:
-            opened = open_checkpoint(self.src, self.source, allow, plans=True)
+            opened = open_checkpoint(self.storage, self.source, allow, plans=True)
             self._stack.enter_context(opened)
             self._stack.enter_context(opened.source.remembering())
             look_at_values(opened)
@@ -250,8 +251,8 @@ class Remedies:
         words = [
             "qbridge",
             "convert",
-            shlex.quote(self.src),
-            shlex.quote(new_folder(self.src, self.target.engine, *way.keyword)),
+            shlex.quote(self.storage.url),
+            shlex.quote(new_folder(self.storage.url, self.target.engine, *way.keyword)),
             "--to",
             self.target.name,
         ]

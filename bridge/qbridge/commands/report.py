@@ -75,7 +75,7 @@ class Report:
     @classmethod
     def of_plan(
         cls,
-        src: Path,
+        src: str,
         dst: Path,
         opened: Checkpoint,
         plan: Plan,
@@ -93,7 +93,7 @@ class Report:
             for step in layer.passes:
                 passes[step.name] = passes.get(step.name, 0) + 1
         return cls(
-            source=str(src),
+            source=src,
             destination=str(dst),
             source_format=opened.format,
             because=opened.because,

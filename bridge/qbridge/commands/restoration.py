@@ -50,8 +50,9 @@ def restore(
     """
     start = time.monotonic()
     effort = Effort.of(Options(jobs=jobs, memory=memory, proof=proof))
-    there, out = Path(src), Path(dst)
+    out = Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
+        there = opened.source.storage.path()
         if not dry_run:
             recover(out, there)
         stands = not overwrite and (out / "config.json").is_file()
@@ -59,7 +60,7 @@ def restore(
             check_destination(out, there, overwrite)
         recorded = manifest.load(opened.source)
         if recorded is None:
-            raise error("QB036", str(there))
+            raise error("QB036", opened.source.url)
         opened = replace(opened, model=manifest.with_unquantized(opened.model, recorded))
         plan = _plan(opened, recorded)
         judge(opened.model, opened.source.tensors, opened.findings)
@@ -73,7 +74,7 @@ def restore(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, effort, progress)
-    report = Report.of_plan(there, out, opened, plan, shards, dry_run, start)
+    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start)
     return replace(report, command="restore", links=links, already_done=stands)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
@@ -95,8 +94,8 @@ def verify(
                 findings.add(code, name, facts)
             advance.past(name)
     return Verification(
-        a=str(Path(a)),
-        b=str(Path(b)),
+        a=left.source.url,
+        b=right.source.url,
         formats=(left.format, right.format),
         identical=kinds["identical"],
         equal=kinds["equal"],

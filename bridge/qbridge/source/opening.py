@@ -41,8 +41,10 @@ from qbridge.source.weight_files import (
 MANIFEST = "qbridge.json"
 
 
-def storage_of(path: str | os.PathLike[str]) -> Storage:
+def storage_of(path: str | os.PathLike[str] | Storage) -> Storage:
     """Where the files of a checkpoint lie; QBridgeError (QB001) with what the path is if it is none."""
+    if isinstance(path, Storage):
+        return path
     folder = Folder(path)
     if not folder.has(CONFIG):
         fact, fix = no_checkpoint(Path(path))

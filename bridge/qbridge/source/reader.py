@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,15 @@ class Source:
     _remembers: bool = False
     _held: int = 0  # bytes of `_values`, at most `_room`
     _room: int = VALUES
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to another process: nothing that a thread holds, no value that was read."""
+        held = {"_own", "_values", "_known", "_remembers", "_held", "_room"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The same checkpoint, of which no value was read."""
+        Source.__init__(self, **state)
 
     @property
     def url(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from qbridge.ir.dtypes import Array
 from qbridge.source.json_text import MAX_HEADER, parse_json
 
 
+@runtime_checkable
 class Storage(Protocol):
     """Named files below one place: a folder, a repository, a bucket.
 

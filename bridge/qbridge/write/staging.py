@@ -46,7 +46,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> Iterator[Stage]:
+def staged(dst: Path, src: Path | None, overwrite: bool, identity: str, size: int) -> Iterator[Stage]:
     """A stage whose folder becomes `dst` when the block ends well.
 
     `identity` tells one conversion from another: a stage of the same one is gone on with, any other is emptied.
@@ -95,7 +95,7 @@ def _clean_up(paths: Paths, journal: int, fault: BaseException) -> None:
         _remove_journal(paths)
 
 
-def recover(dst: Path, src: Path, identity: str | None = None) -> None:
+def recover(dst: Path, src: Path | None, identity: str | None = None) -> None:
     """Finish, or take back, what a killed run was doing at the moment when DST appears.
 
     A run that was cut while it moved its files into DST is finished if it was one of another `identity` than this,
@@ -104,7 +104,7 @@ def recover(dst: Path, src: Path, identity: str | None = None) -> None:
     dst = named(dst)
     for paths in (Paths(dst, inside=False), Paths(dst, inside=True)):
         left = paths.left
-        if any(src.resolve().is_relative_to(path.resolve()) for path in left):
+        if src is not None and any(src.resolve().is_relative_to(path.resolve()) for path in left):
             fact = f"it is what an earlier conversion to {dst} left, and not yet settled"
             raise error("QB031", str(src), (fact,), fix="Run that conversion again, then this one from its DST.")
         if left and left != [paths.part]:

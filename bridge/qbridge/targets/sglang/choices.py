@@ -31,7 +31,9 @@ from qbridge.targets.fusion import unlike_siblings
 from qbridge.targets.sglang import floats, parallel
 from qbridge.targets.sglang.fusion import SGLANG, words
 
-READER = Reader((5,))  # transformers 5.19.0, which the wheel requires
+# transformers 5.19.0, which the wheel requires; srt/configs/qwen3_next.py and nemotron_h.py have classes of their own
+_INTERVALS = frozenset({"qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"})
+READER = Reader((5,), hybrid=False, implied=_INTERVALS)
 _QUANT = "sglang 0.5.23, srt/layers/quantization"
 _CT = f"{_QUANT}/compressed_tensors/compressed_tensors.py"
 _INT8 = f"{_QUANT}/compressed_tensors/schemes/compressed_tensors_w8a8_int8.py"

@@ -88,6 +88,13 @@ class SGLang:
 
     def prove(self, path: str, report: dict[str, Any], rank: int = 0) -> None:
         """Load one checkpoint as a rank does and complete its report."""
+        model, config, trace = self.load(path, report, rank)
+        with self.torch.no_grad():
+            _check_marlin(model)
+        self._conclude(path, config, trace, report)
+
+    def load(self, path: str, report: dict[str, Any], rank: int = 0) -> tuple[Any, Any, Any]:
+        """(the model, its configuration, what was written where) as a rank has loaded a checkpoint."""
         from sglang.srt.configs.load_config import LoadConfig
         from sglang.srt.model_loader import loader
         from sglang.srt.model_loader.utils import set_default_torch_dtype
@@ -109,8 +116,7 @@ class SGLang:
             weights = trace.follow(loader.DefaultModelLoader(load_config)._get_all_weights(config, model))
             with trace:
                 model.load_weights(weights)
-            _check_marlin(model)
-        self._conclude(path, config, trace, report)
+        return model, config, trace
 
     def _configure(self, path: str, rank: int) -> Any:
         from sglang.srt.configs.model_config import ModelConfig

@@ -26,7 +26,6 @@ from qbridge.architecture.names import is_kv_scale, module_of
 from qbridge.codecs.arrays import AsFloat32
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
 from qbridge.findings.finding import Findings
-from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import (
     first_of,
     global_scales,
@@ -48,10 +47,10 @@ from qbridge.passes.regroup import Regroup
 from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
+from qbridge_formats._shared.gguf_reading import read_model
 from qbridge_formats._shared.gguf_vocabulary import no_vocabulary, vocabulary
 
 NAME = "gguf"
-WRITE_ONLY = True
 KEEPS_INPUT_DETAILS = True  # inputs are quantized by llama.cpp in its own way, in whatever detail they were
 SUMMARY = "GGUF of llama.cpp: blocks of scales and codes, with names, numbers and tokenizer"
 ALIASES: tuple[str, ...] = ()
@@ -68,12 +67,17 @@ _GROUP, _WIDE_GROUP = 32, 64
 
 def sniff(source: Source) -> Match | str:
     """Evidence: the container."""
-    return "GGUF files are described (qbridge inspect FILE), and not read"
+    if not source.metadata:
+        return "it lies in no GGUF file"
+    kinds = Counter(tensor.kind for tensor in source.tensors.values() if tensor.kind in STRUCTS)
+    return Match(
+        2, f"it lies in GGUF files, with {sum(kinds.values())} tensors of {', '.join(sorted(kinds)) or 'no'} blocks"
+    )
 
 
 def read(source: Source, findings: Findings) -> Model:
-    """No layer at all (QB010): such files are described, and not read."""
-    return assemble(NAME, source, source.config, {}, findings)
+    """The model under the names of transformers, experts one by one; float32 tensors of one dim stay such."""
+    return read_model(NAME, source, findings)
 
 
 def block_of(spec: Spec) -> str:

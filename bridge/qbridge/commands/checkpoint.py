@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.gguf_names import config_of
 from qbridge.codecs.parts import decode
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
 from qbridge.findings.way import Way
@@ -55,8 +56,13 @@ class Checkpoint:
     def tensor(self, name: str) -> Array:
         """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name.
 
-        It goes by its name in `model.tensors`, or by the one on disk where that is another.
+        It goes by its name in `model.tensors`, or by the one on disk where that is another. Rows that lie in another
+        order on disk are in their own.
         """
+        if linear := self.model.rearranged.get(name):
+            (dtype, shape), info = linear.spec.parts()["code"], self.model.tensors[name]
+            found = linear.read.codec.decode(self.source.read(linear.read.tensor), dtype, shape)
+            return found.reshape(info.shape)
         listed = self.model.tensors.get(name)
         return self.source.read(name if listed is None else listed.stored)
 
@@ -104,6 +110,8 @@ def open_checkpoint(
     where = path.url if isinstance(path, Storage) else str(path)
     with io_as_finding(where):
         source = open_source(storage_of(path), findings)
+        if source.metadata and not source.config:
+            _take_config(source, findings)
     try:
         with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
@@ -120,6 +128,18 @@ def open_checkpoint(
         source.close()
         raise
     return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _take_config(source: Source, findings: Findings) -> None:
+    """The config that the metadata of files give, where no config.json lies beside them; QBridgeError (QB117)."""
+    embedding = source.tensors.get("token_embd.weight")
+    vocabulary = embedding.shape[0] if embedding else 0
+    try:
+        source.config = config_of(source.metadata, vocabulary, "output.weight" not in source.tensors)
+    except ValueError as fault:
+        findings.add("QB117", source.url, (str(fault), "no config.json lies beside it"))
+        findings.stop_on_errors()
+    findings.add("QB120", source.url)
 
 
 def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:

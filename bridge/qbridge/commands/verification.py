@@ -23,7 +23,7 @@ from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
 from qbridge.commands.restructured import align, one_by_one, without_grafts
-from qbridge.commands.unquantized import unlike_weights
+from qbridge.commands.unquantized import unlike_tensors, unlike_weights
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
@@ -187,9 +187,12 @@ class _Comparison:
 
     def _tensor(self, name: str) -> tuple[str, ...]:
         here, there = self.left.model.tensors[name], self.right.model.tensors[name]
-        if (here.dtype, here.shape) != (there.dtype, there.shape):
-            return (f"{here.dtype}{list(here.shape)} and {there.dtype}{list(there.shape)}",)
+        if (here.dtype, here.shape) != (there.dtype, there.shape) or self._rearranged(name):
+            return unlike_tensors(self.left, self.right, name)
         return () if self._same_bytes(here.stored, there.stored) else ("its values",)
+
+    def _rearranged(self, name: str) -> bool:
+        return any(name in side.model.rearranged for side in (self.left, self.right))
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]

@@ -18,6 +18,7 @@ from qbridge.source.foreign import (
     no_checkpoint,
     pointers,
 )
+from qbridge.source.gguf_files import GgufStorage, gguf_model, gguf_path, open_gguf
 from qbridge.source.reader import Source
 from qbridge.source.safetensors import HeaderError, read_header
 from qbridge.source.storage import File, Storage
@@ -45,6 +46,8 @@ def storage_of(path: str | os.PathLike[str] | Storage) -> Storage:
     """Where the files of a checkpoint lie; QBridgeError (QB001) with what the path is if it is none."""
     if isinstance(path, Storage):
         return path
+    if gguf_path(Path(path)):
+        return GgufStorage(Path(path))
     folder = Folder(path)
     if not folder.has(CONFIG):
         fact, fix = no_checkpoint(Path(path))
@@ -54,7 +57,9 @@ def storage_of(path: str | os.PathLike[str] | Storage) -> Storage:
 
 def open_source(storage: Storage, findings: Findings) -> Source:
     """Open a checkpoint; raises QBridgeError with everything that is wrong with config, index and headers."""
-    config = _config(storage, findings)
+    config = _config(storage, findings) if storage.has(CONFIG) else {}
+    if first := gguf_model(storage):
+        return _open_gguf(storage, first, config or {}, findings)
     named, index = followed_index(storage, findings)
     findings.stop_on_errors()
     stale = index if index and is_stale(storage, index) else None
@@ -120,6 +125,18 @@ def _open_pickled(storage: Storage, config: dict[str, Any], findings: Findings) 
     sides = _side_files(storage, names, findings)
     findings.stop_on_errors()
     return Source(storage, config, tensors, names, sides, memory)
+
+
+def _open_gguf(storage: Storage, first: str, config: dict[str, Any], findings: Findings) -> Source:
+    """The source of a model that lies in GGUF files, without what its own tensors repeat of the config."""
+    opened = open_gguf(storage, first, findings)
+    names = [file.name for file in opened.files]
+    if pointing := pointers(opened.files):
+        raise error("QB045", pointing)
+    sides = _side_files(storage, names, findings)
+    findings.stop_on_errors()
+    stamps = {file: file.stamp for file in opened.files}
+    return Source(storage, config, opened.tensors, names, sides, stamps=stamps, metadata=opened.metadata)
 
 
 def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:

@@ -1,4 +1,4 @@
-"""QB049, QB117, QB118: files of GGUF, the container of llama.cpp."""
+"""QB049, QB117 to QB120: files of GGUF, the container of llama.cpp."""
 
 from __future__ import annotations
 
@@ -35,5 +35,26 @@ ENTRIES = (
         "Write the model without a tokenizer where only numbers of tokens are needed.",
         "llama.cpp b10359, conversion/base.py (get_vocab_base_pre) and src/llama-vocab.cpp",
         allow="no-tokenizer",
+    ),
+    Code(
+        "QB119",
+        "blocks of these types have no exact integer form",
+        "K-quants have products of two scales and float minima, Q4_1 and Q5_1 have minima, IQ types look weights up: "
+        "none is a code of so many bits times a scale that an integer format stores.",
+        "Other codes would have to be chosen, and every weight would change.",
+        "Q4_K_M files: Q4_K and Q6_K",
+        "Take the safetensors checkpoint that the file was made from, or a file of Q4_0, Q5_0, Q8_0 or MXFP4.",
+        "llama.cpp b10359, ggml/src/ggml-common.h",
+    ),
+    Code(
+        "QB120",
+        "config.json is made from the metadata of a GGUF file, and no tokenizer is",
+        "No config.json lies beside the file. Its sizes, rope and norms are in the metadata; the tokenizer is too, in "
+        "a form of llama.cpp's own, which is not turned back into tokenizer.json.",
+        "Engines that tokenize by themselves need tokenizer.json and tokenizer_config.json of the original.",
+        "qbridge convert model-Q4_0.gguf out --to vllm",
+        "Put config.json and the tokenizer's files of the original beside the file, or into DST afterwards.",
+        "llama.cpp b10359, gguf-py/gguf/constants.py (Keys)",
+        severity="warning",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,8 +12,11 @@ import pytest
 
 import qbridge
 from ggml_reference import tensor
+from gguf_files import entry, gguf
+from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales
 from qbridge.findings.finding import Findings
-from qbridge.ir.dtypes import to_float64
+from qbridge.ir.dtypes import DType, to_float64
+from qbridge.ir.floats import VALUES
 from qbridge.ir.values import dequantize
 from qbridge.source.folder import Folder
 from qbridge.source.ggml_types import TYPES
@@ -260,3 +264,83 @@ def test_the_command_says_what_it_did(tmp_path):
     assert done.returncode == 0 and "model.gguf" in done.stdout
     shown = cli("inspect", tmp_path / "out/model.gguf")
     assert "14 layers: Q8_0" in shown.stdout
+
+
+GOLDENS = sorted((ROOT / "fixtures/gguf").glob("*/model.gguf"))
+
+
+@pytest.mark.parametrize("file", GOLDENS, ids=lambda file: file.parent.name)
+def test_blocks_have_the_values_that_the_tool_gives_them(file):
+    expected = json.loads((file.parent / "expected.json").read_text())["weights"]
+    data, header = file.read_bytes(), read_gguf(File(Folder(file.parent), file.name))
+    assert expected.keys() == {name for name, info in header.tensors.items() if TYPES[info.kind].dtype is None}
+    for name, wanted in expected.items():
+        info = header.tensors[name]
+        struct, rows = STRUCTS[info.kind], (-1, info.shape[-1])
+        stored = np.frombuffer(data[info.begin : info.end], np.uint8).reshape(rows)
+        dims = (stored.shape[0], wanted["shape"][-1])
+        float4 = info.kind in ("MXFP4", "NVFP4")
+        codes = BlockCodes(info.kind).decode(stored, DType.U8 if float4 else DType.I8, dims)
+        group = struct.group or struct.elements
+        scales = BlockScales(info.kind).decode(stored, struct.scale_dtype, (dims[0], dims[1] // group))
+        values = VALUES["e2m1"][codes] if float4 else codes.astype(np.float64)
+        values = (values * np.repeat(to_float64(scales, struct.scale_dtype), group, axis=1)).astype("<f4")
+        values += np.float32(0)  # -0 as 0
+        assert hashlib.sha256(values.tobytes()).hexdigest() == wanted["sha256"], name
+
+
+@pytest.mark.parametrize("file", GOLDENS, ids=lambda file: file.parent.name)
+def test_a_file_is_read_under_the_names_of_transformers(file, tmp_path):
+    (tmp_path / "model.gguf").symlink_to(file)
+    with qbridge.open(file) as opened:
+        (tmp_path / "config.json").write_text(json.dumps(opened.model.config))
+        assert {finding.code for finding in opened.findings} == {"QB120"}
+    assert differing(tmp_path, file) == set()
+
+
+@pytest.mark.parametrize(("case", "kind"), [row[:2] for row in WRITTEN[:7]], ids=[row[0] for row in WRITTEN[:7]])
+def test_there_and_back(case, kind, tmp_path):
+    src = ROOT / "fixtures" / case / "model"
+    convert(src, tmp_path / "gguf")
+    found = qbridge.verify(src, tmp_path / "gguf")
+    assert found.same, found.findings
+    target = "compressed-tensors" if kind != "Q5_0" else "dense"
+    qbridge.convert(tmp_path / "gguf", tmp_path / "back", target)
+    if target != "dense":
+        assert qbridge.verify(tmp_path / "gguf", tmp_path / "back").same
+
+
+def test_types_without_an_integer_form_are_refused(tmp_path):
+    blocks = np.zeros(2 * 144, np.uint8)
+    data = gguf(llama(), [entry("blk.0.ffn_up.weight", (256, 2), 12, 0)], blocks.tobytes())
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.open(tmp_path / "model.gguf")
+    assert "QB119" in codes(excinfo) and "Q4_K" in str(excinfo.value)
+
+
+def llama(**changes):
+    """Metadata of a small Llama."""
+    sizes = {"block_count": 1, "context_length": 64, "embedding_length": 64, "feed_forward_length": 64}
+    sizes |= {"attention.head_count": 1, "attention.head_count_kv": 1, "attention.layer_norm_rms_epsilon": 1e-5}
+    return {"general.architecture": "llama", **{f"llama.{key}": value for key, value in (sizes | changes).items()}}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"general.architecture": "mamba"},
+        llama(**{"attention.scale": 0.5}),
+        llama(**{"rope.dimension_count": 32}),
+        llama(**{"attention.head_count": 0}),
+        llama(**{"attention.layer_norm_rms_epsilon": 5}),
+        {key: value for key, value in llama().items() if "embedding" not in key},
+    ],
+)
+def test_metadata_that_say_another_model_are_refused(metadata, tmp_path):
+    matrix = entry("blk.0.ffn_up.weight", (64, 2), 2, 0)
+    (tmp_path / "model.gguf").write_bytes(gguf(metadata or {"general.name": "x"}, [matrix], bytes(96)))
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.open(tmp_path / "model.gguf")
+    assert "QB117" in codes(excinfo)

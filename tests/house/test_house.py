@@ -55,7 +55,7 @@ def test_format_ids_files_fixtures_tests_and_docs_agree():
     of_several |= {"unquantized"}
     assert stems("tests/formats", "test_*.py") == IDS | of_several
     assert stems("docs/formats", "*.md") == IDS
-    written_only = {"dense", "gguf"}
+    written_only = {"dense"}
     assert {p.name for p in (ROOT / "fixtures").iterdir() if p.is_dir()} - {"makers"} == IDS - written_only
 
 

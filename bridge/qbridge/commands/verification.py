@@ -187,16 +187,14 @@ class _Comparison:
 
     def _tensor(self, name: str) -> tuple[str, ...]:
         here, there = self.left.model.tensors[name], self.right.model.tensors[name]
-        if (here.dtype, here.shape) != (there.dtype, there.shape) or self._rearranged(name):
+        rearranged = any(name in side.model.rearranged for side in (self.left, self.right))
+        if rearranged or (here.dtype, here.shape) != (there.dtype, there.shape):
             return unlike_tensors(self.left, self.right, name)
         return () if self._same_bytes(here.stored, there.stored) else ("its values",)
 
-    def _rearranged(self, name: str) -> bool:
-        return any(name in side.model.rearranged for side in (self.left, self.right))
-
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense for spec in specs):
+        if any(spec.weight.is_dense for spec in specs) or _one_is_folded(*specs):
             facts = unlike_weights(self.left.layer(name), self.right.layer(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
@@ -309,6 +307,11 @@ def _cropped(layer: Layer, dims: tuple[int, int]) -> Layer:
     if layer.spec.dims == dims:
         return layer
     return Pad(*layer.spec.dims).undo(layer, replace(layer.spec, out_features=dims[0], in_features=dims[1]))
+
+
+def _one_is_folded(a: Spec, b: Spec) -> bool:
+    """Whether only one of two layers of integers has zero-points, so that their codes cannot be the same."""
+    return a.weight.symmetric is not b.weight.symmetric and (a.activation, a.dims) == (b.activation, b.dims)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:

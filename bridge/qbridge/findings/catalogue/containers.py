@@ -49,8 +49,8 @@ ENTRIES = (
     Code(
         "QB120",
         "config.json is made from the metadata of a GGUF file, and no tokenizer is",
-        "No config.json lies beside the file. Its sizes, rope and norms are in the metadata; the tokenizer is too, in "
-        "a form of llama.cpp's own, which is not turned back into tokenizer.json.",
+        "No config.json lies beside the file. Its sizes, rope and norms are in the metadata; the tokenizer is too, "
+        "in a form of llama.cpp's own, which is not turned into tokenizer.json.",
         "Engines that tokenize by themselves need tokenizer.json and tokenizer_config.json of the original.",
         "qbridge convert model-Q4_0.gguf out --to vllm",
         "Put config.json and the tokenizer's files of the original beside the file, or into DST afterwards.",

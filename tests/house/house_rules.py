@@ -25,6 +25,7 @@ ORDER = (
     {"write"},
     {"commands"},
     {"render", "progress", "testing"},
+    {"display"},
     {"cli"},
     {"__main__"},
 )
@@ -35,7 +36,7 @@ FACES = {"findings", "ir", "formats", "targets", "testing"}  # their __init__ sa
 # (file, what it may name), each with the reason.
 NAMES_ALLOWED = {
     # the public options --dtype and dtype= go with one target, which is the format dense
-    ("bridge/qbridge/cli.py", "dense"),
+    ("bridge/qbridge/cli/converting.py", "dense"),
     ("bridge/qbridge/plan/options.py", "dense"),
     # mlp_layer_types of transformers: a layer is "dense" or "sparse"; leaf names of Falcon's and Phi's attention
     ("bridge/qbridge/architecture/classes.py", "dense"),

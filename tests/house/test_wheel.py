@@ -20,7 +20,7 @@ def test_wheel_installs_and_converts_outside_the_checkout(tmp_path, fixtures):
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"qbridge/cli.py", "qbridge/py.typed", "qbridge_formats/smooth_quant.py"} <= set(names)
+    assert {"qbridge/cli/program.py", "qbridge/py.typed", "qbridge_formats/smooth_quant.py"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"qbridge", "qbridge_formats"}
 
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)

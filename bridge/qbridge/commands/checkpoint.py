@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.gguf_names import config_of
 from qbridge.codecs.parts import decode
+from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
+from qbridge.findings.hints import one_line
 from qbridge.findings.way import Way
 from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
 from qbridge.formats.detection import detect
@@ -20,16 +23,18 @@ from qbridge.formats.registry import find, load, registry, report_unusable, snif
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
-from qbridge.plan.options import allowed, typed
+from qbridge.plan.options import allowed
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
 from qbridge.source.storage import Storage
 from qbridge.targets.registry import source_formats
 
+_LOG = logging.getLogger(__name__)
+
 PathLike = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Checkpoint:
     """A checkpoint in its canonical form; use it in a `with`, or close it.
 
@@ -70,6 +75,9 @@ class Checkpoint:
         """Close the files."""
         self.source.close()
 
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.format}, {len(self.specs)} layers, {len(self.model.tensors)} other tensors")
+
     def __enter__(self) -> Checkpoint:
         return self
 
@@ -89,6 +97,7 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
+@checked
 @no_garbage()
 def open_checkpoint(
     path: PathLike | Storage,
@@ -105,11 +114,10 @@ def open_checkpoint(
     """
     if not isinstance(path, Storage):
         typed("path", path, str, os.PathLike)
-    typed("the format of the source", format, str, type(None))
     findings = Findings(allowed(allow))
     where = path.url if isinstance(path, Storage) else str(path)
     with io_as_finding(where):
-        source = open_source(storage_of(path), findings)
+        source = _opened(storage_of(path), findings)
         if source.metadata and not source.config:
             _take_config(source, findings)
     try:
@@ -127,6 +135,9 @@ def open_checkpoint(
     except BaseException:
         source.close()
         raise
+    size = sum(tensor.end - tensor.begin for tensor in source.tensors.values())
+    _LOG.info("opened %s: %d bytes in %d tensors, %d files", path, size, len(source.tensors), len(source.shards))
+    _LOG.info("it is %s: %s; %d quantized layers", reader.NAME, match.because, len(model.specs))
     return Checkpoint(source, model, reader.NAME, match.because, findings)
 
 
@@ -140,6 +151,15 @@ def _take_config(source: Source, findings: Findings) -> None:
         findings.add("QB117", source.url, (str(fault), "no config.json lies beside it"))
         findings.stop_on_errors()
     findings.add("QB120", source.url)
+
+
+def _opened(storage: Storage, findings: Findings) -> Source:
+    """The source of a storage, whose files and connections are closed where it is none."""
+    try:
+        return open_source(storage, findings)
+    except BaseException:
+        storage.close()
+        raise
 
 
 def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.remedies import new_folder
-from qbridge.commands.report import SCHEMA
+from qbridge.commands.results import SCHEMA, Result
+from qbridge.findings.arguments import checked
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import error
@@ -68,8 +69,8 @@ class Meaning:
         return [(label, printable(value)) for label, value in rows if value]
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation(Result):
     """What a text means: the entry of a code, or the messages of engines that stand in it, the first one first.
 
     Neither where nothing in it is known, which is no error: `ok` says so.
@@ -90,16 +91,15 @@ class Explanation:
         )
         return {"schema": SCHEMA, "command": "explain", **answer}
 
-    def __str__(self) -> str:
+    @property
+    def line(self) -> str:
+        """The code and its title, or the messages."""
         if self.code is not None:
-            return f"{self.code.code}: {self.code.title}\n{self.code.what} {self.code.why}\n{self.code.fix}"
-        return "\n\n".join(_lines(meaning.rows) for meaning in self.messages) or UNKNOWN
+            return f"{self.code.code}, {self.code.title}"
+        return "; ".join(f"{meaning.engine}: {meaning.line}" for meaning in self.messages) or "nothing known"
 
 
-def _lines(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{label:<10}  {value}" for label, value in rows)
-
-
+@checked
 def explain(text: str, src: PathLike | None = None) -> Explanation:
     """What a code (QB015) means, or the messages of engines in a line or a whole log.
 
@@ -175,12 +175,17 @@ def _placeholders(commands: Sequence[str]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+@dataclass(frozen=True, slots=True, repr=False)
+class Listing(Result):
     """Everything that `explain` knows: the codes of qbridge, and the messages of engines."""
 
     codes: Sequence[Code]
     messages: Sequence[Message]
+
+    @property
+    def line(self) -> str:
+        """How many codes and messages there are."""
+        return f"{len(self.codes)} codes, {len(self.messages)} messages of engines"
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `explain --json` prints without a text."""

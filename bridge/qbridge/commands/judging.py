@@ -13,7 +13,7 @@ from typing import Any
 from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
-from qbridge.commands.checkpoint import PathLike, open_checkpoint
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.findings.way import Advice, Way
@@ -40,7 +40,7 @@ class Subject:
 
     `path` is the place as a person named it, `storage` where its files lie; `config` is config.json as it is,
     `tensors` the names of all tensors, None where nothing names them; `findings` are what is wrong whatever the
-    target. `source` is the format that was asked for, if any.
+    target. `source` is the format that was asked for, if any; `opened` what was read of a checkpoint on a server.
     """
 
     path: str
@@ -50,16 +50,17 @@ class Subject:
     config: Mapping[str, Any]
     tensors: frozenset[str] | None
     findings: Findings
+    opened: Checkpoint | None = None
 
     @classmethod
     def of(cls, path: PathLike, source: str | None, findings: Findings) -> Subject:
         """Read a checkpoint; QBridgeError where it cannot be read at all."""
         with io_as_finding(str(path)):
             storage = storage_of(path)
-        model, config, tensors = _model(storage, source, findings)
+        model, config, tensors, opened = _model(storage, source, findings)
         if tensors is not None:
             judge(model, tensors, findings)
-        return cls(storage.url, storage, source, model, config, tensors, findings)
+        return cls(storage.url, storage, source, model, config, tensors, findings, opened if storage.is_far else None)
 
     @property
     def whole(self) -> bool:
@@ -156,7 +157,7 @@ class Judge:
 
 def _model(
     storage: Storage, source: str | None, findings: Findings
-) -> tuple[Model, Mapping[str, Any], frozenset[str] | None]:
+) -> tuple[Model, Mapping[str, Any], frozenset[str] | None, Checkpoint | None]:
     """The model from headers, with what is wrong as findings, its config.json, and the names of all its tensors.
 
     From config.json alone where there is no weight file at all, with the names that an index gives, or None.
@@ -164,7 +165,7 @@ def _model(
     try:
         with io_as_finding(storage.url), open_checkpoint(storage, source, findings.allow, strict=False) as opened:
             findings.merge(opened.findings)
-            return opened.model, opened.source.config, frozenset(opened.source.tensors)
+            return opened.model, opened.source.config, frozenset(opened.source.tensors), opened
     except QBridgeError as fault:
         bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
         if not bare or weight_files(storage):
@@ -172,7 +173,7 @@ def _model(
     model = assumed_model(storage)
     findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
     index = weight_map(storage, findings) if storage.has(INDEX) else None
-    return model, config_alone(storage), None if index is None else frozenset(index)
+    return model, config_alone(storage), None if index is None else frozenset(index), None
 
 
 def _spelling(model: Model, target: Target, findings: Findings) -> None:

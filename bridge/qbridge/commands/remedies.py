@@ -16,11 +16,12 @@ from qbridge.commands.report import tensor_bytes
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
 from qbridge.findings.way import Advice, Way
-from qbridge.ir.exactness import Exactness, weakest
+from qbridge.ir.exactness import EXACT, Exactness, weakest
 from qbridge.ir.model import Model
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
+from qbridge.source.addresses import local_name
 from qbridge.source.folder import model_name
 from qbridge.source.opening import MANIFEST
 from qbridge.source.storage import Storage
@@ -28,11 +29,10 @@ from qbridge.targets.gpus import Gpu
 from qbridge.targets.target import Target
 
 JUDGING = frozenset({"assumed-version"})  # words that mean nothing to convert
-_OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
+OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
 # Words that change what convert writes, nothing that is read.
 WRITTEN = frozenset({"drop-activation-details", "drop-kv-scales", "rounded"})
 CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
-_EXACT = (Exactness.REVERSIBLE, Exactness.EQUAL)
 Sizes = tuple[int, ...]  # tensor-parallel sizes at which an output is to be legal
 
 
@@ -56,7 +56,7 @@ class Attempt:
     @property
     def exact(self) -> bool:
         """Whether it succeeds and every weight keeps its value."""
-        return not self.codes and self.exactness in _EXACT
+        return not self.codes and self.exactness in EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class Remedies:
     """Ways out for one checkpoint, target and GPU; each is planned once. Use it in a `with`.
 
     Small values (scales, zero-points) are read for that, codes only where a pass depends on them, and nothing where
-    headers alone refuse. Where there are no weights, `whole` is False, and headers are all that there is to ask.
+    headers alone refuse, nor of a checkpoint on a server, of which `opened` is what was read. Where there are no
+    weights, `whole` is False, and headers are all that there is to ask.
     """
 
     storage: Storage
@@ -93,6 +94,7 @@ class Remedies:
     gpu: Gpu
     allow: frozenset[str]
     whole: bool
+    opened: Checkpoint | None = None
     alone: bool = True  # whether one size is asked about, so that fewer GPUs are a way out
     _attempts: dict[tuple[Sizes, Way], Attempt] = field(default_factory=dict)
     _opened: dict[frozenset[str], Checkpoint] = field(default_factory=dict)
@@ -177,8 +179,10 @@ class Remedies:
         return replace(attempt.way, command=command, note="; ".join(notes), exact=attempt.exact)
 
     def _costs(self, attempt: Attempt) -> Iterator[str]:
-        if attempt.exactness not in _EXACT:
+        if attempt.exactness not in EXACT:
             yield f"weights are {attempt.exactness}"
+        if self.storage.is_far:
+            yield "by its headers"
         for word in attempt.allow:
             yield f"{word}: {ALLOW[word]}"
 
@@ -207,21 +211,19 @@ class Remedies:
         """
         if self.storage.has(MANIFEST):
             return ()
-        return _codes(refusal(self.model, self.target, self.allow | _OFFERED, options))
+        return _codes(refusal(self.model, self.target, self.allow | OFFERED, options))
 
     def _tried(self, sizes: Sizes, way: Way, options: Options, allow: frozenset[str]) -> Attempt:
         """Plan a conversion; where words of --allow are all that it lacks, with them."""
         words = tuple(sorted(allow))
         try:
             opened = self._open(self.allow | allow)
-            plan = planned(opened, self.target, options)
+            plan = planned(opened, self.target, options, by_headers=self.storage.is_far)
             refused = self._unserved(opened, plan, sizes)
         except QBridgeError as fault:
-            errors = [finding for finding in fault.findings if _stops(finding)]
-            lacking = {finding.entry.allow or "" for finding in errors if not finding.final}
-            if not any(finding.final for finding in errors) and lacking <= _OFFERED and not lacking <= allow:
+            if lacking := lacking_words(fault.findings, allow):
                 return self._tried(sizes, way, options, allow | lacking)
-            return Attempt(sizes, way, words, codes=_codes(errors))
+            return Attempt(sizes, way, words, codes=_codes(filter(_stops, fault.findings)))
         exactness = weakest(*(layer.exactness for layer in plan.layers.values()))
         remaining, size = frozenset(_codes(opened.findings)), tensor_bytes(opened, plan)
         added = size["after"] - size["before"]
@@ -230,14 +232,20 @@ class Remedies:
     def _open(self, allow: frozenset[str]) -> Checkpoint:
         """The checkpoint with findings of its own; its small values are read once for all that is tried."""
         if allow not in self._opened:
-            opened = open_checkpoint(self.storage, self.source, allow, plans=True)
+            opened = self._read_before(allow) or open_checkpoint(self.storage, self.source, allow, plans=True)
             self._stack.enter_context(opened)
             self._stack.enter_context(opened.source.remembering())
-            look_at_values(opened)
+            look_at_values(opened, small=not self.storage.is_far)
             self._opened[allow] = opened
         findings = Findings(allow)
         findings.merge(self._opened[allow].findings)
         return replace(self._opened[allow], findings=findings)
+
+    def _read_before(self, allow: frozenset[str]) -> Checkpoint | None:
+        """The checkpoint as it was judged, where its words of --allow are the same."""
+        if self.opened is None or self.opened.findings.allow - JUDGING != allow:
+            return None
+        return self.opened
 
     def _unserved(self, opened: Checkpoint, plan: Plan, sizes: Sizes) -> tuple[str, ...]:
         """QB227 where no kernel of the GPU serves what would be written."""
@@ -261,9 +269,18 @@ class Remedies:
         return " ".join((*words, *(f"--allow {word}" for word in sorted({*self.allow, *allow}))))
 
 
+def lacking_words(findings: Iterable[Finding], allow: frozenset[str]) -> frozenset[str]:
+    """The words of --allow that let all of some errors pass and are not given yet; empty where no words do."""
+    errors = [finding for finding in findings if _stops(finding)]
+    words = frozenset(finding.entry.allow or "" for finding in errors if not finding.final)
+    if any(finding.final for finding in errors) or not words <= OFFERED or words <= allow:
+        return frozenset()
+    return words
+
+
 def new_folder(src: str, *purpose: str) -> str:
     """A folder that is not there yet, named after the model at `src` and what it is for."""
-    base = "-".join((model_name(src), *purpose))
+    base = "-".join((model_name(local_name(src)), *purpose))
     return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
 
 

@@ -12,6 +12,7 @@ from qbridge.ir.layer import Layer
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_layers
 from qbridge.ir.values import dequantize
+from qbridge.passes.pad import Pad, cropped
 
 
 def with_layers_of(side: Checkpoint, other: Model) -> Checkpoint:
@@ -20,8 +21,16 @@ def with_layers_of(side: Checkpoint, other: Model) -> Checkpoint:
     return replace(side, model=as_layers(side.model, names)) if names else side
 
 
-def unlike_weights(a: Layer, b: Layer) -> tuple[str, ...]:
-    """What differs between two layers of which one has no codes: exact values are compared, and the bias."""
+def unlike_weights(a: Layer, b: Layer, pad: Pad | None = None) -> tuple[str, ...]:
+    """What differs between two layers of which one has no codes: exact values are compared, and the bias.
+
+    One of unlike dims may be padded from those of `pad`.
+    """
+    if pad and a.spec.dims != b.spec.dims:
+        try:
+            a, b = (cropped(layer, (pad.out_features, pad.in_features)) for layer in (a, b))
+        except ValueError as fault:
+            return (str(fault),)
     if a.spec.dims != b.spec.dims:
         return (f"dims: {a.spec.dims} and {b.spec.dims}",)
     wrong = int(np.count_nonzero(dequantize(a) != dequantize(b)))

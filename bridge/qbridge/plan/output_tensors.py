@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qbridge.ir.model import Model
+from qbridge.ir.model import Model, Rearranged
+from qbridge.passes import Pass
+from qbridge.passes.pad import Pad
+from qbridge.passes.undo import Undo
 from qbridge.plan.plan import LayerPlan, OutputTensor, Woven
 from qbridge.source.reader import Source
 
 
 def rearranged_layers(model: Model) -> dict[str, LayerPlan]:
-    """What happens to the unquantized linears that are written elsewhere: nothing but that."""
-    return {
-        name: LayerPlan(linear.spec, linear.spec, (), {"code": linear.read}, {"code": linear.write})
-        for name, linear in model.rearranged.items()
-    }
+    """What happens to the unquantized linears that are written elsewhere: nothing but that, or other dims."""
+    return {name: _rearranged(linear) for name, linear in model.rearranged.items()}
+
+
+def _rearranged(linear: Rearranged) -> LayerPlan:
+    before, (rows, columns) = linear.spec, linear.dims or linear.spec.dims
+    after = replace(before, out_features=rows, in_features=columns)
+    passes: tuple[Pass, ...] = ()
+    if after.dims != before.dims:
+        grows = rows >= before.out_features and columns >= before.in_features
+        passes = (Pad(rows, columns) if grows else Undo(Pad(*before.dims), after),)
+    return LayerPlan(before, after, passes, {"code": linear.read}, {"code": linear.write})
 
 
 Slices = dict[int, list[tuple[str, str]]]  # by index, (layer, part) of each layer that has rows in a slice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -292,6 +293,11 @@ class Plan:
         if tensor.beside:
             return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
         return layers[tensor.layer] if tensor.layer else None
+
+    @property
+    def pass_counts(self) -> dict[str, int]:
+        """Layers by pass."""
+        return dict(Counter(step.name for layer in self.layers.values() for step in layer.passes))
 
     @property
     def exactness(self) -> dict[str, int]:

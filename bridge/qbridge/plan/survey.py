@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.plan import LayerPlan
 from qbridge.source.reader import Source
+
+_LOG = logging.getLogger(__name__)
 
 CHUNK_BYTES = 8 << 20  # bytes or codes that are looked at at a time; a multiple of every item size
 
@@ -53,6 +56,7 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
     looked at.
     """
     values = SourceValues(source, model)
+    _LOG.info("reading the small values of %d layers", len(model.specs if layers is None else layers))
     for name, spec in model.specs.items():
         if layers is not None and name not in layers:
             continue

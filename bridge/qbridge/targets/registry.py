@@ -11,6 +11,7 @@ from importlib import import_module
 from operator import itemgetter
 from typing import Any
 
+from qbridge.findings.arguments import typed
 from qbridge.findings.catalogue import complete_by, known
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Findings, QBridgeError, error
@@ -112,8 +113,7 @@ def find_target(name: str) -> Target:
 
     Those of other packages are imported only if none of this one has the name; QB032 if the one asked for fails.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"a target is named by its name, not by {name!r}")
+    typed("target", name, str)
     engine, at, _ = name.partition("@")
     if target := _newest(builtin(), name):
         return target

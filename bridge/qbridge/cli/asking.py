@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 import qbridge
+from qbridge.cli.command import Program
 from qbridge.cli.options import (
     About,
     Allow,
@@ -34,6 +35,7 @@ from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names, format_names, target_names
 from qbridge.commands.possibilities import Possibilities
 from qbridge.commands.report import Verification
+from qbridge.commands.settings import Settings, settings
 from qbridge.commands.verdicts import Check, CheckTable
 
 
@@ -99,6 +101,12 @@ def formats() -> Names:
 def targets() -> Names:
     """List what a checkpoint can be converted for."""
     return target_names()
+
+
+def config(context: typer.Context) -> Settings:
+    """Show the defaults that are set, by environment variables QBRIDGE_* or the user's config file."""
+    program = cast(Program, context.find_root().command)
+    return settings(program.defaults())
 
 
 def explain(text: Text = None, src: About = None) -> Explanation | Listing:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from qbridge.commands.arguments import progress_of
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.plan.distribution import qbridge_version
-from qbridge.progress import KINDS, progress
+from qbridge.progress import progress
 from qbridge.write.writer import Advance
 
 Source = Annotated[
@@ -124,6 +125,4 @@ def words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
 
 def shown(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:
     """What to call as a command advances, by the word of --progress."""
-    if kind not in KINDS:
-        raise typer.BadParameter("auto, json or none", param_hint="--progress")
-    return progress(kind, Console(stderr=True, highlight=False, soft_wrap=True))
+    return progress(value("--progress", progress_of, kind), Console(stderr=True, highlight=False, soft_wrap=True))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.gguf_names import config_of
 from qbridge.codecs.parts import decode
 from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
@@ -60,8 +61,13 @@ class Checkpoint:
     def tensor(self, name: str) -> Array:
         """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name.
 
-        It goes by its name in `model.tensors`, or by the one on disk where that is another.
+        It goes by its name in `model.tensors`, or by the one on disk where that is another. Rows that lie in another
+        order on disk are in their own.
         """
+        if linear := self.model.rearranged.get(name):
+            (dtype, shape), info = linear.spec.parts()["code"], self.model.tensors[name]
+            found = linear.read.codec.decode(self.source.read(linear.read.tensor), dtype, shape)
+            return found.reshape(info.shape)
         listed = self.model.tensors.get(name)
         return self.source.read(name if listed is None else listed.stored)
 
@@ -115,6 +121,8 @@ def open_checkpoint(
     with io_as_finding(where):
         source = _opened(storage_of(path), findings)
         source.values = values
+        if source.metadata and not source.config:
+            _take_config(source, findings)
     try:
         with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
             reader, match = _reader(source, format, findings)
@@ -134,6 +142,18 @@ def open_checkpoint(
     _LOG.info("opened %s: %d bytes in %d tensors, %d files", path, size, len(source.tensors), len(source.shards))
     _LOG.info("it is %s: %s; %d quantized layers", reader.NAME, match.because, len(model.specs))
     return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _take_config(source: Source, findings: Findings) -> None:
+    """The config that the metadata of files give, where no config.json lies beside them; QBridgeError (QB117)."""
+    embedding = source.tensors.get("token_embd.weight")
+    vocabulary = embedding.shape[0] if embedding else 0
+    try:
+        source.config = config_of(source.metadata, vocabulary, "output.weight" not in source.tensors)
+    except ValueError as fault:
+        findings.add("QB117", source.url, (str(fault), "no config.json lies beside it"))
+        findings.stop_on_errors()
+    findings.add("QB120", source.url)
 
 
 def _opened(storage: Storage, findings: Findings) -> Source:

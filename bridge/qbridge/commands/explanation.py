@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.commands.checkpoint import PathLike
+from qbridge.commands.planned_cures import planned
 from qbridge.commands.remedies import new_folder
 from qbridge.commands.results import SCHEMA, Result
 from qbridge.findings.arguments import checked
@@ -104,7 +105,8 @@ def explain(text: str, src: PathLike | None = None) -> Explanation:
     """What a code (QB015) means, or the messages of engines in a line or a whole log.
 
     `src` is the checkpoint that the commands are about; else the one whose path the log names, where there is such a
-    folder here. Raises QBridgeError (QB030) for what looks like a code and is none.
+    folder here. Conversions of a checkpoint that is here are planned before they are printed: those that would be
+    refused are left out. Raises QBridgeError (QB030) for what looks like a code and is none.
     """
     if _CODE.fullmatch(text.strip()):
         return Explanation(_entry(text.strip()))
@@ -137,6 +139,9 @@ def _meaning(each: Occurrence, text: str, checkpoint: str, ranks: str) -> Meanin
     split = f" --tp {tp or 'N'}" if message.split or tp not in ("", "1") else ""
     src = shlex.quote(checkpoint) if checkpoint else "SRC"
     more = f" {_filled(message.check, values)}" if message.check else ""
+    cures, refusal = planned(
+        (f"{line}{split}" for line in _conversions(message, values, src, checkpoint)), checkpoint
+    )
     return Meaning(
         engine=message.engine,
         versions=message.versions,
@@ -145,8 +150,8 @@ def _meaning(each: Occurrence, text: str, checkpoint: str, ranks: str) -> Meanin
         values=each.values,
         cause=message.cause.format(**values),
         check=f"qbridge check {src} --for {message.engine}{split}{more}",
-        cure=tuple(f"{line}{split}" for line in _conversions(message, values, src, checkpoint)),
-        advice=message.advice.format(**values),
+        cure=cures,
+        advice=" ".join(filter(None, (message.advice.format(**values), refusal))),
     )
 
 

@@ -246,7 +246,10 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     block = destination.config(result)
     if block:
         config["quantization_config"] = block
-    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=rearranged_layers(model))
+    others = rearranged_layers(result)
+    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=others)
+    if describe := getattr(destination, "metadata", None):
+        plan = replace(plan, metadata=describe(result, candidate.values, findings))
     _derive(plan, findings)
     check_experts(plan, candidate.options, findings)
     return plan

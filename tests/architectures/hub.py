@@ -43,7 +43,7 @@ SAID = {
     "LongcatFlashForCausalLM": {
         **{"mla_scale_kv_lora": True, "mla_scale_q_lora": True, "zero_expert_type": "identity"},
     },
-    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD, "scoring_func": "sigmoid"},
+    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD, "scoring_func": "sigmoid", "use_routing_bias": True},
     "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
 }
 # Classes whose cases vLLM does not load though their tensors and block are right, and why.
@@ -69,8 +69,12 @@ def checkpoint(architecture):
         tensors = one_by_one(tensors, architecture)
     if architecture in DRAFTED:
         tensors, config = drafted(tensors, config, DRAFTED[architecture])
+    if architecture == "LongcatFlashForCausalLM":  # transformers gives experts without weights half of some
+        tensors = {name: value for name, value in tensors.items() if not re.search(r"\.experts\.[45]\.", name)}
     if any(name.endswith("vision_tower.embeddings.position_embedding.weight") for name in tensors):
         tensors = {TOWER.sub("vision_tower.vision_model.", name): value for name, value in tensors.items()}
+    if thinker := config.get("thinker_config"):  # repositories have the same in both
+        thinker["text_config"]["tie_word_embeddings"] = thinker.get("tie_word_embeddings", False)
     said = SAID.get(architecture, {})
     if "text_config" in config:
         config["text_config"] |= said
@@ -335,7 +339,12 @@ def kimi():
     config |= {"architectures": ["KimiK25ForConditionalGeneration"], "tie_word_embeddings": False}
     config["text_config"] |= {"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 0}
     config["text_config"] |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-    tensors = {name.replace("model.mm_projector", "mm_projector"): value for name, value in tensors.items()}
+    places = (
+        ("model.mm_projector", "mm_projector"),
+        ("vision_tower.encoder.patch_embed", "vision_tower.patch_embed"),
+    )
+    for there, here in places:
+        tensors = {name.replace(there, here): value for name, value in tensors.items()}
     return {**tensors, "language_model.lm_head.weight": ((VOCAB, HIDDEN), BF16)}, config
 
 

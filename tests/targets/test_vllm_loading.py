@@ -112,7 +112,7 @@ def test_fused_attention_of_bloom_is_reshaped_by_heads(format_name, weight, acti
     [
         ("AfmoeForCausalLM", "", {"n_group": 1, "route_norm": True, "score_func": "sigmoid", "topk_group": 1}),
         ("ChatGLMModel", "", {"original_rope": True}),
-        ("MiniMaxM2ForCausalLM", "", {"rotary_dim": 64, "scoring_func": "sigmoid"}),
+        ("MiniMaxM2ForCausalLM", "", {"rotary_dim": 64, "scoring_func": "sigmoid", "use_routing_bias": True}),
         ("Lfm2VlForConditionalGeneration", "text_config", {"block_dim": 64, "conv_dim": 64}),
         ("Qwen3VLMoeForConditionalGeneration", "text_config", {"norm_topk_prob": True}),
         ("Step3p5ForCausalLM", "", {"need_fp32_gate": True, "norm_expert_weight": True, "use_moe_router_bias": True}),

@@ -61,7 +61,7 @@ _ASKED: Mapping[str, tuple[str, ...]] = {
     "Lfm2VlForConditionalGeneration": ("text_config.block_dim", "text_config.conv_dim"),
     "LongcatFlashForCausalLM": ("mla_scale_kv_lora", "mla_scale_q_lora", "zero_expert_type"),
     "MiMoV2FlashForCausalLM": ("hybrid_layer_pattern",),
-    "MiniMaxM2ForCausalLM": ("rotary_dim", "scoring_func"),
+    "MiniMaxM2ForCausalLM": ("rotary_dim", "scoring_func", "use_routing_bias"),
     "Qwen3VLMoeForConditionalGeneration": ("text_config.norm_topk_prob",),
     "Step3p5ForCausalLM": _STEP3,
     "Step3p7ForConditionalGeneration": (

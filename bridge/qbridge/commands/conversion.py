@@ -92,6 +92,8 @@ def convert(
         raise ValueError("max_shard_size is a number of bytes, 1 or more")
     for name, path in (("src", src), ("dst", dst)):
         typed(name, path, str, os.PathLike)
+    for name, flag in (("dry_run", dry_run), ("overwrite", overwrite)):
+        typed(name, flag, bool)
     wanted = find_target(target)
     options = Options.of(
         wanted,

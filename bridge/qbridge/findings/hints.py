@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 
-MOST = 40  # names in a line
+MOST = 12  # names in a line
+NEAREST = 3  # of those that are like another one
 
 
 def folded(name: str) -> str:
@@ -18,12 +20,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
-    """Help lines: the nearest known name if one is near, and all; of very many, some that begin alike."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    names = sorted(known)
-    if len(names) > MOST:
-        alike = [each for each in names if each[:4] == name[:4]] or names
-        more = f" and {len(alike) - MOST} more" if len(alike) > MOST else ""
-        return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(alike[:MOST])}{more}")
-    return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(names)}")
+def word_of_command(path: str) -> str:
+    """A path as one word of a command line, quoted for a shell, and no option though it may begin with -."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
+def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str], listing: str) -> tuple[str, ...]:
+    """Help lines: the nearest known names if any is near, and all; `listing` lists them where they are many."""
+    near = difflib.get_close_matches(name, list(known), n=NEAREST)
+    rest = f"known: {', '.join(sorted(known))}" if len(known) <= MOST else f"{listing} lists all {len(known)}"
+    return (*((f"did you mean {' or '.join(map(repr, near))}?",) if near else ()), rest)

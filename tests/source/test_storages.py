@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -109,3 +110,15 @@ def test_a_file_that_ends_while_it_is_read_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="ended"):
         list(blocks)
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS[:3], ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_a_source_is_the_same_in_another_process(model):
+    with open_source(Folder(model), qbridge.Findings()) as source:
+        name = min(source.tensors)
+        with source.remembering(forget=False):
+            value = source.read(name)
+        with pickle.loads(pickle.dumps(source)) as again:
+            assert again.tensors == source.tensors and again.config == source.config
+            assert again.read(name).tobytes() == value.tobytes()
+            again.check_unchanged()

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
-from qbridge.commands.checkpoint import open_checkpoint
+from qbridge.architecture.names import is_head
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.findings.way import Advice, Way
@@ -24,6 +24,7 @@ from qbridge.formats.rules import LayerRule, Problem, Rule, ValueRule, broken
 from qbridge.ir.model import Model
 from qbridge.source.opening import storage_of
 from qbridge.source.reader import TOKENIZER
+from qbridge.source.storage import Storage
 from qbridge.source.weight_files import INDEX, SINGLE, weight_files, weight_map
 from qbridge.targets.choice import Choice
 from qbridge.targets.gpus import Gpu
@@ -32,30 +33,48 @@ from qbridge.targets.target import Target
 
 # What only tensors show: which linears are quantized, and whether codes lie as the block says.
 _BY_TENSORS = frozenset({"QB234", "QB280", "QB281", "QB282", "QB284"})
+_LINEARS = frozenset({"QB280", "QB281", "QB282", "QB285"})
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is judged: a checkpoint from its headers, or a folder that has no more than a config.json.
 
-    `config` is config.json as it is, `tensors` the names of all tensors, None where nothing names them; `findings`
-    are what is wrong whatever the target. `source` is the format that was asked for, if any.
+    `path` is the place as a person named it, `storage` where its files lie; `config` is config.json as it is,
+    `tensors` the names of all tensors, None where nothing names them; `findings` are what is wrong whatever the
+    target. `source` is the format that was asked for, if any. Without `values` none may be read; `opened` is what was
+    read then, or of a checkpoint on a server.
     """
 
     path: str
+    storage: Storage
     source: str | None
     model: Model
     config: Mapping[str, Any]
     tensors: frozenset[str] | None
     findings: Findings
+    opened: Checkpoint | None = None
+    values: bool = True
 
     @classmethod
-    def of(cls, path: str, source: str | None, findings: Findings) -> Subject:
+    def of(cls, path: PathLike, source: str | None, findings: Findings, values: bool = True) -> Subject:
         """Read a checkpoint; QBridgeError where it cannot be read at all."""
-        model, config, tensors = _model(Path(path), source, findings)
+        with io_as_finding(str(path)):
+            storage = storage_of(path)
+        model, config, tensors, opened = _model(storage, source, findings, values)
         if tensors is not None:
             judge(model, tensors, findings)
-        return cls(path, source, model, config, tensors, findings)
+        return cls(
+            storage.url,
+            storage,
+            source,
+            model,
+            config,
+            tensors,
+            findings,
+            opened if storage.is_far or not values else None,
+            values,
+        )
 
     @property
     def whole(self) -> bool:
@@ -116,7 +135,10 @@ class Judge:
         if model.specs:
             _walk(target.whole_limits(choice) if choice else (), model, findings)
         if target.derivation is not None and choice is not None:
-            self._deviations = tuple(target.derivation.check(self.subject.config, model))
+            found = target.derivation.check(self.subject.config, model)
+            self._deviations = tuple(entry for entry in found if not self.subject.assumed or _in_config(*entry))
+        if not self.subject.values and self.needs_values:
+            findings.add("QB064", sorted(self.needs_values))
         self._whatever_size = findings
 
     def at(self, tp: int) -> Verdict:
@@ -151,25 +173,27 @@ class Judge:
 
 
 def _model(
-    path: Path, source: str | None, findings: Findings
-) -> tuple[Model, Mapping[str, Any], frozenset[str] | None]:
+    storage: Storage, source: str | None, findings: Findings, values: bool
+) -> tuple[Model, Mapping[str, Any], frozenset[str] | None, Checkpoint | None]:
     """The model from headers, with what is wrong as findings, its config.json, and the names of all its tensors.
 
     From config.json alone where there is no weight file at all, with the names that an index gives, or None.
     """
     try:
-        with io_as_finding(str(path)), open_checkpoint(path, source, findings.allow, strict=False) as opened:
+        with (
+            io_as_finding(storage.url),
+            open_checkpoint(storage, source, findings.allow, False, False, values) as opened,
+        ):
             findings.merge(opened.findings)
-            return opened.model, opened.source.config, frozenset(opened.source.tensors)
+            return opened.model, opened.source.config, frozenset(opened.source.tensors), opened
     except QBridgeError as fault:
         bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
-        storage = storage_of(path) if bare else None
-        if storage is None or weight_files(storage):
+        if not bare or weight_files(storage):
             raise
     model = assumed_model(storage)
-    findings.add("QB261", str(path), (f"{len(model.specs)} linears of {model.architecture}",))
+    findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
     index = weight_map(storage, findings) if storage.has(INDEX) else None
-    return model, config_alone(storage), None if index is None else frozenset(index)
+    return model, config_alone(storage), None if index is None else frozenset(index), None
 
 
 def _spelling(model: Model, target: Target, findings: Findings) -> None:
@@ -192,6 +216,11 @@ def _walk(rules: Iterable[Rule], model: Model, findings: Findings) -> None:
         stops = fault.stops or isinstance(fault.rule, LayerRule)
         help = _commands(fault.problem.help) or ((CONVERT,) if stops else ())
         replace(fault, problem=replace(fault.problem, help=help)).note(findings)
+
+
+def _in_config(code: str, problem: Problem) -> bool:
+    """Whether config.json alone shows it: what is wrong of the block or the head, not of linears by stored names."""
+    return code not in _LINEARS or all(map(is_head, problem.where))
 
 
 def _derived(deviations: Iterable[tuple[str, Problem]], findings: Findings) -> None:

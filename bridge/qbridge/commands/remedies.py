@@ -16,23 +16,24 @@ from qbridge.findings.catalogue.code import ALLOW
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
 from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Advice, Way
-from qbridge.ir.exactness import Exactness, weakest
+from qbridge.ir.exactness import EXACT, Exactness, weakest
 from qbridge.ir.model import Model
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
+from qbridge.source.addresses import local_name
 from qbridge.source.folder import model_name
 from qbridge.source.opening import MANIFEST
+from qbridge.source.storage import Storage
 from qbridge.targets.gpus import Gpu
 from qbridge.targets.target import Target
 
 JUDGING = frozenset({"assumed-version"})  # words that mean nothing to convert
-_OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
+OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
 # Words that change what convert writes, nothing that is read.
 WRITTEN = frozenset({"drop-activation-details", "drop-kv-scales", "rounded"})
 CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
 _CONVERSIONS = ("Convert it", "Write ")  # how fixes of the catalogue begin that are conversions
-_EXACT = (Exactness.REVERSIBLE, Exactness.EQUAL)
 Sizes = tuple[int, ...]  # tensor-parallel sizes at which an output is to be legal
 
 
@@ -56,7 +57,7 @@ class Attempt:
     @property
     def exact(self) -> bool:
         """Whether it succeeds and every weight keeps its value."""
-        return not self.codes and self.exactness in _EXACT
+        return not self.codes and self.exactness in EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,19 @@ class Remedies:
     """Ways out for one checkpoint, target and GPU; each is planned once. Use it in a `with`.
 
     Small values (scales, zero-points) are read for that, codes only where a pass depends on them, and nothing where
-    headers alone refuse. Where there are no weights, `whole` is False, and headers are all that there is to ask.
+    headers alone refuse. Of a checkpoint on a server none are read for that, nor without `values`; `opened` is what
+    was read of it. Where there are no weights, `whole` is False, and headers are all that there is to ask.
     """
 
-    src: str
+    storage: Storage
     source: str | None
     model: Model
     target: Target
     gpu: Gpu
     allow: frozenset[str]
     whole: bool
+    opened: Checkpoint | None = None
+    values: bool = True  # whether any may be read
     alone: bool = True  # whether one size is asked about, so that fewer GPUs are a way out
     _attempts: dict[tuple[Sizes, Way], Attempt] = field(default_factory=dict)
     _opened: dict[frozenset[str], Checkpoint] = field(default_factory=dict)
@@ -186,8 +190,10 @@ class Remedies:
         return replace(attempt.way, command=command, note="; ".join(notes), exact=exact)
 
     def _costs(self, attempt: Attempt) -> Iterator[str]:
-        if attempt.exactness not in _EXACT:
+        if attempt.exactness not in EXACT:
             yield f"weights are {attempt.exactness}"
+        if self._by_headers:
+            yield "by its headers"
         for word in attempt.allow:
             yield f"{word}: {ALLOW[word]}"
 
@@ -214,23 +220,21 @@ class Remedies:
 
         Where a manifest leads back to other layers, headers are not all that there is.
         """
-        if (Path(self.src) / MANIFEST).is_file():
+        if self.storage.has(MANIFEST):
             return ()
-        return _codes(refusal(self.model, self.target, self.allow | _OFFERED, options))
+        return _codes(refusal(self.model, self.target, self.allow | OFFERED, options))
 
     def _tried(self, sizes: Sizes, way: Way, options: Options, allow: frozenset[str]) -> Attempt:
         """Plan a conversion; where words of --allow are all that it lacks, with them."""
         words = tuple(sorted(allow))
         try:
             opened = self._open(self.allow | allow)
-            plan = planned(opened, self.target, options)
+            plan = planned(opened, self.target, options, by_headers=self._by_headers)
             refused = self._unserved(opened, plan, sizes)
         except QBridgeError as fault:
-            errors = [finding for finding in fault.findings if _stops(finding)]
-            lacking = {finding.entry.allow or "" for finding in errors if not finding.final}
-            if not any(finding.final for finding in errors) and lacking <= _OFFERED and not lacking <= allow:
+            if lacking := lacking_words(fault.findings, allow):
                 return self._tried(sizes, way, options, allow | lacking)
-            return Attempt(sizes, way, words, codes=_codes(errors))
+            return Attempt(sizes, way, words, codes=_codes(filter(_stops, fault.findings)))
         exactness = weakest(*(layer.exactness for layer in plan.layers.values()))
         remaining, size = frozenset(_codes(opened.findings)), tensor_bytes(opened, plan)
         added = size["after"] - size["before"]
@@ -239,14 +243,27 @@ class Remedies:
     def _open(self, allow: frozenset[str]) -> Checkpoint:
         """The checkpoint with findings of its own; its small values are read once for all that is tried."""
         if allow not in self._opened:
-            opened = open_checkpoint(self.src, self.source, allow, plans=True)
+            opened = self._read_before(allow) or open_checkpoint(
+                self.storage, self.source, allow, plans=True, values=self.values
+            )
             self._stack.enter_context(opened)
             self._stack.enter_context(opened.source.remembering())
-            look_at_values(opened)
+            look_at_values(opened, small=not self._by_headers)
             self._opened[allow] = opened
         findings = Findings(allow)
         findings.merge(self._opened[allow].findings)
         return replace(self._opened[allow], findings=findings)
+
+    @property
+    def _by_headers(self) -> bool:
+        """Whether conversions are planned from headers alone: values are not to be read, or cost too much."""
+        return self.storage.is_far or not self.values
+
+    def _read_before(self, allow: frozenset[str]) -> Checkpoint | None:
+        """The checkpoint as it was judged, where its words of --allow are the same."""
+        if self.opened is None or self.opened.findings.allow - JUDGING != allow:
+            return None
+        return self.opened
 
     def _unserved(self, opened: Checkpoint, plan: Plan, sizes: Sizes) -> tuple[str, ...]:
         """QB227 where no kernel of the GPU serves what would be written."""
@@ -260,8 +277,8 @@ class Remedies:
         words = [
             "qbridge",
             "convert",
-            word_of_command(self.src),
-            word_of_command(new_folder(self.src, self.target.engine, *way.keyword)),
+            word_of_command(self.storage.url),
+            word_of_command(new_folder(self.storage.url, self.target.engine, *way.keyword)),
             "--to",
             self.target.name,
         ]
@@ -270,9 +287,18 @@ class Remedies:
         return " ".join((*words, *(f"--allow {word}" for word in sorted({*self.allow, *allow}))))
 
 
+def lacking_words(findings: Iterable[Finding], allow: frozenset[str]) -> frozenset[str]:
+    """The words of --allow that let all of some errors pass and are not given yet; empty where no words do."""
+    errors = [finding for finding in findings if _stops(finding)]
+    words = frozenset(finding.entry.allow or "" for finding in errors if not finding.final)
+    if any(finding.final for finding in errors) or not words <= OFFERED or words <= allow:
+        return frozenset()
+    return words
+
+
 def new_folder(src: str, *purpose: str) -> str:
     """A folder that is not there yet, named after the model at `src` and what it is for."""
-    base = "-".join((model_name(src), *purpose))
+    base = "-".join((model_name(local_name(src)), *purpose))
     return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
 
 

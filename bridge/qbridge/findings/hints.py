@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 MOST = 12  # names in a line
 NEAREST = 3  # of those that are like another one
+_LINE = 100  # characters of a repr
 
 
 def folded(name: str) -> str:
@@ -23,6 +24,12 @@ def printable(text: str) -> str:
 def word_of_command(path: str) -> str:
     """A path as one word of a command line, quoted for a shell, and no option though it may begin with -."""
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
+def one_line(value: object, text: str) -> str:
+    """A repr of one short line: names from files are printable in it, and cut where they are long."""
+    shown = printable(text)
+    return f"<{type(value).__name__}: {shown if len(shown) <= _LINE else shown[: _LINE - 3] + '...'}>"
 
 
 def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str], listing: str) -> tuple[str, ...]:

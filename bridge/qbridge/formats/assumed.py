@@ -48,17 +48,15 @@ def assumed_model(storage: Storage) -> Model:
     A linear that the format leaves unquantized is among the tensors, as the checkpoint would have it.
     """
     config, decoder = assumed_linears(storage)
-    head = assumed_head(config)
-    dims = {**decoder, **head}
     for name in usable():
         reader = load(name)
         find = getattr(reader, "assumed", None)
         if find is None:
             continue
         alone = config_alone(storage, getattr(reader, "CONFIG_FILES", ()))
+        dims = {**decoder, **(assumed_head(config) if getattr(reader, "CONFIG_SAYS_HEAD", False) else {})}
         try:
-            says_head = getattr(reader, "CONFIG_SAYS_HEAD", False)
-            found: Mapping[str, Assumed] | None = find(alone, [*decoder, *(head if says_head else ())])
+            found: Mapping[str, Assumed] | None = find(alone, list(dims))
             specs = {module: entry.spec(module, dims[module]) for module, entry in (found or {}).items()}
         except ValueError as fault:
             raise error("QB262", storage.url, (str(fault),)) from fault

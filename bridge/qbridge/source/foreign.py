@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.findings.hints import word_of_command
+from qbridge.source.addresses import HUB, may_be_repository
 from qbridge.source.folder import SCANNED, Folder, entries
 from qbridge.source.storage import File, Storage, load_json
 
@@ -17,7 +18,6 @@ ADAPTER = "adapter_config.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"  # git-lfs, docs/spec.md: the first line of every pointer
 _POINTER_SIZE = 1024  # bytes that a pointer has at most, by the same page
 _PART = re.compile(r"\.(.+)\.qbridge-part")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name of the Hub
 # mistral_common and vllm 0.33.0, model_executor/models/mistral.py (mistral_mapping)
 _MISTRAL_NAME = re.compile(r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\..+")
 
@@ -101,7 +101,8 @@ def _others(path: Path, names: Collection[str]) -> Said | None:
 
 def _gguf(names: Collection[str]) -> Said | None:
     there = min((name for name in names if name.endswith(".gguf")), default="")
-    return (f"it holds GGUF files (llama.cpp), such as {there}, which are not read", _GGUF) if there else None
+    fact = f"it holds GGUF files (llama.cpp), such as {there}, which are described and not converted"
+    return (fact, _GGUF) if there else None
 
 
 def no_weights(storage: Storage) -> Said | None:
@@ -135,14 +136,17 @@ def pointers(files: Iterable[File]) -> list[str]:
 
 _ADAPTER = "Convert the model that it is for, and serve the adapter beside it; or merge the two first."
 _MISTRAL = "Take the same model in the files of transformers (config.json, model-*.safetensors)."
-_GGUF = "Convert the safetensors checkpoint that the GGUF file was made from."
+_GGUF = (
+    "Convert the safetensors checkpoint that the GGUF file was made from; `qbridge inspect` of the file itself says "
+    "what it is."
+)
 _AGAIN = "Run the same download again: it goes on where it stopped."
 _DIFFUSERS = "Name the folder of a language model; image models are not converted."
 
 
 def _file(path: Path) -> Said:
     if path.suffix == ".gguf" or _begins(path, b"GGUF"):
-        return "it is a GGUF file (llama.cpp), which is not read", _GGUF
+        return "it is a GGUF file (llama.cpp), which is described and not converted", _GGUF
     folder = path.parent
     if (folder / CONFIG).is_file():
         return "it is a file", f"Name the folder that it lies in: {folder}"
@@ -154,11 +158,8 @@ def _nothing(path: Path) -> Said:
     if part.is_dir():
         return f"there is no such folder, but {part}, which an unfinished conversion left", _unfinished(path)
     text = str(path)
-    if _REPOSITORY.fullmatch(text) and not path.parent.exists():
-        return (
-            "there is no such folder",
-            f"If it is a repository of the Hub: hf download {text} --local-dir {path.name}",
-        )
+    if may_be_repository(text):
+        return "there is no such folder", f"Correct the path; or, if it is a repository of the Hub: {HUB}{text}"
     return "there is no such folder", "Correct the path."
 
 

@@ -72,14 +72,14 @@ def cleaning(dst: Path) -> Way:
     return Way(command=f"qbridge clean {word_of_command(str(dst))}", note="removes what interrupted runs have left")
 
 
-def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
+def check_destination(dst: Path, src: Path | None, overwrite: bool) -> None:
     """QBridgeError (QB031) if writing `dst` would touch the source or anything that was not offered.
 
-    --overwrite is named as a way out only where it would be followed.
+    `src` is None where the source does not lie on this machine. --overwrite is named as a way out only where it would
+    be followed.
     """
     dst = named(dst)
-    here, there = dst.resolve(), src.resolve()
-    if here == there or here.is_relative_to(there) or there.is_relative_to(here):
+    if src is not None and _lie_in_each_other(dst.resolve(), src.resolve()):
         raise error(
             "QB031",
             str(dst),
@@ -106,6 +106,10 @@ def check_destination(dst: Path, src: Path, overwrite: bool) -> None:
         raise error("QB031", str(dst), (fact,), fix="Empty it, or choose another DST.")
     if not overwrite:
         raise error("QB031", str(dst), ("a checkpoint is there",), (Way("--overwrite"),), "Choose another DST.")
+
+
+def _lie_in_each_other(here: Path, there: Path) -> bool:
+    return here.is_relative_to(there) or there.is_relative_to(here)
 
 
 def lines_of(journal: int) -> list[dict[str, object]]:

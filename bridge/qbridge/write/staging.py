@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import time
@@ -24,6 +25,8 @@ from qbridge.findings.finding import QBridgeError, error
 from qbridge.source.foreign import CONFIG
 from qbridge.source.weight_files import INDEX
 from qbridge.write.destination import Paths, check_destination, is_moving, lines_of, named, paths_for
+
+_LOG = logging.getLogger(__name__)
 
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
 
@@ -40,13 +43,18 @@ class Stage:
     complete: bool
     _journal: int
 
+    @property
+    def home(self) -> Path:
+        """The folder that it lies in, where there is room for what is needed meanwhile."""
+        return self.folder.parent
+
     def note(self, shard: str) -> None:
         """Record a shard, already flushed to the disk, as finished."""
         _append(self._journal, {"shard": shard, "size": (self.folder / shard).stat().st_size})
 
 
 @contextlib.contextmanager
-def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> Iterator[Stage]:
+def staged(dst: Path, src: Path | None, overwrite: bool, identity: str, size: int) -> Iterator[Stage]:
     """A stage whose folder becomes `dst` when the block ends well.
 
     `identity` tells one conversion from another: a stage of the same one is gone on with, any other is emptied.
@@ -66,12 +74,14 @@ def staged(dst: Path, src: Path, overwrite: bool, identity: str, size: int) -> I
             yield Stage(paths.part, frozenset(), True, journal)
         else:
             finished = _resumed(paths, journal, identity)
+            _LOG.info("writing %d bytes below %s; %d shards are there already", size, paths.part, len(finished))
             _check_space(paths, size)
             yield Stage(paths.part, finished, False, journal)
             for folder, _, _ in os.walk(paths.part):
                 _fsync_folder(folder)
             check_destination(dst, src, overwrite)  # hours may have passed
         _swap_in(paths, journal)
+        _LOG.info("all is in its place: %s", dst)
         for parent in made:
             _fsync_folder(parent.parent)
     except BaseException as fault:
@@ -95,7 +105,7 @@ def _clean_up(paths: Paths, journal: int, fault: BaseException) -> None:
         _remove_journal(paths)
 
 
-def recover(dst: Path, src: Path, identity: str | None = None) -> None:
+def recover(dst: Path, src: Path | None, identity: str | None = None) -> None:
     """Finish, or take back, what a killed run was doing at the moment when DST appears.
 
     A run that was cut while it moved its files into DST is finished if it was one of another `identity` than this,
@@ -104,7 +114,7 @@ def recover(dst: Path, src: Path, identity: str | None = None) -> None:
     dst = named(dst)
     for paths in (Paths(dst, inside=False), Paths(dst, inside=True)):
         left = paths.left
-        if any(src.resolve().is_relative_to(path.resolve()) for path in left):
+        if src is not None and any(src.resolve().is_relative_to(path.resolve()) for path in left):
             fact = f"it is what an earlier conversion to {dst} left, and not yet settled"
             raise error("QB031", str(src), (fact,), fix="Run that conversion again, then this one from its DST.")
         if left and left != [paths.part]:

@@ -6,7 +6,7 @@ import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 
-MOST = 12  # names in a line
+MOST = 150  # characters of a line of names
 NEAREST = 3  # of those that are like another one
 _LINE = 100  # characters of a repr
 
@@ -34,6 +34,6 @@ def one_line(value: object, text: str) -> str:
 
 def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str], listing: str) -> tuple[str, ...]:
     """Help lines: the nearest known names if any is near, and all; `listing` lists them where they are many."""
-    near = difflib.get_close_matches(name, list(known), n=NEAREST)
-    rest = f"known: {', '.join(sorted(known))}" if len(known) <= MOST else f"{listing} lists all {len(known)}"
+    near, names = difflib.get_close_matches(name, list(known), n=NEAREST), ", ".join(sorted(known))
+    rest = f"known: {names}" if len(names) <= MOST else f"{listing} lists all {len(known)}"
     return (*((f"did you mean {' or '.join(map(repr, near))}?",) if near else ()), rest)

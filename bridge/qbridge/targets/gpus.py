@@ -72,6 +72,11 @@ _GPUS: Mapping[str, Gpu] = {
 }
 
 
+def known_gpus() -> tuple[Gpu, ...]:
+    """Every GPU of the table by name, then the compute capabilities."""
+    return (*_LISTED, *(Gpu(f"sm{capability}", capability) for capability in _CAPABILITIES))
+
+
 def gpu_of(text: str) -> Gpu:
     """The GPU of a name (RTX 4090, rtx-4090) or of a compute capability (sm90, 9.0, 90).
 

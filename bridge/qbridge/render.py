@@ -18,6 +18,7 @@ from qbridge.commands.possibilities import Possibilities, Possibility
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.report_rows import counted as _count
 from qbridge.commands.report_rows import report_rows, serve_rows, size
+from qbridge.commands.settings import Settings
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
@@ -332,7 +333,7 @@ def _entry(console: Console, entry: Code) -> None:
     _rows(console, rows)
 
 
-def names(console: Console, done: Names) -> None:
+def names(console: Console, done: Names | Settings) -> None:
     """Names and what they are."""
     _rows(console, done.rows)
 

@@ -1,4 +1,4 @@
-"""What -v shows: the records of the library's loggers, all of them below `qbridge`."""
+"""What is shown of the library's loggers, all of them below `qbridge`: waits for servers always, the rest by -v."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from qbridge.findings.hints import printable
 
 _LOGGER = logging.getLogger("qbridge")
+_SERVERS = logging.getLogger("qbridge.source.web")  # what is asked of whom, and how much is read
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # of no -v, -v, -vv
+
+_TIMED = "%(relativeCreated)6d ms %(levelname)s %(name)s: %(message)s"
 
 
 class _Printable(logging.Formatter):
@@ -22,17 +25,18 @@ class _Printable(logging.Formatter):
 
 
 @contextmanager
-def shown_logs(verbose: int) -> Iterator[None]:
+def shown_logs(verbose: int, quiet: bool = False) -> Iterator[None]:
     """Show records on stderr: from `info` on where `verbose` is 1, from `debug` on where it is more."""
-    if not verbose:
+    if quiet and not verbose:
         yield
         return
-    handler, before = logging.StreamHandler(sys.stderr), _LOGGER.level
-    handler.setFormatter(_Printable("%(relativeCreated)6d ms %(levelname)s %(name)s: %(message)s"))
-    _LOGGER.addHandler(handler)
-    _LOGGER.setLevel(_LEVELS[min(verbose, 2)])
+    logger, level = (_LOGGER, _LEVELS[min(verbose, 2)]) if verbose else (_SERVERS, logging.INFO)
+    handler, before = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(_Printable(_TIMED if verbose else "%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level)
     try:
         yield
     finally:
-        _LOGGER.removeHandler(handler)
-        _LOGGER.setLevel(before)
+        logger.removeHandler(handler)
+        logger.setLevel(before)

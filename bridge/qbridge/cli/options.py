@@ -11,12 +11,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from qbridge.commands.arguments import progress_of
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.plan.distribution import qbridge_version
-from qbridge.progress import KINDS, progress
+from qbridge.progress import progress
 from qbridge.write.writer import Advance
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint folder.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="A folder, org/name[@revision] of the Hub, or https://host/folder.")
+]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
 From = Annotated[
     str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")
@@ -92,6 +95,7 @@ RenamePrefix = Annotated[
     typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
 ]
 Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
+NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
 Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
 
 Text = Annotated[
@@ -121,6 +125,4 @@ def words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
 
 def shown(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:
     """What to call as a command advances, by the word of --progress."""
-    if kind not in KINDS:
-        raise typer.BadParameter("auto, json or none", param_hint="--progress")
-    return progress(kind, Console(stderr=True, highlight=False, soft_wrap=True))
+    return progress(value("--progress", progress_of, kind), Console(stderr=True, highlight=False, soft_wrap=True))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
@@ -23,6 +24,7 @@ from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.gguf_output import gguf_shards
 from qbridge.plan.links import linked_shards, rewritten_layers
 from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
@@ -130,7 +132,9 @@ def convert(
         links: dict[str, int] = {}
         if stands or not dry_run:
             block = plan.config.get("quantization_config", {})
-            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan, changes.record())}
+            documents: dict[str, Document] = {
+                MANIFEST: manifest.build(opened.source, plan, changes.record(), _shaping(options, max_shard_size))
+            }
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
             stands = stands and stands_there(opened, plan, shards, documents, out, Effort.of(options))
@@ -140,6 +144,12 @@ def convert(
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
     report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def _shaping(options: Options, max_shard_size: int | None) -> dict[str, Any]:
+    """The options that shape the output and may come from a user's settings, as far as they are not the defaults."""
+    given = {"tp": list(options.tp) if options.tp != DEFAULTS.tp else None, "max_shard_size": max_shard_size}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _with_card(
@@ -169,7 +179,10 @@ def _may_be_finished(dst: Path, overwrite: bool) -> bool:
 
 def files_of(plan: Plan, opened: Checkpoint, link: bool, max_shard_size: int | None = None) -> list[Shard]:
     """The output files, linked where that is asked for; QBridgeError (QB326) where none can be."""
-    shards = plan_shards(plan.outputs, max_shard_size)
+    if plan.metadata:
+        shards = gguf_shards(plan.outputs, plan.metadata, max_shard_size)
+    else:
+        shards = plan_shards(plan.outputs, max_shard_size)
     if link:
         shards = linked_shards(shards, opened.source, opened.findings)
         opened.findings.stop_on_errors()
@@ -194,14 +207,17 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
         opened.findings.stop_on_errors()
 
 
-def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
-    """The plan of a conversion of what was looked at; QBridgeError with what stops it."""
+def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_headers: bool = False) -> Plan:
+    """The plan of a conversion of what was looked at; QBridgeError with what stops it.
+
+    `by_headers` it may be refused after all, once values are read.
+    """
 
     @cache
     def recorded(format_name: str) -> Recorded:
         return manifest.way_back(opened.source, opened.model, format_name)
 
-    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options)
+    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options, by_headers)
     opened.findings.stop_on_errors()
     if options.link:  # what is linked is not decoded
         survey(opened.source, opened.model, opened.findings, rewritten_layers(plan))

@@ -21,6 +21,7 @@ from qbridge.ir.model import Model
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
+from qbridge.source.addresses import local_name
 from qbridge.source.folder import model_name
 from qbridge.source.opening import MANIFEST
 from qbridge.source.storage import Storage
@@ -82,7 +83,8 @@ class Remedies:
     """Ways out for one checkpoint, target and GPU; each is planned once. Use it in a `with`.
 
     Small values (scales, zero-points) are read for that, codes only where a pass depends on them, and nothing where
-    headers alone refuse. Where there are no weights, `whole` is False, and headers are all that there is to ask.
+    headers alone refuse. Of a checkpoint on a server none are read for that, nor without `values`; `opened` is what
+    was read of it. Where there are no weights, `whole` is False, and headers are all that there is to ask.
     """
 
     storage: Storage
@@ -92,6 +94,8 @@ class Remedies:
     gpu: Gpu
     allow: frozenset[str]
     whole: bool
+    opened: Checkpoint | None = None
+    values: bool = True  # whether any may be read
     alone: bool = True  # whether one size is asked about, so that fewer GPUs are a way out
     _attempts: dict[tuple[Sizes, Way], Attempt] = field(default_factory=dict)
     _opened: dict[frozenset[str], Checkpoint] = field(default_factory=dict)
@@ -178,6 +182,8 @@ class Remedies:
     def _costs(self, attempt: Attempt) -> Iterator[str]:
         if attempt.exactness not in EXACT:
             yield f"weights are {attempt.exactness}"
+        if self._by_headers:
+            yield "by its headers"
         for word in attempt.allow:
             yield f"{word}: {ALLOW[word]}"
 
@@ -213,7 +219,7 @@ class Remedies:
         words = tuple(sorted(allow))
         try:
             opened = self._open(self.allow | allow)
-            plan = planned(opened, self.target, options)
+            plan = planned(opened, self.target, options, by_headers=self._by_headers)
             refused = self._unserved(opened, plan, sizes)
         except QBridgeError as fault:
             if lacking := lacking_words(fault.findings, allow):
@@ -227,14 +233,27 @@ class Remedies:
     def _open(self, allow: frozenset[str]) -> Checkpoint:
         """The checkpoint with findings of its own; its small values are read once for all that is tried."""
         if allow not in self._opened:
-            opened = open_checkpoint(self.storage, self.source, allow, plans=True)
+            opened = self._read_before(allow) or open_checkpoint(
+                self.storage, self.source, allow, plans=True, values=self.values
+            )
             self._stack.enter_context(opened)
             self._stack.enter_context(opened.source.remembering())
-            look_at_values(opened)
+            look_at_values(opened, small=not self._by_headers)
             self._opened[allow] = opened
         findings = Findings(allow)
         findings.merge(self._opened[allow].findings)
         return replace(self._opened[allow], findings=findings)
+
+    @property
+    def _by_headers(self) -> bool:
+        """Whether conversions are planned from headers alone: values are not to be read, or cost too much."""
+        return self.storage.is_far or not self.values
+
+    def _read_before(self, allow: frozenset[str]) -> Checkpoint | None:
+        """The checkpoint as it was judged, where its words of --allow are the same."""
+        if self.opened is None or self.opened.findings.allow - JUDGING != allow:
+            return None
+        return self.opened
 
     def _unserved(self, opened: Checkpoint, plan: Plan, sizes: Sizes) -> tuple[str, ...]:
         """QB227 where no kernel of the GPU serves what would be written."""
@@ -269,7 +288,7 @@ def lacking_words(findings: Iterable[Finding], allow: frozenset[str]) -> frozens
 
 def new_folder(src: str, *purpose: str) -> str:
     """A folder that is not there yet, named after the model at `src` and what it is for."""
-    base = "-".join((model_name(src), *purpose))
+    base = "-".join((model_name(local_name(src)), *purpose))
     return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
 
 

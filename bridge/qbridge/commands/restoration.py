@@ -22,6 +22,7 @@ from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_tensors import outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
 from qbridge.plan.renaming import Renaming, renamed_spec
+from qbridge.plan.resizing import resized
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
 from qbridge.source.weight_files import INDEX
@@ -97,7 +98,7 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
             fact = "rounded, or edited since the conversion"
             raise error("QB037", lost, (f"{len(lost)} of {len(opened.specs)} layers: {fact}",))
         names = {str(name) for entry in recorded["steps"] for name in entry["layers"]}
-        if gone := sorted(names - opened.specs.keys()):
+        if gone := sorted(names - opened.specs.keys() - back.keys()):
             raise error("QB037", gone, ("not there any more",))
         if not isinstance(origin["config"], dict):
             raise TypeError("the recorded config is no object")
@@ -110,6 +111,8 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
         renaming = Renaming.from_dict(origin.get("prefixes"))
         model = _experts_back(opened.source, graft.without(opened.model, grafted), origin, renaming)
         layers = {}
+        plain = {name: back.pop(name).spec.dims for name in [*back] if name not in opened.specs}
+        model = resized(opened.source, model, plain, renaming.back)
         for name, (spec, passes) in back.items():
             written = destination.layout(renamed_spec(spec, renaming.back) if renaming.pairs else spec)
             layers[name] = LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], written)

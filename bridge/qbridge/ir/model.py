@@ -31,11 +31,15 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Rearranged:
-    """An unquantized linear that is written elsewhere than it lies: its weight, of `spec`, by either slot."""
+    """An unquantized linear that is written elsewhere than it lies: its weight, of `spec`, by either slot.
+
+    `dims` are those that it is written with, where they are others: zeros are added, or it is cropped.
+    """
 
     spec: Spec
     read: Slot
     write: Slot
+    dims: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -88,8 +92,7 @@ class Model:
     def _made(self) -> dict[str, dict[str, None]]:
         found: dict[str, dict[str, None]] = {}
         for linear in self.rearranged.values():
-            whole = linear.write.slice.tensor if linear.write.slice else linear.write.tensor
-            found.setdefault(whole, {})[linear.read.tensor] = None
+            found.setdefault(linear.write.whole, {})[linear.read.tensor] = None
         return found
 
     @property

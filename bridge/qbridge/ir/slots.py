@@ -152,6 +152,11 @@ class Slot:
     codec: Codec = PLAIN
     slice: Slice | None = None
 
+    @property
+    def whole(self) -> str:
+        """The tensor on disk that it is, or is a slice of."""
+        return self.slice.tensor if self.slice else self.tensor
+
     def same_bytes(self, other: Slot) -> bool:
         """Whether the same part stored through the other slot has the same bytes."""
         same_shape = self.shape == other.shape or self.codec == PLAIN

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qbridge.source.addresses import HUB, may_be_repository
 from qbridge.source.folder import SCANNED, Folder, entries
 from qbridge.source.storage import File, Storage, load_json
 
@@ -17,7 +18,6 @@ ADAPTER = "adapter_config.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"  # git-lfs, docs/spec.md: the first line of every pointer
 _POINTER_SIZE = 1024  # bytes that a pointer has at most, by the same page
 _PART = re.compile(r"\.(.+)\.qbridge-part")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name of the Hub
 # mistral_common and vllm 0.33.0, model_executor/models/mistral.py (mistral_mapping)
 _MISTRAL_NAME = re.compile(r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\..+")
 
@@ -158,11 +158,8 @@ def _nothing(path: Path) -> Said:
     if part.is_dir():
         return f"there is no such folder, but {part}, which an unfinished conversion left", _unfinished(path)
     text = str(path)
-    if _REPOSITORY.fullmatch(text) and not path.parent.exists():
-        return (
-            "there is no such folder",
-            f"If it is a repository of the Hub: hf download {text} --local-dir {path.name}",
-        )
+    if may_be_repository(text):
+        return "there is no such folder", f"Correct the path; or, if it is a repository of the Hub: {HUB}{text}"
     return "there is no such folder", "Correct the path."
 
 

@@ -43,6 +43,11 @@ class Stage:
     complete: bool
     _journal: int
 
+    @property
+    def home(self) -> Path:
+        """The folder that it lies in, where there is room for what is needed meanwhile."""
+        return self.folder.parent
+
     def note(self, shard: str) -> None:
         """Record a shard, already flushed to the disk, as finished."""
         _append(self._journal, {"shard": shard, "size": (self.folder / shard).stat().st_size})

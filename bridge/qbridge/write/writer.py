@@ -95,6 +95,7 @@ def write_checkpoint(
     linked, and QB038 where the source changed meanwhile.
     """
     source.limit(effort.open_files)
+    source.spool(stage.home, effort.memory // 4)
     source.keep = effort.block
     written = [shard for shard in shards if shard.file is None]
     writer = _Writer(stage, source, plan, written, effort, progress)
@@ -104,7 +105,7 @@ def write_checkpoint(
         writer.close()
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
-    if len(shards) > 1:
+    if len(shards) > 1 and not plan.metadata:
         write_document(stage.folder / INDEX, index_of(shards))
     for name in sides:
         _copy(source.file(name), stage.folder / name)
@@ -213,6 +214,8 @@ class _Writer:
         out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._descriptors.append(out)
         write_all(out, shard.header, 0)
+        if shard.end:  # what lies between its tensors, and after the last, is zero
+            os.ftruncate(out, shard.end)
         _LOG.debug("begun: %s, %d bytes, %d tensors", shard.name, shard.size, len(shard.tensors))
         self._advance(shard, 0)
         return _Output(shard, out, jobs_of(self.source, self.plan, shard, self.effort.block))

@@ -18,6 +18,7 @@ from qbridge.findings.catalogue import (
     derived,
     engine,
     outcome,
+    remote,
     scheme,
     source,
     structure,
@@ -45,7 +46,7 @@ __all__ = [
 
 _GROUPS = (
     *(source, containers, tensors, contradictions, scheme, engine, derived),
-    *(checks, outcome, structure, completeness, usage),
+    *(checks, outcome, structure, completeness, usage, remote),
 )
 CATALOGUE: Mapping[str, Code] = {entry.code: entry for group in _GROUPS for entry in group.ENTRIES}
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

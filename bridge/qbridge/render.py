@@ -73,7 +73,7 @@ def _hanging(
         console.print(Text.assemble(head, _shown(text, style)))
         return
     if console.width - len(head) < _NARROWEST <= console.width - _INDENT and len(head) + len(text) > console.width:
-        console.print(head)
+        console.print(Text(head.plain.rstrip(), head.style))
         head, indent = Text(" " * _INDENT), _INDENT
     beyond = " " * (len(head) if indent is None else indent)
     width = max(console.width, _NARROWEST)
@@ -264,7 +264,8 @@ def _one_below_another(console: Console, rows: Sequence[Sequence[str]]) -> None:
     for number, row in enumerate(others):
         if number:
             console.print()
-        _rows(console, [(label, cell) for label, cell in zip(head, row, strict=True) if cell not in ("", "-")])
+        cells = [(label, cell) for label, cell in zip(head, row, strict=True) if cell not in ("", "-")]
+        _rows(console, cells, max(map(len, head)))
 
 
 def possibilities(console: Console, done: Possibilities) -> None:
@@ -338,8 +339,8 @@ def names(console: Console, done: Names | Settings) -> None:
     _rows(console, done.rows)
 
 
-def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    width = max((len(name) for name, _ in rows), default=0)
+def _rows(console: Console, rows: Sequence[tuple[str, str]], width: int = 0) -> None:
+    width = max((width, *(len(name) for name, _ in rows)))
     pasted = False
     for name, value in rows:
         pasted = pasted if not name else name in _PASTED or name.startswith("tp ")

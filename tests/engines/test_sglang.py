@@ -178,7 +178,7 @@ def test_check_agrees_with_the_loader_on_every_fixture():
 
 
 def converted(folder: Path, tp: int) -> dict[Path, Path]:
-    """{output: fixture} of every fixture that SGLang is given something of at a size, with what a person may allow."""
+    """{output: fixture} of all that is converted for SGLang at a size, with what a person may allow."""
     made = {}
     for source in sorted(FIXTURES.glob("*/*/model")):
         output = folder / "+".join(source.parts[-3:-1])

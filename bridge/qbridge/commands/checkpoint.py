@@ -108,7 +108,10 @@ def open_checkpoint(
         source = _opened(storage_of(path), findings)
         source.values = values
     try:
-        with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
+        with (
+            io_as_finding(where),
+            source.remembering(forget=not plans, room=None if plans or source.storage.is_far else FEW),
+        ):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
             judge_blocks(source, findings)

@@ -71,7 +71,8 @@ FUZZ_SECONDS ?= 3600
 
 fuzz: $(STAMP)
 	nice -n 15 $(BIN)/python tests/fuzz/run.py header $$(($(FUZZ_SECONDS) / 10))
-	nice -n 15 $(BIN)/python tests/fuzz/run.py folder $$(($(FUZZ_SECONDS) * 9 / 10))
+	nice -n 15 $(BIN)/python tests/fuzz/run.py gguf $$(($(FUZZ_SECONDS) / 10))
+	nice -n 15 $(BIN)/python tests/fuzz/run.py folder $$(($(FUZZ_SECONDS) * 8 / 10))
 
 architectures: $(STAMP)
 	ARCHITECTURES=all nice -n 15 $(BIN)/pytest -q -n 2 tests/architectures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,25 +10,48 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
 
 from qbridge.codecs import compiling
 from qbridge.write.writer import Advance
 
-KINDS = ("auto", "json", "none")
-
 _COMPILING = "compiling kernels for this processor: once, a few seconds"
+
+
+class _Speed(TransferSpeedColumn):
+    """The rate, once there is one."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing at first."""
+        return super().render(task) if task.finished_speed or task.speed else Text()
+
+
+class _Remaining(TimeRemainingColumn):
+    """The time that is left, once there is a rate to tell it by."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing at first."""
+        return super().render(task) if task.time_remaining is not None else Text()
 
 
 @contextmanager
 def progress(kind: str, console: Console) -> Iterator[Callable[[Advance], None] | None]:
-    """What to call as a conversion advances, for one of `KINDS`; auto is a bar if the console is a terminal."""
+    """What to call as a conversion advances, for one of `PROGRESS`; auto is a bar if the console is a terminal."""
     if kind == "json":
         with compiling.announced(lambda: _write_line({"event": "compiling"})):
             yield _json_lines()
     elif kind == "auto" and console.is_terminal:
         text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (text, BarColumn(), DownloadColumn(), _Speed(), _Remaining())
         with Progress(*columns, console=console, transient=True) as bar, compiling_shown(bar.console):
             task = bar.add_task("", total=None)
             yield lambda at: bar.update(
@@ -64,32 +86,14 @@ def _json_lines() -> Callable[[Advance], None]:
         if now - last < 0.1 and at.bytes_done < at.bytes_total and at.shards_done == shards:
             return
         last, shards = now, at.shards_done
-        rate = at.bytes_done / max(now - start, 1e-3)
+        rate = at.bytes_done / (now - start) if at.bytes_done and now > start else None
         left = round((at.bytes_total - at.bytes_done) / rate, 1) if rate else None
         fields = {name: getattr(at, name) for name in at.__dataclass_fields__}
-        _write_line({"event": "progress", **fields, "bytes_per_second": round(rate), "seconds_left": left})
+        speed = round(rate) if rate else None
+        _write_line({"event": "progress", **fields, "bytes_per_second": speed, "seconds_left": left})
 
     return advance
 
 
 def _write_line(event: dict[str, Any]) -> None:
     sys.stderr.write(json.dumps(event) + "\n")
-
-
-class _Waits(logging.Handler):
-    """Prints what the library says before it waits for a server."""
-
-    def __init__(self, console: Callable[[], Console]) -> None:
-        super().__init__(logging.INFO)
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """A line."""
-        self._console().print(record.getMessage(), markup=False)
-
-
-def print_waits(console: Callable[[], Console]) -> None:
-    """From now on print whom the library asks, and how much it reads there, before it does."""
-    log = logging.getLogger("qbridge.source")
-    log.setLevel(logging.INFO)
-    log.addHandler(_Waits(console))

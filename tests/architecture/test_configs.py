@@ -31,7 +31,8 @@ READERS = {
     "4": Reader((4,)),
     "5": Reader((5,)),
     "both": Reader(),
-    **{name: find_target(name).reader for name in ("lmdeploy", "lmdeploy@0.6.2", "vllm", "vllm@0.5.4", "dense")},
+    **{name: find_target(name).reader for name in ("lmdeploy", "lmdeploy@0.6.2", "sglang", "vllm", "vllm@0.5.4")},
+    "dense": find_target("dense").reader,
 }
 NEW = {**KINDS, **NEW_KINDS}
 
@@ -66,6 +67,18 @@ def by_path(config, prefix=""):
             yield from by_path(value, f"{prefix}{key}.")
 
 
+def missing_of(config, reader):
+    """The keys that a reader asks for of a config's class, and that are not there."""
+    return missing(config) if str(config.get("model_type")) in reader.implied else {}
+
+
+def with_missing(config, read, reader):
+    """What was read of a config with the keys of `missing_of`: its class does not have them, and keeps them."""
+    inner = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
+    nested = {key: with_missing(value, read[key], reader) for key, value in inner.items() if key in read}
+    return read | nested | {key: value for key, value in missing_of(config, reader).items() if value is not None}
+
+
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("name", KINDS)
 def test_what_transformers_4_wrote_stays_as_it_is(name, reader):
@@ -75,7 +88,7 @@ def test_what_transformers_4_wrote_stays_as_it_is(name, reader):
     assert all(after[path] == value for path, value in before.items() if not isinstance(value, dict))
     old = 4 in reader.versions and reader.old_dtype
     alone = {p for p in before if p.endswith("dtype") and p.rpartition(".")[2] == "dtype"} if old else set()
-    asked = missing(source(name, 4)) if reader.implied else {}  # neither version saves these, and the engine asks
+    asked = missing_of(source(name, 4), reader)  # neither version saves these, and the engine asks
     assert added == {f"{path.removesuffix('dtype')}torch_dtype": before[path] for path in alone} | asked
 
 
@@ -139,8 +152,7 @@ def test_phi3_of_transformers_4_takes_three_fields_and_no_other():
 @pytest.mark.parametrize("name", NEW)
 def test_transformers_5_reads_the_same_from_source_and_output(name, writer, reader):
     config = source(name, writer)
-    asked = missing(config) if reader.implied else {}  # words that its class does not have: kept, and never looked at
-    assert parsed(spell(config, reader)) == parsed(config) | asked
+    assert parsed(spell(config, reader)) == with_missing(config, parsed(config), reader)
     assert config == source(name, writer), "the source's own config was written to"
 
 
@@ -408,15 +420,39 @@ def test_lmdeploy_is_told_what_the_class_implies(config, keys, nested):
     wanted = {**config, **keys}
     told = spell(source, READERS["lmdeploy"])
     assert told == ({"text_config": wanted} if nested else wanted)
-    assert unread(source, READERS["lmdeploy"]) == sorted(keys) and not unsaid_keys(source)
+    assert unread(source, READERS["lmdeploy"]) == sorted(keys) and not unsaid_keys(source, READERS["lmdeploy"])
     assert unread(told, READERS["lmdeploy"]) == [] and meaning(told) == meaning(source)
     assert spell(source, READERS["vllm"]) == source
 
 
+@pytest.mark.parametrize("kind", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
+def test_sglang_is_told_the_interval_of_full_attention(kind):
+    """Its own classes of these configs have no default for it: AttributeError."""
+    source = {"text_config": {"model_type": kind, "layer_types": ["linear_attention", "full_attention"] * 2}}
+    told = spell(source, READERS["sglang"])
+    assert told == {"text_config": {**source["text_config"], "full_attention_interval": 2}}
+    assert unread(source, READERS["sglang"]) == ["full_attention_interval"] and meaning(told) == meaning(source)
+
+
+def test_sglang_is_told_the_layers_of_nemotron_h_by_their_former_names():
+    source = {
+        "model_type": "nemotron_h",
+        "layers_block_type": ["linear_attention", "full_attention", "mlp", "moe"],
+        "mtp_layers_block_type": ["full_attention", "moe"],
+    }
+    told = spell(source, READERS["sglang"])
+    assert told["layers_block_type"] == ["mamba", "attention", "mlp", "moe"]
+    assert told["mtp_layers_block_type"] == ["attention", "moe"]
+    assert meaning(told) == meaning(source) and parsed(told) == parsed(source)
+    assert spell(told, READERS["sglang"]) == told and spell(source, READERS["vllm"]) == source
+
+
 @pytest.mark.parametrize(("config", "key"), UNSAID)
 def test_what_no_such_key_can_say_is_named(config, key):
-    assert unsaid_keys({"text_config": config}) == [f"text_config.{key}"] and key in unsaid_keys(config)
-    assert key not in spell(config, READERS["lmdeploy"])
+    reader = READERS["lmdeploy"]
+    assert unsaid_keys({"text_config": config}, reader) == [f"text_config.{key}"]
+    assert key in unsaid_keys(config, reader) and key not in spell(config, reader)
+    assert not unsaid_keys(config, READERS["vllm"])
 
 
 @pytest.mark.parametrize(("config", "keys"), [case for case in IMPLIED if case[1]])

@@ -260,7 +260,13 @@ def step3p5():
     tensors |= {f"{layer}.moe.gate.weight": ((4, HIDDEN), BF16), f"{layer}.moe.router_bias": ((4,), torch.float32)}
     keys = {"moe_num_experts": 4, "moe_top_k": 2, "moe_intermediate_size": 128, "moe_layers_enum": "1"}
     config = text_config("Step3p5ForCausalLM", "step3p5", num_attention_groups=2, share_expert_dim=128, **keys)
-    return tensors, {**config, "head_dim": HEAD, "use_head_wise_attn_gate": True}
+    gates = {
+        "use_head_wise_attn_gate": True,
+        "need_fp32_gate": True,
+        "norm_expert_weight": True,
+        "use_moe_router_bias": True,
+    }
+    return tensors, {**config, "head_dim": HEAD, **gates}
 
 
 def mimo():

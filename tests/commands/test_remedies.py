@@ -127,7 +127,7 @@ def test_values_are_read_once_for_all_that_is_tried(monkeypatch):
 
     looks = []
     look = remedies.look_at_values
-    monkeypatch.setattr(remedies, "look_at_values", lambda opened: (looks.append(opened), look(opened)))
+    monkeypatch.setattr(remedies, "look_at_values", lambda opened, **k: (looks.append(opened), look(opened, **k)))
     assert (
         len({line for line in helps(model("gptq/llama_640"), "vllm", tp=2) if "--pad" in line or "--regroup" in line})
         == 2

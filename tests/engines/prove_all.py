@@ -50,6 +50,15 @@ JUDGES = {
 }
 
 
+def import_everything() -> None:
+    """What commands import when they need it, once for all forks: most of the time of a command on a small case."""
+    for name in ("numba", "typer._adapters", "qbridge", "qbridge_formats"):
+        package: Any = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}.") if name.startswith("qbridge") else ():
+            if module.name.rpartition(".")[2] not in ("prover", "weight_trace", "__main__"):
+                importlib.import_module(module.name)
+
+
 def qbridge(*words: object) -> dict[str, Any]:
     """What the program answers, {"exit", "answer", "stderr"}, from a fork of this process, which imports it once."""
     import qbridge.cli as cli
@@ -310,11 +319,7 @@ def main() -> None:
     targets = args.targets.split(",")
     cases = sorted(p.parent for p in args.cases.glob("*/model") if not args.only or p.parent.name in args.only)
     started = time.monotonic()
-    for name in ("cli", "commands", "plan", "write", "codecs", "targets"):  # once, for all forks
-        package: Any = importlib.import_module(f"qbridge.{name}")
-        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
-            if module.name not in ("prover", "weight_trace"):
-                importlib.import_module(f"qbridge.{name}.{module.name}")
+    import_everything()
     with tempfile.TemporaryDirectory() as folder:
         work = args.work or Path(folder)
         job = partial(convert_case, targets=targets, work=work, quick=args.quick)

@@ -61,9 +61,12 @@ def keys_before_queries(tensors: Tensors) -> Tensors:
     return {name: tensor[order] if name in rows else tensor for name, tensor in tensors.items()}
 
 
-def one_scale_doubled(tensors: Tensors) -> Tensors:
+def scales_of_half_the_outputs_doubled(tensors: Tensors) -> Tensors:
+    """Of half of them: Gemma 3 divides the outputs by their own size."""
     name = next(name for name in tensors if name.endswith("layers.0.mlp.down_proj.scales"))
-    return {**tensors, name: tensors[name] * 2}
+    scales = tensors[name].clone()
+    scales[:, ::2] *= 2
+    return {**tensors, name: scales}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class Case:
 
 
 CASES = {
-    "Gemma 3": Case("Gemma3_cg-w4a16", "vllm-gptq", "gptq", one_scale_doubled, "bfloat16", text_only=True),
+    "Gemma 3": Case(
+        "Gemma3_cg-w4a16", "vllm-gptq", "gptq", scales_of_half_the_outputs_doubled, "bfloat16", text_only=True
+    ),
     "Qwen3-VL": Case("Qwen3VL_cg-gptq", "compressed-tensors", "compressed-tensors", values_as_keys, text_only=True),
     "Phi-3": Case("Phi3-awq", "compressed-tensors", "compressed-tensors", keys_before_queries),
     "Qwen3-MoE": Case("Qwen3Moe-auto-round", "vllm", "compressed-tensors", one_expert_as_another),

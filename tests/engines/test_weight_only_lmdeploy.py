@@ -107,3 +107,23 @@ def test_turbomind_refuses_the_awq_groups_that_we_warn_of(case, size, tmp_path):
     assert "QB216" in {finding.code for finding in report.findings}
     refusal = turbomind(tmp_path / "out", 1)["error"]
     assert refusal and f"Unsupported group_size={size}" in refusal["message"], "TurboMind takes smaller groups now"
+
+
+# Both engines of 0.6.2 have Llama; its TurboMind has groups of 128 alone.
+@pytest.mark.parametrize(("case", "tp"), [*G128[:6], *SMALL_GROUPS])
+def test_the_pytorch_engine_of_062_has_the_sources_weights(case, tp, tmp_path):
+    dump = tmp_path / "effective.safetensors"
+    qbridge.convert(fixture(case), tmp_path / "out", "lmdeploy@0.6.2", tp=tp)
+    report = lmdeploy("0.6.2", tmp_path / "out", tp, dump)
+    assert_loads(report, tp)
+    assert {name for rank in report["ranks"] for name in rank["linears"] if "Awq" in name}
+    assert differences(dump, fixture(case)) == {}, "LMDeploy 0.6.2 would compute with other weights"
+
+
+@pytest.mark.parametrize(("case", "tp"), G128)
+def test_turbomind_of_062_has_the_sources_weights(case, tp, tmp_path):
+    dump = tmp_path / "effective.safetensors"
+    qbridge.convert(fixture(case), tmp_path / "out", "lmdeploy@0.6.2", tp=tp)
+    report = turbomind(tmp_path / "out", tp, dump, "0.6.2")
+    assert (report["error"], report["model_format"]) == (None, "awq")
+    assert differences(dump, fixture(case)) == {}, "TurboMind of 0.6.2 would compute with other weights"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import operator
+import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 import qbridge
+from gguf_files import gguf, small, u16, u32
 from qbridge import render
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.source.safetensors import HeaderError
@@ -163,6 +165,14 @@ def run_header(data: bytes, folder: Path) -> int:
     return 0
 
 
+def run_gguf(data: bytes, folder: Path) -> int:
+    """The exit code for one GGUF file: what it is, said and shown."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "model.gguf"
+    file.write_bytes(data)
+    return outcome(lambda: _inspect(file, None))
+
+
 def outcome(command: Callable[[], None]) -> int:
     """0, or the exit code of a QBridgeError; only the answer no and unreadable input come from content."""
     with warnings.catch_warnings():
@@ -266,3 +276,14 @@ def header_seeds() -> Iterator[bytes]:
             text = dump({"__metadata__": {"format": "pt"}, **header})
             size = sum(nbytes(DType.F16, tuple(shape)) for _ in header)
             yield len(text).to_bytes(8, "little") + text + bytes(size)
+
+
+def gguf_seeds() -> Iterator[bytes]:
+    """Small whole GGUF files."""
+    array = 9, struct.pack("<IQ", 6, 2) + bytes(8)
+    yield small(**{"a.names": ["x", "yz"], "a.scores": array, "a.count": 7, "a.eps": 0.5, "a.yes": True})
+    yield small(**{"split.no": u16(0), "split.count": u16(1), "split.tensors.count": 2})
+    yield gguf({"general.alignment": u32(64)}, [], version=2, alignment=64)
+
+
+SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {"folder": seeds, "header": header_seeds, "gguf": gguf_seeds}

@@ -214,6 +214,19 @@ class Mutator:
         length = len(text) if rng.random() < 0.9 else rng.choice((0, 2**63, 2**64 - 1, len(text) + 1, 10**8))
         return (length.to_bytes(8, "little") + text + bytes(size))[:max_size]
 
+    def gguf(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """A GGUF file with some numbers of its header changed to those that lie, mostly."""
+        rng = random.Random(seed)
+        if rng.random() < 0.5 or len(data) < 32:
+            return self.mutate(data, max_size)
+        changed = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            width = rng.choice((1, 2, 4, 8))
+            place = rng.randrange(4, len(data) - width + 1)
+            number = rng.choice((0, 1, 2, 8, 9, 31, 32, 33, 2**16, 2**31, 2**63, 2**64 - 1, rng.randrange(64)))
+            changed[place : place + width] = (number % 2 ** (8 * width)).to_bytes(width, "little")
+        return bytes(changed)[:max_size]
+
     def _text(self, text: bytes, name: str, max_size: int, rng: random.Random) -> bytes:
         """The text of a file, changed; an absent file mostly stays absent."""
         if not text and rng.random() < 0.8:

@@ -1,4 +1,6 @@
-"""The fuzzer: `python tests/fuzz/run.py folder|header SECONDS` (atheris; Linux). Prints what it saw as one JSON line.
+"""The fuzzer: `python tests/fuzz/run.py folder|header|gguf SECONDS` (atheris; Linux).
+
+Prints what it saw as one JSON line.
 
 An input that raises anything but an answer is kept once per place it raised from, and fuzzing goes on; so is one
 that takes more than LIMIT seconds of CPU time. What is kept lies in --keep; the working corpus is on tmpfs.
@@ -57,7 +59,7 @@ class Run:
     """One run: how many inputs, which exit codes, what went wrong."""
 
     def __init__(self, target: str, keep: Path, folder: Path, report: Path) -> None:
-        self.one = inputs.run_folder if target == "folder" else inputs.run_header
+        self.one = getattr(inputs, f"run_{target}")
         self.target, self.keep, self.folder, self.report = target, keep, folder, report
         self.executions, self.codes, self.found = 0, Counter[int](), dict[str, str]()
         self.start = self.told = time.monotonic()
@@ -112,7 +114,7 @@ def fuzz(wanted: argparse.Namespace, home: Path, run: Run) -> None:
     corpus = wanted.corpus or home / "corpus"
     for place in (corpus, home / "src"):
         place.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(inputs.seeds() if wanted.target == "folder" else inputs.header_seeds()):
+    for number, seed in enumerate(inputs.SEEDS[wanted.target]()):
         (corpus / f"seed-{number}").write_bytes(seed)
     mutator = mutations.Mutator(lambda text, size: atheris.Mutate(text, size))
     signal.signal(signal.SIGPROF, hang)
@@ -120,14 +122,14 @@ def fuzz(wanted: argparse.Namespace, home: Path, run: Run) -> None:
     flags = [f"-max_total_time={wanted.seconds}", f"-max_len={LONGEST}", "-timeout=120", "-rss_limit_mb=4096"]
     flags += [f"-artifact_prefix={home}/", "-len_control=0", "-print_final_stats=0", f"-seed={wanted.seed}"]
     flags += ["-verbosity=0"] if not sys.stderr.isatty() else []
-    arguments = [sys.argv[0], *flags, str(corpus), str(inputs.CORPUS / wanted.target)]
+    arguments = [sys.argv[0], *flags, str(corpus), *map(str, inputs.CORPUS.glob(wanted.target))]
     atheris.Setup(arguments, run, custom_mutator=getattr(mutator, wanted.target))
     atheris.Fuzz()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=("folder", "header"))
+    parser.add_argument("target", choices=tuple(inputs.SEEDS))
     parser.add_argument("seconds", type=int)
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"))
     parser.add_argument("--corpus", type=Path, help="working corpus to go on from")

@@ -41,6 +41,7 @@ def test_seeds_are_mostly_sound(tmp_path):
     said = [inputs.run_folder(seed, tmp_path / "src") for seed in inputs.seeds()]
     assert said.count(0) > len(said) / 2
     assert {inputs.run_header(seed, tmp_path) for seed in inputs.header_seeds()} == {0}
+    assert {inputs.run_gguf(seed, tmp_path) for seed in inputs.gguf_seeds()} == {0}
 
 
 def test_corpus_stays_small():
@@ -48,7 +49,7 @@ def test_corpus_stays_small():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris, the extra `fuzz`, is not installed")
-@pytest.mark.parametrize("target", ["folder", "header"])
+@pytest.mark.parametrize("target", inputs.SEEDS)
 def test_a_few_seconds_of_fuzzing(target, tmp_path):
     command = [sys.executable, str(inputs.ROOT / "tests/fuzz/run.py"), target, "5", "--keep", str(tmp_path)]
     cold = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cold")}  # instrumented kernels do not compile

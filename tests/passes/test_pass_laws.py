@@ -18,6 +18,7 @@ from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.dequantize import Dequantize
 from qbridge.passes.dynamic_inputs import DynamicInputs
+from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.invert import Invert
 from qbridge.passes.pad import Pad
 from qbridge.passes.plain import PlainInputs
@@ -26,6 +27,7 @@ from qbridge.passes.recorded import from_dict, is_final
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.undo import Undo
+from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 from qbridge.testing import check_pass, layers, random_layer
 from qbridge.testing.strategies import NVFP4, NVFP4_INPUTS
@@ -47,6 +49,7 @@ MEANT = [
     (DynamicInputs(allowed=True), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F32)),
     (DynamicInputs(allowed=True), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.BF16)),
     (Dequantize(DType.BF16), spec()),
+    (FoldZeros(5), ZEROS),
     (Pad(8, 96), spec()),
     (Pad(8, 80), ZEROS),
     (PlainInputs(allowed=True), spec(bits=8, group=None, activation=LIMITED)),
@@ -54,6 +57,9 @@ MEANT = [
     (Recast(DType.F16, rounded=True), spec(scale=DType.F32)),
     (Regroup(8), ZEROS),
     (Regroup(8), spec(g_idx=True)),
+    (UnquantizedInputs(), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F32)),
+    (UnquantizedInputs(), spec(bits=8, group=None, activation=LIMITED)),
+    (UnquantizedInputs(), GLOBAL),
     (Widen(8), spec()),
     (Undo(Widen(8), spec()), spec(bits=8)),
 ]
@@ -75,6 +81,7 @@ def test_a_pass_keeps_the_laws_and_is_recorded(step, meant):
     [
         (Symmetrize(), ZEROS),
         (Regroup(None), spec()),
+        (FoldZeros(4), ZEROS),
         (PlainInputs(), spec()),
         (Invert("divide"), GLOBAL),
         (DynamicInputs(), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F16)),

@@ -181,7 +181,7 @@ def test_each_shard_is_asked_for_once_to_check_it(hub):
 
 def test_how_much_is_read_is_said_before(hub, caplog, tmp_path):
     served = hub()
-    caplog.set_level(logging.INFO, "qbridge.source")
+    caplog.set_level(logging.INFO, "qbridge.source.web")
     qbridge.check("fx/model", "vllm")
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == f"asking 127.0.0.1:{served.server_address[1]} for fx/model"

@@ -45,7 +45,10 @@ def test_a_file_is_answered_with_its_folder(src, name):
 @pytest.mark.parametrize("name", ["model.gguf", "model.bin"])
 def test_gguf(tmp_path, name):
     (tmp_path / name).write_bytes(b"GGUF\3\0\0\0")
-    assert "GGUF" in refused(tmp_path / name)[0]
+    refused(tmp_path / name, "QB049")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.convert(tmp_path / name, tmp_path / "dst", "vllm")
+    assert codes(excinfo) == {"QB001"} and "GGUF" in str(excinfo.value.findings[0].facts)
 
 
 def test_folder_of_gguf(tmp_path):

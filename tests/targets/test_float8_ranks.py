@@ -12,10 +12,17 @@ from safetensors.torch import load_file
 import qbridge
 from float8_experts import COUNT, LAYER, LEAVES, SPLIT, experts
 from padding import assert_same_model_in_more_features
+from qbridge.formats.rules import broken
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.targets.registry import find_target
 from support import SINGLE, facts, helps, places
 from test_conversion import assert_same_tensors, config
 
 LINEARS = 3 * COUNT
+DOWN = ("q_a_proj", "kv_a_proj_with_mqa")  # to the latent dims: every rank has all of both
 
 
 def found(src, target, **options):
@@ -84,3 +91,25 @@ def test_padding_is_offered_where_a_block_straddles(tmp_path):
     src = experts(tmp_path / "src", 384, layout="compressed-tensors")
     offered = helps([found(src, "vllm", tp=4)["QB273"]])
     assert "--to vllm@0.33.0 --tp 4 --pad" in offered and "384 -> 512" in offered
+
+
+@pytest.mark.parametrize(("rows", "fits"), [((128, 192), True), ((192, 128), False)])
+@pytest.mark.parametrize("layer", [0, 1], ids=["decoder", "draft"])
+@pytest.mark.parametrize("tp", [1, 2, 8])
+@pytest.mark.parametrize("target", ["vllm", "vllm@0.23.0", "sglang"])
+def test_blocks_of_what_every_rank_has_whole_may_end_in_the_last_of_the_linears(target, tp, layer, rows, fits):
+    """DeepSeek's q_a_proj and kv_a_proj_with_mqa, which are built as one: their scales lie one after another."""
+    weight = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128))
+    inputs = ActivationScheme(8, Granularity.GROUP, dynamic=True, type="e4m3fn", group_size=128)
+    names = [f"model.layers.{number}.self_attn.{leaf}" for number in {0, layer} for leaf in DOWN]
+    sizes = rows * (len(names) // 2)
+    specs = {name: Spec(name, size, 256, weight, DType.F32, inputs) for name, size in zip(names, sizes, strict=True)}
+    described = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 256, "intermediate_size": 1024}
+    model = Model("fp8", {**described, **heads, "num_nextn_predict_layers": 1}, specs, {}, {})
+    engine = find_target(target)
+    for format_name in ("fp8", "compressed-tensors"):
+        choice = engine.choice_of(format_name)
+        if choice is not None:
+            codes = {fault.rule.code for fault in broken(engine.limits(choice, (tp,)), model)}
+            assert ("QB273" in codes) is not fits

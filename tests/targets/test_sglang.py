@@ -11,11 +11,6 @@ from safetensors.numpy import load_file, save_file
 
 import qbridge
 from qbridge.findings.finding import QBridgeError
-from qbridge.formats.rules import broken
-from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Spec
-from qbridge.ir.model import Model
-from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.targets.registry import find_target
 from qbridge.testing import check_target
 from support import ROOT, copy_fixture, edit_json
@@ -133,19 +128,3 @@ def test_parts_that_are_not_quantized_are_listed_by_the_name_of_the_whole(leaves
     assert "QB280" in codes(qbridge.check(source, "sglang"), "error")
     qbridge.convert(source, tmp_path / "out", "sglang")
     assert qbridge.check(tmp_path / "out", "sglang").ok
-
-
-@pytest.mark.parametrize(("rows", "fits"), [((128, 192), True), ((192, 128), False)])
-@pytest.mark.parametrize("tp", [1, 2])
-def test_blocks_of_what_every_rank_has_whole_may_end_in_the_last_of_the_linears(rows, fits, tp):
-    """DeepSeek's q_a_proj and kv_a_proj_with_mqa, which are built as one: their scales lie one after another."""
-    weight = WeightScheme(8, Granularity.BLOCK, type="e4m3fn", block=(128, 128))
-    inputs = ActivationScheme(8, Granularity.GROUP, dynamic=True, type="e4m3fn", group_size=128)
-    names = [f"model.layers.0.self_attn.{leaf}" for leaf in ("q_a_proj", "kv_a_proj_with_mqa")]
-    specs = {name: Spec(name, size, 256, weight, DType.F32, inputs) for name, size in zip(names, rows, strict=True)}
-    config = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 256, "intermediate_size": 256}
-    model = Model("fp8", {**config, **heads}, specs, {}, {})
-    choice = SGLANG.choice_of("fp8")
-    found = {fault.rule.code for fault in broken(SGLANG.limits(choice, (tp,)), model)}
-    assert ("QB273" in found) is not fits

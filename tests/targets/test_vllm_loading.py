@@ -12,6 +12,8 @@ from test_vllm_derivation import of_class, planted
 
 import make
 import qbridge
+from qbridge.ir.dtypes import DType
+from qbridge.ir.model import TensorInfo
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.testing.strategies import NVFP4
 from support import copy_fixture, edit_json, edit_quantization, facts, places
@@ -113,6 +115,7 @@ def test_fused_attention_of_bloom_is_reshaped_by_heads(format_name, weight, acti
         ("MiniMaxM2ForCausalLM", "", {"rotary_dim": 64, "scoring_func": "sigmoid"}),
         ("Lfm2VlForConditionalGeneration", "text_config", {"block_dim": 64, "conv_dim": 64}),
         ("Qwen3VLMoeForConditionalGeneration", "text_config", {"norm_topk_prob": True}),
+        ("Step3p5ForCausalLM", "", {"need_fp32_gate": True, "norm_expert_weight": True, "use_moe_router_bias": True}),
         ("VoxtralForConditionalGeneration", "audio_config", {"downsample_factor": 4}),
     ],
 )
@@ -122,6 +125,40 @@ def test_keys_that_a_class_reads_and_no_class_of_configs_has(name, part, keys):
     asked = {f"{part}.{key}".lstrip(".") for key in keys}
     assert problems("vllm", "compressed-tensors", "QB330", model) == asked
     assert not problems("vllm", "compressed-tensors", "QB330", replace(model, config=given))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "left_out"),
+    [
+        *(((name, {}, True)) for name in ("LlamaForCausalLM", "Glm4ForCausalLM", "Qwen3MoeForCausalLM")),
+        ("LlamaForCausalLM", {"attention_bias": False}, True),
+        ("LlamaForCausalLM", {"attention_bias": True}, False),
+        ("Qwen2ForCausalLM", {}, False),
+        ("Glm4vForConditionalGeneration", {"text_config": {}}, True),
+        ("Glm4vForConditionalGeneration", {"text_config": {"attention_bias": True}}, False),
+    ],
+)
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_biases_that_config_json_denies_are_left_out(name, given, left_out, quantized, engine):
+    layer = "model.layers.0.self_attn"
+    names = [f"{layer}.o_proj", *([f"{layer}.q_proj"] if quantized else [])]
+    model = model_of(name, names, CHANNEL, DYNAMIC)
+    specs = {one: replace(spec, bias=DType.BF16) for one, spec in model.specs.items()}
+    bias = f"{layer}.q_proj.bias"
+    tensors = {} if quantized else {bias: TensorInfo(bias, DType.BF16, (64,))}
+    model = replace(model, specs=specs, tensors=tensors, config={**model.config, **given})
+    by_engine = left_out and (engine == "vllm" or not name.startswith("Glm4v"))  # transformers always builds those
+    assert problems(engine, "compressed-tensors", "QB331", model) == ({bias} if by_engine else set())
+    plain = replace(model, specs={one: replace(spec, bias=None) for one, spec in specs.items()}, tensors={})
+    assert not problems(engine, "compressed-tensors", "QB331", plain)
+
+
+def test_gates_of_heads_that_config_json_denies_are_left_out():
+    model = model_of("Step3p5ForCausalLM", ["model.layers.0.self_attn.g_proj"], CHANNEL, DYNAMIC)
+    assert problems("vllm", "compressed-tensors", "QB331", model) == set(model.specs)
+    given = replace(model, config={**model.config, "use_head_wise_attn_gate": True})
+    assert not problems("vllm", "compressed-tensors", "QB331", given)
 
 
 @pytest.mark.parametrize(

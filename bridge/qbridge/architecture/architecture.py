@@ -23,6 +23,7 @@ from qbridge.architecture.decoder import (
     SHARED_COUNTS,
     heads_of,
     is_decoder_module,
+    is_draft_module,
     positive,
     size_of,
 )
@@ -238,6 +239,10 @@ class Architecture:
         """Whether a module, by its full name, is in one of the decoder's layers: in no tower and no draft layer."""
         return is_decoder_module(module, self.text)
 
+    def is_draft(self, module: str) -> bool:
+        """Whether a module, by its full name, is in a layer for multi-token prediction."""
+        return is_draft_module(module, self.text)
+
     def indexer(self, layer: int) -> frozenset[str]:
         """What a layer chooses keys by; layers of GLM share one, as config.json says."""
         if not self.split.whole >= INDEXERS:
@@ -314,16 +319,17 @@ class Architecture:
         return names.canonical_module(module)
 
     def mlps(self, modules: Iterable[str]) -> list[blocks.Block]:
-        """The gated MLPs of decoder layers that are there whole, by full names; see `mlps.mlp_blocks`."""
+        """The gated MLPs of decoder and draft layers that are there whole, by full names; see `mlps.mlp_blocks`."""
         return blocks.mlp_blocks(modules)
 
     def intermediate_key(self, block: str) -> str | None:
         """The key of config.json that holds the size of a block of `mlps`, in the text config if that is nested.
 
-        None if the class is unknown, for vision towers and for multi-token prediction. A key may be shared by blocks:
-        shared experts of DeepSeek are `intermediate_copies` times as wide as one routed expert.
+        None if the class is unknown, and for vision towers. A key may be shared by blocks: shared experts of DeepSeek
+        are `intermediate_copies` times as wide as one routed expert, and draft layers are built of the same config.
         """
-        known = self.known and self.row.judged and not self.adjusts_mlp and is_decoder_module(block, self.text)
+        of_text = self.is_decoder(block) or self.is_draft(block)
+        known = self.known and self.row.judged and not self.adjusts_mlp and of_text
         return blocks.intermediate_key(block, self.text) if known else None
 
     def intermediate_copies(self, block: str) -> int:

@@ -31,6 +31,9 @@ _DTYPES = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32, "
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "use_cache", *QUANTIZATION_KEYS})
 # transformers 5.19.0, configuration_utils.py (remap_legacy_layer_types), of which 5.17.0 has the second alone.
 _INDEXED, _OLD_INDEXED = "indexed_attention", "deepseek_sparse_attention"
+# transformers 5.19.0, models/nemotron_h/configuration_nemotron_h.py; remap_legacy_layer_types
+_BLOCK_TYPES = ("layers_block_type", "mtp_layers_block_type")
+_OLD_BLOCKS = {"linear_attention": "mamba", "full_attention": "attention"}
 _REMOVED = object()
 _DEEPEST = 8  # configs that a config lies in; more than three are not known
 _TOKENIZER = re.compile(r'("tokenizer_class"\s*:\s*")TokenizersBackend(?=")')
@@ -42,15 +45,17 @@ class Reader:
 
     `old_dtype`: a transformers 4 before 4.56, which knows torch_dtype alone, may be among them. `plain_rope`: whether
     the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers. `indexed`: whether it
-    knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not. `implied`:
-    whether it asks for keys that classes of transformers 5 no longer save.
+    knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not. `hybrid`:
+    whether it knows the layers of Nemotron-H by the names that transformers 5.17 gave them. `implied` are the model
+    types of which it asks for keys that their classes in transformers 5 no longer save.
     """
 
     versions: tuple[int, ...] = (4, 5)
     old_dtype: bool = True
     plain_rope: bool = True
     indexed: bool = True
-    implied: bool = False
+    hybrid: bool = True
+    implied: frozenset[str] = frozenset()
 
 
 ANY_READER = Reader(indexed=False)
@@ -138,9 +143,9 @@ def unsaid_rope(config: Mapping[str, Any]) -> bool:
     return any(ropes.old_words(held) is None for _, held, _ in _holders(config))
 
 
-def unsaid_keys(config: Mapping[str, Any]) -> list[str]:
-    """Keys, by the names of the configs that they lie in, that are neither there nor implied by the class."""
-    holders = list(_holders(config))
+def unsaid_keys(config: Mapping[str, Any], reader: Reader) -> list[str]:
+    """Keys that a reader asks for, by their paths, that are neither there nor implied by the class."""
+    holders = [holder for holder in _holders(config) if str(holder[1].get("model_type")) in reader.implied]
     return [f"{at}{key}" for at, held, _ in holders for key, value in by_class.missing(held).items() if value is None]
 
 
@@ -160,7 +165,10 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
     layers = config.get("layer_types")
     if not reader.indexed and isinstance(layers, list) and _INDEXED in layers:
         changes["layer_types"] = {"layer_types": _old_layers(layers)}
-    if reader.implied:
+    for key in _BLOCK_TYPES if not reader.hybrid and config.get("model_type") == "nemotron_h" else ():
+        if isinstance(kinds := config.get(key), list) and kinds != (old := _old_blocks(kinds)):
+            changes[key] = {key: old}
+    if str(config.get("model_type")) in reader.implied:
         changes |= {key: {key: value} for key, value in by_class.missing(config).items() if value is not None}
     if 4 not in reader.versions:
         return changes
@@ -176,6 +184,11 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
 def _old_layers(layers: list[Any]) -> list[Any]:
     """Kinds of layers by the names that every transformers 5 knows, which the newer ones take for their own."""
     return [_OLD_INDEXED if layer == _INDEXED else layer for layer in layers]
+
+
+def _old_blocks(kinds: list[Any]) -> list[Any]:
+    """Kinds of layers of Nemotron-H as transformers 5.16 has them, which the newer ones take for their own."""
+    return [_OLD_BLOCKS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
 
 
 def _is_dtype(name: str) -> bool:
@@ -272,6 +285,9 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
         found[COMPUTE_DTYPE] = str(found[COMPUTE_DTYPE]).removeprefix("torch.")
     if isinstance(layers := found.get("layer_types"), list):
         found["layer_types"] = _old_layers(layers)
+    for key in _BLOCK_TYPES:
+        if isinstance(layers := found.get(key), list):
+            found[key] = _old_blocks(layers)
     if kinds := ropes.by_kind(config):
         found["rope"] = kinds.get(ropes.EVERY, kinds)
     return found

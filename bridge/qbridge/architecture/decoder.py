@@ -16,6 +16,9 @@ LEFT_ALONE = frozenset(
     *("embed_vision", "embed_audio", "audio_model", "audio_encoder", "talker", "token2wav", "code2wav", "vit"),
 }
 
+DRAFT_BLOCKS = frozenset({"mtp", "mtp_layers"})  # those of them that hold layers for multi-token prediction
+TOWERS = LEFT_ALONE - DRAFT_BLOCKS
+
 LAYERS = r"layers|h|transformer\.blocks"  # what decoders call the list of their layers
 LAYER_NUMBER = re.compile(rf"(?:^|\.)(?:{LAYERS})\.(\d+)\.")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -61,6 +64,16 @@ def is_decoder_module(module: str, text: Mapping[str, Any]) -> bool:
     if match is None or not LEFT_ALONE.isdisjoint(module.split(".")):
         return False
     return not layers or (len(match[1]) < 10 and int(match[1]) < layers)
+
+
+def is_draft_module(module: str, text: Mapping[str, Any]) -> bool:
+    """Whether the module is in a layer for multi-token prediction: under mtp, or numbered after the decoder's."""
+    parts = module.split(".")
+    if not TOWERS.isdisjoint(parts):
+        return False
+    return not DRAFT_BLOCKS.isdisjoint(parts) or (
+        LAYER_NUMBER.search(module) is not None and not is_decoder_module(module, text)
+    )
 
 
 def positive(text: Mapping[str, Any], key: str) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd, lcm
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.drafts import with_draft_linears
+from qbridge.architecture.experts import SINGLE, unquantized_experts, unrecognized_experts
 from qbridge.architecture.mlps import Block, mlp_blocks
 from qbridge.architecture.names import without_expert
 from qbridge.architecture.quantization_block import NESTED
@@ -31,8 +33,10 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
     """The smallest intermediate sizes at which every block is legal at all tensor-parallel `sizes`.
 
     `multiple(spec, tp)` is what the intermediate size must be a multiple of for a down projection, as a whole, or for
-    the rows of blocks.
+    the rows of blocks. Layers for multi-token prediction grow with the decoder, their unquantized linears
+    (`draft_linears`) as well.
     """
+    model = with_draft_linears(model)
     wanted: dict[str, int] = {}
     by_key: dict[str, list[Block]] = {}
     reasons: dict[str, dict[str, str]] = {}
@@ -44,7 +48,7 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
         down = model.specs.get(block.down)
         if reason := _refusal(block, model, architecture, known_as):
             reasons.setdefault(key, {})[block.name] = reason
-        if down is not None:
+        if down is not None and not down.weight.is_dense:
             parts = [down, *(spec for spec in _sides(block, model) if spec.weight.block)]
             step = lcm(*(multiple(part, tp) for part in parts for tp in sizes))
             each = step // gcd(step, copies)  # so that all copies together are a multiple of it
@@ -52,6 +56,9 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
             if own * copies > MAX_SIZE:
                 reasons.setdefault(key, {})[block.name] = f"its size would be {own * copies}"
             wanted[key] = max(wanted.get(key, 0), own)
+    for name, reason in _unread(model).items():
+        key = architecture.intermediate_key(name) or name
+        reasons.setdefault(key, {})[name] = reason
     passes: dict[str, Pad] = {}
     refused: dict[str, str] = {}
     for key, size in wanted.items():
@@ -62,11 +69,37 @@ def growth(model: Model, sizes: tuple[int, ...], multiple: Multiple) -> Growth:
             down = model.specs.get(block.down)
             needed |= down is not None and down.in_features != own
             grown |= _passes(block, model, own)
-        if needed and reasons.get(key):
-            refused |= reasons[key]  # blocks that share a size grow together or not at all
+        unlike = _of_another_size(by_key[key], model, key_of, key)
+        if needed and (faults := {**unlike, **reasons.get(key, {})}):
+            refused |= faults  # blocks that share a size grow together or not at all
         else:
             passes |= grown
     return Growth(passes, refused)
+
+
+def _of_another_size(
+    blocks: Sequence[Block], model: Model, key_of: Callable[[Block], tuple[str | None, int]], key: str
+) -> dict[str, str]:
+    """The blocks of draft layers that are not as wide as the decoder's of the same key, and why they cannot grow."""
+    architecture, widths = Architecture.of_model(model), dict[bool, dict[str, int]]()
+    for block in blocks:
+        if (down := model.specs.get(block.down)) is not None:
+            each = down.in_features // key_of(block)[1]
+            widths.setdefault(architecture.is_draft(block.name), {})[block.name] = each
+    sizes = {*widths.get(False, {}).values()}
+    reason = f"it is of another size than {key} of the decoder"
+    return {name: reason for name, width in widths.get(True, {}).items() if sizes and width not in sizes}
+
+
+def _unread(model: Model) -> dict[str, str]:
+    """Experts in tensors that they share of which no block is made, by the name of the first, and why."""
+    named = {name.partition(".experts.")[0] + ".experts" for name in model.specs if ".experts." in name}
+    stacks = [name for name, experts in unquantized_experts(model).items() if experts.lies != SINGLE]
+    return {
+        f"{block}.0": "its experts are not quantized, or not as they are known"
+        for block in (*stacks, *unrecognized_experts(model))
+        if block not in named
+    }
 
 
 def _keys(model: Model) -> Callable[[Block], tuple[str | None, int]]:
@@ -84,7 +117,7 @@ def _keys(model: Model) -> Callable[[Block], tuple[str | None, int]]:
 
 
 def _blocks(model: Model) -> list[Block]:
-    """Every MLP, quantized or not; those of MTP blocks are listed as well, for they share the decoder's sizes."""
+    """Every MLP, quantized or not, the draft layers' included."""
     return mlp_blocks([*model.specs, *_dense(model)])
 
 
@@ -128,7 +161,7 @@ def follow(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, An
     """The config with the intermediate sizes that the layers have, wherever its keys for them lie."""
     architecture = Architecture.of(config)
     sizes: dict[str, set[int]] = {}
-    for block in mlp_blocks(specs):
+    for block in mlp_blocks(name for name in specs if architecture.is_decoder(name)):
         key, down = architecture.intermediate_key(block.name), specs.get(block.down)
         if key and down:
             sizes.setdefault(key, set()).add(down.in_features // architecture.intermediate_copies(block.name))

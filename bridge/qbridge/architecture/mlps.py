@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qbridge.architecture.decoder import SHARED_COUNTS, is_decoder_module, size_of
+from qbridge.architecture.decoder import SHARED_COUNTS, is_decoder_module, is_draft_module, size_of
 
 _SHARED_SIZE = "moe_shared_expert_intermediate_size"  # of all shared experts together (Nemotron-H)
 
@@ -25,10 +25,9 @@ _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("gate_up_p
 
 
 def mlp_blocks(modules: Iterable[str]) -> list[Block]:
-    """The gated MLPs of decoder layers that are there whole, in the modules' order.
+    """The gated MLPs of decoder and draft layers that are there whole, in the modules' order.
 
-    Dense MLPs, each routed expert and shared experts. A layer of multi-token prediction that is numbered like the
-    decoder's (DeepSeek) is among them; `Architecture.intermediate_key` has none for it.
+    Dense MLPs, each routed expert and shared experts.
     """
     known = dict.fromkeys(modules)
     found: dict[str, Block] = {}
@@ -39,7 +38,7 @@ def mlp_blocks(modules: Iterable[str]) -> list[Block]:
                 leaf == gate
                 and f"{name}.{up}" in known
                 and f"{name}.{down}" in known
-                and is_decoder_module(module, {})
+                and (is_decoder_module(module, {}) or is_draft_module(module, {}))
             ):
                 found.setdefault(name, Block(name, module, f"{name}.{up}", f"{name}.{down}"))
     return list(found.values())

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.decoder import LEFT_ALONE, MOST
+from qbridge.architecture.decoder import DRAFT_BLOCKS, MOST, TOWERS
 from qbridge.architecture.names import module_of
 from qbridge.ir.model import Model
 
@@ -20,7 +20,6 @@ Blocks = Mapping[int, frozenset[str]]  # by number, the names below a block
 
 _BLOCK = re.compile(r"(.+?)\.(\d{1,9})\.(.+)")
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
-TOWERS = LEFT_ALONE - {"mtp", "mtp_layers"}
 VISION = frozenset({"visual", "vision_tower", "vision_model", "vpm"})
 LISTS = frozenset({"blocks", "h", "layer", "layers", "resblocks"})  # of which no number may be left out
 _KINDS = 64  # more kinds of blocks than any model has are not compared with each other
@@ -111,7 +110,7 @@ def doubtful(names: Collection[str], architecture: Architecture, decoder: str | 
 def _drafts(names: Collection[str], architecture: Architecture, decoder: str) -> Iterator[str]:
     """Layers for multi-token prediction: after the last one of the decoder, or under mtp."""
     count, last = architecture.draft_layers, architecture.layers
-    if not count or any(not {"mtp", "mtp_layers"}.isdisjoint(name.split(".")) for name in names):
+    if not count or any(not DRAFT_BLOCKS.isdisjoint(name.split(".")) for name in names):
         return
     if "mtp_num_hidden_layers" in architecture.text or last is None:
         yield "mtp"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ from qbridge.commands.judging import Judge, Subject, Verdict
 from qbridge.commands.releases import between
 from qbridge.commands.remedies import JUDGING, WRITTEN, Remedies, Remedy, Sizes
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Finding, Findings, Severity, in_order
 from qbridge.findings.way import Advice, Way
-from qbridge.plan.options import Options, allowed, typed
+from qbridge.plan.options import Options, allowed
 from qbridge.targets.gpus import Gpu, gpu_of
 from qbridge.targets.rank_weights import RankWeights, rank_weights
 from qbridge.targets.registry import find_target, nearer, neighbours
@@ -48,6 +48,7 @@ def check(
 ) -> CheckTable: ...
 
 
+@checked
 @no_garbage()
 def check(
     src: PathLike,
@@ -68,9 +69,7 @@ def check(
     ValueError for a `tp` that is not positive, TypeError for what is of another type.
     """
     start = time.monotonic()
-    typed("gpu", gpu, str)
-    typed("src", src, str, os.PathLike)
-    releases = neighbours(target) if isinstance(target, str) else None
+    releases = neighbours(target)
     wanted = nearer(target.partition("@")[2], releases) if releases else find_target(target)
     sizes = tuple(dict.fromkeys(Options.of(wanted, tp).tp))
     findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out

@@ -16,7 +16,7 @@ from qbridge.commands.report import tensor_bytes
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
 from qbridge.findings.way import Advice, Way
-from qbridge.ir.exactness import Exactness, weakest
+from qbridge.ir.exactness import EXACT, Exactness, weakest
 from qbridge.ir.model import Model
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
@@ -29,11 +29,10 @@ from qbridge.targets.gpus import Gpu
 from qbridge.targets.target import Target
 
 JUDGING = frozenset({"assumed-version"})  # words that mean nothing to convert
-_OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
+OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
 # Words that change what convert writes, nothing that is read.
 WRITTEN = frozenset({"drop-activation-details", "drop-kv-scales", "rounded"})
 CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
-_EXACT = (Exactness.REVERSIBLE, Exactness.EQUAL)
 Sizes = tuple[int, ...]  # tensor-parallel sizes at which an output is to be legal
 
 
@@ -57,7 +56,7 @@ class Attempt:
     @property
     def exact(self) -> bool:
         """Whether it succeeds and every weight keeps its value."""
-        return not self.codes and self.exactness in _EXACT
+        return not self.codes and self.exactness in EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ class Remedies:
         return replace(attempt.way, command=command, note="; ".join(notes), exact=attempt.exact)
 
     def _costs(self, attempt: Attempt) -> Iterator[str]:
-        if attempt.exactness not in _EXACT:
+        if attempt.exactness not in EXACT:
             yield f"weights are {attempt.exactness}"
         if self._by_headers:
             yield "by its headers"
@@ -213,7 +212,7 @@ class Remedies:
         """
         if self.storage.has(MANIFEST):
             return ()
-        return _codes(refusal(self.model, self.target, self.allow | _OFFERED, options))
+        return _codes(refusal(self.model, self.target, self.allow | OFFERED, options))
 
     def _tried(self, sizes: Sizes, way: Way, options: Options, allow: frozenset[str]) -> Attempt:
         """Plan a conversion; where words of --allow are all that it lacks, with them."""
@@ -223,11 +222,9 @@ class Remedies:
             plan = planned(opened, self.target, options, by_headers=self._by_headers)
             refused = self._unserved(opened, plan, sizes)
         except QBridgeError as fault:
-            errors = [finding for finding in fault.findings if _stops(finding)]
-            lacking = {finding.entry.allow or "" for finding in errors if not finding.final}
-            if not any(finding.final for finding in errors) and lacking <= _OFFERED and not lacking <= allow:
+            if lacking := lacking_words(fault.findings, allow):
                 return self._tried(sizes, way, options, allow | lacking)
-            return Attempt(sizes, way, words, codes=_codes(errors))
+            return Attempt(sizes, way, words, codes=_codes(filter(_stops, fault.findings)))
         exactness = weakest(*(layer.exactness for layer in plan.layers.values()))
         remaining, size = frozenset(_codes(opened.findings)), tensor_bytes(opened, plan)
         added = size["after"] - size["before"]
@@ -278,6 +275,15 @@ class Remedies:
         words += [f"--tp {','.join(map(str, sizes))}"] if max(sizes) > 1 else []
         words += [f"--from {self.source}"] if self.source else []
         return " ".join((*words, *(f"--allow {word}" for word in sorted({*self.allow, *allow}))))
+
+
+def lacking_words(findings: Iterable[Finding], allow: frozenset[str]) -> frozenset[str]:
+    """The words of --allow that let all of some errors pass and are not given yet; empty where no words do."""
+    errors = [finding for finding in findings if _stops(finding)]
+    words = frozenset(finding.entry.allow or "" for finding in errors if not finding.final)
+    if any(finding.final for finding in errors) or not words <= OFFERED or words <= allow:
+        return frozenset()
+    return words
 
 
 def new_folder(src: str, *purpose: str) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import files_of, stands_there, write
+from qbridge.commands.model_card import CARD, is_written
 from qbridge.commands.report import Report
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
 from qbridge.ir.model import Model
@@ -20,6 +22,7 @@ from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_tensors import outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan
 from qbridge.plan.renaming import Renaming, renamed_spec
+from qbridge.plan.resizing import resized
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
 from qbridge.source.weight_files import INDEX
@@ -30,6 +33,7 @@ from qbridge.write.staging import recover
 from qbridge.write.writer import Document, Progress
 
 
+@checked
 def restore(
     src: PathLike,
     dst: PathLike,
@@ -61,7 +65,10 @@ def restore(
         recorded = manifest.load(opened.source)
         if recorded is None:
             raise error("QB036", opened.source.url)
-        opened = replace(opened, model=manifest.with_unquantized(opened.model, recorded))
+        model = manifest.with_unquantized(opened.model, recorded)
+        if CARD in manifest.added(recorded) and is_written(opened.source):
+            model = replace(model, consumed=model.consumed | {CARD})
+        opened = replace(opened, model=model)
         plan = _plan(opened, recorded)
         judge(opened.model, opened.source.tensors, opened.findings)
         opened.findings.stop_on_errors()
@@ -91,7 +98,7 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
             fact = "rounded, or edited since the conversion"
             raise error("QB037", lost, (f"{len(lost)} of {len(opened.specs)} layers: {fact}",))
         names = {str(name) for entry in recorded["steps"] for name in entry["layers"]}
-        if gone := sorted(names - opened.specs.keys()):
+        if gone := sorted(names - opened.specs.keys() - back.keys()):
             raise error("QB037", gone, ("not there any more",))
         if not isinstance(origin["config"], dict):
             raise TypeError("the recorded config is no object")
@@ -104,6 +111,8 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
         renaming = Renaming.from_dict(origin.get("prefixes"))
         model = _experts_back(opened.source, graft.without(opened.model, grafted), origin, renaming)
         layers = {}
+        plain = {name: back.pop(name).spec.dims for name in [*back] if name not in opened.specs}
+        model = resized(opened.source, model, plain, renaming.back)
         for name, (spec, passes) in back.items():
             written = destination.layout(renamed_spec(spec, renaming.back) if renaming.pairs else spec)
             layers[name] = LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], written)

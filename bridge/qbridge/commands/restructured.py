@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 from qbridge.architecture.config import DRAFTS, with_draft_layers
-from qbridge.architecture.experts import unquantized_experts
+from qbridge.architecture.experts import Experts, unquantized_experts
 from qbridge.architecture.prefixes import renamed
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.commands.unquantized import with_layers_of
 from qbridge.findings.finding import Findings, QBridgeError
+from qbridge.ir.model import Model
 from qbridge.plan import experts, manifest
 from qbridge.plan.graft import differing, digest, recorded, without
 from qbridge.plan.renaming import Renaming, rename
+from qbridge.plan.resizing import as_resized
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import Source
 
@@ -43,15 +45,19 @@ def _like(side: Checkpoint, other: Checkpoint) -> Checkpoint:
     return replace(side, model=model)
 
 
-def one_by_one(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
-    """Both with those unquantized experts as layers that lie otherwise in one than in the other."""
+def one_by_one(left: Checkpoint, right: Checkpoint, resized: Collection[str]) -> tuple[Checkpoint, Checkpoint]:
+    """Both with those unquantized experts as layers that lie otherwise in one than in the other, or are `resized`."""
     there = [unquantized_experts(side.model) for side in (left, right)]
     unlike = [block for block in there[0].keys() & there[1].keys() if there[0][block].lies != there[1][block].lies]
     first, second = (
-        replace(side, model=experts.as_layers(side.source, side.model, [own[block] for block in unlike]))
+        replace(side, model=_as_layers(side, [own[block] for block in unlike], resized))
         for side, own in zip((left, right), there, strict=True)
     )
     return first, second
+
+
+def _as_layers(side: Checkpoint, blocks: Sequence[Experts], resized: Collection[str]) -> Model:
+    return as_resized(side.source, experts.as_layers(side.source, side.model, blocks), resized)
 
 
 def _names(side: Checkpoint) -> set[str]:

@@ -1,4 +1,4 @@
-"""Linears that are quantized in one of two checkpoints alone, because an engine builds them without quantization."""
+"""Unquantized tensors of two checkpoints, and linears that are quantized in one of them alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from qbridge.commands.checkpoint import Checkpoint
+from qbridge.ir.dtypes import survives, to_float64
 from qbridge.ir.layer import Layer
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_layers
 from qbridge.ir.values import dequantize
+from qbridge.passes.pad import Pad, cropped
 
 
 def with_layers_of(side: Checkpoint, other: Model) -> Checkpoint:
@@ -19,10 +21,31 @@ def with_layers_of(side: Checkpoint, other: Model) -> Checkpoint:
     return replace(side, model=as_layers(side.model, names)) if names else side
 
 
-def unlike_weights(a: Layer, b: Layer) -> tuple[str, ...]:
-    """What differs between two layers of which one has no codes: exact values are compared, and the bias."""
+def unlike_weights(a: Layer, b: Layer, pad: Pad | None = None) -> tuple[str, ...]:
+    """What differs between two layers of which one has no codes: exact values are compared, and the bias.
+
+    One of unlike dims may be padded from those of `pad`.
+    """
+    if pad and a.spec.dims != b.spec.dims:
+        try:
+            a, b = (cropped(layer, (pad.out_features, pad.in_features)) for layer in (a, b))
+        except ValueError as fault:
+            return (str(fault),)
     if a.spec.dims != b.spec.dims:
         return (f"dims: {a.spec.dims} and {b.spec.dims}",)
     wrong = int(np.count_nonzero(dequantize(a) != dequantize(b)))
     biases = [layer.arrays["bias"].tobytes() if "bias" in layer.arrays else b"" for layer in (a, b)]
     return (*((f"{wrong} weights",) if wrong else ()), *(("bias",) if biases[0] != biases[1] else ()))
+
+
+def unlike_tensors(left: Checkpoint, right: Checkpoint, name: str) -> tuple[str, ...]:
+    """How an unquantized tensor of two checkpoints differs: of two float dtypes the values count, not their bits."""
+    here, there = left.model.tensors[name], right.model.tensors[name]
+    dtypes = here.dtype, there.dtype
+    if here.shape != there.shape or not (survives(*dtypes) or survives(*dtypes[::-1])):
+        return (f"{here.dtype}{list(here.shape)} and {there.dtype}{list(there.shape)}",)
+    first, second = left.tensor(name), right.tensor(name)
+    if here.dtype is there.dtype:
+        return () if first.tobytes() == second.tobytes() else ("its values",)
+    same = np.array_equal(to_float64(first, here.dtype), to_float64(second, there.dtype))
+    return () if same else (f"its values, as {here.dtype} and as {there.dtype}",)

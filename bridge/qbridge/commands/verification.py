@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -23,14 +23,15 @@ from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
 from qbridge.commands.restructured import align, one_by_one, without_grafts
-from qbridge.commands.unquantized import unlike_weights
+from qbridge.commands.unquantized import unlike_tensors, unlike_weights
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
 from qbridge.ir.values import group_index, row_index
-from qbridge.passes.pad import Pad
+from qbridge.passes.pad import Pad, cropped
 from qbridge.plan.manifest import padded
 from qbridge.plan.options import MEMORY, Options, allowed
 from qbridge.plan.survey import survey
@@ -43,6 +44,7 @@ BLOCK = 1 << 20  # bytes that are compared at a time
 _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
 
 
+@checked
 def verify(
     a: PathLike,
     b: PathLike,
@@ -80,9 +82,9 @@ def verify(
                 if finding.code == "QB043":  # whoever reads the other file has another model
                     findings.add(finding.code, finding.where, (which, *finding.facts))
         left, right = align(left, right)
-        left, right = one_by_one(left, right)
-        left, right, grafted = without_grafts(left, right, os.fspath(graft), findings)
         pads = {**padded(left.source), **padded(right.source)}
+        left, right = one_by_one(left, right, pads)
+        left, right, grafted = without_grafts(left, right, os.fspath(graft), findings)
         _compare_configs(left, right, bool(pads), findings)
         common = _compare_names(left, right, findings)
         kinds = Counter[str]()
@@ -187,14 +189,15 @@ class _Comparison:
 
     def _tensor(self, name: str) -> tuple[str, ...]:
         here, there = self.left.model.tensors[name], self.right.model.tensors[name]
-        if (here.dtype, here.shape) != (there.dtype, there.shape):
-            return (f"{here.dtype}{list(here.shape)} and {there.dtype}{list(there.shape)}",)
+        rearranged = any(name in side.model.rearranged for side in (self.left, self.right))
+        if rearranged or (here.dtype, here.shape) != (there.dtype, there.shape):
+            return unlike_tensors(self.left, self.right, name)
         return () if self._same_bytes(here.stored, there.stored) else ("its values",)
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense for spec in specs):
-            facts = unlike_weights(self.left.layer(name), self.right.layer(name))
+        if any(spec.weight.is_dense for spec in specs) or _one_is_folded(*specs):
+            facts = unlike_weights(self.left.layer(name), self.right.layer(name), self.pads.get(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
         if unlike and pad and any(spec.dims != (pad.out_features, pad.in_features) for spec in specs):
@@ -290,7 +293,7 @@ def _zero_beyond(layer: Layer, shape: tuple[int, int]) -> bool:
 def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ...]:
     """What differs between two layers, one of them padded from the dims `small`; both with codes or both without."""
     try:
-        first, second = (_cropped(layer, small) for layer in (a, b))
+        first, second = (cropped(layer, small) for layer in (a, b))
     except ValueError as fault:
         return (str(fault),)
     if not all(np.isfinite(to_float64(layer.arrays["scale"], layer.spec.scale_dtype)).all() for layer in (a, b)):
@@ -301,11 +304,9 @@ def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ..
     return differing
 
 
-def _cropped(layer: Layer, dims: tuple[int, int]) -> Layer:
-    """A layer without its padding; ValueError if what is padded is not zero."""
-    if layer.spec.dims == dims:
-        return layer
-    return Pad(*layer.spec.dims).undo(layer, replace(layer.spec, out_features=dims[0], in_features=dims[1]))
+def _one_is_folded(a: Spec, b: Spec) -> bool:
+    """Whether only one of two layers of integers has zero-points, so that their codes cannot be the same."""
+    return a.weight.symmetric is not b.weight.symmetric and (a.activation, a.dims) == (b.activation, b.dims)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:

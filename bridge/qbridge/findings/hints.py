@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 MOST = 40  # names in a line
+_LINE = 100  # characters of a repr
 
 
 def folded(name: str) -> str:
@@ -16,6 +17,12 @@ def folded(name: str) -> str:
 def printable(text: str) -> str:
     """Text for a terminal: a name from a file moves no cursor, and one that is no text can still be printed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(value: object, text: str) -> str:
+    """A repr of one short line: names from files are printable in it, and cut where they are long."""
+    shown = printable(text)
+    return f"<{type(value).__name__}: {shown if len(shown) <= _LINE else shown[: _LINE - 3] + '...'}>"
 
 
 def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,10 @@ from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import aliases, leave_out, load, registry, report_clashes, sniffed
 from qbridge.ir.dtypes import DType
 from qbridge.source.reader import Source
+
+_LOG = logging.getLogger(__name__)
+
+CONTAINER_FORMAT = "gguf"  # the format of every model that lies in GGUF files, whatever the types of its tensors
 
 # quant_method values of checkpoints that no format here reads yet, with what they are.
 KNOWN_METHODS: Mapping[str, str] = {
@@ -51,6 +56,7 @@ def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
         if isinstance(result, Match):
             matches.append((candidate, result))
         reasons.append(f"{name}: {result.because if isinstance(result, Match) else result}")
+        _LOG.debug("%s", reasons[-1])
     best = [found for found in matches if found[1].score == max(m.score for _, m in matches)]
     if len(best) == 1:
         return best[0]

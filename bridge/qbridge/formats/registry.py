@@ -23,6 +23,7 @@ BUILTIN = (
     "compressed-tensors",
     "dense",
     "fp8",
+    "gguf",
     "gptq",
     "marlin",
     "modelopt",
@@ -42,7 +43,7 @@ def registry() -> Mapping[str, str]:
 
 
 _MEMBERS = ("NAME", "SUMMARY", "ALIASES", "RULES", "sniff", "read", "settle", "layout", "config")
-_OPTIONAL = ("CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
+_OPTIONAL = ("metadata", "CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
 
 
 @cache

@@ -31,14 +31,18 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Rearranged:
-    """An unquantized linear that is written elsewhere than it lies: its weight, of `spec`, by either slot."""
+    """An unquantized linear that is written elsewhere than it lies: its weight, of `spec`, by either slot.
+
+    `dims` are those that it is written with, where they are others: zeros are added, or it is cropped.
+    """
 
     spec: Spec
     read: Slot
     write: Slot
+    dims: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Model:
     """A checkpoint as its format describes it, without weight data.
 
@@ -66,6 +70,9 @@ class Model:
     arrangement: Mapping[str, Any] = field(default_factory=dict)
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"<Model: {self.format}, {len(self.specs)} layers, {len(self.tensors)} other tensors>"
+
     def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
         """What `find` gives, asked once for a key: so that no layer asks about the whole model again."""
         if key not in self._known:
@@ -85,8 +92,7 @@ class Model:
     def _made(self) -> dict[str, dict[str, None]]:
         found: dict[str, dict[str, None]] = {}
         for linear in self.rearranged.values():
-            whole = linear.write.slice.tensor if linear.write.slice else linear.write.tensor
-            found.setdefault(whole, {})[linear.read.tensor] = None
+            found.setdefault(linear.write.whole, {})[linear.read.tensor] = None
         return found
 
     @property

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
 from qbridge.ir.slots import Slot
 
 _TYPES = {dtype: name for name, dtype in DENSE.items()}
+
+
+def plain_spec(name: str, dims: tuple[int, int], dtype: DType, bias: DType | None = None) -> Spec:
+    """The spec of a linear without codes, of `dims` [out_features, in_features] and a dtype of `DENSE`."""
+    weight = WeightScheme(8 * dtype.itemsize, Granularity.TENSOR, type=_TYPES[dtype])  # type: ignore[arg-type]
+    return Spec(name, *dims, weight, dtype, bias=bias)
 
 
 def plain_layout(spec: Spec) -> dict[str, Slot]:
@@ -37,8 +44,8 @@ def as_layers(model: Model, names: Iterable[str]) -> Model:
         weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
         if weight is None or len(weight.shape) != 2 or weight.dtype not in _TYPES:
             continue
-        scheme = WeightScheme(8 * weight.dtype.itemsize, Granularity.TENSOR, type=_TYPES[weight.dtype])  # type: ignore[arg-type]
-        specs[name] = Spec(name, *weight.shape, scheme, weight.dtype, bias=bias.dtype if bias else None)
+        rows, columns = weight.shape
+        specs[name] = plain_spec(name, (rows, columns), weight.dtype, bias.dtype if bias else None)
         slots[name] = _stored(plain_layout(specs[name]), tensors)
         for slot in plain_layout(specs[name]).values():
             del tensors[slot.tensor]

@@ -32,6 +32,8 @@ class Codec:
     exclusive: ClassVar[bool] = True  # the tensor holds nothing of other layers
     common: ClassVar[bool] = False  # layers that share the tensor have all of it, the same values
     redundant: ClassVar[bool] = False  # values may be stored that `encode` would never give
+    block: ClassVar[str] = ""  # the type of the blocks, where rows are blocks of scales and codes
+    inside: ClassVar[str] = ""  # the part whose tensor holds this one too, and with which it is written
     needs: ClassVar[frozenset[str]] = frozenset()  # parts without which this one is neither read nor written
 
     @property
@@ -149,6 +151,11 @@ class Slot:
     shape: tuple[int, ...]
     codec: Codec = PLAIN
     slice: Slice | None = None
+
+    @property
+    def whole(self) -> str:
+        """The tensor on disk that it is, or is a slice of."""
+        return self.slice.tensor if self.slice else self.tensor
 
     def same_bytes(self, other: Slot) -> bool:
         """Whether the same part stored through the other slot has the same bytes."""

@@ -45,6 +45,11 @@ class Pass(ABC):
         return False
 
     @property
+    def is_final(self) -> bool:
+        """Whether nothing undoes it, though it keeps every value: what `undo` would need is not recorded."""
+        return False
+
+    @property
     def whole(self) -> bool:
         """Whether it must be given all output features at once."""
         return False

@@ -125,7 +125,7 @@ class Pad(Pass):
         if "bias" in arrays and np.any(arrays["bias"][before.out_features :]):
             raise ValueError("a bias of the padding is not zero")
         shapes = {part: shape for part, (_, shape) in before.parts().items()}
-        return Layer(before, {part: _cropped(array, shapes[part]) for part, array in arrays.items()})
+        return Layer(before, {part: _shortened(array, shapes[part]) for part, array in arrays.items()})
 
     def _check_zero(self, layer: Layer, before: Spec) -> None:
         codes, index = layer.arrays["code"], group_index(layer.spec, layer.arrays.get("g_idx"))
@@ -141,5 +141,12 @@ class Pad(Pass):
                 raise ValueError(f"{wrong} weights of the padded {kind} features are not zero")
 
 
-def _cropped(array: Array, shape: tuple[int, ...]) -> Array:
+def cropped(layer: Layer, dims: tuple[int, int]) -> Layer:
+    """A layer without its padding; ValueError if what is padded is not zero."""
+    if layer.spec.dims == dims:
+        return layer
+    return Pad(*layer.spec.dims).undo(layer, replace(layer.spec, out_features=dims[0], in_features=dims[1]))
+
+
+def _shortened(array: Array, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(array[tuple(slice(length) for length in shape)])

@@ -9,12 +9,14 @@ from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.dynamic_inputs import DynamicInputs
 from qbridge.passes.exactly import DequantizeExactly
+from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.invert import Invert
 from qbridge.passes.pad import Pad
 from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 
 REVERSIBLE: tuple[type[Pass], ...] = (
@@ -27,13 +29,16 @@ REVERSIBLE: tuple[type[Pass], ...] = (
     Recast,
     Regroup,
     Symmetrize,
+    UnquantizedInputs,
     Widen,
 )
 _BY_NAME: Mapping[object, type[Pass]] = {kind.name: kind for kind in REVERSIBLE}
 
 
 def is_final(recorded: Mapping[str, Any]) -> bool:
-    """Whether a recorded pass is not undone: a conversion back, or a rounding whose bits are not recorded."""
+    """Whether a recorded pass is not undone: a conversion back, or one of which what undo needs is not recorded."""
+    if recorded["pass"] == FoldZeros.name:
+        return True
     if not recorded.get("rounded"):
         return bool(recorded.get("undo"))
     return bool(recorded.get("undo")) or recorded["pass"] != Invert.name

@@ -18,18 +18,14 @@ from qbridge.architecture.experts import (
 )
 from qbridge.architecture.names import is_routed
 from qbridge.findings.finding import Findings
-from qbridge.ir.dtypes import DType
-from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged
-from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
+from qbridge.ir.plain import plain_spec
 from qbridge.ir.slots import Slot
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
 from qbridge.targets.target import Target
-
-_NAMES = {dtype: name for name, dtype in DENSE.items()}
 
 
 def rearrange(
@@ -74,7 +70,7 @@ def moved(source: Source, model: Model, pairs: Mapping[str, tuple[Experts, Exper
         for name in old.tensors():
             del tensors[name]
         for (name, dims, read), (_, _, write) in zip(old.linears(), new.linears(), strict=True):
-            linears[name] = Rearranged(spec_of(name, dims, old.dtype), read, write)
+            linears[name] = Rearranged(plain_spec(name, dims, old.dtype), read, write)
     for _, new in pairs.values():
         tensors |= new.tensors()
     slice_tensors(source, [linear.read for linear in linears.values()])
@@ -87,7 +83,9 @@ def as_layers(source: Source, model: Model, blocks: Sequence[Experts]) -> Model:
     if not blocks:
         return model
     gone = {name for experts in blocks for name in experts.tensors()}
-    linears = [(name, spec_of(name, dims, own.dtype), slot) for own in blocks for name, dims, slot in own.linears()]
+    linears = [
+        (name, plain_spec(name, dims, own.dtype), slot) for own in blocks for name, dims, slot in own.linears()
+    ]
     slice_tensors(source, [slot for _, _, slot in linears])
     return replace(
         model,
@@ -101,12 +99,6 @@ def slice_tensors(source: Source, slots: list[Slot]) -> None:
     """Have the slices of tensors that slots read among those of the source."""
     inner = (slot.slice for slot in slots if slot.slice and slot.tensor not in source.tensors)
     source.split({own.tensor: own.shape for own in inner}, whole=True)
-
-
-def spec_of(name: str, dims: tuple[int, int], dtype: DType) -> Spec:
-    """The spec of an unquantized linear, whose codes are its weights."""
-    weight = WeightScheme(8 * dtype.itemsize, Granularity.TENSOR, type=_NAMES[dtype])  # type: ignore[arg-type]
-    return Spec(name, *dims, weight, dtype)
 
 
 def check_experts(plan: Plan, options: Options, findings: Findings) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,8 +24,9 @@ from qbridge.passes.pad import Pad
 from qbridge.passes.recorded import from_dict, is_final
 from qbridge.passes.undo import Undo
 from qbridge.plan.distribution import qbridge_version
-from qbridge.plan.plan import Plan
+from qbridge.plan.plan import LayerPlan, Plan
 from qbridge.plan.repair import Rewritten, why_not
+from qbridge.plan.resizing import as_resized
 from qbridge.source.json_text import MAX_HEADER
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
@@ -36,14 +37,18 @@ NOTHING: Mapping[str, Any] = {}
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
-def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+def build(
+    source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING, options: Mapping[str, Any] = NOTHING
+) -> dict[str, Any]:
     """The manifest of a plan; layers that were treated alike share an entry.
 
-    `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such.
+    `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such. `options` are those
+    that may come from a user's settings and shape the output, where they are not the defaults.
     """
     written = {output.origin for output in plan.outputs} | plan.model.made.keys()
+    added = sorted(plan.rewritten.keys() - set(source.side_files))
     steps: dict[str, dict[str, Any]] = {}
-    for name, layer in plan.layers.items():
+    for name, layer in (*plan.layers.items(), *_resized(plan)):
         entry: dict[str, Any] = {
             "before": describe(layer.before),
             "after": describe(layer.after),
@@ -60,17 +65,27 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
         "source": {
             "format": plan.model.format,
             "config": source.config,
-            "files": _texts(source, plan.model.consumed.union(plan.rewritten)),
+            "files": _texts(source, plan.model.consumed.union(plan.rewritten.keys() - set(added))),
             "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
             "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
+            **({"added": added} if added else {}),
             **({"experts": dict(plan.model.arrangement)} if plan.model.arrangement else {}),
             "shards": {} if source.memory else _digests(source),
             **changes,
         },
         "target": {"name": plan.target.name, "format": plan.format.NAME},
+        **({"options": dict(options)} if options else {}),
         "steps": list(steps.values()),
         "kept": _kept(source, plan),
     }
+
+
+def _resized(plan: Plan) -> Iterator[tuple[str, LayerPlan]]:
+    """The unquantized linears that get other dims, by the names that they have in the output."""
+    for name, layer in plan.others.items():
+        if layer.passes:
+            slot = layer.write["code"]
+            yield (name if slot.slice else slot.tensor.removesuffix(".weight")), layer
 
 
 def _kept(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
@@ -141,6 +156,14 @@ def load(source: Source) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
 
 
+def added(recorded: Mapping[str, Any]) -> frozenset[str]:
+    """The side files that a conversion added; a malformed manifest names none."""
+    try:
+        return frozenset(map(str, recorded["source"].get("added", ())))
+    except MALFORMED:
+        return frozenset()
+
+
 def padded(source: Source) -> dict[str, Pad]:
     """The padding that a manifest declares, by layer: the dims before it. A malformed manifest declares none."""
     recorded, found = load(source) or {}, dict[str, Pad]()
@@ -172,14 +195,15 @@ def _is_unquantized(step: Mapping[str, Any]) -> bool:
 def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewritten]:
     """By layer, the spec that the manifest records and the passes that lead back to it without loss.
 
-    Empty unless the checkpoint was once converted from `format_name`. A layer whose spec or values are no longer
-    what the conversion wrote is left out.
+    Unquantized linears that were given other dims are among them. Empty unless the checkpoint was once converted from
+    `format_name`. A layer whose spec or values are no longer what the conversion wrote is left out.
     """
     manifest = load(source)
     found: dict[str, Rewritten] = {}
     try:
         if manifest is None or manifest["source"]["format"] != format_name:
             return {}
+        model = as_resized(source, model, [name for entry in manifest["steps"] for name in entry["layers"]])
         for entry in manifest["steps"]:
             for name in entry["layers"]:
                 kept = manifest.get("kept", {}).get(name, {})

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qbridge.ir.model import Model
+from qbridge.ir.model import Model, Rearranged
+from qbridge.passes import Pass
+from qbridge.passes.pad import Pad
+from qbridge.passes.undo import Undo
 from qbridge.plan.plan import LayerPlan, OutputTensor, Woven
 from qbridge.source.reader import Source
 
 
 def rearranged_layers(model: Model) -> dict[str, LayerPlan]:
-    """What happens to the unquantized linears that are written elsewhere: nothing but that."""
-    return {
-        name: LayerPlan(linear.spec, linear.spec, (), {"code": linear.read}, {"code": linear.write})
-        for name, linear in model.rearranged.items()
-    }
+    """What happens to the unquantized linears that are written elsewhere: nothing but that, or other dims."""
+    return {name: _rearranged(linear) for name, linear in model.rearranged.items()}
+
+
+def _rearranged(linear: Rearranged) -> LayerPlan:
+    before, (rows, columns) = linear.spec, linear.dims or linear.spec.dims
+    after = replace(before, out_features=rows, in_features=columns)
+    passes: tuple[Pass, ...] = ()
+    if after.dims != before.dims:
+        grows = rows >= before.out_features and columns >= before.in_features
+        passes = (Pad(rows, columns) if grows else Undo(Pad(*before.dims), after),)
+    return LayerPlan(before, after, passes, {"code": linear.read}, {"code": linear.write})
 
 
 Slices = dict[int, list[tuple[str, str]]]  # by index, (layer, part) of each layer that has rows in a slice
@@ -38,6 +48,8 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
     for name, layer in layers.items():
         home = source.tensors[layer.read["code"].tensor].file
         for part, slot in layer.write.items():
+            if slot.codec.inside:
+                continue
             if slot.slice:
                 fused.setdefault(slot.slice.tensor, {}).setdefault(slot.slice.index, []).append((name, part))
                 continue
@@ -46,7 +58,8 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
                 continue
             origin = layer.read[part].tensor if layer.copied(part) else ""
             shard = source.tensors[layer.read[part].tensor].file if part in layer.read else home
-            found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part))
+            block = slot.codec.block
+            found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part, block=block))
     found += [_slice(source, members, layers) for members in common.values()]
     return [*found, *(_fused(source, name, slices, layers) for name, slices in fused.items())]
 
@@ -55,11 +68,12 @@ def _fused(source: Source, name: str, slices: Slices, layers: Mapping[str, Layer
     """A tensor of slices, which lie in the order of their indices."""
     outputs = tuple(_slice(source, slices[index], layers) for index in sorted(slices))
     slots = [layers[output.layer].write[output.part] for output in outputs]
-    kinds = {(slot.dtype, slot.shape, slot.slice.shape if slot.slice else ()) for slot in slots}
+    kinds = {(slot.dtype, slot.shape, slot.slice.shape if slot.slice else (), slot.codec.block) for slot in slots}
     if len(kinds) != 1 or sorted(slices) != list(range(len(slices))):
         raise ValueError(f"{name}: its slices are not all there, or do not fit each other")
-    ((dtype, _, shape),) = kinds
-    return OutputTensor(name, dtype, (len(slices), *shape), outputs[0].shard, slices=outputs)
+    ((dtype, _, shape, _),) = kinds
+    block = outputs[0].block
+    return OutputTensor(name, dtype, (len(slices), *shape), outputs[0].shard, slices=outputs, block=block)
 
 
 def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[str, LayerPlan]) -> OutputTensor:
@@ -74,4 +88,5 @@ def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[s
     writer = Woven(tuple(layers[name] for name in names)) if beside else first
     origin = first.read[part].tensor if writer.copied(part) else ""
     shard = source.tensors[first.read["code"].tensor].file
-    return OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, names[0], part, beside)
+    block = slot.codec.block
+    return OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, names[0], part, beside, block=block)

@@ -6,10 +6,12 @@ the manifest records lose nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
+from qbridge.architecture.drafts import draft_linears
 from qbridge.architecture.growth import follow, growth
 from qbridge.architecture.mixers import with_layer_types
 from qbridge.findings.finding import Finding, Findings
@@ -27,11 +29,14 @@ from qbridge.plan.options import DEFAULTS, Options
 from qbridge.plan.output_tensors import outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
+from qbridge.plan.resizing import resized
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
 from qbridge.targets.registry import rules_of
 from qbridge.targets.target import Target
+
+_LOG = logging.getLogger(__name__)
 
 _OWN = "the source's own format"
 Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records and the passes that lead back to it
@@ -119,7 +124,7 @@ def draft(candidate: Candidate, findings: Findings) -> Draft:
     that was asked for. Each layer is repaired until it breaks no rule that a pass can mend. The whole is checked.
     """
     starts = _begin(candidate, findings)
-    starts = _grow(candidate, starts, findings)
+    candidate, starts = _grow(candidate, starts, findings)
     layers = _repair(candidate, starts, findings)
     result = _check(candidate, layers, findings)
     return Draft(candidate, layers, result, findings)
@@ -153,22 +158,46 @@ def _asked_for(start: Rewritten, options: Options, trial: Trial, findings: Findi
     return Rewritten(spec, passes)
 
 
-def _grow(candidate: Candidate, starts: Mapping[str, Rewritten], findings: Findings) -> dict[str, Rewritten]:
-    """Pad the MLPs that are not legal at the sizes asked for; those that cannot be become findings."""
+def _grow(
+    candidate: Candidate, starts: Mapping[str, Rewritten], findings: Findings
+) -> tuple[Candidate, dict[str, Rewritten]]:
+    """Pad the MLPs that are not legal at the sizes asked for; those that cannot be become findings.
+
+    Unquantized linears that grow with them, or that the manifest leads back to, do so in the candidate's model.
+    """
+    recorded = candidate.recorded if candidate.options.passes else {}
+    plain = {name: back.spec.dims for name, back in recorded.items() if name not in starts}
     grown = dict(starts)
     if not candidate.options.pad:
-        return grown
-    needed = growth(_after(candidate.model, starts), candidate.options.tp, candidate.target.parallel.multiple)
+        return _with_resized(candidate, plain, findings), grown
+    before = _after(_with_resized(candidate, plain, findings).model, starts)
+    needed = growth(before, candidate.options.tp, candidate.target.parallel.multiple)
     for block, reason in needed.refused.items():
         findings.add("QB254", block, (reason,))
     for name, step in needed.passes.items():
+        if name not in starts:
+            plain[name] = (step.out_features, step.in_features)
+            continue
         spec, passes = starts[name]
         fault = candidate.trial(name)((*passes, step)) if step.needs_values(spec) else None
         if fault:
             findings.add("QB254", name, (str(fault),))
         else:
             grown[name] = Rewritten(step.plan(spec), (*passes, step))
-    return grown
+    return _with_resized(candidate, plain, findings), grown
+
+
+def _with_resized(candidate: Candidate, plain: Mapping[str, tuple[int, int]], findings: Findings) -> Candidate:
+    """The candidate whose unquantized linears have other dims, by name; grafted ones become findings."""
+    source, stored = candidate.source, draft_linears(candidate.model)
+    dims = {name: new for name, new in plain.items() if name in stored and stored[name].dims != new}
+    if source is None or not dims:
+        return candidate
+    model = resized(source, candidate.model, dims)
+    for name, linear in model.rearranged.items():
+        if linear.dims and linear.read.whole in source.adopted:
+            findings.add("QB254", name, ("it is grafted: graft first, and pad what that gives",))
+    return replace(candidate, model=model)
 
 
 def _repair(candidate: Candidate, starts: Mapping[str, Rewritten], findings: Findings) -> dict[str, Rewritten]:
@@ -217,7 +246,10 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     block = destination.config(result)
     if block:
         config["quantization_config"] = block
-    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=rearranged_layers(model))
+    others = rearranged_layers(result)
+    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=others)
+    if describe := getattr(destination, "metadata", None):
+        plan = replace(plan, metadata=describe(result, candidate.values, findings))
     _derive(plan, findings)
     check_experts(plan, candidate.options, findings)
     return plan
@@ -274,6 +306,9 @@ def best_plan(
         tried = Findings(findings.allow)
         plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
         avoided = [finding for finding in tried if finding.code in choice.avoided]
+        stopping = ", ".join(dict.fromkeys(finding.code for finding in (*tried.errors, *avoided)))
+        _LOG.info("%s as %s: %s", target.name, choice.format.NAME, f"no, {stopping}" if stopping else "yes")
+        _LOG.debug("passes, by layers: %s", plan.pass_counts)
         if not tried.errors and not avoided:
             findings.merge(tried)
             return plan

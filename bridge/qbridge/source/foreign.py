@@ -101,7 +101,8 @@ def _others(path: Path, names: Collection[str]) -> Said | None:
 
 def _gguf(names: Collection[str]) -> Said | None:
     there = min((name for name in names if name.endswith(".gguf")), default="")
-    return (f"it holds GGUF files (llama.cpp), such as {there}, which are not read", _GGUF) if there else None
+    fact = f"it holds GGUF files (llama.cpp), such as {there}, which are described and not converted"
+    return (fact, _GGUF) if there else None
 
 
 def no_weights(storage: Storage) -> Said | None:
@@ -135,14 +136,17 @@ def pointers(files: Iterable[File]) -> list[str]:
 
 _ADAPTER = "Convert the model that it is for, and serve the adapter beside it; or merge the two first."
 _MISTRAL = "Take the same model in the files of transformers (config.json, model-*.safetensors)."
-_GGUF = "Convert the safetensors checkpoint that the GGUF file was made from."
+_GGUF = (
+    "Convert the safetensors checkpoint that the GGUF file was made from; `qbridge inspect` of the file itself says "
+    "what it is."
+)
 _AGAIN = "Run the same download again: it goes on where it stopped."
 _DIFFUSERS = "Name the folder of a language model; image models are not converted."
 
 
 def _file(path: Path) -> Said:
     if path.suffix == ".gguf" or _begins(path, b"GGUF"):
-        return "it is a GGUF file (llama.cpp), which is not read", _GGUF
+        return "it is a GGUF file (llama.cpp), which is described and not converted", _GGUF
     folder = path.parent
     if (folder / CONFIG).is_file():
         return "it is a file", f"Name the folder that it lies in: {folder}"

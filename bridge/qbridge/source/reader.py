@@ -28,7 +28,7 @@ FEW = 1 << 22  # bytes of those that opening alone keeps: fresh memory costs mor
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Source:
     """An opened checkpoint.
 
@@ -36,7 +36,8 @@ class Source:
     `shards` the names of the shards in order; `side_files` those of what is neither weights nor config; `memory` the
     bytes of tensors that lie in no safetensors file; `stamps` what tells that a shard has changed; `unstored` heads
     that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint; `slices` lie in
-    another tensor as well; `keep` how many bytes of a tensor a thread may hold; `values` whether any may be read.
+    another tensor as well; `keep` how many bytes of a tensor a thread may hold; `values` whether any may be read;
+    `metadata` what the files say besides, of a container that says anything.
     """
 
     storage: Storage
@@ -51,6 +52,7 @@ class Source:
     slices: frozenset[str] = frozenset()
     keep: int = 0
     values: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     _own: threading.local = field(default_factory=threading.local)
     _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
     _known: dict[Hashable, Any] = field(default_factory=dict)
@@ -59,6 +61,9 @@ class Source:
     _remembers: bool = False
     _held: int = 0  # bytes of `_values`, at most `_room`
     _room: int = VALUES
+
+    def __repr__(self) -> str:
+        return f"<Source: {self.url!r}, {len(self.tensors)} tensors, {len(self.shards)} shards>"
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to another process: nothing that a thread holds, no value that was read."""
@@ -178,9 +183,8 @@ class Source:
                 raise ValueError(f"{name}: {list(tensor.shape)} is not {tensor.shape[0]} times {list(shape)}")
             for number in range(tensor.shape[0]):
                 begin, own = number * size, f"{name}[{number}]"
-                kept[own] = StoredTensor(
-                    own, tensor.file, tensor.dtype, shape, tensor.begin + begin, tensor.begin + begin + size
-                )
+                first = tensor.begin + begin
+                kept[own] = StoredTensor(own, tensor.file, tensor.dtype, shape, first, first + size, tensor.kind)
                 if name in self.memory:
                     bytes_of[own] = self.memory[name][begin : begin + size]
                 if whole:
@@ -195,6 +199,10 @@ class Source:
         self.memory = {**self.memory, **{name: other.memory[name] for name in taken if name in other.memory}}
         self.stamps = {**self.stamps, **{file: other.stamps[file] for file in files if file in other.stamps}}
         self.adopted = self.adopted.union(taken)
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Have some tensors no more."""
+        self.tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Call tensors by other names, each by its own; nothing moves."""

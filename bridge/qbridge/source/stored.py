@@ -9,7 +9,10 @@ from qbridge.source.storage import File
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies: byte offsets are absolute in its file. A tuple, for a checkpoint may have 100 000."""
+    """Where a tensor lies: byte offsets are absolute in its file. A tuple, for a checkpoint may have 100 000.
+
+    `kind` is the type by which its file's container calls it, where that says more than the dtype (blocks of ggml).
+    """
 
     name: str
     file: File
@@ -17,3 +20,4 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+    kind: str = ""

@@ -24,7 +24,7 @@ from qbridge.findings.finding import QBridgeError, error
 from qbridge.ir.dtypes import Array
 from qbridge.source.patience import Patience
 
-LOG = logging.getLogger("qbridge.source")
+LOG = logging.getLogger(__name__)
 LONGEST = 64 << 20  # bytes of a document, a listing or an index
 _SECONDS = 30.0  # without any byte from a server, or without a connection
 _HOPS = 5  # redirects of one request

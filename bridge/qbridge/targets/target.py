@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qbridge.architecture.config import ANY_READER, Reader
 from qbridge.findings.catalogue.code import Code
+from qbridge.findings.hints import one_line
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Arrange, Choice
@@ -23,7 +24,7 @@ from qbridge.targets.serving import Served
 Kernels = Callable[[Model, str, int, int], Sequence[Served]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Target:
     """The formats that may be written for a reader, with its limits on each.
 
@@ -59,6 +60,9 @@ class Target:
     renames: frozenset[str] = frozenset()
     in_memory: bool = False
     backends: Mapping[str, Target] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}, {', '.join(dict.fromkeys(self.formats))}")
 
     @property
     def engine(self) -> str:

@@ -31,18 +31,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import reporting
 
 reporting.use_offline_cpu()
 
 import torch  # noqa: E402
-from lmdeploy_loading import inert_operator, rotary_embedding, unfilled_parameters  # noqa: E402
+from lmdeploy_loading import (  # noqa: E402
+    PACKED,
+    Piece,
+    Sharding,
+    inert_operator,
+    join,
+    linear_pieces,
+    rotary_embedding,
+    unfilled_parameters,
+)
 
-Sharding = Literal["whole", "rows", "columns", "summed"]
-QKV = ["q_proj", "k_proj", "v_proj"]
-PACKED = {"qkv_proj": QKV, "gate_up_proj": ["gate_proj", "up_proj"]}  # in models that do not say it themselves
 # Who reads the output of a norm, by names within its parent; q_norm and k_norm feed the rotary embedding.
 READERS = {
     "input_layernorm": ["self_attn.qkv_proj"],
@@ -50,13 +56,6 @@ READERS = {
     "q_norm": ["apply_rotary_pos_emb"],
     "k_norm": ["apply_rotary_pos_emb"],
 }
-
-
-class Piece(NamedTuple):
-    """One rank's part of a checkpoint tensor and how the parts make the whole."""
-
-    tensor: torch.Tensor
-    sharding: Sharding
 
 
 def stub_cuda() -> None:
@@ -182,30 +181,13 @@ def effective_pieces(model: torch.nn.Module) -> Iterator[tuple[str, Piece]]:
 
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
-            yield from _linear_pieces(name, module, getattr(model, "packed_modules_mapping", PACKED))
+            packed = getattr(model, "packed_modules_mapping", PACKED)
+            yield from linear_pieces(name, module, packed, _dequantized(module))
         elif isinstance(module, LinearWeights):
             yield from _expert_pieces(name, module)
         elif not any(module.children()):
             for leaf, parameter in module.named_parameters(recurse=False):
                 yield f"{name}.{leaf}", Piece(parameter.data, "whole")
-
-
-def _linear_pieces(name: str, linear: Any, packed: dict[str, list[str]]) -> Iterator[tuple[str, Piece]]:
-    parent, _, leaf = name.rpartition(".")
-    parts = packed.get(leaf, [leaf])
-    weight = _dequantized(linear)
-    sizes = [int(size) for size in getattr(linear, "all_out_features", [weight.shape[0]])]
-    along: Sharding = "whole" if not linear.is_tp else "rows" if linear.colwise else "columns"
-    of_bias: Sharding = "summed" if along == "columns" else along
-    tensors = {"weight": Piece(weight, along)}
-    if linear.bias is not None:
-        tensors["bias"] = Piece(linear.bias.data, of_bias)
-    if hasattr(linear, "input_scale"):
-        for part in parts:
-            yield ".".join(filter(None, (parent, part, "input_scale"))), Piece(linear.input_scale.data, "whole")
-    for kind, (tensor, sharding) in tensors.items():
-        for part, rows in zip(parts, tensor.split(sizes), strict=True):
-            yield ".".join(filter(None, (parent, part, kind))), Piece(rows, sharding)
 
 
 def _expert_pieces(name: str, experts: Any) -> Iterator[tuple[str, Piece]]:
@@ -235,20 +217,6 @@ def _dequantized(linear: Any) -> torch.Tensor:
         return linear.weight.data.float() * linear.weight_scale.data[:, None]
     weight = linear.weight.data.float()
     return weight * linear.scale.data if hasattr(linear, "scale") else weight
-
-
-def join(ranks: list[dict[str, Piece]]) -> dict[str, torch.Tensor]:
-    """{checkpoint name: whole tensor} from the pieces of all ranks."""
-    whole = {}
-    for name, (first, sharding) in ranks[0].items():
-        parts = [rank[name].tensor for rank in ranks]
-        if sharding == "whole":
-            whole[name] = first
-        elif sharding == "summed":
-            whole[name] = torch.stack(parts).sum(0)  # what the all-reduce adds up
-        else:
-            whole[name] = torch.cat(parts, 0 if sharding == "rows" else 1)
-    return whole
 
 
 def load_rank(path: str, tp: int, rank: int, report: reporting.Report) -> dict[str, Piece]:

@@ -211,6 +211,17 @@ ENTRIES = (
         "lmdeploy 0.18.0, pytorch/configurations/qwen3_next.py and pytorch/models/deepseek_v2.py",
     ),
     Code(
+        "QB248",
+        "LMDeploy needs a newer transformers for this class",
+        "transformers 4.57.6, which it accepts as well, does not know the type of the model, and reads its "
+        "text_config as a plain mapping.",
+        "With that one it stops while it builds the model: AttributeError: 'dict' object has no attribute ...",
+        "Qwen3_5ForConditionalGeneration",
+        "Install a newer one beside it that LMDeploy accepts, 5.17.0 for one (tried).",
+        "lmdeploy 0.18.0, pytorch/config.py; transformers 4.57.6 and 5.17.0, models/auto/configuration_auto.py",
+        severity="warning",
+    ),
+    Code(
         "QB270",
         "LMDeploy does not serve these float8 layers as fp8",
         "Its fp8 layers have blocks of 128 x 128 with dynamic activations, or static scales of inputs and no blocks.",

@@ -29,6 +29,7 @@ from qbridge.targets.lmdeploy import awq
 from qbridge.targets.lmdeploy import float8 as lmdeploy_float8
 from qbridge.targets.lmdeploy.classes import (
     ARCHITECTURES,
+    NEWER,
     PREFIXED,
     REMOVED,
     TURBOMIND_ARCHITECTURES,
@@ -45,7 +46,9 @@ _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 # 0.18.0 wants transformers 4.56 or newer, 5 included, which reads what is written for 4; 0.6.2 is older than 5.
 # rope_parameters beside no rope_scaling end in a TypeError (pytorch/nn/rotary_embedding.py, _get_fope_parameters),
 # and of those of two kinds of layers it takes theta 10000 (get_rope_theta there).
-READER = Reader((4,), old_dtype=False, plain_rope=False, implied=True)
+# Of these classes it reads keys that transformers 5 does not save: pytorch/models and configurations.
+_ASKED = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "hy_v3", "qwen3_next"})
+READER = Reader((4,), old_dtype=False, plain_rope=False, implied=_ASKED)
 OLD_READER = Reader((4,))
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.
@@ -142,7 +145,7 @@ def _without_block(model: Model) -> Iterator[Problem]:
 
 
 def _unsaid_keys(model: Model) -> Iterator[Problem]:
-    if keys := unsaid_keys(model.config):
+    if keys := unsaid_keys(model.config, READER):
         yield Problem(("layers are mixed in a way that these keys cannot say",), where=tuple(keys))
 
 
@@ -231,4 +234,12 @@ def _old_rope(model: Model) -> Iterator[Problem]:
         yield Problem((fact,), where=("rope_scaling",))
 
 
-PARSING: tuple[Rule, ...] = (ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),)
+def _newer(model: Model) -> Iterator[Problem]:
+    if found := tuple(name for name in class_names(model.config) if name in NEWER):
+        yield Problem(where=found)
+
+
+PARSING: tuple[Rule, ...] = (
+    ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
+    ModelRule("QB248", _newer, "transformers 4.57.6, models/auto/configuration_auto.py"),
+)

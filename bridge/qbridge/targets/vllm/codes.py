@@ -1,4 +1,4 @@
-"""QB220 to QB226, QB274 to QB276, QB286 and QB291: what vLLM refuses, or would silently compute wrongly."""
+"""QB220 to QB226, QB274 to QB276, QB286, QB291 and QB330: what vLLM refuses, or would silently compute wrongly."""
 
 from __future__ import annotations
 

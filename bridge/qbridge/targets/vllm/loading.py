@@ -1,4 +1,4 @@
-"""What vLLM's classes stop at: names that they rename twice, tensors that they reshape, other layers, keys they miss.
+"""What vLLM's classes stop at or leave out: names that they rename twice, tensors that they reshape, keys they miss.
 
 Source: vllm 0.33.0, model_executor/models/qwen3_5.py, bloom.py, utils.py (WeightsMapper).
 """
@@ -15,6 +15,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.targets.denied import asked_for, biases_rule
 from qbridge.targets.vllm.fusion import VLLM
 
 _QWEN = "vllm 0.33.0, model_executor/models/qwen3_5.py (hf_to_vllm_mapper)"
@@ -48,33 +49,66 @@ def _other_layers(model: Model) -> Iterator[Problem]:
     yield Problem((fact,), (help_, *(("qbridge convert writes it",) if kinds.clear else ())), kinds.where)
 
 
-# Keys of config.json that a class reads and transformers' class has no default for, by the part of it where they are.
-_ASKED: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "AfmoeForCausalLM": ("", ("n_group", "route_norm", "score_func", "topk_group")),
-    **dict.fromkeys(("ChatGLMForConditionalGeneration", "ChatGLMModel"), ("", ("original_rope",))),
-    "Glm4MoeForCausalLM": ("", ("head_dim",)),
-    "Glm4MoeLiteForCausalLM": ("", ("first_k_dense_replace",)),
-    "Glm4vMoeForConditionalGeneration": ("text_config", ("head_dim", "use_qk_norm")),
-    "Lfm2ForCausalLM": ("", ("block_dim", "conv_dim")),
-    "Lfm2VlForConditionalGeneration": ("text_config", ("block_dim", "conv_dim")),
-    "LongcatFlashForCausalLM": ("", ("mla_scale_kv_lora", "mla_scale_q_lora", "zero_expert_type")),
-    "MiMoV2FlashForCausalLM": ("", ("hybrid_layer_pattern",)),
-    "MiniMaxM2ForCausalLM": ("", ("rotary_dim", "scoring_func")),
-    "Qwen3VLMoeForConditionalGeneration": ("text_config", ("norm_topk_prob",)),
-    "Step3p7ForConditionalGeneration": ("vision_config", ("output_dim", "width")),
-    "VoxtralForConditionalGeneration": ("audio_config", ("downsample_factor",)),
+# Keys of config.json that a class reads and transformers' class has no default for.
+_STEP3 = ("need_fp32_gate", "norm_expert_weight", "use_moe_router_bias")
+_ASKED: Mapping[str, tuple[str, ...]] = {
+    "AfmoeForCausalLM": ("n_group", "route_norm", "score_func", "topk_group"),
+    **dict.fromkeys(("ChatGLMForConditionalGeneration", "ChatGLMModel"), ("original_rope",)),
+    "Glm4MoeForCausalLM": ("head_dim",),
+    "Glm4MoeLiteForCausalLM": ("first_k_dense_replace",),
+    "Glm4vMoeForConditionalGeneration": ("text_config.head_dim", "text_config.use_qk_norm"),
+    "Lfm2ForCausalLM": ("block_dim", "conv_dim"),
+    "Lfm2VlForConditionalGeneration": ("text_config.block_dim", "text_config.conv_dim"),
+    "LongcatFlashForCausalLM": ("mla_scale_kv_lora", "mla_scale_q_lora", "zero_expert_type"),
+    "MiMoV2FlashForCausalLM": ("hybrid_layer_pattern",),
+    "MiniMaxM2ForCausalLM": ("rotary_dim", "scoring_func"),
+    "Qwen3VLMoeForConditionalGeneration": ("text_config.norm_topk_prob",),
+    "Step3p5ForCausalLM": _STEP3,
+    "Step3p7ForConditionalGeneration": (
+        *("vision_config.output_dim", "vision_config.width"),
+        *(f"text_config.{key}" for key in _STEP3),
+    ),
+    "VoxtralForConditionalGeneration": ("audio_config.downsample_factor",),
 }
 _KEYS = "vllm 0.33.0, model_executor/models, with transformers 5.19.0, models/*/configuration_*.py"
 
 
 def _unsaid(model: Model) -> Iterator[Problem]:
-    part, keys = _ASKED.get(model.architecture or "", ("", ()))
-    holder = model.config.get(part) if part else model.config
-    given = holder if isinstance(holder, dict) else {}
-    where = tuple(f"{part}.{key}".lstrip(".") for key in keys if key not in given)
+    where = tuple(key for key in _ASKED.get(model.architecture or "", ()) if not _is_given(model.config, key))
     if where:
         fact = f"{model.architecture} of vLLM 0.33.0 reads them, and transformers' class of the config has no default"
         yield Problem((fact,), where=where)
+
+
+def _is_given(config: Mapping[str, object], key: str) -> bool:
+    """Whether config.json has a key, `part.key` inside of a part."""
+    part, _, last = key.rpartition(".")
+    holder = config.get(part) if part else config
+    return isinstance(holder, dict) and last in holder
+
+
+# Classes that build biases of q, k and v where config.json asks for them, and else leave stored ones out.
+_BIASED_IF_ASKED = """
+    ApertusForCausalLM DeciLMForCausalLM Exaone4ForCausalLM ExaoneForCausalLM ExaoneMoeForCausalLM Gemma2ForCausalLM
+    Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4ForCausalLM Glm4MoeForCausalLM Glm4vForConditionalGeneration
+    Glm4vMoeForConditionalGeneration GlmOcrForConditionalGeneration GraniteForCausalLM InternLM3ForCausalLM
+    LlamaForCausalLM MiniMaxM2ForCausalLM MistralForCausalLM NemotronForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
+    Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration SolarForCausalLM
+"""
+_BIASES = "vllm 0.33.0, model_executor/models/llama.py, qwen3.py, glm4.py and their like (attention_bias)"
+_BIAS_KEYS = ("attention_bias", "qkv_bias", "bias")
+_GATED = frozenset({"Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"})
+_STEP35 = "vllm 0.33.0, model_executor/models/step3p5.py (use_head_wise_attn_gate)"
+
+
+def _gates(model: Model) -> Iterator[Problem]:
+    """Gates of heads, which the class builds only where config.json asks for them."""
+    key = "use_head_wise_attn_gate"
+    if model.architecture in _GATED and not Architecture.of_model(model).text.get(key):
+        where = tuple(module for module in stored_modules(model) if module.endswith(".g_proj"))
+        if where:
+            fact = f"vLLM 0.33.0 leaves {len(where)} gates of heads out: without {key} it builds none"
+            yield Problem((fact,), (asked_for(key),), where)
 
 
 _INDEXER = "vllm 0.33.0, model_executor/models/deepseek_v2.py (_try_load_fp8_indexer_wk)"
@@ -140,5 +174,7 @@ def rules(format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB291", _other_layers, _LAYERS),
         _reshaped(format_name),
         ModelRule("QB330", _unsaid, _KEYS),
+        biases_rule("vLLM 0.33.0", _BIASED_IF_ASKED.split(), _BIAS_KEYS, _BIASES),
+        ModelRule("QB331", _gates, _STEP35),
         ModelRule("QB291", _indexers, _INDEXER),
     )

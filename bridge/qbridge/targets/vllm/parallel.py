@@ -14,6 +14,7 @@ _BLOCKS = BlockLimits(
     "vllm 0.33.0, model_executor/layers/quantization/utils/fp8_utils.py (validate_fp8_block_shape) and "
     "model_executor/layers/linear.py",
     last_cut=True,
+    whole_cut=True,  # model_executor/models/deepseek_v2.py (fused_qkv_a_proj: disable_tp)
 )
 _SPLIT_BLOCKS = replace(
     _BLOCKS,

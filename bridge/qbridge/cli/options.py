@@ -1,18 +1,21 @@
-"""The options that several commands have, the words of --allow, and what may be said once."""
+"""The options of the commands, and what is typed after them as values of the library."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from itertools import takewhile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from rich.console import Console
 
+from qbridge.commands.arguments import progress_of
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.plan.distribution import qbridge_version
+from qbridge.progress import progress
+from qbridge.write.writer import Advance
 
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A folder, org/name[@revision] of the Hub, or https://host/folder.")
@@ -38,13 +41,30 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
-For = Annotated[str, typer.Option("--for", metavar="TARGET", help="Engine[@version] or format.")]
+Version = Annotated[
+    bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+]
+_TARGET = r"Engine\[@version] or format."  # \[ because the help is rich text
+To = Annotated[str, typer.Option("--to", metavar="TARGET", help=_TARGET)]
+For = Annotated[str, typer.Option("--for", metavar="TARGET", help=_TARGET)]
+Sizes = Annotated[str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel sizes to be legal at.")]
 CheckedSizes = Annotated[
     str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel size; of several there is a table.")
 ]
 OnGpu = Annotated[str, typer.Option("--gpu", metavar="GPU", help="A name such as H100, or a compute capability.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the answer alone: no warning, no progress.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        metavar="",
+        show_default=False,
+        help="Log on stderr what is done; -vv each step.",
+    ),
+]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at DST.")]
@@ -55,6 +75,11 @@ Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as it is: no model card.")]
+ShardSize = Annotated[
+    str | None,
+    typer.Option("--max-shard-size", metavar="SIZE", help="For example 5GB; default: the source's shards."),
+]
 Experts = Annotated[
     str,
     typer.Option(
@@ -82,19 +107,6 @@ About = Annotated[
 ]
 
 
-class Once(TyperCommand):
-    """A command whose options of one value are given at most once: the last of two would win in silence."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; a usage error for an option that is given twice."""
-        names = [word.partition("=")[0] for word in takewhile(lambda word: word != "--", args)]
-        for option in self.params:
-            repeatable = getattr(option, "multiple", True) or getattr(option, "is_flag", False)
-            if not repeatable and sum(name in option.opts for name in names) > 1:
-                ctx.fail(f"{option.opts[0]} is given more than once")
-        return super().parse_args(ctx, args)
-
-
 def value(option: str, parse: Callable[[Any], Any], typed: Any) -> Any:
     """What `parse` makes of what was typed after an option; a usage error where it makes nothing of it."""
     try:
@@ -109,3 +121,8 @@ def words(allow: list[str] | None, v1_zeros: str | None) -> list[str]:
         raise typer.BadParameter("wrap or add", param_hint="--v1-zeros")
     split = [word.strip().lower() for option in allow or () for word in option.split(",")]
     return [*filter(None, split), *([f"v1-zeros-{v1_zeros}"] if v1_zeros else ())]
+
+
+def shown(kind: str) -> AbstractContextManager[Callable[[Advance], None] | None]:
+    """What to call as a command advances, by the word of --progress."""
+    return progress(value("--progress", progress_of, kind), Console(stderr=True, highlight=False, soft_wrap=True))

@@ -1,0 +1,123 @@
+"""A model of GGUF files under the names of transformers: blocks as layers, experts one by one, rows in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from qbridge.architecture.gguf_names import GgufNames, module_of_gguf
+from qbridge.architecture.names import module_of
+from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.ir.dtypes import DType
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model, Rearranged
+from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
+from qbridge.ir.slots import PLAIN, Codec, Slot
+from qbridge.source.ggml_types import TYPES
+from qbridge.source.reader import Source
+
+_BITS: Mapping[str, int] = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8, "Q1_0": 2, "Q2_0": 2, "TQ1_0": 2, "TQ2_0": 2}
+_COMPUTED = frozenset({"rope_freqs.weight"})  # follows from config.json
+_DTYPES = {dtype: kind for kind, dtype in DENSE.items()}
+
+
+def read_model(name: str, source: Source, findings: Findings) -> Model:
+    """The model; findings: QB117 for names that are not known, QB119 for blocks that no integer format holds."""
+    try:
+        names = GgufNames(source.config)
+    except (KeyError, ValueError) as fault:
+        findings.add("QB117", "config.json", (f"its class is not known here: {fault}",))
+        return assemble(name, source, source.config, {}, findings)
+    said = source.metadata.get("general.architecture")
+    if said != names.architecture:
+        findings.add("QB117", "config.json", (f"the files are of {said}, the config is of {names.architecture}",))
+    _take_names(source, findings)
+    inexact: dict[str, list[str]] = {}
+    layers = {}
+    for tensor, stored in source.tensors.items():
+        module, leaf = module_of(tensor)
+        if stored.kind in STRUCTS and leaf == "weight":
+            head = _head(names, module)
+            layers[module] = _layer(source, module, stored.kind, head)
+        elif TYPES[stored.kind].dtype is None:
+            inexact.setdefault(stored.kind, []).append(tensor)
+    for kind, tensors in inexact.items():
+        findings.add("QB119", tensors, (f"{kind}: {len(tensors)} tensors",))
+    refused = {module_of(tensor)[0] for tensors in inexact.values() for tensor in tensors}
+    model = assemble(name, source, source.config, layers, findings, refused=refused)
+    return _with_rows_in_order(model, names)
+
+
+def _take_names(source: Source, findings: Findings) -> None:
+    """Have every tensor under its name in transformers, stacks of experts as slices; QB117 for those without one."""
+    renamed, stacks, unknown = dict[str, str](), dict[str, tuple[int, ...]](), list[str]()
+    source.leave_out(_COMPUTED)
+    for name, tensor in source.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        known = module_of_gguf(module)
+        if known is None or leaf not in ("weight", "bias", "scale"):
+            unknown.append(name)
+            continue
+        renamed[name] = f"{known[0]}.{leaf}"
+        if known[1]:
+            stacks[renamed[name]] = tensor.shape[1:] or (1,)
+    if unknown:
+        findings.add("QB117", unknown, ("a name of llama.cpp that is in no table here",))
+    source.rename(renamed)
+    counts = {name: source.tensors[name].shape[0] for name in stacks}
+    source.split(stacks)
+    single = dict[str, str]()
+    for name, count in counts.items():
+        stem, leaf, ending = name.rsplit(".", 2)
+        single |= {f"{name}[{expert}]": f"{stem}.{expert}.{leaf}.{ending}" for expert in range(count)}
+    source.rename(single)
+
+
+def _head(names: GgufNames, module: str) -> int:
+    """Of how many rows two halves take turns in a module; 0 for none."""
+    place = names.place(module)
+    return place.head if place else 0
+
+
+def _layer(source: Source, module: str, kind: str, head: int) -> tuple[Spec, dict[str, Slot]]:
+    """A linear in blocks."""
+    struct, stored = STRUCTS[kind], source.tensors[f"{module}.weight"]
+    out_features, in_features = TYPES[kind].shape(stored.shape)
+    bias, outer = source.tensors.get(f"{module}.bias"), source.tensors.get(f"{module}.scale")
+    scheme = WeightScheme(
+        _BITS.get(kind, 4),
+        Granularity.GROUP,
+        type="int" if kind in _BITS else "e2m1",
+        group_size=struct.group or struct.elements,
+        global_scale="multiply" if outer else None,
+    )
+    spec = Spec(module, out_features, in_features, scheme, struct.scale_dtype, bias=bias.dtype if bias else None)
+    slots = {
+        "code": Slot(f"{module}.weight", DType.U8, stored.shape, _paired(BlockCodes(kind), head)),
+        "scale": Slot(f"{module}.weight", DType.U8, stored.shape, _paired(BlockScales(kind), head)),
+    }
+    if outer:
+        slots["global_scale"] = Slot(f"{module}.scale", DType.F32, (1,))
+    if bias:
+        slots["bias"] = Slot(f"{module}.bias", bias.dtype, bias.shape, _paired(PLAIN, head))
+    return spec, slots
+
+
+def _paired(codec: Codec, head: int) -> Codec:
+    return PairedRows(codec, head) if head else codec
+
+
+def _with_rows_in_order(model: Model, names: GgufNames) -> Model:
+    """The model whose unquantized q and k are written with their rows in their own order."""
+    moved: dict[str, Rearranged] = {}
+    for tensor, info in model.tensors.items():
+        head = _head(names, module_of(tensor)[0])
+        if not head or info.dtype not in _DTYPES:
+            continue
+        dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
+        scheme = WeightScheme(8 * info.dtype.itemsize, Granularity.TENSOR, type=_DTYPES[info.dtype])  # type: ignore[arg-type]
+        there = Slot(info.stored, info.dtype, info.shape, PairedRows(PLAIN, head))
+        moved[tensor] = Rearranged(Spec(tensor, *dims, scheme, info.dtype), there, replace(there, codec=PLAIN))
+    return replace(model, rearranged=moved) if moved else model

@@ -21,7 +21,7 @@ from dataclasses import replace
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.gguf_names import GgufNames, GgufPlace, known_classes
+from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, GgufPlace, known_classes
 from qbridge.architecture.names import is_kv_scale, module_of
 from qbridge.codecs.arrays import AsFloat32
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
@@ -35,7 +35,7 @@ from qbridge.formats.common_rules import (
 )
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
-from qbridge.ir.dtypes import DType
+from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged, TensorInfo
 from qbridge.ir.scheme import DENSE, GLOBAL_SCALE, Granularity, WeightScheme
@@ -171,6 +171,13 @@ def config(model: Model) -> dict[str, Any]:
     return {}
 
 
+def computed(model: Model) -> dict[str, Array]:
+    """The factors of a rope of Llama 3, which llama.cpp reads from a tensor."""
+    names = _names(model)
+    factors = None if isinstance(names, str) else names.rope_factors
+    return {} if factors is None else {ROPE_FACTORS: factors}
+
+
 def metadata(model: Model, source: Source, findings: Findings) -> dict[str, Any]:
     """Name and numbers of the model, and its tokenizer; one that is not known here is a finding (QB118)."""
     names = _names(model)
@@ -197,7 +204,9 @@ def _names(model: Model) -> GgufNames | str:
     try:
         names = GgufNames(model.config)
         names.numbers()
-    except KeyError:
+    except KeyError as fault:
+        if fault.args[0] not in ("", model.architecture):
+            return f"there is no {fault.args[0]}"
         return f"{model.architecture or 'no class'}: known are {', '.join(sorted(known_classes()))}"
     except (ValueError, TypeError) as fault:
         return str(fault)

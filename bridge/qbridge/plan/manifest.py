@@ -43,6 +43,7 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
     `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such.
     """
     written = {output.origin for output in plan.outputs} | plan.model.made.keys()
+    written |= {slot.tensor for layer in plan.others.values() for slot in layer.read.values()}
     added = sorted(plan.rewritten.keys() - set(source.side_files))
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in (*plan.layers.items(), *_resized(plan)):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from qbridge.architecture.config import compute_dtype
-from qbridge.architecture.gguf_names import GgufNames, module_of_gguf
+from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, module_of_gguf
 from qbridge.architecture.names import module_of
 from qbridge.codecs.arrays import AsFloat32
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
@@ -23,7 +23,6 @@ from qbridge.source.ggml_types import TYPES
 from qbridge.source.reader import Source
 
 _BITS: Mapping[str, int] = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8, "Q1_0": 2, "Q2_0": 2, "TQ1_0": 2, "TQ2_0": 2}
-_COMPUTED = frozenset({"rope_freqs.weight"})  # follows from config.json
 _DTYPES = {dtype: kind for kind, dtype in DENSE.items()}
 
 
@@ -37,6 +36,8 @@ def read_model(name: str, source: Source, findings: Findings) -> Model:
     said = source.metadata.get("general.architecture")
     if said != names.architecture:
         findings.add("QB117", "config.json", (f"the files are of {said}, the config is of {names.architecture}",))
+    if ROPE_FACTORS in source.tensors and names.rope_factors is None:
+        findings.add("QB117", ROPE_FACTORS, ("the files have factors of a rope, of which the config does not say",))
     _take_names(source, findings)
     wanted = compute_dtype(source.config, DType.F32)
     inexact: dict[str, list[str]] = {}
@@ -57,7 +58,7 @@ def read_model(name: str, source: Source, findings: Findings) -> Model:
 def _take_names(source: Source, findings: Findings) -> None:
     """Have every tensor under its name in transformers, stacks of experts as slices; QB117 for those without one."""
     renamed, stacks, unknown = dict[str, str](), dict[str, tuple[int, ...]](), list[str]()
-    source.leave_out(_COMPUTED)
+    source.leave_out({ROPE_FACTORS})
     for name, tensor in source.tensors.items():
         module, _, leaf = name.rpartition(".")
         known = module_of_gguf(module)

@@ -154,6 +154,16 @@ def test_biases_that_config_json_denies_are_left_out(name, given, left_out, quan
     assert not problems(engine, "compressed-tensors", "QB331", plain)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_biases_of_towers_are_none_of_config_jsons_business(engine):
+    bias = "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.bias"
+    model = model_of(
+        "Gemma3ForConditionalGeneration", ["language_model.model.layers.0.mlp.up_proj"], CHANNEL, DYNAMIC
+    )
+    model = replace(model, tensors={bias: TensorInfo(bias, DType.BF16, (64,))})
+    assert not problems(engine, "compressed-tensors", "QB331", model)
+
+
 def test_gates_of_heads_that_config_json_denies_are_left_out():
     model = model_of("Step3p5ForCausalLM", ["model.layers.0.self_attn.g_proj"], CHANNEL, DYNAMIC)
     assert problems("vllm", "compressed-tensors", "QB331", model) == set(model.specs)

@@ -19,10 +19,12 @@ def biases_rule(engine: str, classes: Collection[str], keys: tuple[str, ...], so
     """QB331 for biases of q, k and v of `classes`, which an engine builds where one of `keys` is true."""
 
     def check(model: Model) -> Iterator[Problem]:
-        text = Architecture.of_model(model).text
+        architecture = Architecture.of_model(model)
+        text = architecture.text
         if model.architecture not in classes or any(text.get(key) for key in keys):
             return
-        where = tuple(f"{module}.bias" for module in _biased(model) if module.endswith(_QKV))
+        asked = (module for module in _biased(model) if module.endswith(_QKV) and architecture.is_decoder(module))
+        where = tuple(f"{module}.bias" for module in asked)
         if where:
             fact = f"{engine} leaves {len(where)} biases out: without {keys[0]} it builds none"
             yield Problem((fact,), (asked_for(keys[0]),), where)

@@ -72,6 +72,15 @@ def test_limits_that_another_choice_or_a_pass_gets_round(case, target, code, cou
     assert len(broken(target, code, model_of(case))) == count
 
 
+def test_one_bit_is_widened_for_vllm_which_reads_2_to_8(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w1a16/model"
+    assert "QB220" in {finding.code for finding in qbridge.check(src, "vllm").findings}
+    qbridge.convert(src, tmp_path / "dst", "vllm")
+    assert qbridge.check(tmp_path / "dst", "vllm").ok
+    with qbridge.open(tmp_path / "dst") as opened:
+        assert {spec.weight.bits for spec in opened.specs.values()} == {2}
+
+
 def test_groups_of_256_are_split_for_the_kernels_of_vllm(tmp_path):
     import json
 

@@ -93,6 +93,10 @@ def test_gptq_of_4_and_8_bits_is_served_as_it_is(case):
     assert "QB224" not in {finding.code for finding in found}
 
 
+def test_groups_of_32_are_served_by_turbomind_as_they_are():
+    assert qbridge.check(ROOT / "fixtures/compressed_tensors/llama_w4a16/model", "lmdeploy-turbomind").ok
+
+
 def test_one_bit_is_widened_for_vllm_which_reads_2_to_8(tmp_path):
     src = ROOT / "fixtures/compressed_tensors/llama_w1a16/model"
     assert "QB220" in {finding.code for finding in qbridge.check(src, "vllm").findings}

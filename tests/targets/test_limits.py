@@ -93,6 +93,11 @@ def test_gptq_of_4_and_8_bits_is_served_as_it_is(case):
     assert "QB224" not in {finding.code for finding in found}
 
 
+def test_marlin_of_older_vllm_takes_odd_multiples_of_its_tiles():
+    done = qbridge.check(ROOT / "fixtures/gptq/llama_640/model", "vllm@0.23.0")
+    assert {kernel.kernel for kernel in done.kernels if kernel.in_features == 640} == {"Marlin"}
+
+
 def test_groups_of_32_are_served_by_turbomind_as_they_are():
     assert qbridge.check(ROOT / "fixtures/compressed_tensors/llama_w4a16/model", "lmdeploy-turbomind").ok
 

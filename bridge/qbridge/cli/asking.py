@@ -18,6 +18,7 @@ from qbridge.cli.options import (
     Graft,
     Jobs,
     Memory,
+    NoValues,
     OnGpu,
     Progressing,
     Sizes,
@@ -46,11 +47,14 @@ def check(
     source: From = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
+    no_values: NoValues = False,
 ) -> Check | CheckTable:
     """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not everywhere."""
     sizes = value("--tp", positive_sizes_of, tp)
     several = sizes if len(sizes) > 1 else sizes[0]
-    answer: Check | CheckTable = qbridge.check(src, target, several, gpu, source, allow=words(allow, v1_zeros))
+    answer: Check | CheckTable = qbridge.check(
+        src, target, several, gpu, source, allow=words(allow, v1_zeros), values=not no_values
+    )
     return answer
 
 

@@ -116,6 +116,7 @@ RenamePrefix = Annotated[
     typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
 ]
 Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
+NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
 Progressing = Annotated[
     str,
     typer.Option(

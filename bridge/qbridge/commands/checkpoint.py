@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.gguf_names import config_of
 from qbridge.codecs.parts import decode
 from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
@@ -60,8 +61,13 @@ class Checkpoint:
     def tensor(self, name: str) -> Array:
         """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name.
 
-        It goes by its name in `model.tensors`, or by the one on disk where that is another.
+        It goes by its name in `model.tensors`, or by the one on disk where that is another. Rows that lie in another
+        order on disk are in their own.
         """
+        if linear := self.model.rearranged.get(name):
+            (dtype, shape), info = linear.spec.parts()["code"], self.model.tensors[name]
+            found = linear.read.codec.decode(self.source.read(linear.read.tensor), dtype, shape)
+            return found.reshape(info.shape)
         listed = self.model.tensors.get(name)
         return self.source.read(name if listed is None else listed.stored)
 
@@ -99,12 +105,14 @@ def open_checkpoint(
     allow: Iterable[str] = (),
     strict: bool = True,
     plans: bool = False,
+    values: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
     Raises QBridgeError with every fault of the folder, the config and the tensors; unless `strict`, what a reader
     finds wrong is among the findings instead.
-    With `plans` the small values that were read are held for the plan that is made next.
+    With `plans` the small values that were read are held for the plan that is made next; without `values` none may be
+    read (QB064).
     """
     if not isinstance(path, Storage):
         typed("path", path, str, os.PathLike)
@@ -112,8 +120,14 @@ def open_checkpoint(
     where = path.url if isinstance(path, Storage) else str(path)
     with io_as_finding(where):
         source = _opened(storage_of(path), findings)
+        source.values = values
+        if source.metadata and not source.config:
+            _take_config(source, findings)
     try:
-        with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
+        with (
+            io_as_finding(where),
+            source.remembering(forget=not plans, room=None if plans or source.storage.is_far else FEW),
+        ):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
             judge_blocks(source, findings)
@@ -131,6 +145,18 @@ def open_checkpoint(
     _LOG.info("opened %s: %d bytes in %d tensors, %d files", path, size, len(source.tensors), len(source.shards))
     _LOG.info("it is %s: %s; %d quantized layers", reader.NAME, match.because, len(model.specs))
     return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _take_config(source: Source, findings: Findings) -> None:
+    """The config that the metadata of files give, where no config.json lies beside them; QBridgeError (QB117)."""
+    embedding = source.tensors.get("token_embd.weight")
+    vocabulary = embedding.shape[0] if embedding else 0
+    try:
+        source.config = config_of(source.metadata, vocabulary, "output.weight" not in source.tensors)
+    except ValueError as fault:
+        findings.add("QB117", source.url, (str(fault), "no config.json lies beside it"))
+        findings.stop_on_errors()
+    findings.add("QB120", source.url)
 
 
 def _opened(storage: Storage, findings: Findings) -> Source:

@@ -24,6 +24,7 @@ from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.gguf_output import gguf_shards
 from qbridge.plan.links import linked_shards, rewritten_layers
 from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
@@ -178,7 +179,10 @@ def _may_be_finished(dst: Path, overwrite: bool) -> bool:
 
 def files_of(plan: Plan, opened: Checkpoint, link: bool, max_shard_size: int | None = None) -> list[Shard]:
     """The output files, linked where that is asked for; QBridgeError (QB326) where none can be."""
-    shards = plan_shards(plan.outputs, max_shard_size)
+    if plan.metadata:
+        shards = gguf_shards(plan.outputs, plan.metadata, max_shard_size)
+    else:
+        shards = plan_shards(plan.outputs, max_shard_size)
     if link:
         shards = linked_shards(shards, opened.source, opened.findings)
         opened.findings.stop_on_errors()
@@ -249,6 +253,7 @@ def write(
     links: dict[str, int] = {}
     with staged(dst, source.storage.path(), overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
+            source.announce()
             links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
     if SYMBOLIC in links:
         opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.url}",))

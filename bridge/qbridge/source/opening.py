@@ -19,6 +19,7 @@ from qbridge.source.foreign import (
     no_checkpoint,
     pointers,
 )
+from qbridge.source.gguf_files import GgufStorage, gguf_model, gguf_path, open_gguf
 from qbridge.source.reader import Source
 from qbridge.source.safetensors import HeaderError, prefetch_headers, read_header
 from qbridge.source.storage import File, Range, Storage
@@ -57,6 +58,8 @@ def storage_of(path: str | os.PathLike[str] | Storage) -> Storage:
             far.close()
             raise error("QB001", far.url, (f"there is no {CONFIG}",))
         return far
+    if gguf_path(Path(path)):
+        return GgufStorage(Path(path))
     folder = Folder(path)
     if not folder.has(CONFIG):
         fact, fix = no_checkpoint(Path(path))
@@ -68,7 +71,10 @@ def open_source(storage: Storage, findings: Findings) -> Source:
     """Open a checkpoint; raises QBridgeError with everything that is wrong with config, index and headers."""
     if storage.is_far:
         storage.prefetch(_documents(storage))
-    config = _config(storage, findings)
+    first = gguf_model(storage)
+    config = {} if first and not storage.has(CONFIG) else _config(storage, findings)
+    if first:
+        return _open_gguf(storage, first, config or {}, findings)
     named, index = followed_index(storage, findings)
     findings.stop_on_errors()
     stale = index if index and is_stale(storage, index) else None
@@ -145,6 +151,18 @@ def _open_pickled(storage: Storage, config: dict[str, Any], findings: Findings) 
     return Source(storage, config, tensors, names, sides, memory)
 
 
+def _open_gguf(storage: Storage, first: str, config: dict[str, Any], findings: Findings) -> Source:
+    """The source of a model that lies in GGUF files, without what its own tensors repeat of the config."""
+    opened = open_gguf(storage, first, findings)
+    names = [file.name for file in opened.files]
+    if pointing := pointers(opened.files):
+        raise error("QB045", pointing)
+    sides = _side_files(storage, names, findings)
+    findings.stop_on_errors()
+    stamps = {file: file.stamp for file in opened.files}
+    return Source(storage, config, opened.tensors, names, sides, stamps=stamps, metadata=opened.metadata)
+
+
 def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:
     """Whether the shard is a file of the place, or of the blobs of the Hugging Face cache it belongs to."""
     if leads_out(name) or "\0" in name:
@@ -159,10 +177,13 @@ def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:
         facts = (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
         findings.add("QB003", name, facts)
         return False
-    if storage.strays(name):
-        findings.add("QB006", name, ("it is a link out of the folder",))
-        return findings.allows("QB006")
-    return True
+    return not storage.strays(name) or _may_stray(name, findings)
+
+
+def _may_stray(name: str, findings: Findings) -> bool:
+    """Whether a link that leads out of the place may be followed, which is said in any case."""
+    findings.add("QB006", name, ("it is a link out of the folder",))
+    return findings.allows("QB006")
 
 
 def _headers(shards: Mapping[str, File], findings: Findings) -> dict[str, StoredTensor] | None:
@@ -206,8 +227,10 @@ def _side_files(storage: Storage, read: Collection[str], findings: Findings) -> 
             continue
         if name.endswith("/"):
             behind.append(name.removesuffix("/"))
-        elif not storage.has(name) or storage.strays(name):
-            findings.add("QB006", name, ("it is a link out of the folder, or to nothing",), final=True)
+        elif not storage.has(name):
+            findings.add("QB006", name, ("it is a link to nothing",), final=True)
+        elif storage.strays(name) and not _may_stray(name, findings):
+            continue
         elif _is_weights(name):
             behind.append(name)
         else:

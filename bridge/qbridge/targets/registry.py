@@ -25,7 +25,7 @@ from qbridge.targets.plugins import load, plugins
 from qbridge.targets.target import Target
 
 # Modules beside this one, each with its TARGETS; those of other packages are entry points `qbridge.targets`.
-BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers")
+BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers", "llamacpp")
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (
     Target(
@@ -125,7 +125,7 @@ def find_target(name: str) -> Target:
         return target
     if plugin := next((each for each in plugins() if folded(each) == folded(engine)), None):
         load(plugin, _taken())
-    raise error("QB030", name, help=did_you_mean(name, sorted(set(_names()))))
+    raise error("QB030", name, help=did_you_mean(name, sorted(set(_names())), "`qbridge targets`"))
 
 
 def _newest(targets: Iterable[Target], name: str) -> Target | None:

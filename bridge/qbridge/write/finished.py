@@ -39,6 +39,8 @@ def is_finished(
     Two fine-tunes of one model are alike in all but values, so the proof that follows each writing is made here too.
     """
     fixed = {name: value for name, value in documents.items() if name not in editable}
+    if len(shards) > 1 and not plan.metadata:
+        fixed[INDEX] = index_of(shards)
     return _looks_finished(dst, source, shards, fixed, sides, editable) and _has_values(
         dst, source, plan, shards, effort
     )
@@ -54,8 +56,6 @@ def _looks_finished(
 ) -> bool:
     """Whether `dst` has the headers, documents and side files that a conversion writes, later than its source."""
     texts = {name: text_of(value) for name, value in documents.items()}
-    if len(shards) > 1:
-        texts[INDEX] = text_of(index_of(shards))
     wanted = {shard.name for shard in shards} | set(sides)
     try:
         there = {str(file.relative_to(dst)) for file in dst.rglob("*") if file.is_file()}
@@ -71,6 +71,7 @@ def _looks_finished(
 
 
 def _has_values(dst: Path, source: Source, plan: Plan, shards: Sequence[Shard], effort: Effort) -> bool:
+    source.spool(dst.parent, effort.fetched, effort.spooled)
     with ThreadPoolExecutor(effort.threads, "qbridge-proof") as working:
         return all(_holds(dst / shard.name, source, plan, shard, effort, working) for shard in shards)
 

@@ -7,7 +7,6 @@ flushed to the disk and noted in the journal, while the next is being written. D
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 from qbridge.findings.finding import error
 from qbridge.plan.output_files import Shard, index_of
 from qbridge.plan.plan import Plan
+from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
 from qbridge.source.storage import File
 from qbridge.source.weight_files import INDEX
@@ -57,7 +57,7 @@ Progress = Callable[[Advance], None]
 
 def text_of(value: Document) -> str:
     """A text as it is, anything else as indented JSON with a final newline."""
-    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return value if isinstance(value, str) else json_text(value, indent=2) + "\n"
 
 
 def write_document(path: Path, value: Document) -> None:
@@ -95,7 +95,7 @@ def write_checkpoint(
     linked, and QB038 where the source changed meanwhile.
     """
     source.limit(effort.open_files)
-    source.spool(stage.home, effort.memory // 4)
+    source.spool(stage.home, effort.fetched, effort.spooled)
     source.keep = effort.block
     written = [shard for shard in shards if shard.file is None]
     writer = _Writer(stage, source, plan, written, effort, progress)
@@ -105,7 +105,7 @@ def write_checkpoint(
         writer.close()
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
-    if len(shards) > 1:
+    if len(shards) > 1 and not plan.metadata:
         write_document(stage.folder / INDEX, index_of(shards))
     for name in sides:
         _copy(source.file(name), stage.folder / name)
@@ -214,6 +214,8 @@ class _Writer:
         out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._descriptors.append(out)
         write_all(out, shard.header, 0)
+        if shard.end:  # what lies between its tensors, and after the last, is zero
+            os.ftruncate(out, shard.end)
         _LOG.debug("begun: %s, %d bytes, %d tensors", shard.name, shard.size, len(shard.tensors))
         self._advance(shard, 0)
         return _Output(shard, out, jobs_of(self.source, self.plan, shard, self.effort.block))

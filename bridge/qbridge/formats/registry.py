@@ -43,7 +43,7 @@ def registry() -> Mapping[str, str]:
 
 
 _MEMBERS = ("NAME", "SUMMARY", "ALIASES", "RULES", "sniff", "read", "settle", "layout", "config")
-_OPTIONAL = ("metadata", "CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
+_OPTIONAL = ("metadata", "computed", "CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
 
 
 @cache

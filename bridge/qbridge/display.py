@@ -17,6 +17,7 @@ from qbridge.commands.names import Names
 from qbridge.commands.possibilities import Possibilities
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.results import Result
+from qbridge.commands.settings import Settings
 from qbridge.commands.verdicts import Check, CheckTable
 from qbridge.findings.finding import Finding, Severity
 
@@ -30,6 +31,7 @@ _SHOW: Mapping[type[Result], Callable[[Console, Any], None]] = {
     Names: render.names,
     Possibilities: render.possibilities,
     Report: render.report,
+    Settings: render.names,
     Verification: render.verification,
 }
 _TABLES = (CheckTable,)  # what is found stands below them

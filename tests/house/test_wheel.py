@@ -27,7 +27,7 @@ def test_wheel_installs_and_converts_outside_the_checkout(tmp_path, fixtures):
     python = tmp_path / "venv/bin/python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     run(*pip, "--no-deps", wheel, cwd=tmp_path)
-    run(*pip, "-c", ROOT / "constraints.txt", "numpy", "typer", "rich", cwd=tmp_path)
+    run(*pip, "-c", ROOT / "constraints.txt", "numpy", "pyyaml", "typer", "rich", cwd=tmp_path)
     source = fixtures / "compressed_tensors/llama_w8a8/model"
     program = tmp_path / "venv/bin/qbridge"
     run(program, "convert", source, tmp_path / "out", "--to", "lmdeploy", cwd=tmp_path)

@@ -189,6 +189,20 @@ def test_how_much_is_read_is_said_before(hub, caplog):
     assert any(line.startswith("reading qzeros: ") for line in lines)
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_without_values_headers_are_all_that_is_read(hub, far):
+    served = hub()
+    with pytest.raises(qbridge.QBridgeError) as caught:  # zero-points tell the format
+        qbridge.check("fx/model" if far else CASE, "vllm", values=False)
+    assert [finding.code for finding in caught.value.findings] == ["QB064"] and caught.value.exit_code == 1
+    ranges = [each for path, each, _ in served.requests if "/cdn/" in path]
+    assert all(each.startswith("bytes=0-") for each in ranges) and bool(ranges) is far
+    plain = ROOT / "fixtures/compressed_tensors/llama_w8a8/model"
+    done = qbridge.check(plain, "lmdeploy", tp=[1, 2], values=False)  # scales must fit float32
+    assert not done.ok and done.needs_values
+    assert {finding.code for finding in done.findings} >= {"QB064"}
+
+
 def test_no_token_is_in_what_is_written_or_said(hub, monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     served = hub(token=TOKEN)

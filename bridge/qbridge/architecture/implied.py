@@ -38,9 +38,7 @@ def _interval(config: Config) -> int | None:
     if not isinstance(kinds, list):
         return 4
     full = kinds.count("full_attention")
-    if not full:
-        return max(4, len(kinds) + 1)
-    return len(kinds) // full if len(kinds) % full == 0 else None
+    return len(kinds) // full if full and len(kinds) % full == 0 else None
 
 
 def _none(config: Config) -> list[int]:

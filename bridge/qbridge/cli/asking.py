@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 import qbridge
+from qbridge.cli.command import Program
 from qbridge.cli.options import (
     About,
     Allow,
@@ -17,6 +18,7 @@ from qbridge.cli.options import (
     Graft,
     Jobs,
     Memory,
+    NoValues,
     OnGpu,
     Progressing,
     Sizes,
@@ -33,6 +35,7 @@ from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names, format_names, target_names
 from qbridge.commands.possibilities import Possibilities
 from qbridge.commands.report import Verification
+from qbridge.commands.settings import Settings, settings
 from qbridge.commands.verdicts import Check, CheckTable
 
 
@@ -44,11 +47,14 @@ def check(
     source: From = None,
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
+    no_values: NoValues = False,
 ) -> Check | CheckTable:
     """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not everywhere."""
     sizes = value("--tp", positive_sizes_of, tp)
     several = sizes if len(sizes) > 1 else sizes[0]
-    answer: Check | CheckTable = qbridge.check(src, target, several, gpu, source, allow=words(allow, v1_zeros))
+    answer: Check | CheckTable = qbridge.check(
+        src, target, several, gpu, source, allow=words(allow, v1_zeros), values=not no_values
+    )
     return answer
 
 
@@ -95,6 +101,12 @@ def formats() -> Names:
 def targets() -> Names:
     """List what a checkpoint can be converted for."""
     return target_names()
+
+
+def config(context: typer.Context) -> Settings:
+    """Show the defaults that are set, by environment variables QBRIDGE_* or the user's config file."""
+    program = cast(Program, context.find_root().command)
+    return settings(program.defaults())
 
 
 def explain(text: Text = None, src: About = None) -> Explanation | Listing:

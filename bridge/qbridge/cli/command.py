@@ -19,6 +19,7 @@ from qbridge import display, render
 from qbridge.cli.logs import shown_logs
 from qbridge.cli.options import Json, Quiet, Verbose
 from qbridge.commands.results import SCHEMA, Result
+from qbridge.commands.settings import settings
 from qbridge.findings.catalogue.code import INTERRUPTED, USAGE
 from qbridge.findings.finding import Finding, QBridgeError, Severity, error
 
@@ -72,8 +73,28 @@ class Program(_Flags, TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Parse and run the command."""
-        with _usage_as_json([*ctx._protected_args, *ctx.args]):
+        args = [*ctx._protected_args, *ctx.args]
+        with _usage_as_json(args), _answering(next(iter(args), ""), "--json" in args, ""):
+            ctx.default_map = self._default_map()
             return super().invoke(ctx)
+
+    def defaults(self) -> dict[str, dict[str, str]]:
+        """The defaults of the options, by option and command."""
+        found: dict[str, dict[str, str]] = {}
+        for name, command in self.commands.items():
+            for param in command.params:
+                if param.param_type_name == "option":
+                    default = "" if param.default is None else str(param.default)
+                    found.setdefault(param.opts[0].lstrip("-"), {})[name] = default
+        return found
+
+    def _default_map(self) -> dict[str, dict[str, str]]:
+        """What is set, by command and parameter, as it takes the place of the defaults."""
+        found: dict[str, dict[str, str]] = {}
+        for each in settings(self.defaults()).settings:
+            for command in each.commands if each.origin != "default" else ():
+                found.setdefault(command, {})[each.name.replace("-", "_")] = each.value
+        return found
 
 
 @contextmanager

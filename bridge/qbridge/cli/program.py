@@ -45,6 +45,7 @@ add(app, converting.clean)
 add(app, asking.formats)
 add(app, asking.targets)
 add(app, asking.explain)
+add(app, asking.config)
 
 
 @app.callback()

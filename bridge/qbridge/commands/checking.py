@@ -31,6 +31,7 @@ def check(
     source: str | None = None,
     *,
     allow: Iterable[str] = (),
+    values: bool = True,
 ) -> Check: ...
 
 
@@ -43,6 +44,7 @@ def check(
     source: str | None = None,
     *,
     allow: Iterable[str] = (),
+    values: bool = True,
 ) -> CheckTable: ...
 
 
@@ -56,12 +58,14 @@ def check(
     source: str | None = None,
     *,
     allow: Iterable[str] = (),
+    values: bool = True,
 ) -> Check | CheckTable:
     """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
 
     Several sizes of `tp` give a table, which is a yes if each of them is. `gpu` is a compute capability such as sm90
     or a name such as H100. A folder with nothing but config.json is judged by the dims that it names. A version of an
-    engine between two of our tables is judged by both. Raises QBridgeError where the folder cannot be read at all;
+    engine between two of our tables is judged by both. Without `values` headers are all that is read, and the answer
+    is no where a value would be needed (QB064). Raises QBridgeError where the folder cannot be read at all;
     ValueError for a `tp` that is not positive, TypeError for what is of another type.
     """
     start = time.monotonic()
@@ -70,7 +74,7 @@ def check(
     sizes = tuple(dict.fromkeys(Options.of(wanted, tp).tp))
     findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
     device = gpu_of(gpu)
-    subject = Subject.of(src, source, findings)
+    subject = Subject.of(src, source, findings, values)
     name = target.strip().lower() if releases else wanted.name
     asked = Asked.of(subject, name, wanted, releases or (wanted,), device)
     if isinstance(tp, int):
@@ -196,6 +200,7 @@ class Asked:
             allow,
             subject.whole,
             subject.opened,
+            subject.values,
             alone,
         )
 

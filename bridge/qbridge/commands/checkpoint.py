@@ -105,12 +105,14 @@ def open_checkpoint(
     allow: Iterable[str] = (),
     strict: bool = True,
     plans: bool = False,
+    values: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
     Raises QBridgeError with every fault of the folder, the config and the tensors; unless `strict`, what a reader
     finds wrong is among the findings instead.
-    With `plans` the small values that were read are held for the plan that is made next.
+    With `plans` the small values that were read are held for the plan that is made next; without `values` none may be
+    read (QB064).
     """
     if not isinstance(path, Storage):
         typed("path", path, str, os.PathLike)
@@ -118,6 +120,7 @@ def open_checkpoint(
     where = path.url if isinstance(path, Storage) else str(path)
     with io_as_finding(where):
         source = _opened(storage_of(path), findings)
+        source.values = values
         if source.metadata and not source.config:
             _take_config(source, findings)
     try:

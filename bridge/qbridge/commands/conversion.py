@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
@@ -131,7 +132,9 @@ def convert(
         links: dict[str, int] = {}
         if stands or not dry_run:
             block = plan.config.get("quantization_config", {})
-            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan, changes.record())}
+            documents: dict[str, Document] = {
+                MANIFEST: manifest.build(opened.source, plan, changes.record(), _shaping(options, max_shard_size))
+            }
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
             stands = stands and stands_there(opened, plan, shards, documents, out, Effort.of(options))
@@ -141,6 +144,12 @@ def convert(
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
     report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def _shaping(options: Options, max_shard_size: int | None) -> dict[str, Any]:
+    """The options that shape the output and may come from a user's settings, as far as they are not the defaults."""
+    given = {"tp": list(options.tp) if options.tp != DEFAULTS.tp else None, "max_shard_size": max_shard_size}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _with_card(

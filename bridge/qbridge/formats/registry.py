@@ -129,7 +129,7 @@ def find(name: str) -> Format:
     known = aliases()
     name = {folded(each): each for each in known}.get(folded(name), name)
     if name not in known:
-        raise error("QB030", name, help=did_you_mean(name, known))
+        raise error("QB030", name, help=did_you_mean(name, known, "`qbridge formats`"))
     return load(known[name])
 
 

@@ -37,10 +37,13 @@ NOTHING: Mapping[str, Any] = {}
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
-def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+def build(
+    source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING, options: Mapping[str, Any] = NOTHING
+) -> dict[str, Any]:
     """The manifest of a plan; layers that were treated alike share an entry.
 
-    `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such.
+    `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such. `options` are those
+    that may come from a user's settings and shape the output, where they are not the defaults.
     """
     written = {output.origin for output in plan.outputs} | plan.model.made.keys()
     written |= {slot.tensor for layer in plan.others.values() for slot in layer.read.values()}
@@ -72,6 +75,7 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
             **changes,
         },
         "target": {"name": plan.target.name, "format": plan.format.NAME},
+        **({"options": dict(options)} if options else {}),
         "steps": list(steps.values()),
         "kept": _kept(source, plan),
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qbridge.findings.hints import word_of_command
 from qbridge.source.addresses import HUB, may_be_repository
 from qbridge.source.folder import SCANNED, Folder, entries
 from qbridge.source.storage import File, Storage, load_json
@@ -159,7 +159,7 @@ def _nothing(path: Path) -> Said:
 
 
 def _unfinished(dst: Path) -> str:
-    name = shlex.quote(str(dst))
+    name = word_of_command(str(dst))
     return f"Run the same conversion to {name} again: it goes on where it stopped. Or remove it: qbridge clean {name}"
 
 

@@ -36,8 +36,8 @@ class Source:
     `shards` the names of the shards in order; `side_files` those of what is neither weights nor config; `memory` the
     bytes of tensors that lie in no safetensors file; `stamps` what tells that a shard has changed; `unstored` heads
     that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint; `slices` lie in
-    another tensor as well; `keep` how many bytes of a tensor a thread may hold; `metadata` what the files say
-    besides, of a container that says anything.
+    another tensor as well; `keep` how many bytes of a tensor a thread may hold; `values` whether any may be read;
+    `metadata` what the files say besides, of a container that says anything.
     """
 
     storage: Storage
@@ -51,6 +51,7 @@ class Source:
     adopted: frozenset[str] = frozenset()
     slices: frozenset[str] = frozenset()
     keep: int = 0
+    values: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
     _own: threading.local = field(default_factory=threading.local)
     _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
@@ -121,7 +122,7 @@ class Source:
             self._values.move_to_end(name)
             return self._values[name]
         tensor = self.tensors[name]
-        if tensor.file.storage.is_far and name not in self.memory:
+        if tensor.file.storage.is_far and self.values and name not in self.memory:
             self._fetch_alike(name)
         data = np.empty(tensor.end - tensor.begin, np.uint8)
         self.read_into(name, 0, data)
@@ -215,7 +216,9 @@ class Source:
         self._known.clear()
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
-        """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""
+        """Fill `buffer` (bytes) from `offset` bytes into the tensor's data; QBridgeError (QB064) without `values`."""
+        if not self.values:
+            raise error("QB064", name)
         if name in self.memory:
             buffer[:] = self.memory[name][offset : offset + buffer.nbytes]
             return

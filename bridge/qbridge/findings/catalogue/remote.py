@@ -38,6 +38,15 @@ ENTRIES = (
         UNREADABLE,
     ),
     Code(
+        "QB064",
+        "the answer needs values, which were not to be read",
+        "With --no-values nothing but headers is read, and this format, or a rule of the target, depends on values.",
+        "A yes from headers alone would be a guess.",
+        "zero-points of a GPTQ checkpoint, which its reader looks at",
+        "Ask again without --no-values.",
+        "docs/remote.md",
+    ),
+    Code(
         "QB404",
         "the server does not answer",
         "A request was made again and again, with growing waits, and no bytes came.",

@@ -23,4 +23,16 @@ ENTRIES = (
         "qbridge.findings.arguments",
         USAGE,
     ),
+    Code(
+        "QB803",
+        "a setting cannot be used",
+        "The user's config file or an environment variable QBRIDGE_* has a setting that there is not, one that no "
+        "default may be given for, or a value that means nothing.",
+        "A default that does nothing would be missed in silence; one for --allow or --overwrite would weaken "
+        "every later promise, so these are typed each time.",
+        'config.toml with: allow = "rounded"',
+        "Mend or remove the setting; there are gpu, jobs, max-shard-size, memory, progress and tp.",
+        "qbridge.commands.settings",
+        USAGE,
+    ),
 )

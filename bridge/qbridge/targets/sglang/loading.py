@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from qbridge.architecture.config import rope, unsaid_keys
 from qbridge.architecture.names import is_routed
 from qbridge.architecture.prefixes import known_pairs, modules_of
-from qbridge.findings.way import Way
 from qbridge.formats.rules import ModelRule, Problem, Rule
 from qbridge.ir.model import Model
 from qbridge.targets.sglang import classes
@@ -92,16 +91,9 @@ def _names(model: Model) -> Iterator[Problem]:
     if any(f"{wanted}.{layers}" in modules for layers in ("layers", "embed_tokens")):
         return
     pairs = known_pairs(model.config, stored)
-    kept = [
-        (old, new)
-        for old, new in pairs
-        if new == wanted or old not in ("model.language_model", "language_model.model", "model")
-    ]
-    ways = (
-        tuple(Way("--rename-prefix", f"{old}={new}") for old, new in kept)
-        if any(n == wanted for _, n in kept)
-        else ()
-    )
+    kept = [(old, new) for old, new in pairs if new == wanted or old not in _TEXTS]
+    flags = " ".join(f"--rename-prefix {old}={new}" for old, new in kept)
+    ways = (f"convert it with {flags}",) if any(new == wanted for _, new in kept) else ()
     fact = f"{model.architecture} takes the text model under {wanted} alone"
     yield Problem((fact,), ways, where=(min(stored, default=""),))
 

@@ -155,7 +155,7 @@ def test_every_storage_law_holds(hub, tmp_path):
     (root.root / "fx/model/config.json").write_text("{}")
     storage = storage_of("fx/model")
     check_storage(storage, {**FILES, "config.json": b"{}"})
-    storage.spool(tmp_path, 1 << 20)
+    storage.spool(tmp_path, 1 << 20, 2)
     check_storage(storage, {**FILES, "config.json": b"{}"})
 
 
@@ -179,7 +179,7 @@ def test_each_shard_is_asked_for_once_to_check_it(hub):
     assert len(asked) <= 2  # the header's first bytes, and the rest of one that is longer
 
 
-def test_how_much_is_read_is_said_before(hub, caplog):
+def test_how_much_is_read_is_said_before(hub, caplog, tmp_path):
     served = hub()
     caplog.set_level(logging.INFO, "qbridge.source.web")
     qbridge.check("fx/model", "vllm")
@@ -187,6 +187,9 @@ def test_how_much_is_read_is_said_before(hub, caplog):
     assert lines[0] == f"asking 127.0.0.1:{served.server_address[1]} for fx/model"
     assert any(line.startswith("reading headers: ") for line in lines)
     assert any(line.startswith("reading qzeros: ") for line in lines)
+    caplog.clear()
+    qbridge.convert("fx/model", tmp_path / "dst", "compressed-tensors")
+    assert caplog.records[-1].getMessage().startswith("reading weights: ")
 
 
 @pytest.mark.parametrize("far", [False, True])
@@ -305,6 +308,20 @@ def test_a_folder_of_a_web_server(hub, index, tmp_path):
         again.read_into("model.safetensors", 0, np.empty(8, np.uint8))
 
 
+@pytest.mark.parametrize("address", ["hf://fx/out", "s3://bucket/out", "https://host/out"])
+def test_nothing_is_written_to_an_address(address, hub, tmp_path):
+    with pytest.raises(qbridge.QBridgeError, match="QB031"):
+        qbridge.convert(CASE, address, "compressed-tensors")
+    assert not list(tmp_path.glob("*:*"))
+
+
+def test_the_same_command_again_finds_that_all_is_done(hub, dst):
+    hub()
+    assert not qbridge.convert("fx/model", dst, "compressed-tensors").already_done
+    assert qbridge.convert("fx/model", dst, "compressed-tensors").already_done
+    assert qbridge.verify("hf://fx/model", dst).same
+
+
 def test_near_ranges_are_one_request():
     ranges = [Range("a", 0, 10), Range("a", 500, 600), Range("a", 10**9, 10**9 + 1), Range("b", 3, 4)]
     assert list(remote.merged(ranges)) == [Range("a", 0, 600), Range("a", 10**9, 10**9 + 1), Range("b", 3, 4)]
@@ -325,14 +342,14 @@ def test_the_spool_fetches_once_leaves_no_name_and_forgets_old_files(tmp_path):
         asked.append((name, begin))
         buffer[:] = np.arange(begin, begin + buffer.nbytes) % 251
 
-    files = {f"f{number}": 3 * spool.BLOCK + 5 for number in range(spool.FILES + 2)}
-    pool, part = spool.Spool(files, fetch, tmp_path, 1), np.empty(100, np.uint8)
+    files = {f"f{number}": 3 * spool.BLOCK + 5 for number in range(5)}
+    pool, part = spool.Spool(files, fetch, tmp_path, 1, 3), np.empty(100, np.uint8)
     for name in files:
         for offset in (0, spool.BLOCK - 50, 3 * spool.BLOCK - 95):
             pool.read_into(name, offset, part)
             assert np.array_equal(part, np.arange(offset, offset + 100) % 251)
     assert len(asked) == len(set(asked)) and not list(tmp_path.iterdir())
-    assert len(pool._files) <= spool.FILES
+    assert len(pool._files) <= 3
     pool.close()
 
 

@@ -124,7 +124,10 @@ def open_checkpoint(
         if source.metadata and not source.config:
             _take_config(source, findings)
     try:
-        with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
+        with (
+            io_as_finding(where),
+            source.remembering(forget=not plans, room=None if plans or source.storage.is_far else FEW),
+        ):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
             judge_blocks(source, findings)

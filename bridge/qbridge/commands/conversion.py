@@ -253,6 +253,7 @@ def write(
     links: dict[str, int] = {}
     with staged(dst, source.storage.path(), overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
+            source.announce()
             links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
     if SYMBOLIC in links:
         opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.url}",))

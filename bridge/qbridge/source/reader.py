@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from itertools import islice
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ TOKENIZER = "tokenizer_config.json"
 _SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
 VALUE = 1 << 24  # bytes of a tensor that is kept while a conversion is planned
 VALUES = 1 << 26  # bytes of all that are kept then
-AHEAD = 1 << 25  # bytes of small tensors that are fetched at a time where each read waits for a server
+AHEAD = 3 << 24  # bytes of small tensors that are fetched at a time where each read waits for a server
 FEW = 1 << 22  # bytes of those that opening alone keeps: fresh memory costs more than to read again
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 
@@ -56,6 +56,7 @@ class Source:
     _own: threading.local = field(default_factory=threading.local)
     _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
     _known: dict[Hashable, Any] = field(default_factory=dict)
+    _ahead: set[str] = field(default_factory=set)
     _alike: dict[tuple[str, int], dict[str, Range]] = field(default_factory=dict)
     _remembers: bool = False
     _held: int = 0  # bytes of `_values`, at most `_room`
@@ -66,7 +67,7 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to another process: nothing that a thread holds, no value that was read."""
-        held = {"_own", "_values", "_known", "_alike", "_remembers", "_held", "_room"}
+        held = {"_own", "_values", "_known", "_alike", "_ahead", "_remembers", "_held", "_room"}
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -135,21 +136,24 @@ class Source:
 
     def _fetch_alike(self, name: str) -> None:
         """Fetch a small tensor and those after it that have its last name: who asks for one asks for the others."""
+        if name in self._ahead:  # fetched with one before it
+            self._ahead.remove(name)
+            return
         leaf, storage = name.rpartition(".")[2], self.tensors[name].file.storage
         key = leaf, id(storage)
         if key not in self._alike:
-            self._alike[key] = alike = self._ranges_alike(leaf, storage)
-            storage.announce(alike.values(), leaf)
+            self._alike[key] = self._ranges_alike(leaf, storage)
+            storage.announce(self._alike[key].values(), leaf)
         ranges, room = self._alike[key], AHEAD
-        if name not in ranges:
-            return
-        ahead: list[Range] = []
-        for each in islice(ranges.values(), list(ranges).index(name), None):
-            room -= each.end - each.begin
-            if room < 0 and ahead:
+        names: list[str] = []
+        for each in dropwhile(lambda other: other != name, ranges):
+            room -= ranges[each].end - ranges[each].begin
+            if room < 0 and names:
                 break
-            ahead.append(each)
-        storage.prefetch(ahead)
+            names.append(each)
+        storage.prefetch(ranges[each] for each in names)
+        self._ahead.update(names)
+        self._ahead.discard(name)
 
     def _ranges_alike(self, leaf: str, storage: Storage) -> dict[str, Range]:
         """By name, where the small tensors lie that have this last name."""
@@ -292,10 +296,15 @@ class Source:
         except OSError:
             return ""
 
-    def spool(self, folder: Path, memory: int) -> None:
+    def spool(self, folder: Path, memory: int, files: int) -> None:
         """From now on all is read once, in order; what is fetched may lie in a folder, see `Storage.spool`."""
         for storage in self._storages():
-            storage.spool(folder, memory)
+            storage.spool(folder, memory, files)
+
+    def announce(self) -> None:
+        """Say how many bytes of weights will be read, where a person waits for them."""
+        shards = (Range(name, 0, self.storage.size(name)) for name in self.shards)
+        self.storage.announce(shards, "weights")
 
     def limit(self, open_files: int) -> None:
         """Have at most so many files open in each thread."""

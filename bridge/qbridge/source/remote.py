@@ -20,7 +20,7 @@ from qbridge.source.spool import Spool
 from qbridge.source.storage import Range, Storage
 from qbridge.source.web import LOG, Answer, Client, Locked, shown
 
-CONNECTIONS = 32  # requests for small ranges that are under way at a time
+CONNECTIONS = 64  # requests for small ranges that are under way at a time
 GAP = 1 << 17  # bytes between two ranges that cost less than a request does
 LARGEST = 16 << 20  # bytes of one request for small ranges
 _SIGNED = 5  # addresses of one file that may have expired before they are asked
@@ -121,12 +121,11 @@ class Remote(Storage):
             self._fetching = ThreadPoolExecutor(CONNECTIONS, "qbridge-fetch")
         list(self._fetching.map(self._hold, chosen))
 
-    def spool(self, folder: Path, memory: int) -> None:
+    def spool(self, folder: Path, memory: int, files: int) -> None:
         """Read whole files from now on, through unnamed files of a folder."""
         if self._spool is None:
-            self._spool = Spool(
-                {name: entry.size for name, entry in self._files.items()}, self._fetch, folder, memory
-            )
+            sizes = {name: entry.size for name, entry in self._files.items()}
+            self._spool = Spool(sizes, self._fetch, folder, memory, files)
 
     def close(self) -> None:
         """Close connections and remove what was spooled."""

@@ -23,6 +23,7 @@ MAX_DIM = 2**63 - 1
 MAX_PRODUCT = 2**64 - 1
 
 _FIRST = 1 << 16  # bytes that are read at once, in which most headers end
+_FRAME = 256  # bytes of a header besides its entries, at most: its length, metadata, spaces at the end
 _ENTRY = 112  # bytes of a tensor's entry besides its name, at most where its numbers are not absurd
 
 _KEYS = frozenset({"dtype", "shape", "data_offsets"})
@@ -70,7 +71,7 @@ def prefetch_headers(storage: Storage, names: Iterable[str], index: Mapping[str,
     names, lengths = list(names), Counter[str]()
     for tensor, file in index.items():
         lengths[file] += len(tensor) + _ENTRY
-    first = [Range(name, 0, 8 + lengths[name] if name in lengths else _FIRST) for name in names]
+    first = [Range(name, 0, _FRAME + lengths[name] if name in lengths else _FIRST) for name in names]
     storage.announce(first, "headers")
     storage.prefetch(first)
     storage.prefetch(_whole_headers(storage, names))  # of those that are longer

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 BLOCK = 4 << 20  # bytes of one request
 CONNECTIONS = 16  # requests under way at a time, as far as memory allows
-FILES = 4  # files that are kept; a conversion works on as many as it has threads
 
 Fetch = Callable[[str, int, Array], None]
 
@@ -44,9 +43,9 @@ class _File:
 class Spool:
     """Files of known sizes that `fetch` fills buffers from, read through unnamed files of a folder."""
 
-    def __init__(self, sizes: Mapping[str, int], fetch: Fetch, folder: Path, memory: int) -> None:
-        """At most `memory` bytes are under way at a time, and one block at least."""
-        self._sizes, self._fetch, self._folder = sizes, fetch, folder
+    def __init__(self, sizes: Mapping[str, int], fetch: Fetch, folder: Path, memory: int, files: int) -> None:
+        """At most `memory` bytes are under way at a time, one block at least; of `files` files the bytes are kept."""
+        self._sizes, self._fetch, self._folder, self._most = sizes, fetch, folder, files
         self._ahead = max(1, min(CONNECTIONS, memory // BLOCK))
         self._fetching = ThreadPoolExecutor(self._ahead, "qbridge-fetch")
         self._files: OrderedDict[str, _File] = OrderedDict()
@@ -94,7 +93,7 @@ class Spool:
     def _give_up_old(self) -> None:
         """Under the lock: close the oldest of the files that nobody reads or fetches, where there are too many."""
         idle = [name for name, file in self._files.items() if not file.readers and _is_quiet(file)]
-        for name in idle[: max(0, len(self._files) - FILES + 1)]:
+        for name in idle[: max(0, len(self._files) - self._most + 1)]:
             os.close(self._files.pop(name).descriptor)
 
     def _fill(self, name: str, file: _File, number: int) -> None:

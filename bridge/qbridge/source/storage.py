@@ -82,10 +82,10 @@ class Storage(Protocol):
         """Say how much will be read, where a person waits for it; `what` it is."""
         return None
 
-    def spool(self, folder: Path, memory: int) -> None:
+    def spool(self, folder: Path, memory: int, files: int) -> None:
         """From now on all is read once, in order: what is fetched may lie in unnamed files of a folder meanwhile.
 
-        `memory` is how many bytes may be under way at a time.
+        `memory` is how many bytes may be under way at a time, `files` how many files are read at a time.
         """
         return None
 

@@ -71,6 +71,7 @@ def _looks_finished(
 
 
 def _has_values(dst: Path, source: Source, plan: Plan, shards: Sequence[Shard], effort: Effort) -> bool:
+    source.spool(dst.parent, effort.fetched, effort.spooled)
     with ThreadPoolExecutor(effort.threads, "qbridge-proof") as working:
         return all(_holds(dst / shard.name, source, plan, shard, effort, working) for shard in shards)
 

@@ -95,7 +95,7 @@ def write_checkpoint(
     linked, and QB038 where the source changed meanwhile.
     """
     source.limit(effort.open_files)
-    source.spool(stage.home, effort.memory // 4)
+    source.spool(stage.home, effort.fetched, effort.spooled)
     source.keep = effort.block
     written = [shard for shard in shards if shard.file is None]
     writer = _Writer(stage, source, plan, written, effort, progress)

@@ -132,7 +132,7 @@ def test_same_bytes_wherever_it_is_written_and_done_is_done(src, tmp_path):
 
 
 def test_other_words_for_the_same_output_and_edits_of_the_card_leave_it_done(src, tmp_path):
-    converted(src, tp=2, source="llm-compressor")
+    converted(src, source="llm-compressor")
     assert qbridge.convert(src, tmp_path / "dst", "lmdeploy", allow=["rounded"]).already_done
     (tmp_path / "dst/README.md").write_text("edited")
     assert qbridge.convert(src, tmp_path / "dst", "lmdeploy").already_done

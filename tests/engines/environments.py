@@ -49,6 +49,7 @@ WITHOUT_TORCH = frozenset({"gguf"})
 # which has the version that the target is for.
 VARIABLES = {
     "QBRIDGE_PYTHON_VLLM": "vllm",
+    "QBRIDGE_PYTHON_GGUF": "gguf",
     "QBRIDGE_PYTHON_LMDEPLOY": "lmdeploy-0.18.0",
     "QBRIDGE_PYTHON_SGLANG": "sglang",
     "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",

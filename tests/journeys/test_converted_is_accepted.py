@@ -23,6 +23,7 @@ PAIRS = [(fixture, target) for fixture in FIXTURES for target in (*TARGETS, *OLD
 ALWAYS = [
     ("compressed_tensors/llama_lm_head", "vllm"),
     ("compressed_tensors/llama_w5a16", "vllm@0.23.0"),
+    ("compressed_tensors/llama_w1a16", "vllm"),
     ("compressed_tensors/llama_w3a16", "vllm"),  # of two ranks, words of 3 bits
     ("compressed_tensors/llama_w2a16", "vllm@0.5.4"),
     ("compressed_tensors/llama_w4a16_asym", "vllm@0.5.4"),

@@ -15,7 +15,7 @@ import xml.etree.ElementTree
 from support import ROOT
 
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
-VOLATILE = re.compile(r"(time</span> +|time +|, )\d+\.\d s\b")
+VOLATILE = re.compile(r"((?m:^|>)time[ ]*(?:</span>)?[ ]*)\d+\.\d s\b")
 SHOWN = (("image/svg+xml", "_repr_svg_"), ("text/html", "_repr_html_"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.passes.regroup import Regroup
 from qbridge.targets.registry import find_target
+from qbridge.targets.vllm import groups
 from support import ROOT, copy_fixture, edit_json, facts, places, refusal, rewrite_tensors
 from test_conversion import assert_same_tensors
 
@@ -70,6 +73,42 @@ def model_of(case) -> Model:
 )
 def test_limits_that_another_choice_or_a_pass_gets_round(case, target, code, count):
     assert len(broken(target, code, model_of(case))) == count
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_groups_that_kernels_of_vllm_have_stay(size):
+    weight = WeightScheme(4, Granularity.GROUP, group_size=size)
+    spec = Spec("model.layers.0.mlp.down_proj", 512, 3 * 128, weight, DType.F16)
+    model = Model("gptq", {"architectures": ["LlamaForCausalLM"]}, {spec.name: spec}, {}, {})
+    for name in ("gptq", "compressed-tensors"):
+        rules = find_target("vllm").choice_of(name).rules
+        assert [rule.code for rule in rules if hasattr(rule, "fix") and rule.check(spec, model)] == []
+    third = replace(spec, weight=replace(weight, group_size=3 * size))  # 96 has no kernel, and 32 divides it
+    assert groups.common_group(third, model) == Regroup(size)
+
+
+@pytest.mark.parametrize("case", ["gptq/llama_v1_sym", "gptq/llama_8bit"])
+def test_gptq_of_4_and_8_bits_is_served_as_it_is(case):
+    found = qbridge.check(ROOT / "fixtures" / case / "model", "vllm").findings
+    assert "QB224" not in {finding.code for finding in found}
+
+
+def test_marlin_of_older_vllm_takes_odd_multiples_of_its_tiles():
+    done = qbridge.check(ROOT / "fixtures/gptq/llama_640/model", "vllm@0.23.0")
+    assert {kernel.kernel for kernel in done.kernels if kernel.in_features == 640} == {"Marlin"}
+
+
+def test_groups_of_32_are_served_by_turbomind_as_they_are():
+    assert qbridge.check(ROOT / "fixtures/compressed_tensors/llama_w4a16/model", "lmdeploy-turbomind").ok
+
+
+def test_one_bit_is_widened_for_vllm_which_reads_2_to_8(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w1a16/model"
+    assert "QB220" in {finding.code for finding in qbridge.check(src, "vllm").findings}
+    qbridge.convert(src, tmp_path / "dst", "vllm")
+    assert qbridge.check(tmp_path / "dst", "vllm").ok
+    with qbridge.open(tmp_path / "dst") as opened:
+        assert {spec.weight.bits for spec in opened.specs.values()} == {2}
 
 
 def test_groups_of_256_are_split_for_the_kernels_of_vllm(tmp_path):

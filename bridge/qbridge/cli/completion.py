@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 
 from qbridge.commands.names import format_names, target_names
 from qbridge.findings.catalogue.code import ALLOW
@@ -11,11 +14,32 @@ from qbridge.targets.registry import codes
 
 Completer = Callable[[str], list[tuple[str, str]]]  # of what is typed so far: words, and what each means
 
+_AT = "@"
+
 
 def _beginning(words: Iterable[tuple[str, str]], typed: str) -> list[tuple[str, str]]:
     """The words that begin as what is typed, in letters of any case; the letters that are typed stay."""
     begun = ((word, meaning) for word, meaning in words if word.lower().startswith(typed.lower()))
     return [(typed + word[len(typed) :], meaning) for word, meaning in begun]
+
+
+@contextmanager
+def joined_words(environment: MutableMapping[str, str]) -> Iterator[None]:
+    """Put together again what bash takes apart at `@`, as in vllm@0.33, and print the piece that it completes."""
+    words, place = environment.get("COMP_WORDS", "").split("\n"), int(environment.get("COMP_CWORD") or 0)
+    if not 1 <= place < len(words) or _AT not in words[place - 1 : place + 1]:
+        yield
+        return
+    begin = place - 1 if words[place] == _AT else place - 2
+    whole = "".join(words[begin : place + 1])
+    environment.update(COMP_WORDS="\n".join((*words[:begin], whole)), COMP_CWORD=str(begin))
+    answers = StringIO()
+    try:
+        with redirect_stdout(answers):
+            yield
+    finally:
+        there = whole.index(_AT) + (words[place] != _AT)  # letters that bash keeps by itself
+        sys.stdout.write("".join(f"{line[there:]}\n" for line in answers.getvalue().split()))
 
 
 def one_of(*words: str) -> Completer:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import signal
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +18,7 @@ import qbridge
 from qbridge import render
 from qbridge.cli import asking, converting
 from qbridge.cli.command import Program, add, stderr
+from qbridge.cli.completion import joined_words
 from qbridge.cli.options import Version
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import BUG, INTERRUPTED
@@ -77,7 +79,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         _warn_of_namesake()
-        app()
+        with joined_words(os.environ) if "_QBRIDGE_COMPLETE" in os.environ else nullcontext():
+            app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:

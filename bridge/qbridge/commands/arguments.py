@@ -29,7 +29,10 @@ def asked_text(words: Sequence[str] | None, stdin: TextIO | None) -> str | None:
 
 def _is_piped(stream: TextIO) -> bool:
     """Whether a stream is a pipe or a file: what a terminal, or nobody, would write is not waited for."""
-    mode = os.fstat(stream.fileno()).st_mode
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):  # one of Python's own, or closed
+        return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 

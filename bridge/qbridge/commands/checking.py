@@ -67,6 +67,11 @@ def check(
     engine between two of our tables is judged by both. Without `values` headers are all that is read, and the answer
     is no where a value would be needed (QB064). Raises QBridgeError where the folder cannot be read at all;
     ValueError for a `tp` that is not positive, TypeError for what is of another type.
+
+    >>> check("fixtures/awq/llama_gemm/model", "vllm")
+    <Check: yes, for vllm@0.33.0, tp 1, sm80>
+    >>> check("fixtures/awq/llama_gemm/model", "vllm", tp=[1, 2]).by_tp[2].ok
+    True
     """
     start = time.monotonic()
     releases = neighbours(target)

@@ -113,6 +113,10 @@ def open_checkpoint(
     finds wrong is among the findings instead.
     With `plans` the small values that were read are held for the plan that is made next; without `values` none may be
     read (QB064).
+
+    >>> with open_checkpoint("fixtures/awq/llama_gemm/model") as opened:
+    ...     opened.specs["model.layers.0.mlp.up_proj"].dims
+    (256, 128)
     """
     if not isinstance(path, Storage):
         typed("path", path, str, os.PathLike)

@@ -94,6 +94,9 @@ def convert(
     of linked files excepted. `card` writes README.md anew: metadata that holds, what was done, and below it the text
     of `src`'s, which is carried over as it is otherwise. ValueError for what means nothing, TypeError for what is of
     another type.
+
+    >>> convert("fixtures/awq/llama_gemm/model", "model-gptq", "gptq", dry_run=True)
+    <Report: awq to gptq (gptq), 7 reversible, planned>
     """
     start = time.monotonic()
     if max_shard_size is not None and max_shard_size < 1:

@@ -107,6 +107,11 @@ def explain(text: str, src: PathLike | None = None) -> Explanation:
     `src` is the checkpoint that the commands are about; else the one whose path the log names, where there is such a
     folder here. Conversions of a checkpoint that is here are planned before they are printed: those that would be
     refused are left out. Raises QBridgeError (QB030) for what looks like a code and is none.
+
+    >>> explain("qb202").code.title
+    'LMDeploy cannot load a quantized lm_head or embedding'
+    >>> explain("Unsupported quant method: gptq").messages[0].engine
+    'lmdeploy'
     """
     if _CODE.fullmatch(text.strip()):
         return Explanation(_entry(text.strip()))

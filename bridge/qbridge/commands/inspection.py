@@ -52,7 +52,11 @@ class Inspection(Result):
 @checked
 @no_garbage()
 def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] = ()) -> Inspection:
-    """Say what a checkpoint is. Raises QBridgeError where it cannot be read."""
+    """Say what a checkpoint is. Raises QBridgeError where it cannot be read.
+
+    >>> inspect("fixtures/awq/llama_gemm/model")
+    <Inspection: awq, LlamaForCausalLM, 7 layers>
+    """
     typed("path", path, str, os.PathLike)
     if gguf_path(Path(path)):
         return _inspect_gguf(Path(path), allow)

@@ -111,6 +111,10 @@ def what(
     The checkpoint is opened once and its small values (scales, zero-points) are read once, whatever the number of
     targets; codes are read only where a pass depends on them. The outputs are to be legal at every size of `tp`.
     `source` is its format, detected if None. Raises QBridgeError where it cannot be read at all.
+
+    >>> answers = what("fixtures/awq/llama_gemm/model")
+    >>> answers.by_target["gptq"].outcome, answers.by_target["fp8"].reasons[0].code
+    ('exact', 'QB110')
     """
     start = time.monotonic()
     with (

@@ -61,6 +61,9 @@ def verify(
     given to `convert`. Names are compared as they are after the renaming that it records.
     `jobs` threads (0: one for each core) work in `memory` bytes. `progress` is called with an `Advance`: the bytes
     and shards of `a` that are compared.
+
+    >>> verify("fixtures/awq/llama_gemm/model", "fixtures/awq/llama_gemm/model").same
+    True
     """
     start = time.monotonic()
     allow, effort = allowed(allow), Effort.of(Options(jobs=jobs, memory=memory))

@@ -62,6 +62,15 @@ def _asymmetric_experts(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"experts of weights {spec.weight}: their zero-points do not lie as its loader takes them",))
 
 
+def _ungated_experts(spec: Spec, model: Model) -> Problem | None:
+    """Its schemes make room for a gate beside up_proj, half of which stays empty where experts have none."""
+    if not is_routed(spec.name) or not spec.name.endswith(".up_proj"):
+        return None
+    if spec.name.replace(".up_proj", ".gate_proj") in model.specs:
+        return None
+    return Problem(("experts without a gate: half of w13 stays as the memory was",))
+
+
 def _through(model: Model) -> Iterator[Problem]:
     """Its way through transformers puts `model.` before every target, `Linear` too, so that it finds none."""
     if model.architecture in classes.THROUGH | classes.THROUGH_TOWERS and model.specs:
@@ -277,6 +286,7 @@ COMPRESSED_TENSORS = Choice(
         LayerRule("QB293", _has_scheme, f"{_CT} (_get_scheme_from_parts, get_moe_scheme)"),
         LayerRule("QB293", _int8_per_tensor, f"{_CT} (_is_wNa16_group_channel)", lambda spec, model: Broadcast()),
         LayerRule("QB293", _asymmetric_experts, "sglang 0.5.23, srt/layers/moe/fused_moe_triton/layer.py"),
+        LayerRule("QB293", _ungated_experts, f"{_QUANT}/compressed_tensors/schemes (create_weights of experts)"),
         ModelRule("QB293", _through, "sglang 0.5.23, srt/models/transformers.py (hf_to_sglang_mapper)"),
         LayerRule("QB293", _width, f"{_CT} (WNA16_SUPPORTED_BITS)", _wider),
         LayerRule("QB293", _wide_zeros, f"{_MARLIN} (query_marlin_supported_quant_types)", _symmetric),

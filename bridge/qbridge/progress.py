@@ -27,6 +27,14 @@ from qbridge.write.writer import Advance
 _COMPILING = "compiling kernels for this processor: once, a few seconds"
 
 
+class _Amount(DownloadColumn):
+    """How much is done, once it is known of how much."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing while there is no plan."""
+        return super().render(task) if task.total is not None else Text()
+
+
 class _Speed(TransferSpeedColumn):
     """The rate, once there is one."""
 
@@ -51,9 +59,9 @@ def progress(kind: str, console: Console) -> Iterator[Callable[[Advance], None] 
             yield _json_lines()
     elif kind == "auto" and console.is_terminal:
         text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), DownloadColumn(), _Speed(), _Remaining())
+        columns = (text, BarColumn(), _Amount(), _Speed(), _Remaining())
         with Progress(*columns, console=console, transient=True) as bar, compiling_shown(bar.console):
-            task = bar.add_task("", total=None)
+            task = bar.add_task("planning", total=None)
             yield lambda at: bar.update(
                 task,
                 completed=at.bytes_done,

@@ -28,6 +28,7 @@ from qbridge.targets.gpus import gpu_of
 from qbridge.targets.serving import Served
 
 _NARROWEST = 40  # columns of a terminal that text is wrapped for
+_INDENT = 4  # columns before a text that stands below its head
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
 
@@ -48,7 +49,7 @@ def _shown(text: str, style: str = "") -> Text:
 
 def _finding(console: Console, finding: Finding) -> None:
     head = Text(f"{finding.severity}[{finding.code}]", _STYLE[finding.severity])
-    console.print(head.append(f": {finding.message}", "bold"))
+    _hanging(console, head.append(": "), finding.message, indent=2, style="bold")
     if finding.where:
         more = f" and {len(finding.where) - 1} more" if len(finding.where) > 1 else ""
         console.print(_shown(f"  --> {finding.where[0]}{more}"))
@@ -61,17 +62,32 @@ def _finding(console: Console, finding: Finding) -> None:
     console.print()
 
 
-def _hanging(console: Console, head: Text, text: str, whole: bool = False) -> None:
-    """A line of text after its head; on a terminal too narrow for it in several, below each other.
+def _hanging(
+    console: Console, head: Text, text: str, whole: bool = False, indent: int | None = None, style: str = ""
+) -> None:
+    """A line of text after its head; on a terminal too narrow for it in several, below the first or `indent`.
 
-    What is to be pasted stays `whole`.
+    Where little room is left beside the head, the text begins below it. What is to be pasted stays `whole`.
     """
-    width = console.width - len(head)
-    lines = [text]
-    if console.is_terminal and not whole and width >= _NARROWEST:
-        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
-    for number, line in enumerate(lines):
-        console.print(Text.assemble(head if not number else " " * len(head), _shown(line)))
+    if not console.is_terminal or whole:
+        console.print(Text.assemble(head, _shown(text, style)))
+        return
+    if console.width - len(head) < _NARROWEST <= console.width - _INDENT and len(head) + len(text) > console.width:
+        console.print(Text(head.plain.rstrip(), head.style))
+        head, indent = Text(" " * _INDENT), _INDENT
+    beyond = " " * (len(head) if indent is None else indent)
+    width = max(console.width, _NARROWEST)
+    lines = textwrap.wrap(
+        text,
+        width,
+        initial_indent=" " * len(head),
+        subsequent_indent=beyond,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for number, line in enumerate(lines or [" " * len(head)]):
+        first = not number
+        console.print(Text.assemble(head if first else beyond, _shown(line[len(head if first else beyond) :], style)))
 
 
 def report(console: Console, done: Report) -> None:
@@ -203,7 +219,7 @@ def _check_table(console: Console, done: CheckTable) -> None:
     _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *serve_rows(done.serve)])
 
 
-_PASTED = ("serve", "check", "cure", "or", "tp ")  # rows that hold a command
+_PASTED = ("serve", "check", "cure", "or", "next")  # rows that hold a command, as those of sizes do
 _HEAD = ("tp", "verdict", "backends", "kernels", "per GPU", "fits", "cheapest exact remedy")
 
 
@@ -234,9 +250,22 @@ def _columns(console: Console, rows: Sequence[Sequence[str]], shows: Sequence[bo
     """Rows of cells, each column as wide as its widest cell; the first row is the head."""
     kept = [[cell for cell, shown in zip(row, shows, strict=True) if shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*kept, strict=True)]
+    if console.is_terminal and sum(widths) + 2 * (len(widths) - 1) > console.width:
+        _one_below_another(console, kept)
+        return
     for number, row in enumerate(kept):
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         console.print(Text(line, "" if number else "cyan"))
+
+
+def _one_below_another(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    """Rows that are wider than the terminal: each as lines, a label and a cell."""
+    head, *others = rows
+    for number, row in enumerate(others):
+        if number:
+            console.print()
+        cells = [(label, cell) for label, cell in zip(head, row, strict=True) if cell not in ("", "-")]
+        _rows(console, cells, max(map(len, head)))
 
 
 def possibilities(console: Console, done: Possibilities) -> None:
@@ -282,7 +311,7 @@ def explanation(console: Console, done: Explanation) -> None:
             console.print()
         _rows(console, meaning.rows)
     if not done.ok:
-        console.print(Text(UNKNOWN))
+        _hanging(console, Text(), UNKNOWN)
 
 
 def listing(console: Console, known: Listing) -> None:
@@ -310,7 +339,9 @@ def names(console: Console, done: Names | Settings) -> None:
     _rows(console, done.rows)
 
 
-def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    width = max((len(name) for name, _ in rows), default=0)
+def _rows(console: Console, rows: Sequence[tuple[str, str]], width: int = 0) -> None:
+    width = max((width, *(len(name) for name, _ in rows)))
+    pasted = False
     for name, value in rows:
-        _hanging(console, Text(f"{name:<{width}}  ", "cyan"), value, whole=name.startswith(_PASTED))
+        pasted = pasted if not name else name in _PASTED or name.startswith("tp ")
+        _hanging(console, Text(f"{name:<{width}}  ", "cyan"), value, whole=pasted)

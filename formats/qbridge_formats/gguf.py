@@ -21,7 +21,7 @@ from dataclasses import replace
 from math import gcd
 from typing import Any
 
-from qbridge.architecture.gguf_names import GgufNames, GgufPlace, known_classes
+from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, GgufPlace, known_classes
 from qbridge.architecture.names import is_kv_scale, module_of
 from qbridge.codecs.arrays import AsFloat32
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
@@ -35,7 +35,7 @@ from qbridge.formats.common_rules import (
 )
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
-from qbridge.ir.dtypes import DType
+from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged, TensorInfo
 from qbridge.ir.scheme import DENSE, GLOBAL_SCALE, Granularity, WeightScheme
@@ -131,7 +131,8 @@ def settle(model: Model) -> Model:
     tensors, rearranged = dict[str, TensorInfo](), dict[str, Rearranged]()
     for name, info in model.tensors.items():
         module, leaf = module_of(name)
-        linear = _moved(name, info, names.place(module) or GgufPlace(module), leaf)
+        there = model.rearranged[name].read if name in model.rearranged else Slot(info.stored, info.dtype, info.shape)
+        linear = _moved(name, info, there, names.place(module) or GgufPlace(module), leaf)
         if linear is None:
             place = names.place(module)
             tensors[f"{place.name if place else module}.{leaf}"] = info
@@ -150,25 +151,31 @@ def _dialect(place: GgufPlace | None, name: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(said.items()))
 
 
-def _moved(name: str, info: TensorInfo, where: GgufPlace, leaf: str) -> Rearranged | None:
-    """A tensor that does not stay as it is; None for one that is copied."""
+def _moved(name: str, info: TensorInfo, there: Slot, where: GgufPlace, leaf: str) -> Rearranged | None:
+    """A tensor that does not stay as it lies `there`; None for one that is copied."""
     rows = where.head and leaf in ("weight", "bias")
     widened = len(info.shape) == 1 and info.dtype is not DType.F32
-    if (not rows and not widened and where.expert < 0) or len(info.shape) > 2 or info.dtype not in _DTYPES:
+    plain = there.codec == PLAIN and not rows and not widened and where.expert < 0
+    if plain or len(info.shape) > 2 or info.dtype not in _DTYPES:
         return None
     dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
     scheme = WeightScheme(8 * info.dtype.itemsize, Granularity.TENSOR, type=_DTYPES[info.dtype])  # type: ignore[arg-type]
     spec = Spec(name, *dims, scheme, info.dtype)
     dtype = DType.F32 if widened else info.dtype
     codec = _paired(AsFloat32(info.dtype) if widened else PLAIN, where if rows else GgufPlace(""))
-    return Rearranged(
-        spec, Slot(info.stored, info.dtype, info.shape), _slot(where, f".{leaf}", dtype, info.shape, codec)
-    )
+    return Rearranged(spec, there, _slot(where, f".{leaf}", dtype, info.shape, codec))
 
 
 def config(model: Model) -> dict[str, Any]:
     """No block: the types of the tensors say it all."""
     return {}
+
+
+def computed(model: Model) -> dict[str, Array]:
+    """The factors of a rope of Llama 3, which llama.cpp reads from a tensor."""
+    names = _names(model)
+    factors = None if isinstance(names, str) else names.rope_factors
+    return {} if factors is None else {ROPE_FACTORS: factors}
 
 
 def metadata(model: Model, source: Source, findings: Findings) -> dict[str, Any]:
@@ -197,7 +204,9 @@ def _names(model: Model) -> GgufNames | str:
     try:
         names = GgufNames(model.config)
         names.numbers()
-    except KeyError:
+    except KeyError as fault:
+        if fault.args[0] not in ("", model.architecture):
+            return f"there is no {fault.args[0]}"
         return f"{model.architecture or 'no class'}: known are {', '.join(sorted(known_classes()))}"
     except (ValueError, TypeError) as fault:
         return str(fault)

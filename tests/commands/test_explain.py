@@ -96,8 +96,8 @@ def test_conversions_that_would_be_refused_are_no_cures(fixtures, tmp_path, monk
                 options = {} if "--pad" not in words else {"pad": True}
                 if len(words) == 4 + len(options):
                     qbridge.convert(*words[:2], words[3], dry_run=True, **options)
-    (meaning,) = qbridge.explain(SEED, fixtures / "gptq/llama_3bit/model").messages
-    assert not meaning.cure and "QB" in meaning.advice and "No conversion" in dict(meaning.rows)["advice"]
+    (meaning,) = qbridge.explain(SEED, fixtures / "gptq/llama_desc_act/model").messages
+    assert not meaning.cure and "QB110" in meaning.advice and "No conversion" in dict(meaning.rows)["advice"]
 
 
 @pytest.mark.parametrize("text", ["hello", "torch.OutOfMemoryError: CUDA out of memory.", "KeyError: 'prompt'", "-"])

@@ -98,3 +98,15 @@ def test_the_card_and_the_manifest_are_inert(src, tmp_path):
     assert "onerror" not in own and f"base_model: '{MARKUP}: !!python/name:os.system'\n" in card
     json.loads((tmp_path / "dst/qbridge.json").read_text())
     json.loads((tmp_path / "dst/config.json").read_text())
+
+
+def test_half_a_character_is_carried_over(tmp_path):
+    src = copy_fixture(tmp_path)
+    edit_json(src / "config.json", lambda config: config.update({"_name_or_path": "\ud800", "x\udfff": ["\udc00a"]}))
+    assert_shown_safely(lambda: qbridge.convert(src, tmp_path / "dst", "lmdeploy"))
+    for folder in ("src", "dst"):
+        config = json.loads((tmp_path / folder / "config.json").read_text("utf-8"))
+        assert (config["_name_or_path"], config["x\udfff"]) == ("\ud800", ["\udc00a"])
+    assert qbridge.convert(src, tmp_path / "dst", "lmdeploy").already_done
+    qbridge.restore(tmp_path / "dst", tmp_path / "back")
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((src / "config.json").read_text())

@@ -36,6 +36,8 @@ WRITTEN = [
     (f"{CT}/llama_w1a16", "Q4_0", "equal"),
     (f"{CT}/llama_mxfp4a16", "MXFP4", "reversible"),
     (f"{CT}/llama_w8a8", "Q8_0", "equal"),
+    (f"{CT}/llama_partial", "Q8_0", "equal"),
+    (f"{CT}/llama_w8a8_rope", "Q8_0", "equal"),
     (f"{CT}/qwen2_w4a16_tied", "Q4_0", "reversible"),
     (f"{CT}/qwen3_moe_w4a16", "Q4_0", "reversible"),
     (f"{CT}/qwen3_partial", "Q8_0", "equal"),
@@ -73,6 +75,8 @@ def weights(dst):
             dims = TYPES[info.kind].shape(info.shape)
             values = tensor(info.kind, dims, data[info.begin : info.end])
             module, _, leaf = name.rpartition(".")
+            if module == "rope_freqs":
+                continue
             if module in TOP:
                 found[f"{TOP[module]}.{leaf}"] = values
                 continue
@@ -344,3 +348,43 @@ def test_metadata_that_say_another_model_are_refused(metadata, tmp_path):
     with pytest.raises(qbridge.QBridgeError) as excinfo:
         qbridge.open(tmp_path / "model.gguf")
     assert "QB117" in codes(excinfo)
+
+
+def test_the_rope_of_llama_3_is_a_tensor_of_factors(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w8a8_rope/model"
+    convert(src, tmp_path / "out")
+    config = json.loads((src / "config.json").read_text())
+    scaling = config.get("rope_scaling") or config["rope_parameters"]
+    theta = config.get("rope_theta") or scaling["rope_theta"]
+    info = contents(tmp_path / "out").tensors["rope_freqs.weight"]
+    data = (tmp_path / "out/model.gguf").read_bytes()[info.begin : info.end]
+    found = np.frombuffer(data, np.float32)
+    context = scaling["original_max_position_embeddings"]
+    for number, value in enumerate(found):
+        wave = 2 * np.pi * theta ** (2 * number / (2 * found.size))
+        if wave < context / scaling["high_freq_factor"]:
+            wanted = 1.0
+        elif wave > context / scaling["low_freq_factor"]:
+            wanted = scaling["factor"]
+        else:
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            smooth = (context / wave - low) / (high - low)
+            wanted = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+        assert value == pytest.approx(wanted, rel=1e-5)
+    assert qbridge.verify(tmp_path / "out", tmp_path / "out").same
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "out/model.gguf", tmp_path / "alone")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.open(tmp_path / "alone/model.gguf")
+    assert "QB117" in codes(excinfo)
+
+
+def test_restore_gives_back_identical_tensors_or_says_why_not(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+    convert(src, tmp_path / "out")
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (src / "model.safetensors").read_bytes()
+    convert(ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model", tmp_path / "folded")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.restore(tmp_path / "folded", tmp_path / "none")
+    assert codes(excinfo) == {"QB037"}

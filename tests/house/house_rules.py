@@ -45,6 +45,7 @@ NAMES_ALLOWED = {
     ("bridge/qbridge/architecture/parallel.py", "dense"),
     # ggml calls one of its tensor types so
     ("bridge/qbridge/source/ggml_types.py", "MXFP4"),
+    ("bridge/qbridge/codecs/ggml_blocks.py", "MXFP4"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks
     ("bridge/qbridge/architecture/from_config.py", "auto-round"),
     ("bridge/qbridge/architecture/from_config.py", "compressed-tensors"),

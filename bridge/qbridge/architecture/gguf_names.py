@@ -11,8 +11,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from qbridge.architecture.config import rope
 
+LLAMA3 = "llama3"
+ROPE_FACTORS = "rope_freqs.weight"  # the tensor of the factors of Llama 3
 Number = int | float | str
 
 
@@ -117,21 +122,41 @@ class GgufNames:
             **self._experts(),
         }
         self._check_unsaid()
+        if self.rope_factors is not None and not np.isfinite(self.rope_factors).all():
+            raise ValueError("the rope of Llama 3 has factors that are no numbers")
         return {f"{self.architecture}.{key}": value for key, value in found.items()}
 
     def _rope(self) -> dict[str, Number]:
         theta, scaling, by_layer = rope(self.config)
         kind = (scaling or {}).get("rope_type", "default")
-        if by_layer or kind not in ("default", "linear", "yarn"):
+        if by_layer or kind not in ("default", "linear", "yarn", LLAMA3):
             raise ValueError(f"rope of type {kind!r} is not written here" if scaling else "rope differs by layer")
         found: dict[str, Number] = {"rope.freq_base": float(theta or 10000.0)}
-        if scaling and kind != "default":
+        if scaling and kind in ("linear", "yarn"):
             found |= {"rope.scaling.type": str(kind), "rope.scaling.factor": float(scaling["factor"])}
         if scaling and kind == "yarn":
             found["rope.scaling.original_context_length"] = int(scaling["original_max_position_embeddings"])
             if unknown := scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"}:
                 raise ValueError(f"rope of type yarn with {', '.join(sorted(unknown))} is not written here")
         return found
+
+    @property
+    def rope_factors(self) -> npt.NDArray[np.float32] | None:
+        """What every frequency is divided by, float32 [head_dim / 2], where config.json says the rope of Llama 3.
+
+        Its formula: transformers 5.24.0, modeling_rope_utils.py (_compute_llama3_parameters).
+        """
+        theta, scaling, _ = rope(self.config)
+        if not scaling or scaling.get("rope_type") != LLAMA3:
+            return None
+        factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        context = float(scaling["original_max_position_embeddings"])
+        exponents = np.arange(0, self.head, 2, dtype=np.float32) / np.float32(self.head)
+        waves = 2 * np.pi * np.power(np.float32(theta or 10000.0), exponents).astype(np.float64)
+        smooth = (context / waves - low) / (high - low)
+        between = 1 / ((1 - smooth) / factor + smooth)
+        found = np.where(waves < context / high, 1.0, np.where(waves > context / low, factor, between))
+        return found.astype(np.float32)
 
     def _experts(self) -> dict[str, Number]:
         if self.architecture != "qwen3moe":

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import qbridge
+from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
     DryRun,
@@ -35,6 +36,7 @@ from qbridge.cli.options import (
 from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
 from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.report import Report
+from qbridge.ir.scheme import DENSE
 from qbridge.plan.options import Options
 
 
@@ -51,11 +53,20 @@ def convert(
         int | None, typer.Option("--regroup", metavar="G", help="Group size to have; exact, or refused.")
     ] = None,
     bits: Annotated[
-        int | None, typer.Option("--bits", metavar="4|8", help="Width to widen narrower codes to.")
+        int | None,
+        typer.Option(
+            "--bits", metavar="4|8", help="Width to widen narrower codes to.", autocompletion=one_of("4", "8")
+        ),
     ] = None,
     no_passes: Annotated[bool, typer.Option("--no-passes", help="Change the layout only.")] = False,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="DTYPE", help="Of dense weights: bfloat16, float16 or float32.")
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Of dense weights: bfloat16, float16 or float32.",
+            autocompletion=one_of(*DENSE),
+        ),
     ] = "",
     experts: Experts = "",
     graft: Graft = None,

@@ -11,26 +11,39 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from qbridge.commands.arguments import progress_of
+from qbridge.cli import completion
+from qbridge.commands.arguments import PROGRESS, progress_of
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.plan.distribution import qbridge_version
 from qbridge.progress import progress
 from qbridge.write.writer import Advance
 
 Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="A folder, org/name[@revision] of the Hub, or https://host/folder.")
+    str, typer.Argument(metavar="SRC", help="A folder, org/name\\[@revision] of the Hub, or https://host/folder.")
 ]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
 From = Annotated[
-    str | None, typer.Option("--from", metavar="FORMAT", help="The format of SRC; detected if left out.")
+    str | None,
+    typer.Option(
+        "--from", metavar="FORMAT", help="The format of SRC; detected if left out.", autocompletion=completion.formats
+    ),
 ]
 Allow = Annotated[
-    list[str] | None, typer.Option("--allow", metavar="WHAT[,WHAT]", help=f"Let a finding pass: {', '.join(ALLOW)}.")
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="WHAT[,WHAT]",
+        help=f"Let a finding pass: {', '.join(ALLOW)}.",
+        autocompletion=completion.allowed,
+    ),
 ]
 V1Zeros = Annotated[
     str | None,
     typer.Option(
-        "--v1-zeros", metavar="wrap|add", help="Read all-ones zero-points of GPTQ version 1 as 0, or plus 1."
+        "--v1-zeros",
+        metavar="wrap|add",
+        help="Read all-ones zero-points of GPTQ version 1 as 0, or plus 1.",
+        autocompletion=completion.one_of("wrap", "add"),
     ),
 ]
 
@@ -45,13 +58,18 @@ Version = Annotated[
     bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
 ]
 _TARGET = r"Engine\[@version] or format."  # \[ because the help is rich text
-To = Annotated[str, typer.Option("--to", metavar="TARGET", help=_TARGET)]
-For = Annotated[str, typer.Option("--for", metavar="TARGET", help=_TARGET)]
+To = Annotated[str, typer.Option("--to", metavar="TARGET", help=_TARGET, autocompletion=completion.targets)]
+For = Annotated[str, typer.Option("--for", metavar="TARGET", help=_TARGET, autocompletion=completion.targets)]
 Sizes = Annotated[str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel sizes to be legal at.")]
 CheckedSizes = Annotated[
     str, typer.Option("--tp", metavar="N[,N]", help="Tensor-parallel size; of several there is a table.")
 ]
-OnGpu = Annotated[str, typer.Option("--gpu", metavar="GPU", help="A name such as H100, or a compute capability.")]
+OnGpu = Annotated[
+    str,
+    typer.Option(
+        "--gpu", metavar="GPU", help="A name such as H100, or a compute capability.", autocompletion=completion.gpus
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the answer alone: no warning, no progress.")]
 Verbose = Annotated[
@@ -83,7 +101,10 @@ ShardSize = Annotated[
 Experts = Annotated[
     str,
     typer.Option(
-        "--experts", metavar="fused|separate", help="How unquantized experts are stored; restore undoes it."
+        "--experts",
+        metavar="fused|separate",
+        help="How unquantized experts are stored; restore undoes it.",
+        autocompletion=completion.one_of("fused", "separate"),
     ),
 ]
 Graft = Annotated[
@@ -96,11 +117,23 @@ RenamePrefix = Annotated[
 ]
 Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
 NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
-Progressing = Annotated[str, typer.Option("--progress", metavar="auto|json|none", help="Progress on stderr.")]
+Progressing = Annotated[
+    str,
+    typer.Option(
+        "--progress",
+        metavar="auto|json|none",
+        help="Progress on stderr.",
+        autocompletion=completion.one_of(*PROGRESS),
+    ),
+]
 
 Text = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CODE|MESSAGE]...", help="For example QB015, or a line of a log; - reads a whole log."),
+    typer.Argument(
+        metavar="[CODE|MESSAGE]...",
+        help="For example QB015, or a line of a log; - reads a whole log.",
+        autocompletion=completion.known_codes,
+    ),
 ]
 About = Annotated[
     Path | None, typer.Option("--src", metavar="SRC", help="The checkpoint that the commands are about.")

@@ -18,7 +18,7 @@ from qbridge.findings.arguments import checked
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import error
-from qbridge.findings.hints import did_you_mean, printable
+from qbridge.findings.hints import did_you_mean, printable, word_of_command
 from qbridge.targets.messages import Message, Occurrence, Values, checkpoints_of, occurrences, ranks_of
 from qbridge.targets.registry import codes, messages
 
@@ -120,7 +120,7 @@ def _entry(code: str) -> Code:
     """The entry of a code, in letters of any case; no plugin is imported for one of ours."""
     entries = CATALOGUE if code.upper() in CATALOGUE else codes()
     if code.upper() not in entries:
-        raise error("QB030", code, help=did_you_mean(code.upper(), entries))
+        raise error("QB030", code, help=did_you_mean(code.upper(), entries, "`qbridge explain`"))
     return entries[code.upper()]
 
 
@@ -137,7 +137,7 @@ def _meaning(each: Occurrence, text: str, checkpoint: str, ranks: str) -> Meanin
     message, values = each.message, {**each.values, **each.message.derive(each.values)}
     tp = values.get("tp") or ranks
     split = f" --tp {tp or 'N'}" if message.split or tp not in ("", "1") else ""
-    src = shlex.quote(checkpoint) if checkpoint else "SRC"
+    src = word_of_command(checkpoint) if checkpoint else "SRC"
     more = f" {_filled(message.check, values)}" if message.check else ""
     cures, refusal = planned(
         (f"{line}{split}" for line in _conversions(message, values, src, checkpoint)), checkpoint
@@ -167,7 +167,7 @@ def _conversions(message: Message, values: Values, src: str, checkpoint: str) ->
     """
     for cure in message.cure:
         engine = cure.target.partition("@")[0]
-        dst = shlex.quote(new_folder(checkpoint, engine)) if checkpoint else "DST"
+        dst = word_of_command(new_folder(checkpoint, engine)) if checkpoint else "DST"
         with suppress(KeyError, IndexError):
             more = f" {_filled(cure.options, values)}" if cure.options else ""
             yield f"qbridge convert {src} {dst} --to {cure.target}{more}"

@@ -13,6 +13,7 @@ from typing import Any
 from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
+from qbridge.architecture.names import is_head
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
@@ -32,6 +33,7 @@ from qbridge.targets.target import Target
 
 # What only tensors show: which linears are quantized, and whether codes lie as the block says.
 _BY_TENSORS = frozenset({"QB234", "QB280", "QB281", "QB282", "QB284"})
+_LINEARS = frozenset({"QB280", "QB281", "QB282", "QB285"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,8 @@ class Judge:
         if model.specs:
             _walk(target.whole_limits(choice) if choice else (), model, findings)
         if target.derivation is not None and choice is not None:
-            self._deviations = tuple(target.derivation.check(self.subject.config, model))
+            found = target.derivation.check(self.subject.config, model)
+            self._deviations = tuple(entry for entry in found if not self.subject.assumed or _in_config(*entry))
         if not self.subject.values and self.needs_values:
             findings.add("QB064", sorted(self.needs_values))
         self._whatever_size = findings
@@ -213,6 +216,11 @@ def _walk(rules: Iterable[Rule], model: Model, findings: Findings) -> None:
         stops = fault.stops or isinstance(fault.rule, LayerRule)
         help = _commands(fault.problem.help) or ((CONVERT,) if stops else ())
         replace(fault, problem=replace(fault.problem, help=help)).note(findings)
+
+
+def _in_config(code: str, problem: Problem) -> bool:
+    """Whether config.json alone shows it: what is wrong of the block or the head, not of linears by stored names."""
+    return code not in _LINEARS or all(map(is_head, problem.where))
 
 
 def _derived(deviations: Iterable[tuple[str, Problem]], findings: Findings) -> None:

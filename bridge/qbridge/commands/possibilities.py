@@ -15,6 +15,7 @@ from qbridge.commands.report import tensor_bytes
 from qbridge.commands.results import Result, as_json, counted
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
+from qbridge.findings.hints import word_of_command
 from qbridge.ir.exactness import EXACT, Exactness
 from qbridge.plan.options import Options, sizes
 from qbridge.plan.plan import Plan
@@ -178,4 +179,4 @@ def _command(src: str, target: Target, options: Options, words: frozenset[str], 
     sizes = f" --tp {','.join(map(str, options.tp))}" if max(options.tp) > 1 else ""
     allow = "".join(f" --allow {word}" for word in sorted(words))
     dst = new_folder(src, target.engine)
-    return f"qbridge convert {shlex.quote(src)} {shlex.quote(dst)} --to {target.name}{sizes}{more}{allow}"
+    return f"qbridge convert {word_of_command(src)} {word_of_command(dst)} --to {target.name}{sizes}{more}{allow}"

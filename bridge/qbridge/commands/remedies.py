@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from qbridge.commands.conversion import look_at_values, planned
 from qbridge.commands.report import tensor_bytes
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
+from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Advice, Way
 from qbridge.ir.exactness import EXACT, Exactness, weakest
 from qbridge.ir.model import Model
@@ -33,6 +33,7 @@ OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make n
 # Words that change what convert writes, nothing that is read.
 WRITTEN = frozenset({"drop-activation-details", "drop-kv-scales", "rounded"})
 CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
+_CONVERSIONS = ("Convert it", "Write ")  # how fixes of the catalogue begin that are conversions
 Sizes = tuple[int, ...]  # tensor-parallel sizes at which an output is to be legal
 
 
@@ -112,8 +113,14 @@ class Remedies:
 
     def proved(self, finding: Finding, sizes: Mapping[Advice, Sizes]) -> Finding:
         """A finding with no conversion among its ways out but those that succeed at the sizes that it is for."""
-        ways = (new for entry in finding.advice for new in self._proved(entry, sizes[entry], finding))
-        return replace(finding, advice=tuple(dict.fromkeys(ways)))
+        ways = dict.fromkeys(new for entry in finding.advice for new in self._proved(entry, sizes[entry], finding))
+        refusal = next(filter(None, (self._refusal(entry, sizes[entry]) for entry in finding.advice)), "")
+        if refusal and (finding.fix or finding.entry.fix).startswith(_CONVERSIONS):
+            return replace(finding, advice=(*ways, refusal), fix=refusal)
+        if refusal and refusal not in self._refusals and _stops(finding):
+            self._refusals.add(refusal)
+            ways[refusal] = None
+        return replace(finding, advice=tuple(ways))
 
     def cheapest(self, stopped: Mapping[int, Iterable[Finding]]) -> dict[int, Remedy]:
         """By size, the conversion that adds the fewest bytes of those that are exact and need no --allow.
@@ -150,14 +157,16 @@ class Remedies:
         if not isinstance(entry, Way) or not _is_conversion(entry):
             yield entry
             return
-        attempts = self._at(entry, sizes)
-        for attempt in attempts:
+        for attempt in self._at(entry, sizes):
             if self._mends(attempt, finding):
                 yield self._whole_command(attempt, sizes)
-        codes = ", ".join(attempts[0].codes)
-        if codes and codes not in self._refusals and not entry.option and _stops(finding):
-            self._refusals.add(codes)
-            yield f"No conversion helps: qbridge convert refuses it too, by {codes}."
+
+    def _refusal(self, entry: Advice, sizes: Sizes) -> str:
+        """That no conversion helps, where `entry` is one without options and none succeeds; else nothing."""
+        if not isinstance(entry, Way) or not _is_conversion(entry) or entry.option:
+            return ""
+        codes = ", ".join(self._at(entry, sizes)[0].codes)
+        return f"No conversion helps: qbridge convert refuses it too, by {codes}." if codes else ""
 
     def _mends(self, attempt: Attempt, finding: Finding) -> bool:
         """Whether an output has no error, nor the finding, where that is a warning or a note."""
@@ -177,7 +186,8 @@ class Remedies:
             return replace(attempt.way, command=command, note="once its weights are there", exact=False)
         fewer = "fewer GPUs" if max(attempt.sizes) < min(sizes) else ""
         notes = filter(None, (attempt.way.note, fewer, *self._costs(attempt)))
-        return replace(attempt.way, command=command, note="; ".join(notes), exact=attempt.exact)
+        exact = attempt.exact and "rounded" not in attempt.allow
+        return replace(attempt.way, command=command, note="; ".join(notes), exact=exact)
 
     def _costs(self, attempt: Attempt) -> Iterator[str]:
         if attempt.exactness not in EXACT:
@@ -267,8 +277,8 @@ class Remedies:
         words = [
             "qbridge",
             "convert",
-            shlex.quote(self.storage.url),
-            shlex.quote(new_folder(self.storage.url, self.target.engine, *way.keyword)),
+            word_of_command(self.storage.url),
+            word_of_command(new_folder(self.storage.url, self.target.engine, *way.keyword)),
             "--to",
             self.target.name,
         ]

@@ -134,7 +134,7 @@ def _read(file: Path) -> dict[str, str]:
 
 
 def _near(name: str) -> tuple[str, ...]:
-    return did_you_mean(name, sorted(_OPTIONS))
+    return did_you_mean(name, sorted(_OPTIONS), "docs/settings.md")
 
 
 def _checked(name: str, value: str, origin: str) -> str:

@@ -11,7 +11,7 @@ import re
 from qbridge.findings.hints import printable
 
 # What begins or ends something in Markdown as GitHub and the Hub read it, tables and formulas included.
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|~&!$]|(?<=:)//|(?<=www)\.|@")
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<#|~&!$]|(?<=:)//|(?<=www)\.|@")
 
 
 def as_markdown(text: str) -> str:

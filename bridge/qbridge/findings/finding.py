@@ -60,8 +60,8 @@ class Finding:
 
     @property
     def remedies(self) -> tuple[str, ...]:
-        """The advice as lines to print, and the fix: the finding's or the catalogue's."""
-        return (*self.help, self.fix or self.entry.fix)
+        """The advice as lines to print, and the fix: the finding's or the catalogue's; each line once."""
+        return tuple(dict.fromkeys((*self.help, self.fix or self.entry.fix)))
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -235,7 +235,7 @@ _WAYS_OUT = {
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.EROFS: "Choose a DST on a file system that can be written.",
-    errno.ENAMETOOLONG: "Choose a shorter name: the output grows under one that is up to 17 bytes longer.",
+    errno.ENAMETOOLONG: "Choose a shorter name; an output grows under one that is up to 17 bytes longer.",
     errno.ENOENT: _PATH,
     errno.ENOTDIR: _PATH,
     errno.EEXIST: _PATH,

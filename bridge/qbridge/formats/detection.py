@@ -37,6 +37,9 @@ KNOWN_METHODS: Mapping[str, str] = {
     "vptq": "VPTQ",
 }
 
+_MARLIN_24 = ".B_24"  # vllm 0.5.4, model_executor/layers/quantization/gptq_marlin_24.py
+_ORIGINAL = "Take the unquantized model, or one that is quantized in a format of `qbridge formats`."
+
 
 def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
     """The format of a checkpoint, by content; QBridgeError with every format's reason if none or two fit.
@@ -80,7 +83,18 @@ def _mlx_layers(source: Source) -> list[str]:
     return [module for module in words if f"{module}.scales" in source.tensors]
 
 
+def _foreign(source: Source) -> str:
+    """What a checkpoint is by tensors that no format here reads; else nothing."""
+    if mlx := _mlx_layers(source):
+        return f"MLX, which qbridge does not read yet: {len(mlx)} modules with words of codes, scales and biases"
+    if sparse := [name for name in source.tensors if name.endswith(_MARLIN_24)]:
+        return f"Marlin-24, which qbridge does not read yet: {len(sparse)} modules of 2:4 sparsity"
+    return ""
+
+
 def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
+    if fact := _foreign(source):
+        return error("QB011", source.url, (fact,), fix=_ORIGINAL)
     method = quant_method(source.config)
     if method is not None:
         known = KNOWN_METHODS.get(method.lower())
@@ -88,9 +102,6 @@ def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
         if method.lower() in aliases():
             named = "whose tensors are not in the checkpoint"
         return error("QB011", source.url, (f"quant_method {method!r}: {named}", *reasons))
-    if mlx := _mlx_layers(source):
-        fact = f"MLX, which qbridge does not read yet: {len(mlx)} modules with words of codes, scales and biases"
-        return error("QB011", source.url, (fact, *reasons))
     codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
     if codes:
         fact = f"no quant_method, but {len(codes)} integer matrices such as {codes[0]}"

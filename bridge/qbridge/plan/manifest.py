@@ -46,6 +46,7 @@ def build(
     that may come from a user's settings and shape the output, where they are not the defaults.
     """
     written = {output.origin for output in plan.outputs} | plan.model.made.keys()
+    written |= {slot.tensor for layer in plan.others.values() for slot in layer.read.values()}
     added = sorted(plan.rewritten.keys() - set(source.side_files))
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in (*plan.layers.items(), *_resized(plan)):

@@ -115,6 +115,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "passes": (bool,),
     "dtype": (str,),
     "experts": (str,),
+    "link": (bool,),
     "jobs": (int,),
     "memory": (int,),
     "proof": (bool,),
@@ -143,7 +144,7 @@ def allowed(allow: Iterable[str]) -> frozenset[str]:
     for word in words:
         typed("a word of allow", word, str)
     for word in sorted(frozenset(words) - ALLOW.keys() - CHOICES.keys()):
-        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
+        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW, "`qbridge convert --help`"))
     return frozenset(words)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.model import Model, Rearranged
 from qbridge.passes import Pass
 from qbridge.passes.pad import Pad
@@ -62,6 +63,15 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
             found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part, block=block))
     found += [_slice(source, members, layers) for members in common.values()]
     return [*found, *(_fused(source, name, slices, layers) for name, slices in fused.items())]
+
+
+def computed_tensors(source: Source, arrays: Mapping[str, Array]) -> list[OutputTensor]:
+    """Tensors of float32 that no source has: they follow from its config, and the source holds them from now on."""
+    found = []
+    for name, array in arrays.items():
+        source.hold(name, array, DType.F32)
+        found.append(OutputTensor(name, DType.F32, array.shape, source.tensors[name].file, origin=name))
+    return found
 
 
 def _fused(source: Source, name: str, slices: Slices, layers: Mapping[str, LayerPlan]) -> OutputTensor:

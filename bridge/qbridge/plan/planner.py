@@ -26,7 +26,7 @@ from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
-from qbridge.plan.output_tensors import outputs_of, rearranged_layers
+from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.resizing import resized
@@ -248,6 +248,8 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         config["quantization_config"] = block
     others = rearranged_layers(result)
     plan = Plan(model, candidate.target, destination, layers, outputs, config, others=others)
+    if compute := getattr(destination, "computed", None):
+        plan = replace(plan, outputs=[*outputs, *computed_tensors(candidate.values, compute(result))])
     if describe := getattr(destination, "metadata", None):
         plan = replace(plan, metadata=describe(result, candidate.values, findings))
     _derive(plan, findings)

@@ -177,10 +177,13 @@ def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:
         facts = (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
         findings.add("QB003", name, facts)
         return False
-    if storage.strays(name):
-        findings.add("QB006", name, ("it is a link out of the folder",))
-        return findings.allows("QB006")
-    return True
+    return not storage.strays(name) or _may_stray(name, findings)
+
+
+def _may_stray(name: str, findings: Findings) -> bool:
+    """Whether a link that leads out of the place may be followed, which is said in any case."""
+    findings.add("QB006", name, ("it is a link out of the folder",))
+    return findings.allows("QB006")
 
 
 def _headers(shards: Mapping[str, File], findings: Findings) -> dict[str, StoredTensor] | None:
@@ -224,8 +227,10 @@ def _side_files(storage: Storage, read: Collection[str], findings: Findings) -> 
             continue
         if name.endswith("/"):
             behind.append(name.removesuffix("/"))
-        elif not storage.has(name) or storage.strays(name):
-            findings.add("QB006", name, ("it is a link out of the folder, or to nothing",), final=True)
+        elif not storage.has(name):
+            findings.add("QB006", name, ("it is a link to nothing",), final=True)
+        elif storage.strays(name) and not _may_stray(name, findings):
+            continue
         elif _is_weights(name):
             behind.append(name)
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qbridge.findings.finding import error
-from qbridge.ir.dtypes import Array, nbytes
+from qbridge.ir.dtypes import Array, DType, nbytes
 from qbridge.source.regions import Rectangle
 from qbridge.source.storage import File, Range, Storage, load_json
 from qbridge.source.stored import StoredTensor
@@ -199,6 +199,13 @@ class Source:
         self.memory = {**self.memory, **{name: other.memory[name] for name in taken if name in other.memory}}
         self.stamps = {**self.stamps, **{file: other.stamps[file] for file in files if file in other.stamps}}
         self.adopted = self.adopted.union(taken)
+
+    def hold(self, name: str, array: Array, dtype: DType) -> None:
+        """Have a tensor that was computed and lies in no file."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        file = next(iter(self.tensors.values())).file
+        self.tensors = {**self.tensors, name: StoredTensor(name, file, dtype, array.shape, 0, data.nbytes)}
+        self.memory, self.slices = {**self.memory, name: data}, self.slices | {name}
 
     def leave_out(self, names: Collection[str]) -> None:
         """Have some tensors no more."""

@@ -156,17 +156,14 @@ def _matters(effect: Cast, axes: int) -> bool:
     return bool(effect.infinite or effect.relative > NEGLIGIBLE or (axes < 2 and effect.lost))
 
 
-def weight_scales(default: DType, source: str, weight_only: bool = False) -> ValueRule:
-    """Every weight scale must survive the cast to the model dtype (QB302).
-
-    `weight_only` leaves out layers whose activations are quantized, and float codes, whose scales are not cast.
-    """
+def weight_scales(default: DType, source: str, casts: Callable[[Spec], bool] | None = None) -> ValueRule:
+    """Every weight scale must survive the cast to the model dtype (QB302), of layers whose scales an engine `casts`."""
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
         dtype = model_dtype(model, default)
         effects: dict[str, Cast] = {}
         for name, spec in model.specs.items():
-            if weight_only and (spec.activation is not None or spec.weight.type != "int"):
+            if casts is not None and not casts(spec):
                 continue
             if not survives(spec.scale_dtype, dtype):
                 effect = cast([values.part(name, "scale")], spec.scale_dtype, dtype)

@@ -19,7 +19,7 @@ def _serve(model: Model, path: str, tp: int) -> str:
 
 TARGETS = (
     Target(
-        "llama.cpp@b10359",
+        "llama.cpp@10359",
         "llama.cpp, and what is built on it (ollama, LM Studio): GGUF",
         (Choice(named("gguf"), serve=_serve),),
     ),

@@ -125,7 +125,7 @@ def find_target(name: str) -> Target:
         return target
     if plugin := next((each for each in plugins() if folded(each) == folded(engine)), None):
         load(plugin, _taken())
-    raise error("QB030", name, help=did_you_mean(name, sorted(set(_names()))))
+    raise error("QB030", name, help=did_you_mean(name, sorted(set(_names())), "`qbridge targets`"))
 
 
 def _newest(targets: Iterable[Target], name: str) -> Target | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.architecture.config import ANY_READER, Reader
 from qbridge.findings.catalogue.code import Code
-from qbridge.findings.hints import one_line
+from qbridge.findings.hints import one_line, word_of_command
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Arrange, Choice
@@ -115,7 +114,7 @@ class Target:
     def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
         """The command that serves a checkpoint of one of its formats, empty where it has no server."""
         choice = self.choice_of(format_name)
-        return choice.serve(model, shlex.quote(path), tp) if choice and choice.serve else ""
+        return choice.serve(model, word_of_command(path), tp) if choice and choice.serve else ""
 
     def choice_of(self, format_name: str) -> Choice | None:
         """Its first choice of a format, None if it does not load the format."""

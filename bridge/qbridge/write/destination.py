@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import re
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.findings.finding import error
+from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Way
 from qbridge.source.foreign import CONFIG, stage_name
 
@@ -71,7 +71,7 @@ def leftovers(dst: Path) -> list[Path]:
 
 def cleaning(dst: Path) -> Way:
     """The command that removes what interrupted runs have left at DST."""
-    return Way(command=f"qbridge clean {shlex.quote(str(dst))}", note="removes what interrupted runs have left")
+    return Way(command=f"qbridge clean {word_of_command(str(dst))}", note="removes what interrupted runs have left")
 
 
 def check_destination(dst: Path, src: Path | None, overwrite: bool) -> None:

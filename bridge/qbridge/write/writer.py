@@ -7,7 +7,6 @@ flushed to the disk and noted in the journal, while the next is being written. D
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 from qbridge.findings.finding import error
 from qbridge.plan.output_files import Shard, index_of
 from qbridge.plan.plan import Plan
+from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
 from qbridge.source.storage import File
 from qbridge.source.weight_files import INDEX
@@ -57,7 +57,7 @@ Progress = Callable[[Advance], None]
 
 def text_of(value: Document) -> str:
     """A text as it is, anything else as indented JSON with a final newline."""
-    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return value if isinstance(value, str) else json_text(value, indent=2) + "\n"
 
 
 def write_document(path: Path, value: Document) -> None:

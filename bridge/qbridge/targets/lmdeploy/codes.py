@@ -226,7 +226,7 @@ ENTRIES = (
         "LMDeploy does not serve these float8 layers as fp8",
         "Its fp8 layers have blocks of 128 x 128 with dynamic activations, or static scales of inputs and no blocks.",
         "It raises KeyError on their scales, or TurboMind takes the codes for weights and talks garbage.",
-        "blocks of 64 x 64; experts with static scales of inputs",
+        "blocks of 64 x 64; static scales of inputs of experts, or of qkv_proj stored as one",
         "Dynamic activations per token go into smooth-quant, which --to lmdeploy chooses; or serve it with vLLM.",
         _FLOAT8,
     ),

@@ -253,7 +253,7 @@ _UNQUANTIZED = unquantized_tensors(DType.F16, _CAST, float32=float32.SGLANG)
 _COMMON: tuple[Rule, ...] = (
     *loading.RULES,
     ModelRule("QB221", unlike_siblings(SGLANG), f"{_QUANT}/compressed_tensors/utils.py (should_ignore_layer)"),
-    weight_scales(DType.F16, f"{_QUANT}/compressed_tensors/schemes (params_dtype)", weight_only=True),
+    weight_scales(DType.F16, f"{_QUANT}/compressed_tensors/schemes (params_dtype)", _alone),
     _UNQUANTIZED,
 )
 _INPUT_SCALES = ValueRule(

@@ -82,7 +82,7 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     yield from unseen(config, _PLACES, ENGINE)
     block = seen(config, _PLACES)
     method = None if block is None else _METHODS.get(block.method.replace("_", "-"))
-    if block is None or method is None or not model.slots:
+    if block is None or method is None or not model.specs:
         return
     yield from _without_size(block, model)
     renames = _RENAMES.get(model.architecture, ())

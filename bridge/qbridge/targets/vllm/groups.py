@@ -12,20 +12,16 @@ from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.targets.common import model_dtype
+from qbridge.targets.vllm.integers import is_mixed
 
 GROUPS = (128, 64, 32)  # Marlin's
 HUMMING = 16  # the least: humming-kernels 0.1.19, kernel/humming.py (check_scale): 256 bits of activations
 
 
-def weights_alone(spec: Spec) -> bool:
-    """Whether its weights are integers, and its inputs are not quantized."""
-    return spec.activation is None and spec.weight.type == "int"
-
-
 def short_group(spec: Spec, model: Model) -> Problem | None:
     """A last group that is short: vLLM makes room for in_features // group_size scales."""
     size = spec.weight.group_size
-    if not weights_alone(spec) or size is None or spec.in_features % size == 0:
+    if not is_mixed(spec) or size is None or spec.in_features % size == 0:
         return None
     return Problem((f"weights {spec.weight}: {spec.in_features} inputs are not whole groups",))
 
@@ -35,7 +31,7 @@ def marlin_group(spec: Spec, model: Model) -> Problem | None:
     if short := short_group(spec, model):
         return short
     size = spec.weight.group_size
-    if not weights_alone(spec) or size is None or size in GROUPS:
+    if not is_mixed(spec) or size is None or size in GROUPS:
         return None
     return Problem((f"weights {spec.weight}: its kernels have groups of {', '.join(map(str, GROUPS))}",))
 
@@ -54,7 +50,7 @@ def large_group(spec: Spec, model: Model) -> Problem | None:
 def small_group(spec: Spec, model: Model) -> Problem | None:
     """Humming, which has the groups that Marlin lacks, starts at 16; Exllama has symmetric ones for float16."""
     size, exllama = spec.weight.group_size, (spec.weight.bits, spec.weight.symmetric) in ((4, True), (8, True))
-    if not weights_alone(spec) or size is None or size >= HUMMING:
+    if not is_mixed(spec) or size is None or size >= HUMMING:
         return None
     if exllama and spec.in_features % size == 0 and model_dtype(model, DType.F16) is DType.F16:
         return None

@@ -125,8 +125,9 @@ def test_folder_above_checkpoints_names_them(src):
 
 def test_name_of_a_repository_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "hf download Qwen/Qwen2-7B --local-dir Qwen2-7B" in refused("Qwen/Qwen2-7B")[1]
-    assert "hf download" not in refused("../Qwen2-7B")[1]
+    (tmp_path / "Qwen").mkdir()  # else it would be asked for
+    assert "hf://Qwen/Qwen2-7B" in refused("Qwen/Qwen2-7B")[1]
+    assert "hf://" not in refused("../Qwen2-7B")[1]
 
 
 def test_what_an_unfinished_conversion_left_is_named(tmp_path):

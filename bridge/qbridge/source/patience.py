@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import random
+import socket
 import time
 from contextlib import suppress
 
@@ -43,11 +44,16 @@ class Patience:
     def wait(self, fault: Exception) -> None:
         """Wait before the next try; QBridgeError (QB404) with the fault if it was the last."""
         self._tries += 1
-        if self._tries >= TRIES:
+        if self._tries >= TRIES or _is_unknown(fault):
             raise error("QB404", self._where, (f"{self._tries} tries; the last: {_said(fault)}",)) from None
         backoff = min(LONGEST, FIRST * 2 ** (self._tries - 1)) * random.uniform(0.75, 1.25)  # noqa: S311  no secret
         time.sleep(max(self._asked, backoff))
         self._asked = 0.0
+
+
+def _is_unknown(fault: Exception) -> bool:
+    """Whether no server has that name: to ask again helps nobody."""
+    return isinstance(fault, socket.gaierror) and fault.errno == socket.EAI_NONAME
 
 
 def _said(fault: Exception) -> str:

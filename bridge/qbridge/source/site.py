@@ -104,7 +104,7 @@ class _Links(HTMLParser):
         """Keep what an <a> links to: a plain name of a file in the same folder."""
         there = dict(attrs).get("href") if tag == "a" else None
         if there and not there.startswith(("/", "?", "#", ".")) and ":" not in there and not there.endswith("/"):
-            self.names.append(unquote(there.partition("?")[0].partition("#")[0]).removeprefix("./"))
+            self.names.append(unquote(urlsplit(there).path))
 
 
 def _listed(client: Client, base: str) -> list[str] | None:

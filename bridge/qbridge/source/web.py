@@ -72,7 +72,7 @@ def origin(url: str) -> Origin:
 
 def shown(url: str) -> str:
     """An address as it may be printed: without a query or a user, which hold signatures and passwords."""
-    return re.sub(r"//[^/@]*@", "//", url).partition("?")[0].partition("#")[0]
+    return re.sub(r"//[^/@]*@", "//", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
 
 
 def is_loopback(host: str) -> bool:

@@ -25,15 +25,20 @@ from qbridge.testing.passes import check_pass
 from qbridge.testing.storages import FILES, Memory, check_storage
 from qbridge.testing.strategies import grouped_layers, layers, random_layer, specs
 from qbridge.testing.targets import check_target
+from qbridge.testing.writing import Inline, MemoryOutput, check_executor, check_output
 
 __all__ = [
     "FILES",
+    "Inline",
     "Memory",
+    "MemoryOutput",
     "check_architecture",
     "check_checkpoint",
     "check_codec",
+    "check_executor",
     "check_format",
     "check_layer",
+    "check_output",
     "check_pair",
     "check_pairs",
     "check_pass",

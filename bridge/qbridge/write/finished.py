@@ -16,6 +16,7 @@ from qbridge.source.storage import File
 from qbridge.source.weight_files import INDEX
 from qbridge.write.budget import Effort
 from qbridge.write.jobs import Job, jobs_of
+from qbridge.write.output import FileOutput
 from qbridge.write.workspace import Workspace
 from qbridge.write.writer import Document, text_of
 
@@ -85,9 +86,9 @@ def _holds(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort,
         if not hasattr(local, "workspace"):
             local.workspace = Workspace()
         job.read(source, local.workspace)
-        return not job.prove(source, descriptor, local.workspace)
+        return not job.prove(source, output, local.workspace)
 
-    descriptor = os.open(file, os.O_RDONLY)
+    output = FileOutput.of(file)
     try:
         jobs = jobs_of(source, plan, shard, effort.block)
         while some := list(islice(jobs, 4 * effort.threads)):
@@ -95,7 +96,7 @@ def _holds(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort,
                 return False
         return True
     finally:
-        os.close(descriptor)
+        output.close()
 
 
 def _is_shard(file: Path, shard: Shard) -> bool:

@@ -21,10 +21,10 @@ from qbridge.ir.slots import Slot
 from qbridge.plan.output_files import Shard
 from qbridge.plan.plan import OutputTensor, Plan, Writer
 from qbridge.plan.windows import EVERYTHING, Window, part_of
-from qbridge.source.folder import read_all
 from qbridge.source.reader import Source
 from qbridge.source.regions import Rectangle
 from qbridge.source.storage import File
+from qbridge.write.output import Output
 from qbridge.write.workspace import Workspace, same_bytes, same_values
 
 _COPY = 32 << 20  # bytes of a copy that are one job
@@ -40,13 +40,13 @@ class Job(Protocol):
     def size(self) -> int:
         """Bytes that it writes."""
 
-    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+    def run(self, source: Source, out: Output, workspace: Workspace) -> None:
         """Write them."""
 
     def read(self, source: Source, workspace: Workspace) -> None:
         """Hold in the workspace what `prove` compares with and does not read by itself; `run` does it, too."""
 
-    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+    def prove(self, source: Source, out: Output, workspace: Workspace) -> str:
         """After `run` or `read` in the same workspace: the tensor that is not what it should be, or nothing."""
 
 
@@ -59,14 +59,14 @@ class Copied:
     offset: int
     size: int
 
-    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+    def run(self, source: Source, out: Output, workspace: Workspace) -> None:
         """Copy inside the kernel, or through a buffer where the file system cannot."""
-        descriptor, done = self.file.descriptor, 0
-        if descriptor is not None and hasattr(os, "copy_file_range"):
+        descriptor, written, done = self.file.descriptor, out.descriptor, 0
+        if descriptor is not None and written is not None and hasattr(os, "copy_file_range"):
             with contextlib.suppress(OSError):  # other file system, old kernel, network mount: the buffer below
                 while done < self.size:
                     count = os.copy_file_range(
-                        descriptor, out, self.size - done, self.begin + done, self.offset + done
+                        descriptor, written, self.size - done, self.begin + done, self.offset + done
                     )
                     if count == 0:
                         break
@@ -74,19 +74,19 @@ class Copied:
         while done < self.size:
             block = workspace.bytes("copied", min(_COMPARED, self.size - done))
             _read_source(self.file, block, self.begin + done)
-            write_all(out, block.data, self.offset + done)
+            out.write(block.data, self.offset + done)
             done += block.nbytes
 
     def read(self, source: Source, workspace: Workspace) -> None:
         """Nothing: `prove` reads block by block."""
 
-    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+    def prove(self, source: Source, out: Output, workspace: Workspace) -> str:
         """Byte by byte."""
         for start in range(0, self.size, _COMPARED):
             size = min(_COMPARED, self.size - start)
             was, now = workspace.bytes("copied", size), workspace.bytes("proved", size)
             _read_source(self.file, was, self.begin + start)
-            if not (read_all(out, now, self.offset + start) and same_bytes(was, now)):
+            if not (out.read_into(self.offset + start, now) and same_bytes(was, now)):
                 return f"{self.file.name} from byte {self.begin + start}"
         return ""
 
@@ -104,7 +104,7 @@ class Moved:
         """Bytes that it writes."""
         return self.block.written.words * self.block.move.write.dtype.itemsize
 
-    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+    def run(self, source: Source, out: Output, workspace: Workspace) -> None:
         """Read, move, write."""
         move, stored = self.block.move, self._stored(workspace)
         self.read(source, workspace)
@@ -112,7 +112,7 @@ class Moved:
             words = workspace.words("moved", move.write, piece.written)
             self.block.run(stored, words, piece)
             for begin, part in _segments(piece, words):
-                write_all(out, part.data, self.offset + begin)
+                out.write(part.data, self.offset + begin)
 
     def read(self, source: Source, workspace: Workspace) -> None:
         """The words of the source."""
@@ -121,12 +121,12 @@ class Moved:
     def _stored(self, workspace: Workspace) -> Array:
         return workspace.words("stored", self.block.move.read, self.block.source)
 
-    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+    def prove(self, source: Source, out: Output, workspace: Workspace) -> str:
         """What was written, moved back, is what was read."""
         move, stored = self.block.move, self._stored(workspace)
         for piece in self.block.pieces(_PIECE):
             words = workspace.words("moved", move.write, piece.written)
-            there = all(read_all(out, part, self.offset + begin) for begin, part in _segments(piece, words))
+            there = all(out.read_into(self.offset + begin, part) for begin, part in _segments(piece, words))
             if not there or self.block.differs(stored, words, piece):
                 return self.tensor
         return ""
@@ -154,7 +154,7 @@ class Encoded:
         """Bytes that it writes."""
         return nbytes(self.tensor.dtype, self._slot(self.window).shape)
 
-    def run(self, source: Source, out: int, workspace: Workspace) -> None:
+    def run(self, source: Source, out: Output, workspace: Workspace) -> None:
         """Decode, apply the passes, encode, write."""
         for span, windows in self._spans():
             if len(windows) == 1:
@@ -164,16 +164,16 @@ class Encoded:
                 for window in windows:
                     self._part(stored, span, window)[...] = self._encoded(source, window)
             for begin, part in self._segments(stored, span):
-                write_all(out, part.data, self.offset + begin)
+                out.write(part.data, self.offset + begin)
 
     def read(self, source: Source, workspace: Workspace) -> None:
         """Nothing: `prove` runs the layer again."""
 
-    def prove(self, source: Source, out: int, workspace: Workspace) -> str:
+    def prove(self, source: Source, out: Output, workspace: Workspace) -> str:
         """What was written, decoded, is what the layer has after its passes."""
         for span, windows in self._spans():
             stored = self._gathered(workspace, span)
-            if not all(read_all(out, part, self.offset + begin) for begin, part in self._segments(stored, span)):
+            if not all(out.read_into(self.offset + begin, part) for begin, part in self._segments(stored, span)):
                 return self.tensor.name
             for window in windows:
                 if not self._holds(source, self._slot(window), self._part(stored, span, window), window):
@@ -342,13 +342,6 @@ def _unfit(tensor: OutputTensor) -> Iterator[None]:
         yield
     except ValueError as fault:  # a checkpoint edited after the conversion that its manifest records
         raise error("QB304", tensor.layer, (str(fault),)) from fault
-
-
-def write_all(out: int, data: bytes | memoryview, offset: int) -> None:
-    """Write every byte at its place."""
-    view, done = memoryview(data), 0
-    while done < len(view):
-        done += os.pwrite(out, view[done:], offset + done)
 
 
 def _read_source(file: File, buffer: Array, offset: int) -> None:

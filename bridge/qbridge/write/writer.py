@@ -25,8 +25,10 @@ from qbridge.source.reader import Source
 from qbridge.source.storage import File
 from qbridge.source.weight_files import INDEX
 from qbridge.write.budget import Effort
-from qbridge.write.jobs import Job, jobs_of, write_all
+from qbridge.write.executor import Executor, Threads
+from qbridge.write.jobs import Job, jobs_of
 from qbridge.write.links import link
+from qbridge.write.output import FileOutput, Output
 from qbridge.write.staging import Stage
 from qbridge.write.workspace import Workspace
 
@@ -35,8 +37,6 @@ _LOG = logging.getLogger(__name__)
 _DIRTY = 192 << 20  # bytes written before the disk is asked to take them
 _SIDE = 1 << 20  # bytes of a side file that are copied at a time
 _FLUSHING = 4  # finished shards that may wait for the disk
-
-_flush_data = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
 Document = str | Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def write_checkpoint(
     written = [shard for shard in shards if shard.file is None]
     writer = _Writer(stage, source, plan, written, effort, progress)
     try:
-        writer.run()
+        writer.run(Threads(effort.threads))
     finally:
         writer.close()
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
@@ -114,12 +114,12 @@ def write_checkpoint(
     return dict(links)
 
 
-@dataclass(slots=True)
-class _Output:
+@dataclass(slots=True, eq=False)
+class _File:
     """A shard that is being written: the jobs to come, how many are under way, the bytes since the last flush."""
 
     shard: Shard
-    descriptor: int
+    output: Output
     jobs: Iterator[Job]
     exhausted: bool = False
     pending: int = 0
@@ -139,124 +139,109 @@ class _Writer:
     _is_idle: bool = True
     _done: int = 0
     _written: int = 0
-    _descriptors: list[int] = field(default_factory=list)
+    _outputs: list[Output] = field(default_factory=list)
     _missing: deque[Shard] = field(default_factory=deque)
-    _opened: deque[_Output] = field(default_factory=deque)
-    _waiting: deque[tuple[_Output, Job, Future[None]]] = field(default_factory=deque)
     _flushed: deque[Future[None]] = field(default_factory=deque)
     _total: int = field(init=False)
     _own: threading.local = field(default_factory=threading.local)
-    _stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._total = sum(shard.data_size for shard in self.shards)
 
-    def run(self) -> None:
-        """Write what is missing.
-
-        As many shards are open as there are threads, and jobs come from them in turn: two threads that write to one
-        file wait for each other in the kernel.
-        """
+    def run(self, executor: Executor) -> None:
+        """Write what is missing."""
         for shard in self.shards:
             if shard.name in self.stage.finished:
                 self._written += 1
                 self._advance(shard, shard.data_size)
             else:
                 self._missing.append(shard)
-        threads = self.effort.threads
-        working, flushing = ThreadPoolExecutor(threads, "qbridge"), ThreadPoolExecutor(1, "qbridge-flush")
+        flushing = ThreadPoolExecutor(1, "qbridge-flush")
         self._is_idle = False
         try:
-            while self._submit(working, flushing) or self._waiting:
-                self._take(flushing)
+            running = executor.run(self._tasks(flushing), self._work)
+            with contextlib.closing(running):  # type: ignore[type-var]
+                for file, job in running:
+                    file.pending -= 1
+                    file.unflushed += job.size
+                    self._advance(file.shard, job.size)
+                    self._finish(file, flushing)
+                    while len(self._flushed) > _FLUSHING:
+                        self._flushed.popleft().result()
             while self._flushed:
                 self._flushed.popleft().result()
-        except BaseException:
-            self._stopping.set()  # jobs that wait are not begun
-            raise
         finally:
-            working.shutdown()
             flushing.shutdown()
             self._is_idle = True
 
-    def _submit(self, working: ThreadPoolExecutor, flushing: ThreadPoolExecutor) -> bool:
-        """Keep two jobs waiting for each thread; whether any shard is open."""
-        threads = self.effort.threads
-        while len(self._waiting) < 2 * threads:
-            while self._missing and len(self._opened) < threads:
-                self._opened.append(self._open(self._missing.popleft()))
-            if not self._opened:
-                return False
-            output = self._opened.popleft()
-            job = next(output.jobs, None)
+    def _tasks(self, flushing: ThreadPoolExecutor) -> Iterator[tuple[_File, Job]]:
+        """The jobs of all shards.
+
+        As many shards are open as there are threads, and jobs come from them in turn: two threads that write to one
+        file wait for each other in the kernel.
+        """
+        files: deque[_File] = deque()
+        while True:
+            while self._missing and len(files) < self.effort.threads:
+                files.append(self._open(self._missing.popleft()))
+            if not files:
+                return
+            file = files.popleft()
+            job = next(file.jobs, None)
             if job is None:
-                output.exhausted = True
-                self._finish(output, flushing)
+                file.exhausted = True
+                self._finish(file, flushing)
                 continue
-            output.pending += 1
-            self._waiting.append((output, job, working.submit(self._work, job, output)))
-            self._opened.append(output)
-        return True
+            file.pending += 1
+            files.append(file)
+            yield file, job
 
-    def _take(self, flushing: ThreadPoolExecutor) -> None:
-        """Wait for the job that was submitted first."""
-        if self._waiting:
-            output, job, future = self._waiting.popleft()
-            future.result()
-            output.pending -= 1
-            output.unflushed += job.size
-            self._advance(output.shard, job.size)
-            self._finish(output, flushing)
-        while len(self._flushed) > _FLUSHING:
-            self._flushed.popleft().result()
-
-    def _open(self, shard: Shard) -> _Output:
-        out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        self._descriptors.append(out)
-        write_all(out, shard.header, 0)
+    def _open(self, shard: Shard) -> _File:
+        output = FileOutput.new(self.stage.folder / shard.name)
+        self._outputs.append(output)
+        output.write(shard.header, 0)
         if shard.end:  # what lies between its tensors, and after the last, is zero
-            os.ftruncate(out, shard.end)
+            output.extend(shard.end)
         _LOG.debug("begun: %s, %d bytes, %d tensors", shard.name, shard.size, len(shard.tensors))
         self._advance(shard, 0)
-        return _Output(shard, out, jobs_of(self.source, self.plan, shard, self.effort.block))
+        return _File(shard, output, jobs_of(self.source, self.plan, shard, self.effort.block))
 
-    def _finish(self, output: _Output, flushing: ThreadPoolExecutor) -> None:
+    def _finish(self, file: _File, flushing: ThreadPoolExecutor) -> None:
         """To the disk with a shard that is whole, and now and then with what there is of one."""
-        if output.exhausted and not output.pending:
+        if file.exhausted and not file.pending:
             self._written += 1
-            self._advance(output.shard, 0)
-            self._flushed.append(flushing.submit(self._flush, output))
-        elif output.unflushed > _DIRTY and (not self._flushed or self._flushed[-1].done()):
-            output.unflushed = 0
-            self._flushed.append(flushing.submit(_flush_data, output.descriptor))
+            self._advance(file.shard, 0)
+            self._flushed.append(flushing.submit(self._flush, file))
+        elif file.unflushed > _DIRTY and (not self._flushed or self._flushed[-1].done()):
+            file.unflushed = 0
+            self._flushed.append(flushing.submit(file.output.flush, whole=False))
 
-    def _work(self, job: Job, output: _Output) -> None:
-        if self._stopping.is_set():
-            return
+    def _work(self, task: tuple[_File, Job]) -> None:
+        file, job = task
         workspace: Workspace | None = getattr(self._own, "workspace", None)
         if workspace is None:
             workspace = self._own.workspace = Workspace()
-        job.run(self.source, output.descriptor, workspace)
+        job.run(self.source, file.output, workspace)
         if self.effort.proof:
-            wrong = job.prove(self.source, output.descriptor, workspace)
+            wrong = job.prove(self.source, file.output, workspace)
             if wrong:
                 raise error("QB403", wrong)
 
-    def _flush(self, output: _Output) -> None:
+    def _flush(self, file: _File) -> None:
         """A finished shard to the disk, and then into the journal."""
-        os.fsync(output.descriptor)
+        file.output.flush(whole=True)
         if self._is_large:
-            self._forget_pages(output.descriptor, output.shard)
-        self._descriptors.remove(output.descriptor)
-        os.close(output.descriptor)
-        self.stage.note(output.shard.name)
+            self._forget_pages(file)
+        self._outputs.remove(file.output)
+        file.output.close()
+        self.stage.note(file.shard.name)
         proved = "proved and " if self.effort.proof else ""
-        _LOG.info("written, %sflushed: %s, %d bytes", proved, output.shard.name, output.shard.size)
+        _LOG.info("written, %sflushed: %s, %d bytes", proved, file.shard.name, file.shard.size)
 
     def close(self) -> None:
         """Close the files that a failure left open; not under threads that a second interrupt left at work."""
-        while self._is_idle and self._descriptors:
-            os.close(self._descriptors.pop())
+        while self._is_idle and self._outputs:
+            self._outputs.pop().close()
 
     @property
     def _is_large(self) -> bool:
@@ -267,15 +252,15 @@ class _Writer:
             return False
         return self._total > memory // 4
 
-    def _forget_pages(self, out: int, shard: Shard) -> None:
+    def _forget_pages(self, written: _File) -> None:
         """Tell the page cache that a finished shard and what it was made of will not be read again."""
         if not hasattr(os, "posix_fadvise"):
             return
+        files: list[File | Output] = [written.output, *{tensor.shard for tensor in written.shard.tensors}]
         with contextlib.suppress(OSError):
-            os.posix_fadvise(out, 0, 0, os.POSIX_FADV_DONTNEED)
-            for file in {tensor.shard for tensor in shard.tensors}:
-                if (read := file.descriptor) is not None:
-                    os.posix_fadvise(read, 0, 0, os.POSIX_FADV_DONTNEED)
+            for file in files:
+                if (descriptor := file.descriptor) is not None:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _advance(self, shard: Shard, size: int) -> None:
         self._done += size

@@ -1,0 +1,87 @@
+"""Where the bytes of a file go that is being written: a seam, of which a file of this machine is the first kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from qbridge.ir.dtypes import Array
+from qbridge.source.folder import read_all
+
+_flush_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has none
+
+
+@runtime_checkable
+class Output(Protocol):
+    """Bytes at offsets, written in any order by several threads, and read back by them.
+
+    OSError where that fails. A subclass has what it needs of `write` to `close`; `descriptor` has a default.
+    """
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write every byte at its place."""
+
+    def read_into(self, offset: int, buffer: Array) -> bool:
+        """Fill `buffer` (bytes) from an offset; whether so many have been written."""
+
+    def extend(self, size: int) -> None:
+        """Have so many bytes at least; what nobody writes is zero."""
+
+    def flush(self, whole: bool) -> None:
+        """Have what was written outlast a loss of power; `whole` with all that the file system says of it."""
+
+    def close(self) -> None:
+        """Nothing is written or read afterwards."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """An open file that the kernel can copy into; or None."""
+        return None
+
+
+class FileOutput(Output):
+    """An open file."""
+
+    def __init__(self, descriptor: int) -> None:
+        """It is closed by `close`."""
+        self._descriptor = descriptor
+
+    @classmethod
+    def new(cls, path: Path) -> FileOutput:
+        """A file that is not there yet."""
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+
+    @classmethod
+    def of(cls, path: Path) -> FileOutput:
+        """A file that is there, to be read back."""
+        return cls(os.open(path, os.O_RDONLY))
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write every byte at its place."""
+        view, done = memoryview(data), 0
+        while done < len(view):
+            done += os.pwrite(self._descriptor, view[done:], offset + done)
+
+    def read_into(self, offset: int, buffer: Array) -> bool:
+        """Fill `buffer` (bytes) from an offset; whether the file had that many."""
+        return read_all(self._descriptor, buffer, offset)
+
+    def extend(self, size: int) -> None:
+        """Lengthen the file; it is never shortened."""
+        if os.fstat(self._descriptor).st_size < size:
+            os.ftruncate(self._descriptor, size)
+
+    def flush(self, whole: bool) -> None:
+        """To the disk; its times and the like only if `whole`."""
+        (os.fsync if whole else _flush_data)(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """The open file."""
+        return self._descriptor

@@ -131,8 +131,8 @@ ENTRIES = (
         "QB254",
         "an MLP cannot be padded exactly",
         "Padding was asked for, and appending zero features would not leave the output of this block as it is.",
-        "Only act(gate) * up with act(0) = 0, quantized throughout, with zero-points that are codes, can grow; a layer "
-        "for multi-token prediction also where it is not quantized, if it is as wide as the decoder's.",
+        "Only act(gate) * up with act(0) = 0, quantized throughout, with zero-points that are codes, can grow; a "
+        "layer for multi-token prediction also where it is not quantized, if it is as wide as the decoder's.",
         "an architecture that qbridge does not know",
         "Split the groups instead (--regroup), or choose another tensor-parallel size.",
         "qbridge.architecture.growth",

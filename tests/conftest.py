@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import pytest
 # the first use of a kernel compiles it, which no deadline should count
 hypothesis.settings.register_profile("qbridge", deadline=None)
 hypothesis.settings.load_profile("qbridge")
+
+# no setting of whoever runs the tests
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+for _name in [name for name in os.environ if name in ("QBRIDGE_GPU", "QBRIDGE_JOBS", "QBRIDGE_MEMORY", "QBRIDGE_TP")]:
+    del os.environ[_name]
 
 ROOT = Path(__file__).resolve().parent.parent
 

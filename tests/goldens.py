@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def cases(format_id: str) -> list[str]:
-    found = {case.parent.name for case in (ROOT / "fixtures" / format_id).glob("*/expected.json")}
+    found = {case.parent.name for case in (ROOT / "fixtures" / format_id).glob("*/model")}
     return sorted(found - NOT_READ)
 
 

@@ -9,30 +9,48 @@ a `stream` is asked for tensors.
 
 from __future__ import annotations
 
+import logging as _logging
+from importlib import import_module as _import_module
+
 from qbridge.commands.checking import check
 from qbridge.commands.checkpoint import Checkpoint
-from qbridge.commands.checkpoint import open_checkpoint as open
+from qbridge.commands.checkpoint import open_checkpoint as open  # noqa: F401 `qbridge.open`, no name to import bare
 from qbridge.commands.cleaning import Cleaning, clean
 from qbridge.commands.conversion import convert
 from qbridge.commands.explanation import Explanation, explain
 from qbridge.commands.inspection import Inspection, inspect
+from qbridge.commands.possibilities import Possibilities, Possibility, what
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.restoration import restore
+from qbridge.commands.results import displayed_by as _displayed_by
 from qbridge.commands.streaming import Stream, stream
 from qbridge.commands.verdicts import Check, CheckTable
 from qbridge.commands.verification import verify
-from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
+from qbridge.findings.finding import (
+    ArgumentTypeError,
+    Finding,
+    Findings,
+    QBridgeError,
+    RefusedError,
+    Severity,
+    StorageError,
+    UnreadableError,
+    UsageError,
+)
 from qbridge.formats.registry import usable
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec, identical
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.options import Options
 from qbridge.targets.registry import targets as _targets
 from qbridge.targets.target import Target
 from qbridge.write.writer import Advance
 
 __version__ = qbridge_version()
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())
+_displayed_by(lambda: _import_module("qbridge.display"))
 
 
 def list_formats() -> list[str]:
@@ -48,6 +66,7 @@ def list_targets() -> list[Target]:
 __all__ = [
     "ActivationScheme",
     "Advance",
+    "ArgumentTypeError",
     "Check",
     "CheckTable",
     "Checkpoint",
@@ -60,12 +79,19 @@ __all__ = [
     "Inspection",
     "Layer",
     "Model",
+    "Options",
+    "Possibilities",
+    "Possibility",
     "QBridgeError",
+    "RefusedError",
     "Report",
     "Severity",
     "Spec",
+    "StorageError",
     "Stream",
     "Target",
+    "UnreadableError",
+    "UsageError",
     "Verification",
     "WeightScheme",
     "check",
@@ -76,8 +102,8 @@ __all__ = [
     "inspect",
     "list_formats",
     "list_targets",
-    "open",
     "restore",
     "stream",
     "verify",
+    "what",
 ]

@@ -10,27 +10,58 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
 
 from qbridge.codecs import compiling
 from qbridge.write.writer import Advance
 
-KINDS = ("auto", "json", "none")
-
 _COMPILING = "compiling kernels for this processor: once, a few seconds"
+
+
+class _Amount(DownloadColumn):
+    """How much is done, once it is known of how much."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing while there is no plan."""
+        return super().render(task) if task.total is not None else Text()
+
+
+class _Speed(TransferSpeedColumn):
+    """The rate, once there is one."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing at first."""
+        return super().render(task) if task.finished_speed or task.speed else Text()
+
+
+class _Remaining(TimeRemainingColumn):
+    """The time that is left, once there is a rate to tell it by."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing at first."""
+        return super().render(task) if task.time_remaining is not None else Text()
 
 
 @contextmanager
 def progress(kind: str, console: Console) -> Iterator[Callable[[Advance], None] | None]:
-    """What to call as a conversion advances, for one of `KINDS`; auto is a bar if the console is a terminal."""
+    """What to call as a conversion advances, for one of `PROGRESS`; auto is a bar if the console is a terminal."""
     if kind == "json":
         with compiling.announced(lambda: _write_line({"event": "compiling"})):
             yield _json_lines()
     elif kind == "auto" and console.is_terminal:
         text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (text, BarColumn(), _Amount(), _Speed(), _Remaining())
         with Progress(*columns, console=console, transient=True) as bar, compiling_shown(bar.console):
-            task = bar.add_task("", total=None)
+            task = bar.add_task("planning", total=None)
             yield lambda at: bar.update(
                 task,
                 completed=at.bytes_done,
@@ -63,10 +94,11 @@ def _json_lines() -> Callable[[Advance], None]:
         if now - last < 0.1 and at.bytes_done < at.bytes_total and at.shards_done == shards:
             return
         last, shards = now, at.shards_done
-        rate = at.bytes_done / max(now - start, 1e-3)
+        rate = at.bytes_done / (now - start) if at.bytes_done and now > start else None
         left = round((at.bytes_total - at.bytes_done) / rate, 1) if rate else None
         fields = {name: getattr(at, name) for name in at.__dataclass_fields__}
-        _write_line({"event": "progress", **fields, "bytes_per_second": round(rate), "seconds_left": left})
+        speed = round(rate) if rate else None
+        _write_line({"event": "progress", **fields, "bytes_per_second": speed, "seconds_left": left})
 
     return advance
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -14,16 +14,21 @@ from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.explanation import UNKNOWN, Explanation, Listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
+from qbridge.commands.possibilities import Possibilities, Possibility
 from qbridge.commands.report import Report, Verification
+from qbridge.commands.report_rows import counted as _count
+from qbridge.commands.report_rows import report_rows, serve_rows, size
+from qbridge.commands.settings import Settings
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
 from qbridge.findings.hints import printable
+from qbridge.ir.exactness import EXACT
 from qbridge.targets.gpus import gpu_of
 from qbridge.targets.serving import Served
 
 _NARROWEST = 40  # columns of a terminal that text is wrapped for
-_MODULES = 4  # grafted modules that are named
+_INDENT = 4  # columns before a text that stands below its head
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 
 
@@ -44,7 +49,7 @@ def _shown(text: str, style: str = "") -> Text:
 
 def _finding(console: Console, finding: Finding) -> None:
     head = Text(f"{finding.severity}[{finding.code}]", _STYLE[finding.severity])
-    console.print(head.append(f": {finding.message}", "bold"))
+    _hanging(console, head.append(": "), finding.message, indent=2, style="bold")
     if finding.where:
         more = f" and {len(finding.where) - 1} more" if len(finding.where) > 1 else ""
         console.print(_shown(f"  --> {finding.where[0]}{more}"))
@@ -57,93 +62,37 @@ def _finding(console: Console, finding: Finding) -> None:
     console.print()
 
 
-def _hanging(console: Console, head: Text, text: str, whole: bool = False) -> None:
-    """A line of text after its head; on a terminal too narrow for it in several, below each other.
+def _hanging(
+    console: Console, head: Text, text: str, whole: bool = False, indent: int | None = None, style: str = ""
+) -> None:
+    """A line of text after its head; on a terminal too narrow for it in several, below the first or `indent`.
 
-    What is to be pasted stays `whole`.
+    Where little room is left beside the head, the text begins below it. What is to be pasted stays `whole`.
     """
-    width = console.width - len(head)
-    lines = [text]
-    if console.is_terminal and not whole and width >= _NARROWEST:
-        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
-    for number, line in enumerate(lines):
-        console.print((head if not number else Text(" " * len(head))).copy().append_text(_shown(line)))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1.8 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    if not console.is_terminal or whole:
+        console.print(Text.assemble(head, _shown(text, style)))
+        return
+    if console.width - len(head) < _NARROWEST <= console.width - _INDENT and len(head) + len(text) > console.width:
+        console.print(Text(head.plain.rstrip(), head.style))
+        head, indent = Text(" " * _INDENT), _INDENT
+    beyond = " " * (len(head) if indent is None else indent)
+    width = max(console.width, _NARROWEST)
+    lines = textwrap.wrap(
+        text,
+        width,
+        initial_indent=" " * len(head),
+        subsequent_indent=beyond,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for number, line in enumerate(lines or [" " * len(head)]):
+        first = not number
+        console.print(Text.assemble(head if first else beyond, _shown(line[len(head if first else beyond) :], style)))
 
 
 def report(console: Console, done: Report) -> None:
     """What a conversion did, or would do."""
-    verb = "already done" if done.already_done else "would write" if done.dry_run else "wrote"
-    exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
-    stored = done.tensor_bytes
-    rows = [
-        ("source", f"{done.source}: {done.source_format} ({done.because})"),
-        ("model", f"{done.architecture}, {_count(done.layers, 'quantized layer')}"),
-        ("target", f"{done.target}: {done.format}{f' ({done.chosen})' if done.chosen else ''}"),
-        ("exactness", exact),
-        ("passes", ", ".join(f"{name} x {count}" for name, count in done.passes.items()) or "none"),
-        *_activations(done),
-        ("tensors", f"{size(stored['before'])} -> {size(stored['after'])}, {_change(stored)}"),
-        *_padding(done),
-        *_restructured(done),
-        (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'shard')}"),
-    ]
-    if done.already_done:
-        rows.append(("", "compared byte for byte; nothing was written"))
-    elif not done.dry_run:
-        rows.append(("time", f"{done.seconds:.1f} s"))
-    _rows(console, [*rows, *_serve(done.serve)])
-
-
-def _activations(done: Report) -> list[tuple[str, str]]:
-    """How many layers have their inputs quantized otherwise, by what the user has allowed."""
-    count = done.activations_changed
-    return [("activations", f"changed: {_count(count, 'layer')}; weights unchanged")] if count else []
-
-
-def _restructured(done: Report) -> list[tuple[str, str]]:
-    """What was grafted, and how many files were linked."""
-    rows = []
-    if done.grafted:
-        modules, taken = done.grafted["modules"], done.grafted
-        more = f" and {len(modules) - _MODULES} more" if len(modules) > _MODULES else ""
-        what = f"{_count(taken['tensors'], 'tensor')}, {size(taken['bytes'])}, from {taken['original']}"
-        rows.append(("grafted", f"{what}: {', '.join(modules[:_MODULES])}{more}"))
-    if done.links:
-        kinds = ", ".join(f"{count} by {kind}" for kind, count in done.links.items())
-        rows.append(("linked", f"{kinds}, of {_count(len(done.files), 'file')}"))
-    return rows
-
-
-def _serve(command: str) -> list[tuple[str, str]]:
-    """The command that serves a checkpoint, or the lines of Python that load it."""
-    return [("" if number else "serve", line) for number, line in enumerate(command.split("\n") if command else ())]
-
-
-def _padding(done: Report) -> list[tuple[str, str]]:
-    """What other dims cost: an intermediate size is padded, or cropped on the way back."""
-    if done.weights["before"] == done.weights["after"]:
-        return []
-    weights, flops = _change(done.weights), _change(done.flops)
-    return [("padding", f"weights of quantized layers {weights}, their FLOPs per token {flops}")]
-
-
-def _change(sides: Mapping[str, int]) -> str:
-    """By how much it grew, in percent."""
-    before, after = sides["before"], sides["after"]
-    return f"{100 * (after - before) / max(before, 1):+.2f} %"
+    _rows(console, report_rows(done))
 
 
 def verification(console: Console, done: Verification) -> None:
@@ -219,7 +168,7 @@ def check(console: Console, done: Check | CheckTable) -> None:
     rows.append(("verdict", verdict))
     rows += [(backend.backend, _backend(backend)) for backend in done.backends]
     rows.append(("time", f"{done.seconds:.1f} s"))
-    _rows(console, [*rows, *_serve(done.serve)])
+    _rows(console, [*rows, *serve_rows(done.serve)])
 
 
 _ASSUMED = "config.json shows no problem, the rest needs the tensors"
@@ -263,14 +212,14 @@ def _check_table(console: Console, done: CheckTable) -> None:
     if done.sizes[0].fits is not None:
         notes.append(("fits", "counts the weights alone; the kv cache and activations need room, too"))
     commands: dict[str, list[str]] = {}
-    for size in done.sizes:
-        if size.remedy:
-            commands.setdefault(str(size.remedy.way), []).append(str(size.tp))
+    for row in done.sizes:
+        if row.remedy:
+            commands.setdefault(str(row.remedy.way), []).append(str(row.tp))
     notes += [(f"tp {','.join(sizes)}", command) for command, sizes in commands.items()]
-    _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *_serve(done.serve)])
+    _rows(console, [*notes, ("time", f"{done.seconds:.1f} s"), *serve_rows(done.serve)])
 
 
-_PASTED = ("serve", "check", "cure", "or", "tp ")  # rows that hold a command
+_PASTED = ("serve", "check", "cure", "or", "next")  # rows that hold a command, as those of sizes do
 _HEAD = ("tp", "verdict", "backends", "kernels", "per GPU", "fits", "cheapest exact remedy")
 
 
@@ -301,9 +250,56 @@ def _columns(console: Console, rows: Sequence[Sequence[str]], shows: Sequence[bo
     """Rows of cells, each column as wide as its widest cell; the first row is the head."""
     kept = [[cell for cell, shown in zip(row, shows, strict=True) if shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*kept, strict=True)]
+    if console.is_terminal and sum(widths) + 2 * (len(widths) - 1) > console.width:
+        _one_below_another(console, kept)
+        return
     for number, row in enumerate(kept):
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         console.print(Text(line, "" if number else "cyan"))
+
+
+def _one_below_another(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    """Rows that are wider than the terminal: each as lines, a label and a cell."""
+    head, *others = rows
+    for number, row in enumerate(others):
+        if number:
+            console.print()
+        cells = [(label, cell) for label, cell in zip(head, row, strict=True) if cell not in ("", "-")]
+        _rows(console, cells, max(map(len, head)))
+
+
+def possibilities(console: Console, done: Possibilities) -> None:
+    """What a checkpoint can become, a row for each target, and below them why weights are not exact in some."""
+    rows = [
+        ("checkpoint", f"{done.source}: {done.format}, {_count(done.layers, 'quantized layer')}"),
+        ("model", done.architecture or "config.json names no architecture"),
+        ("at", f"tp {', '.join(map(str, done.tp))}"),
+    ]
+    _rows(console, rows)
+    console.print()
+    notes: dict[str, int] = {}
+    table = [("target", "becomes", "weights")]
+    for each in done.targets:
+        note = _note(each)
+        number = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
+        table.append((each.target, each.format or "-", each.outcome + number))
+    _columns(console, table, (True, True, True))
+    console.print()
+    _rows(console, [(f"[{number}]", note) for note, number in notes.items()])
+    more = f" --tp {','.join(map(str, done.tp))}" if max(done.tp) > 1 else ""
+    _rows(console, [("next", f"qbridge convert SRC DST --to TARGET{more}"), ("time", f"{done.seconds:.1f} s")])
+
+
+def _note(each: Possibility) -> str:
+    """Why a target does not get exact weights, in one line; empty where it does."""
+    if each.outcome == "exact":
+        return ""
+    parts = [f"--allow {','.join(each.allow)}"] if each.allow else []
+    parts += [f"{count} layers {kind}" for kind, count in each.exactness.items() if kind not in EXACT]
+    for reason in each.reasons[:1]:
+        parts.append(f"{reason.code} {reason.message}{f' ({reason.facts[0]})' if reason.facts else ''}")
+    others = dict.fromkeys(reason.code for reason in each.reasons if reason.code != each.reasons[0].code)
+    return "; ".join((*parts, *([f"also {', '.join(others)}"] if others else ())))
 
 
 def explanation(console: Console, done: Explanation) -> None:
@@ -315,7 +311,7 @@ def explanation(console: Console, done: Explanation) -> None:
             console.print()
         _rows(console, meaning.rows)
     if not done.ok:
-        console.print(Text(UNKNOWN))
+        _hanging(console, Text(), UNKNOWN)
 
 
 def listing(console: Console, known: Listing) -> None:
@@ -338,12 +334,14 @@ def _entry(console: Console, entry: Code) -> None:
     _rows(console, rows)
 
 
-def names(console: Console, done: Names) -> None:
+def names(console: Console, done: Names | Settings) -> None:
     """Names and what they are."""
     _rows(console, done.rows)
 
 
-def _rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    width = max((len(name) for name, _ in rows), default=0)
+def _rows(console: Console, rows: Sequence[tuple[str, str]], width: int = 0) -> None:
+    width = max((width, *(len(name) for name, _ in rows)))
+    pasted = False
     for name, value in rows:
-        _hanging(console, Text(f"{name:<{width}}  ", "cyan"), value, whole=name.startswith(_PASTED))
+        pasted = pasted if not name else name in _PASTED or name.startswith("tp ")
+        _hanging(console, Text(f"{name:<{width}}  ", "cyan"), value, whole=pasted)

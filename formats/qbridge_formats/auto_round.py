@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.names import module_of
+from qbridge.architecture.names import is_head, module_of
 from qbridge.architecture.quantization_block import NO_BLOCK, Block, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -131,7 +131,8 @@ def _check_block(found_block: Block, findings: Findings) -> None:
 def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
     """From config.json alone: the linears of the blocks that it names, by the model's scheme and extra_config.
 
-    ValueError for a block that `read` refuses, and for floats in extra_config, whose scales only tensors show.
+    ValueError for a block that `read` refuses, for floats in extra_config, whose scales only tensors show, and for a
+    head in it: AutoRound 0.16.1 names one that it has left unquantized.
     """
     found_block, findings = find_block(config) or NO_BLOCK, Findings()
     block = found_block.raw
@@ -141,10 +142,15 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     require(block, findings)
     if any(_is_float(entry) for entry in _extra(block).values()):
         raise ValueError("extra_config has linears of floats")
+    if any(is_head(key) and not _skips(entry) for key, entry in _extra(block).items()):
+        raise ValueError("extra_config has the head, which the tool names where it is not quantized, too")
     scope = Scope.of(found_block.key, names)
     matched = _matched(names, block, names, scope)
     schemes = {name: _scheme(block, scope.names(name), matched) for name in _in_blocks(block, names)}
-    return {name: assumed_linear(scheme) for name, (scheme, skipped) in schemes.items() if not skipped}
+    dialect = (("packing_format", _packing_format(block)),)
+    return {
+        name: assumed_linear(scheme, dialect=dialect) for name, (scheme, skipped) in schemes.items() if not skipped
+    }
 
 
 def _is_float(entry: Any) -> bool:

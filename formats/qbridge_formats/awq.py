@@ -82,13 +82,16 @@ def _config(source: Source) -> _Config:
     """The keys that say what the tensors are, from config.json and from the side files that may repeat it."""
     block = merged_config(source, CONFIG_FILES, _ALIASES)
     known = block.raw
-    version = str(known.get("version", GEMM)).lower()
-    if known.get("backend") == LLM_AWQ:
-        version = LLM_AWQ
+    version = _version_of(known)
     method = str(known.get("quant_method", known.get("method", ""))).lower()
     if method != NAME and version not in VERSIONS:
         version = GEMM  # the label is wrong as a whole; `sniff` has looked at the shapes
     return _Config(block.key, method, version, known.get("bits", 4), known.get("group_size", _DEFAULT_GROUP))
+
+
+def _version_of(block: Mapping[str, Any]) -> str:
+    """The layout that a block names, under `version` or as its backend."""
+    return LLM_AWQ if block.get("backend") == LLM_AWQ else str(block.get("version", GEMM)).lower()
 
 
 def _modules(source: Source) -> list[str]:
@@ -143,7 +146,8 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     entries = raw.get("modules_to_not_convert")
     skipped = [str(entry) for entry in entries] if isinstance(entries, list) else []
     scheme = Scheme(raw.get("bits", 4), raw.get("group_size", _DEFAULT_GROUP), raw.get("zero_point") is False)
-    linear = assumed_linear(scheme)
+    version = layers.stored_version(_version_of(raw), scheme.bits)
+    linear = assumed_linear(scheme, dialect=() if version == GEMM else (("version", version),))
     return {name: linear for name in names if not any(entry in name for entry in skipped)}
 
 

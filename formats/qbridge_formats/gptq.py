@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.names import is_head
 from qbridge.architecture.quantization_block import Block, find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -57,6 +58,7 @@ SUMMARY = "GPTQ of GPTQModel, AutoGPTQ, AutoRound: 2, 3, 4 and 8 bits, zero-poin
 ALIASES: tuple[str, ...] = ()
 
 WIDTHS = (2, 3, 4, 8)
+CONFIG_SAYS_HEAD = True  # lm_head of its block
 
 
 def sniff(source: Source) -> Match | str:
@@ -115,11 +117,14 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     require(raw, findings)
     if parsed is None:
         return None
-    act_order = parsed.raw.get("desc_act") is True
-    others = parsed.checkpoint_format == "gptq" and "gptqmodel" not in parsed.producer
-    dialect = (("zeros", "v1"),) if others else ()
+    act_order, words = parsed.raw.get("desc_act") is True, _words(str(parsed.raw.get("pack_dtype", "int32")))
+    dialect = {"packing": "planar"} if parsed.checkpoint_format == "gptq_p" else {}
+    dialect |= {"words": words} if words != "I32" else {}
+    if parsed.checkpoint_format == "gptq" and "gptqmodel" not in parsed.producer:
+        dialect["zeros"] = "v1"
     inside = [name for name in listed(parsed.raw, names) if not parsed.skips(name)]
-    return {name: assumed_linear(parsed.scheme_of(name), act_order, dialect) for name in inside}
+    inside = [name for name in inside if not is_head(name) or parsed.raw.get("lm_head") is True]
+    return {name: assumed_linear(parsed.scheme_of(name), act_order, tuple(dialect.items())) for name in inside}
 
 
 layout = as_stored(layers.layout)
@@ -157,6 +162,11 @@ def config(model: Model) -> dict[str, Any]:
 
 
 _PACK_DTYPES = {"I32": "int32", "I16": "int16", "I8": "int8"}
+
+
+def _words(pack_dtype: str) -> str:
+    """The dtype of the words that a config names so."""
+    return next(dtype for dtype, name in _PACK_DTYPES.items() if name == pack_dtype)
 
 
 def _scheme_of(spec: Spec) -> Scheme:

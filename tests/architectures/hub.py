@@ -164,7 +164,7 @@ def internlm2():
     names |= {"mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2"}
     below = {**renamed(LLAMA, names), "attention.wqkv": (Q + 2 * KV, HIDDEN)}
     ends = {"model.tok_embeddings": (VOCAB, HIDDEN), "model.norm": (HIDDEN,), "output": (VOCAB, HIDDEN)}
-    return tree("model.layers", below, ends), text_config("InternLM2ForCausalLM", "internlm2")
+    return tree("model.layers", below, ends), text_config("InternLM2ForCausalLM", "internlm2", bias=False)
 
 
 def qwen():

@@ -144,6 +144,9 @@ def test_wrong_types_of_check_verify_and_stream(src):
         lambda: qbridge.verify(src, src, jobs="2"),
         lambda: qbridge.stream(src, "lmdeploy", tp="2"),
         lambda: qbridge.restore(src, src.parent / "dst", allow="rounded"),
+        lambda: qbridge.convert(src, src.parent / "dst", "lmdeploy", overwrite="no"),
+        lambda: qbridge.convert(src, src.parent / "dst", "lmdeploy", dry_run="no"),
+        lambda: qbridge.explain(5),
     ):
         with pytest.raises(TypeError):
             call()

@@ -40,7 +40,7 @@ def test_attributes_of_git_are_carried_over_and_other_hidden_files_not(src, tmp_
 
 
 def card(src, target):
-    report = qbridge.convert(src, src.parent / "dst", target, dry_run=True)
+    report = qbridge.convert(src, src.parent / "dst", target, dry_run=True, card=False)
     return [finding for finding in report.findings if finding.code == "QB048"]
 
 

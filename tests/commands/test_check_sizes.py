@@ -83,8 +83,8 @@ def test_nothing_is_planned_twice_and_nothing_read_where_headers_refuse(monkeypa
 
     looks, plans = [], []
     look, plan = remedies.look_at_values, remedies.planned
-    monkeypatch.setattr(remedies, "look_at_values", lambda opened: (looks.append(opened), look(opened)))
-    monkeypatch.setattr(remedies, "planned", lambda *a: (plans.append(a[2]), plan(*a))[1])
+    monkeypatch.setattr(remedies, "look_at_values", lambda opened, **k: (looks.append(opened), look(opened, **k)))
+    monkeypatch.setattr(remedies, "planned", lambda *a, **k: (plans.append(a[2]), plan(*a, **k))[1])
     qbridge.check(model("gptq/llama_640"), "vllm", [1, 2])
     assert len(looks) == 1 and len(plans) == len(set(plans)) == 3  # as it is, --regroup and --pad
     looks.clear(), plans.clear()

@@ -18,6 +18,7 @@ from support import ROOT, cli
 
 SEED = "KeyError: 'model.layers.30.mlp.down_proj.weight_scale'"
 MARLIN = "ValueError: Weight input_size_per_partition = 14784 is not divisible by group_size = 128.Consider reducing"
+SAMPLES = {"": "64", "number": "64", "word": "64", "name": "layers.3.mlp", "layer": "layers.3.mlp"}
 ESC = "\x1b]0;title\x07\x1b[2J"
 
 
@@ -83,6 +84,22 @@ def test_a_cure_without_its_value_is_left_out():
     assert not any("--regroup" in cure for cure in meaning.cure) and any("--pad" in cure for cure in meaning.cure)
 
 
+def test_conversions_that_would_be_refused_are_no_cures(fixtures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    src = fixtures / "compressed_tensors/llama_w8a8/model"
+    several = {message.cure: message for message in messages() if len(message.cure) > 1 and not message.split}
+    assert len(several) > 5
+    for message in list(several.values())[::2]:
+        values = {name: SAMPLES.get(kind, kind.partition("|")[0]) for name, kind in message.fields.items()}
+        for meaning in qbridge.explain(message.line(values), src).messages:
+            for words in (shlex.split(line)[2:] for line in meaning.cure if "ORIGINAL" not in line):
+                options = {} if "--pad" not in words else {"pad": True}
+                if len(words) == 4 + len(options):
+                    qbridge.convert(*words[:2], words[3], dry_run=True, **options)
+    (meaning,) = qbridge.explain(SEED, fixtures / "gptq/llama_desc_act/model").messages
+    assert not meaning.cure and "QB110" in meaning.advice and "No conversion" in dict(meaning.rows)["advice"]
+
+
 @pytest.mark.parametrize("text", ["hello", "torch.OutOfMemoryError: CUDA out of memory.", "KeyError: 'prompt'", "-"])
 def test_what_is_unknown_is_a_plain_no(text):
     done = cli("explain", text, stdin=subprocess.DEVNULL)
@@ -125,9 +142,8 @@ def test_hostile_text_is_inert():
 
 def test_every_command_is_one_that_the_program_takes():
     command = get_command(app)
-    samples = {"": "64", "number": "64", "word": "64", "name": "layers.3.mlp", "layer": "layers.3.mlp"}
     for message in messages():
-        values = {name: samples.get(kind, kind.partition("|")[0]) for name, kind in message.fields.items()}
+        values = {name: SAMPLES.get(kind, kind.partition("|")[0]) for name, kind in message.fields.items()}
         for meaning in qbridge.explain(f"{message.line(values)}\n--tp 2").messages:
             for line in (meaning.check, *meaning.cure):
                 name, *arguments = shlex.split(line)[1:]

@@ -24,6 +24,17 @@ def ask(environment: str, driver: str, checkpoint: Path, *options: object) -> di
         return json.loads(report.read_text())
 
 
+def loaded_weights(environment: str, driver: str, checkpoints: list[Path], *options: object) -> dict[str, Any]:
+    """{path: line} of a driver that reports many checkpoints, a line for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "lines.json"
+        words = [environments.chosen(environment), HERE / "drivers" / driver, *checkpoints, *options, "--json", lines]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        reports = [json.loads(line) for line in lines.read_text().splitlines()]
+    return {report["checkpoint"]: report for report in reports}
+
+
 FAULTS = ("missing", "unexpected", "misshapen", "lossy_casts", "misfed")
 LMDEPLOY_DRIVERS = {"0.18.0": "lmdeploy_018.py", "0.6.2": "lmdeploy_062.py"}
 

@@ -33,6 +33,7 @@ SMOKE_TESTS = {
     "autoawq": "import awq",
     "autogptq": "import auto_gptq",
     "autoround": "import auto_round",
+    "gguf": "import gguf",
     "gptqmodel": "import gptqmodel, optimum",
     "llm-compressor": "import compressed_tensors, llmcompressor, transformers",
     "llm-compressor-0.8.1": "import compressed_tensors, llmcompressor, transformers",
@@ -43,6 +44,7 @@ SMOKE_TESTS = {
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)
+WITHOUT_TORCH = frozenset({"gguf"})
 # Variables that name an interpreter to take instead of an environment's. transformers is tried in llm-compressor's,
 # which has the version that the target is for.
 VARIABLES = {
@@ -102,7 +104,8 @@ def _build(name: str, home: Path, interpreter: Path) -> None:
     pip = [interpreter, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq", "install"]
     print(f"building {home}", file=sys.stderr)
     _run([_base_python(), "-m", "venv", "--clear", home])
-    _run([*pip, "--constraint", pins, TORCH])
+    if name not in WITHOUT_TORCH:
+        _run([*pip, "--constraint", pins, TORCH])
     _run([*pip, "--no-deps", "--requirement", pins])
     if name in SOURCES:
         _run([*pip, "--no-deps", "--no-build-isolation", SOURCES[name]])

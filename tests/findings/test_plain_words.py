@@ -11,7 +11,7 @@ import pytest
 import qbridge
 from qbridge.findings.catalogue import known
 from qbridge.findings.finding import Findings
-from qbridge.findings.hints import MOST, did_you_mean
+from qbridge.findings.hints import did_you_mean
 from qbridge.formats.rules import LayerRule, Problem
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
@@ -78,10 +78,26 @@ def test_no_report_of_success_speaks_of_errors(tmp_path, case):
 
 def test_many_names_are_not_one_line():
     names = {f"QB{number:03}": None for number in range(200)}
-    for line in did_you_mean("QB999", names):
-        assert line.count(",") < MOST
-    assert "did you mean 'QB199'?" in did_you_mean("QB1999", names)
-    assert all(f"n{number}" in did_you_mean("n", {f"n{n}": 1 for n in range(9)})[-1] for number in range(9))
+    near, rest = did_you_mean("QB1999", names, "`qbridge explain`")
+    assert near.startswith("did you mean 'QB199' or ") and near.count("'") == 6
+    assert rest == "`qbridge explain` lists all 200"
+    (line,) = did_you_mean("x", {f"n{n}": 1 for n in range(9)}, "a command")
+    assert line == "known: " + ", ".join(f"n{n}" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", "QB999"),
+        ("convert", "a", "b", "--to", "xyz"),
+        ("check", ".", "--for", "vlm"),
+        ("check", ".", "--for", "vllm", "--gpu", "abc"),
+        ("convert", "a", "b", "--to", "vllm", "--allow", "abc"),
+    ],
+)
+def test_no_line_about_a_name_is_long(words):
+    done = cli(*words)
+    assert done.returncode == 2 and max(map(len, done.stderr.splitlines())) < 200
 
 
 def test_names_that_differ_in_numbers_are_one():

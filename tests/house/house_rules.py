@@ -25,6 +25,7 @@ ORDER = (
     {"write"},
     {"commands"},
     {"render", "progress", "testing"},
+    {"display"},
     {"cli"},
     {"__main__"},
 )
@@ -35,7 +36,7 @@ FACES = {"findings", "ir", "formats", "targets", "testing"}  # their __init__ sa
 # (file, what it may name), each with the reason.
 NAMES_ALLOWED = {
     # the public options --dtype and dtype= go with one target, which is the format dense
-    ("bridge/qbridge/cli.py", "dense"),
+    ("bridge/qbridge/cli/converting.py", "dense"),
     ("bridge/qbridge/plan/options.py", "dense"),
     # mlp_layer_types of transformers: a layer is "dense" or "sparse"; leaf names of Falcon's and Phi's attention
     ("bridge/qbridge/architecture/classes.py", "dense"),
@@ -44,6 +45,7 @@ NAMES_ALLOWED = {
     ("bridge/qbridge/architecture/parallel.py", "dense"),
     # ggml calls one of its tensor types so
     ("bridge/qbridge/source/ggml_types.py", "MXFP4"),
+    ("bridge/qbridge/codecs/ggml_blocks.py", "MXFP4"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks
     ("bridge/qbridge/architecture/from_config.py", "auto-round"),
     ("bridge/qbridge/architecture/from_config.py", "compressed-tensors"),
@@ -65,6 +67,8 @@ FILES_ALLOWED = (
     "bridge/qbridge/write/",
     # runs in an engine's own Python, which has no qbridge
     "bridge/qbridge/targets/proving.py",
+    # the user's config file, which is no file of a checkpoint
+    "bridge/qbridge/commands/settings.py",
     # until a storage reads them: the manifest and side files beside config.json, the laws' own output
     "bridge/qbridge/plan/manifest.py",
     "bridge/qbridge/commands/conversion.py",

@@ -161,7 +161,7 @@ def test_what_is_allowed_is_there():
 
 def test_the_top_is_rooms_and_at_most_six_files():
     rooms = {path.parent.name for path in BRIDGE.glob("*/__init__.py")}
-    assert rooms == set().union(*house_rules.ORDER) - {"render", "progress", "cli", "__main__"}
+    assert rooms == set().union(*house_rules.ORDER) - {"render", "progress", "display", "__main__"}
     assert len([path for path in BRIDGE.iterdir() if path.is_file()]) <= 6
 
 
@@ -190,7 +190,7 @@ PLANTED = {
     "rows": (BARE, PLAN, "def f():\n from qbridge.architecture import classes as rows"),
     "an option of help": (HELP, PLAN, "def f(line):\n return line.startswith('--tp ')"),
     "a note of help": (HELP, PLAN, "def f(line):\n return line.partition('  #')[0]"),
-    "a line of help": (HELP, "bridge/qbridge/cli.py", "[line.split() for line in finding.help]"),
+    "a line of help": (HELP, "bridge/qbridge/cli/command.py", "[line.split() for line in finding.help]"),
     "a part of help": (HELP, FORMAT, "for line in p.help:\n word = line\n if word.endswith(' 2'): pass"),
     "advice by a pattern": (HELP, PLAN, "import re\nre.match(a, problem.advice[0])"),
     "a codec": (ASKED, PLAN, "isinstance(a.codec, BitPacked | int)", "codecs", {"BitPacked"}),

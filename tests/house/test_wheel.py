@@ -20,14 +20,14 @@ def test_wheel_installs_and_converts_outside_the_checkout(tmp_path, fixtures):
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"qbridge/cli.py", "qbridge/py.typed", "qbridge_formats/smooth_quant.py"} <= set(names)
+    assert {"qbridge/cli/program.py", "qbridge/py.typed", "qbridge_formats/smooth_quant.py"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"qbridge", "qbridge_formats"}
 
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv/bin/python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     run(*pip, "--no-deps", wheel, cwd=tmp_path)
-    run(*pip, "-c", ROOT / "constraints.txt", "numpy", "typer", "rich", cwd=tmp_path)
+    run(*pip, "-c", ROOT / "constraints.txt", "numpy", "pyyaml", "typer", "rich", cwd=tmp_path)
     source = fixtures / "compressed_tensors/llama_w8a8/model"
     program = tmp_path / "venv/bin/qbridge"
     run(program, "convert", source, tmp_path / "out", "--to", "lmdeploy", cwd=tmp_path)

@@ -23,6 +23,7 @@ CATALOGUE = every_code()
 CASES = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 FORMATS = sorted({case.parent.name for case in CASES})
 TARGETS = [target.name for target in qbridge.list_targets()]
+LACKING = ("no-tokenizer",)  # fixtures have tokenizers of their own
 LETTERS = {"reversible": "R", "equal": "E", "dequantized": "D"}
 
 MATRIX = """# Every format to every target
@@ -56,7 +57,7 @@ the digests of its files, `expected.json` the values that the tool itself comput
 @cache
 def outcome(case: Path, target: str) -> tuple[str, str]:
     """(exactness or codes, what is done on the way) of one conversion, planned only."""
-    allow = ALLOW.get(case.name, ())
+    allow = (*ALLOW.get(case.name, ()), *LACKING)
     try:
         report = qbridge.convert(case / "model", ROOT / "no-such-folder", target, allow=allow, dry_run=True)
     except qbridge.QBridgeError as fault:
@@ -197,7 +198,7 @@ def test_the_pages_say_what_the_program_does(accept):
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_every_cell_is_kept(case, tmp_path):
-    allow = ALLOW.get(case.name, ())
+    allow = (*ALLOW.get(case.name, ()), *LACKING)
     for number, target in enumerate(TARGETS):
         kept, _ = outcome(case, target)
         if kept.startswith("QB"):
@@ -206,6 +207,8 @@ def test_every_cell_is_kept(case, tmp_path):
         report = qbridge.convert(case / "model", there, target, allow=allow)
         if kept == "dequantized":
             continue  # tests/formats/test_dense.py
+        if report.activations_changed or "fold-zeros" in report.passes:
+            continue  # another way to compute, or nothing that leads back: tests/formats/test_gguf.py
         assert qbridge.verify(case / "model", there, allow=allow).same, target
         qbridge.convert(there, back, report.source_format, allow=allow)
         if list((case / "model").glob("*.safetensors")):

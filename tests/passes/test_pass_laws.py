@@ -27,6 +27,7 @@ from qbridge.passes.recorded import from_dict, is_final
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
 from qbridge.passes.undo import Undo
+from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 from qbridge.testing import check_pass, layers, random_layer
 from qbridge.testing.strategies import NVFP4, NVFP4_INPUTS
@@ -56,6 +57,9 @@ MEANT = [
     (Recast(DType.F16, rounded=True), spec(scale=DType.F32)),
     (Regroup(8), ZEROS),
     (Regroup(8), spec(g_idx=True)),
+    (UnquantizedInputs(), spec(bits=8, group=None, activation=STATIC, input_scale_dtype=DType.F32)),
+    (UnquantizedInputs(), spec(bits=8, group=None, activation=LIMITED)),
+    (UnquantizedInputs(), GLOBAL),
     (Widen(8), spec()),
     (Undo(Widen(8), spec()), spec(bits=8)),
 ]

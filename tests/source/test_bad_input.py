@@ -218,6 +218,23 @@ def test_side_file_that_links_out_of_the_folder_is_not_copied(src):
     assert not (src.parent / "dst" / "notes.txt").exists()
 
 
+def test_every_link_that_leads_out_is_followed_where_that_is_allowed(src):
+    elsewhere = src.parent / "elsewhere"
+    elsewhere.mkdir()
+    for name in (SINGLE, "tokenizer.json"):
+        (src / name).rename(elsewhere / name)
+        (src / name).symlink_to(elsewhere / name)
+    assert "--allow outside-links" in refusal(src, 3, "QB006")["QB006"][0].remedies
+    qbridge.convert(src, src.parent / "dst", "lmdeploy", allow=["outside-links"])
+    assert (src.parent / "dst" / "tokenizer.json").is_file() and not (
+        src.parent / "dst" / "tokenizer.json"
+    ).is_symlink()
+    (src / "tokenizer.json").unlink()
+    (src / "tokenizer.json").symlink_to(elsewhere / "gone")
+    found = refusal(src, 3, "QB006", allow=["outside-links"])["QB006"]
+    assert places(finding for finding in found if finding.severity == "error") == {"tokenizer.json"}
+
+
 def test_several_safetensors_files_without_an_index_are_refused(sharded):
     (sharded / INDEX).unlink()
     found = refusal(sharded, 3, "QB005")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import qbridge
-from support import SINGLE, cli, codes, copy_fixture, facts, part, remedies
+from support import SINGLE, cli, codes, copy_fixture, edit_json, facts, part, remedies
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4998745\n"
 
@@ -48,7 +48,7 @@ def test_gguf(tmp_path, name):
     refused(tmp_path / name, "QB049")
     with pytest.raises(qbridge.QBridgeError) as excinfo:
         qbridge.convert(tmp_path / name, tmp_path / "dst", "vllm")
-    assert codes(excinfo) == {"QB001"} and "GGUF" in str(excinfo.value.findings[0].facts)
+    assert codes(excinfo) == {"QB049"}
 
 
 def test_folder_of_gguf(tmp_path):
@@ -144,3 +144,17 @@ def test_other_faults_of_a_header_are_no_pointers(src):
     load_file(src / SINGLE)
     (src / SINGLE).write_text("version 2 of the weights, which are elsewhere")
     refused(src, "QB004")
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [(("weight", "scales", "biases"), "MLX"), (("B_24", "B_meta", "s"), "Marlin-24")],
+)
+def test_formats_of_others_are_named_without_what_each_of_ours_lacks(src, names, what):
+    linear = "model.layers.0.self_attn.q_proj"
+    tensors = {f"{linear}.{name}": np.zeros((4, 4), np.uint32) for name in names}
+    save_file(tensors, src / "model.safetensors")
+    edit_json(src / "config.json", lambda config: config.pop("quantization_config") and None)
+    fact, fix = refused(src, "QB011")
+    assert fact.startswith(f"{what}, which qbridge does not read yet: 1 modules") and "dense:" not in fact
+    assert fix.startswith("Take the unquantized model")

@@ -5,13 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_fused import TENSOR, model_of, problems
 
 import qbridge
+from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
 from support import SINGLE, copy_fixture, edit_quantization, facts, helps, places, refusal
 from test_conversion import assert_same_tensors, config
 
 QKV = [f"model.layers.0.self_attn.{leaf}_proj" for leaf in "qkv"]
 GATE, UP = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"
+
+
+SCHEMES = [  # of weights and inputs, and whether LMDeploy splits all of their tensors
+    (TENSOR, ActivationScheme(8, Granularity.TENSOR, dynamic=False, type="e4m3fn"), False),
+    (WeightScheme(8, Granularity.BLOCK, block=(128, 128), type="e4m3fn"), None, True),
+]
 
 
 @pytest.fixture
@@ -104,6 +112,14 @@ def test_other_blocks_are_not_lmdeploys(blocks):
 
     edit(blocks, halve)
     assert "64x128" in facts(refusal(blocks, 1, "QB270")["QB270"])
+
+
+@pytest.mark.parametrize(("weight", "inputs", "split"), SCHEMES)
+@pytest.mark.parametrize("leaf", ["wqkv", "qkv_proj", "gate_up_proj", "query_key_value", "dense_h_to_4h", "o_proj"])
+def test_lmdeploy_splits_no_scale_of_inputs(leaf, weight, inputs, split):
+    model = model_of("InternLM2ForCausalLM", [f"model.layers.0.attention.{leaf}"], weight, inputs)
+    stops = leaf != "o_proj" and not split
+    assert problems("lmdeploy", "fp8", "QB270", model) == (set(model.specs) if stops else set())
 
 
 def found_of(src, target):

@@ -53,6 +53,13 @@ def test_what_was_removed_is_served_by_the_version_that_had_it(tmp_path):
     assert not refusals(tmp_path / "dst", "lmdeploy@0.6.2")
 
 
+@pytest.mark.parametrize("name", ["Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration", "X"])
+def test_a_class_that_the_older_transformers_does_not_know_is_warned_of(name, tmp_path):
+    src = of_class(copy_fixture(tmp_path, W4A16), name)
+    found = [finding for finding in qbridge.check(src, "lmdeploy").findings if finding.code == "QB248"]
+    assert {finding.severity for finding in found} == (set() if name == "X" else {"warning"})
+
+
 def test_the_class_of_remote_code_comes_first(tmp_path):
     src = of_class(
         copy_fixture(tmp_path, "awq/llama_gemm"), "LlamaForCausalLM", auto_map={"AutoModelForCausalLM": "x.Y"}

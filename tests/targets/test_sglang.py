@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import qbridge
 from qbridge.findings.finding import QBridgeError
+from qbridge.formats.rules import broken
 from qbridge.targets.registry import find_target
+from qbridge.targets.sglang import loading
 from qbridge.testing import check_target
 from support import ROOT, copy_fixture, edit_json
 
@@ -128,3 +131,99 @@ def test_parts_that_are_not_quantized_are_listed_by_the_name_of_the_whole(leaves
     assert "QB280" in codes(qbridge.check(source, "sglang"), "error")
     qbridge.convert(source, tmp_path / "out", "sglang")
     assert qbridge.check(tmp_path / "out", "sglang").ok
+
+
+def of_class(folder, architecture, case="compressed_tensors/llama_w4a16_g128", **keys):
+    """A fixture under the name of another class, with other keys in config.json."""
+    source = copy_fixture(folder, case)
+    edit_json(source / "config.json", lambda config: config.update({"architectures": [architecture], **keys}))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "code"),
+    [
+        ("NoSuchForCausalLM", {}, "QB268"),
+        ("GlmForCausalLM", {}, "QB268"),  # tensor parallelism of another style
+        ("LongcatFlashForCausalLM", {}, "QB268"),
+        ("LlavaForConditionalGeneration", {"vision_config": {"model_type": "clip_vision_model"}}, "QB268"),
+        ("Qwen3MoeForCausalLM", {}, "QB269"),  # which has experts in every layer
+        ("NemotronHForCausalLM", {"n_groups": 2}, "QB269"),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": 4}, "QB269"),
+        ("CwmForCausalLM", {}, "QB293"),  # through transformers, no target is found
+        ("Qwen3ForSequenceClassification", {}, "QB299"),
+        ("StableLmForCausalLM", {}, "QB281"),  # its attention is built without the block
+    ],
+)
+def test_what_a_class_does_not_take_is_refused(architecture, keys, code, tmp_path):
+    source = of_class(tmp_path, architecture, **keys)
+    assert code in codes(qbridge.check(source, "sglang"), "error")
+
+
+def broken_rules(architecture, tensors=None, **keys):
+    """The problems, by code, that any format has with a model of another class, and of other names of tensors."""
+    with qbridge.open(fixture("compressed_tensors/llama_w4a16_g128")) as opened:
+        model = replace(opened.model, config={**opened.model.config, "architectures": [architecture], **keys})
+    named = {new: replace(info, stored=new) for new, info in zip(tensors or (), model.tensors.values(), strict=False)}
+    found = broken(loading.RULES, replace(model, tensors=named or model.tensors))
+    return {fault.rule.code: fault.problem for fault in found}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "missing", "given"),
+    [
+        ("KimiK25ForConditionalGeneration", {"vision_config": {}}, {"vision_config": {"vt_hidden_size": 8}}),
+        ("ExaoneMoeForCausalLM", {}, {"is_moe_layer": [False, True]}),
+        ("Qwen2VLForConditionalGeneration", {"vision_config": {}}, {"vision_config": {"in_chans": 3}}),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": 4}, {"sliding_window_pattern": "LLLG"}),
+        ("PhiForCausalLM", {"num_key_value_heads": 1}, {"num_key_value_heads": None}),
+        ("MiMoV2FlashForCausalLM", {}, {"hybrid_layer_pattern": [0]}),
+    ],
+)
+def test_a_class_is_taken_with_the_keys_that_it_asks_for(architecture, missing, given):
+    assert broken_rules(architecture, **missing).keys() == {"QB269"}
+    assert broken_rules(architecture, **given) == {}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key", "ending"),
+    [
+        ("HunYuanDenseV1ForCausalLM", "use_qk_norm", "self_attn.key_layernorm.weight"),
+        ("MiniMaxM2ForCausalLM", "use_routing_bias", "block_sparse_moe.e_score_correction_bias"),
+    ],
+)
+def test_tensors_that_a_class_has_no_place_for_without_a_key(architecture, key, ending):
+    tensors = [f"model.layers.0.{ending}"]
+    assert broken_rules(architecture, tensors).keys() == {"QB269"}
+    assert broken_rules(architecture, tensors, **{key: True}) == {}
+
+
+def test_a_class_of_transformers_is_given_another_format(tmp_path):
+    source = of_class(tmp_path, "CwmForCausalLM")
+    report = qbridge.convert(source, tmp_path / "out", "sglang")
+    assert report.format == "gptq" and qbridge.check(tmp_path / "out", "sglang").ok
+
+
+@pytest.mark.parametrize(("architecture", "format_name"), [("GPTJForCausalLM", "gptq"), ("LlamaForCausalLM", "")])
+def test_loaders_that_ask_compressed_tensors_alone_for_scales(architecture, format_name, tmp_path):
+    source = of_class(tmp_path, architecture, "gptq/llama_g128")
+    found = codes(qbridge.check(source, "sglang"), "error")
+    assert ("QB298" in found) is (format_name != "")
+
+
+def test_intervals_of_full_attention_that_layers_do_not_keep(tmp_path):
+    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+    source = of_class(
+        tmp_path, "Qwen3_5ForCausalLM", model_type="qwen3_5_text", layer_types=kinds, full_attention_interval=2
+    )
+    assert "QB269" in codes(qbridge.check(source, "sglang"), "error")
+
+
+def test_the_advice_has_the_flags_that_rename_what_a_loader_does_not_take():
+    """Qwen2.5-VL's takes the text model under `model` alone; the other names are in tests/engines."""
+    text, tower = "model.language_model.layers.0.mlp.down_proj.weight", "model.visual.merger.mlp.0.weight"
+    problem = broken_rules("Qwen2_5_VLForConditionalGeneration", [text, tower], model_type="qwen2_5_vl")["QB269"]
+    flags = "--rename-prefix model.language_model=model --rename-prefix model.visual=visual"
+    assert problem.help == (f"convert it with {flags}",)
+    renamed = [text.replace("model.language_model", "model"), tower.replace("model.visual", "visual")]
+    assert broken_rules("Qwen2_5_VLForConditionalGeneration", renamed, model_type="qwen2_5_vl") == {}

@@ -177,8 +177,10 @@ def test_dense_linears_that_a_list_misses(name, stored, method, entries, missed)
     assert said == ({"QB280": {stored}} if missed else {})
 
 
-@pytest.mark.parametrize(("name", "stored"), [("GPTNeoXForCausalLM", "embed_out"), ("X", "")])
-@pytest.mark.parametrize("listed", ["lm_head", "embed_out", "language_model.lm_head"])
+@pytest.mark.parametrize(
+    ("name", "stored"), [("GPTNeoXForCausalLM", "embed_out"), ("DeepseekV4ForCausalLM", "head"), ("X", "")]
+)
+@pytest.mark.parametrize("listed", ["lm_head", "embed_out", "head", "language_model.lm_head"])
 def test_a_head_is_listed_as_in_memory(name, stored, listed):
     name = name if stored else "LlavaNextVideoForConditionalGeneration"
     stored = stored or "language_model.lm_head"

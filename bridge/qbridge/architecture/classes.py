@@ -188,7 +188,7 @@ CLASSES: Mapping[str, ModelClass] = {
     "DeepseekV2ForCausalLM": ModelClass(MLA),
     "DeepseekV32ForCausalLM": ModelClass(DSA, corrected=True, indexers=True),
     "DeepseekV3ForCausalLM": _DEEPSEEK,
-    "DeepseekV4ForCausalLM": ModelClass(DEEPSEEK_V4, float4_experts=True, judged=False, shards=False),
+    "DeepseekV4ForCausalLM": ModelClass(DEEPSEEK_V4, float4_experts=True, judged=False, shards=False, head="head"),
     "Dots1ForCausalLM": replace(_QWEN3, corrected=True),
     "Ernie4_5ForCausalLM": _TIED,
     "Ernie4_5_MoeForCausalLM": _TIED,

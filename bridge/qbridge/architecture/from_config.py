@@ -34,7 +34,10 @@ def config_alone(storage: Storage, side_files: Iterable[str] = ()) -> Mapping[st
 
 
 def assumed_linears(storage: Storage) -> tuple[Mapping[str, Any], dict[str, tuple[int, int]]]:
-    """(config.json, (out_features, in_features) by linear) of a place without weights; QBridgeError (QB262)."""
+    """(config.json, (out_features, in_features) by linear) of a place without weights, without the head.
+
+    Raises QBridgeError (QB262).
+    """
     config = config_alone(storage)
     architecture = Architecture.of(config)
     if not architecture.known:
@@ -48,6 +51,16 @@ def assumed_linears(storage: Storage) -> tuple[Mapping[str, Any], dict[str, tupl
         raise error("QB262", storage.url, (f"it does not say {fault}",)) from fault
     except ValueError as fault:
         raise error("QB262", storage.url, (str(fault),)) from fault
+
+
+def assumed_head(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of the head, by its name; nothing where the class has none, or ties it."""
+    architecture = Architecture.of(config)
+    name, text = architecture.row.head, architecture.text
+    sizes = text.get("vocab_size"), text.get("hidden_size")
+    if not name or architecture.tied or not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
+        return {}
+    return {name: (text["vocab_size"], text["hidden_size"])}
 
 
 def assumed_model(storage: Storage) -> Model:

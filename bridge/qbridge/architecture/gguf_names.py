@@ -11,8 +11,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from qbridge.architecture.config import rope
 
+LLAMA3 = "llama3"
+ROPE_FACTORS = "rope_freqs.weight"  # the tensor of the factors of Llama 3
 Number = int | float | str
 
 
@@ -117,21 +122,41 @@ class GgufNames:
             **self._experts(),
         }
         self._check_unsaid()
+        if self.rope_factors is not None and not np.isfinite(self.rope_factors).all():
+            raise ValueError("the rope of Llama 3 has factors that are no numbers")
         return {f"{self.architecture}.{key}": value for key, value in found.items()}
 
     def _rope(self) -> dict[str, Number]:
         theta, scaling, by_layer = rope(self.config)
         kind = (scaling or {}).get("rope_type", "default")
-        if by_layer or kind not in ("default", "linear", "yarn"):
+        if by_layer or kind not in ("default", "linear", "yarn", LLAMA3):
             raise ValueError(f"rope of type {kind!r} is not written here" if scaling else "rope differs by layer")
         found: dict[str, Number] = {"rope.freq_base": float(theta or 10000.0)}
-        if scaling and kind != "default":
+        if scaling and kind in ("linear", "yarn"):
             found |= {"rope.scaling.type": str(kind), "rope.scaling.factor": float(scaling["factor"])}
         if scaling and kind == "yarn":
             found["rope.scaling.original_context_length"] = int(scaling["original_max_position_embeddings"])
             if unknown := scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"}:
                 raise ValueError(f"rope of type yarn with {', '.join(sorted(unknown))} is not written here")
         return found
+
+    @property
+    def rope_factors(self) -> npt.NDArray[np.float32] | None:
+        """What every frequency is divided by, float32 [head_dim / 2], where config.json says the rope of Llama 3.
+
+        Its formula: transformers 5.24.0, modeling_rope_utils.py (_compute_llama3_parameters).
+        """
+        theta, scaling, _ = rope(self.config)
+        if not scaling or scaling.get("rope_type") != LLAMA3:
+            return None
+        factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        context = float(scaling["original_max_position_embeddings"])
+        exponents = np.arange(0, self.head, 2, dtype=np.float32) / np.float32(self.head)
+        waves = 2 * np.pi * np.power(np.float32(theta or 10000.0), exponents).astype(np.float64)
+        smooth = (context / waves - low) / (high - low)
+        between = 1 / ((1 - smooth) / factor + smooth)
+        found = np.where(waves < context / high, 1.0, np.where(waves > context / low, factor, between))
+        return found.astype(np.float32)
 
     def _experts(self) -> dict[str, Number]:
         if self.architecture != "qwen3moe":
@@ -157,6 +182,72 @@ class GgufNames:
                 raise ValueError("norm_topk_prob is false, llama.cpp normalises the weights of experts")
 
 
+_KEYS: Mapping[str, str] = {  # of config.json, by the keys of the metadata
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
+    "rope.freq_base": "rope_theta",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+_MODEL_TYPES: Mapping[str, str] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
+_ASSUMED = ("vocab_size", "rope.dimension_count", "attention.value_length")
+
+
+def config_of(metadata: Mapping[str, Any], vocabulary: int, tied: bool) -> dict[str, Any]:
+    """config.json of a model by the metadata of its files; ValueError for one that this does not describe in full.
+
+    `vocabulary` is how many tokens its embedding has, `tied` whether that is its head, too.
+    """
+    name = str(metadata.get("general.architecture"))
+    if name not in _MODEL_TYPES:
+        raise ValueError(f"general.architecture is {name!r}: known are {', '.join(_MODEL_TYPES)}")
+    said = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
+    found = {own: said[key] for key, own in _KEYS.items() if key in said}
+    if unknown := sorted(said.keys() - _KEYS.keys() - set(_ASSUMED)):
+        raise ValueError(f"{name}.{unknown[0]} has no counterpart here")
+    head = found.setdefault("head_dim", _quotient(found, "hidden_size", "num_attention_heads"))
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if said.get(key, head) != head:
+            raise ValueError(f"{name}.{key} is {said[key]}, head_dim {head}")
+    found["rms_norm_eps"] = _shortest(found.get("rms_norm_eps"))
+    return {
+        "architectures": [class_of(name)],
+        "model_type": _MODEL_TYPES[name],
+        "hidden_act": "silu",
+        **found,
+        **({"norm_topk_prob": True} if name == "qwen3moe" else {}),
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float16",  # that of the scales of most blocks
+        **{
+            f"{own}_token_id": metadata[f"tokenizer.ggml.{own}_token_id"]
+            for own in ("bos", "eos")
+            if f"tokenizer.ggml.{own}_token_id" in metadata
+        },
+    }
+
+
+def _quotient(config: Mapping[str, Any], whole: str, parts: str) -> int:
+    try:
+        return int(config[whole]) // int(config[parts])
+    except (KeyError, ZeroDivisionError, TypeError, ValueError):
+        raise ValueError(f"there is no {whole} or {parts}") from None
+
+
+def _shortest(value: Any) -> float:
+    """A float32 by the shortest decimal number that is that float32: 1e-05, not 9.999999747378752e-06."""
+    if type(value) is not float:
+        raise ValueError("there is no rms_norm_eps")
+    return float(f"{value:.7g}")
+
+
 def known_classes() -> Collection[str]:
     """The model classes whose names are known."""
     return _CLASSES.keys()
@@ -164,7 +255,10 @@ def known_classes() -> Collection[str]:
 
 def class_of(architecture: str) -> str:
     """The model class that a name of llama.cpp stands for, the first one of several; KeyError for any other."""
-    return next(found for found, row in _CLASSES.items() if row.name == architecture)
+    found = next((known for known, row in _CLASSES.items() if row.name == architecture), None)
+    if found is None:
+        raise KeyError(architecture)
+    return found
 
 
 def module_of_gguf(name: str) -> tuple[str, bool] | None:

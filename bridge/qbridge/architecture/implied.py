@@ -41,6 +41,11 @@ def _interval(config: Config) -> int | None:
     return len(kinds) // full if full and len(kinds) % full == 0 else None
 
 
+def _none(config: Config) -> list[int]:
+    """An empty list."""
+    return []
+
+
 def _always(value: str) -> Implied:
     return lambda config: value
 
@@ -56,7 +61,9 @@ _IMPLIED: Mapping[str, Mapping[str, Implied]] = {
     "deepseek_v32": _SIGMOID,
     "glm_moe_dsa": {**_SIGMOID, "first_k_dense_replace": _dense_layers},
     "hy_v3": {"first_k_dense_replace": _dense_layers},
-    **{name: {"full_attention_interval": _interval} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},
+    # a tower without them, which readers that know Qwen3-VL's take for one with three
+    **{kind: {"deepstack_visual_indexes": _none} for kind in ("qwen3_5_moe_vision", "qwen3_5_vision")},
+    **{kind: {"full_attention_interval": _interval} for kind in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},
 }
 # Classes with linear attention in three of four layers, where config.json says neither layer_types nor an interval.
 _HYBRID = frozenset({"qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"})

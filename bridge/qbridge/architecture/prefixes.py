@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from qbridge.findings.arguments import typed
+
 Prefix = tuple[str, str]  # (what a name begins with, what it shall begin with), whole modules without the last dot
 
 # Sources: transformers 5.24.0, conversion_mapping.py (source_patterns and target_patterns); vllm 0.33.0,
@@ -44,7 +46,12 @@ Prefixes = Mapping[str, str] | Iterable[Prefix]
 
 def pairs_of(prefixes: Prefixes) -> tuple[Prefix, ...]:
     """The pairs without the dots at their ends."""
-    pairs = prefixes.items() if isinstance(prefixes, Mapping) else prefixes
+    typed("rename_prefix", prefixes, Mapping, Iterable)
+    pairs = tuple(prefixes.items() if isinstance(prefixes, Mapping) else prefixes)
+    for pair in pairs:
+        typed("a pair of rename_prefix", pair, tuple, list)
+        for name in pair:
+            typed("a name in rename_prefix", name, str)
     return tuple((old.removesuffix("."), new.removesuffix(".")) for old, new in pairs)
 
 

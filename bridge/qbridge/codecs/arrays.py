@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qbridge.ir.dtypes import Array, DType
+from qbridge.ir.dtypes import Array, DType, from_float64, to_float64
 from qbridge.ir.slots import NOTHING, PLAIN, Codec, Parts, Region, Slot, Span, _ByRows
 
 
@@ -32,6 +32,28 @@ class Narrowed(_ByRows):
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """`stored` in the canonical dtype and shape."""
         return stored.astype(dtype.numpy).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AsFloat32(_ByRows):
+    """Floats of `dtype` stored as float32, which holds them all but those of float64 (ValueError)."""
+
+    dtype: DType
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """`array` as float32 in the shape of `slot`."""
+        wide = to_float64(array, self.dtype)
+        stored = wide.astype(np.float32)
+        if (stored.astype(np.float64) != wide).any():
+            raise ValueError(f"{slot.tensor}: a value is no float32")
+        return stored.reshape(slot.shape)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """`stored` in its own dtype; ValueError for a value that it does not have."""
+        found = from_float64(stored.astype(np.float64), self.dtype)
+        if (to_float64(found, self.dtype) != stored).any():
+            raise ValueError(f"a value is no {self.dtype}")
+        return found.reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)

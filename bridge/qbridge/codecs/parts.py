@@ -20,12 +20,17 @@ def needed(slots: Mapping[str, Slot], parts: Collection[str]) -> dict[str, Slot]
     return found
 
 
+def parts_inside(slots: Mapping[str, Slot], part: str) -> list[str]:
+    """The parts that are written in the blocks of another one."""
+    return [other for other, slot in slots.items() if slot.codec.inside == part]
+
+
 def encode(layer: Layer, slots: Mapping[str, Slot]) -> dict[str, Any]:
     """The stored array of every part that the layer holds, and of every fixed tensor, by tensor name."""
     return {
         slot.tensor: encode_part(layer, part, slot)
         for part, slot in slots.items()
-        if part in layer.arrays or slot.codec.fixed
+        if (part in layer.arrays or slot.codec.fixed) and not slot.codec.inside
     }
 
 

@@ -11,6 +11,7 @@ from typing import TextIO
 from qbridge.architecture.prefixes import Prefix, pairs_of
 from qbridge.plan.options import LEAST_MEMORY
 
+PROGRESS = ("auto", "json", "none")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _LEAST_PLAIN = 10**6  # a smaller number without a unit is a size whose unit was forgotten
@@ -46,6 +47,20 @@ def positive_sizes_of(text: str) -> tuple[int, ...]:
     if any(size < 1 for size in sizes):
         raise ValueError("tensor-parallel sizes are positive")
     return sizes
+
+
+def jobs_of(text: str) -> int:
+    """The threads of --jobs."""
+    if not re.fullmatch(r"\d{1,6}", text.strip()):
+        raise ValueError("a number of threads, 0 for one on each core")
+    return int(text)
+
+
+def progress_of(text: str) -> str:
+    """The word of --progress."""
+    if text not in PROGRESS:
+        raise ValueError("auto, json or none")
+    return text
 
 
 def memory_of(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ from qbridge.commands.judging import Judge, Subject, Verdict
 from qbridge.commands.releases import between
 from qbridge.commands.remedies import JUDGING, WRITTEN, Remedies, Remedy, Sizes
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Finding, Findings, Severity, in_order
 from qbridge.findings.way import Advice, Way
-from qbridge.plan.options import Options, allowed, typed
+from qbridge.plan.options import Options, allowed
 from qbridge.targets.gpus import Gpu, gpu_of
 from qbridge.targets.rank_weights import RankWeights, rank_weights
 from qbridge.targets.registry import find_target, nearer, neighbours
@@ -31,6 +31,7 @@ def check(
     source: str | None = None,
     *,
     allow: Iterable[str] = (),
+    values: bool = True,
 ) -> Check: ...
 
 
@@ -43,9 +44,11 @@ def check(
     source: str | None = None,
     *,
     allow: Iterable[str] = (),
+    values: bool = True,
 ) -> CheckTable: ...
 
 
+@checked
 @no_garbage()
 def check(
     src: PathLike,
@@ -55,23 +58,23 @@ def check(
     source: str | None = None,
     *,
     allow: Iterable[str] = (),
+    values: bool = True,
 ) -> Check | CheckTable:
     """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
 
     Several sizes of `tp` give a table, which is a yes if each of them is. `gpu` is a compute capability such as sm90
     or a name such as H100. A folder with nothing but config.json is judged by the dims that it names. A version of an
-    engine between two of our tables is judged by both. Raises QBridgeError where the folder cannot be read at all;
+    engine between two of our tables is judged by both. Without `values` headers are all that is read, and the answer
+    is no where a value would be needed (QB064). Raises QBridgeError where the folder cannot be read at all;
     ValueError for a `tp` that is not positive, TypeError for what is of another type.
     """
     start = time.monotonic()
-    typed("gpu", gpu, str)
-    typed("src", src, str, os.PathLike)
-    releases = neighbours(target) if isinstance(target, str) else None
+    releases = neighbours(target)
     wanted = nearer(target.partition("@")[2], releases) if releases else find_target(target)
     sizes = tuple(dict.fromkeys(Options.of(wanted, tp).tp))
     findings = Findings(allowed(allow) - WRITTEN)  # the engine reads what is there, whatever convert may leave out
     device = gpu_of(gpu)
-    subject = Subject.of(src, source, findings)
+    subject = Subject.of(src, source, findings, values)
     name = target.strip().lower() if releases else wanted.name
     asked = Asked.of(subject, name, wanted, releases or (wanted,), device)
     if isinstance(tp, int):
@@ -189,7 +192,16 @@ class Asked:
     def _remedies(self, alone: bool) -> Remedies:
         subject, allow = self.subject, self.subject.findings.allow - JUDGING
         return Remedies(
-            subject.storage, subject.source, subject.model, self.target, self.gpu, allow, subject.whole, alone
+            subject.storage,
+            subject.source,
+            subject.model,
+            self.target,
+            self.gpu,
+            allow,
+            subject.whole,
+            subject.opened,
+            subject.values,
+            alone,
         )
 
     def _codes(self, kind: str) -> list[str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.gguf_names import config_of
 from qbridge.codecs.parts import decode
+from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
+from qbridge.findings.hints import one_line
 from qbridge.findings.way import Way
 from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
 from qbridge.formats.detection import detect
@@ -19,16 +23,18 @@ from qbridge.formats.registry import find, load, registry, report_unusable, snif
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
-from qbridge.plan.options import allowed, typed
+from qbridge.plan.options import allowed
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
 from qbridge.source.storage import Storage
 from qbridge.targets.registry import source_formats
 
+_LOG = logging.getLogger(__name__)
+
 PathLike = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Checkpoint:
     """A checkpoint in its canonical form; use it in a `with`, or close it.
 
@@ -55,14 +61,22 @@ class Checkpoint:
     def tensor(self, name: str) -> Array:
         """One unquantized tensor as stored (bfloat16 as uint16 bits); KeyError if there is none of that name.
 
-        It goes by its name in `model.tensors`, or by the one on disk where that is another.
+        It goes by its name in `model.tensors`, or by the one on disk where that is another. Rows that lie in another
+        order on disk are in their own.
         """
+        if linear := self.model.rearranged.get(name):
+            (dtype, shape), info = linear.spec.parts()["code"], self.model.tensors[name]
+            found = linear.read.codec.decode(self.source.read(linear.read.tensor), dtype, shape)
+            return found.reshape(info.shape)
         listed = self.model.tensors.get(name)
         return self.source.read(name if listed is None else listed.stored)
 
     def close(self) -> None:
         """Close the files."""
         self.source.close()
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.format}, {len(self.specs)} layers, {len(self.model.tensors)} other tensors")
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -83,6 +97,7 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
+@checked
 @no_garbage()
 def open_checkpoint(
     path: PathLike | Storage,
@@ -90,22 +105,29 @@ def open_checkpoint(
     allow: Iterable[str] = (),
     strict: bool = True,
     plans: bool = False,
+    values: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint of a named format, or of the one its content shows.
 
     Raises QBridgeError with every fault of the folder, the config and the tensors; unless `strict`, what a reader
     finds wrong is among the findings instead.
-    With `plans` the small values that were read are held for the plan that is made next.
+    With `plans` the small values that were read are held for the plan that is made next; without `values` none may be
+    read (QB064).
     """
     if not isinstance(path, Storage):
         typed("path", path, str, os.PathLike)
-    typed("the format of the source", format, str, type(None))
     findings = Findings(allowed(allow))
     where = path.url if isinstance(path, Storage) else str(path)
     with io_as_finding(where):
-        source = open_source(storage_of(path), findings)
+        source = _opened(storage_of(path), findings)
+        source.values = values
+        if source.metadata and not source.config:
+            _take_config(source, findings)
     try:
-        with io_as_finding(where), source.remembering(forget=not plans, room=None if plans else FEW):
+        with (
+            io_as_finding(where),
+            source.remembering(forget=not plans, room=None if plans or source.storage.is_far else FEW),
+        ):
             reader, match = _reader(source, format, findings)
             model = reader.read(source, findings)
             judge_blocks(source, findings)
@@ -119,7 +141,31 @@ def open_checkpoint(
     except BaseException:
         source.close()
         raise
+    size = sum(tensor.end - tensor.begin for tensor in source.tensors.values())
+    _LOG.info("opened %s: %d bytes in %d tensors, %d files", path, size, len(source.tensors), len(source.shards))
+    _LOG.info("it is %s: %s; %d quantized layers", reader.NAME, match.because, len(model.specs))
     return Checkpoint(source, model, reader.NAME, match.because, findings)
+
+
+def _take_config(source: Source, findings: Findings) -> None:
+    """The config that the metadata of files give, where no config.json lies beside them; QBridgeError (QB117)."""
+    embedding = source.tensors.get("token_embd.weight")
+    vocabulary = embedding.shape[0] if embedding else 0
+    try:
+        source.config = config_of(source.metadata, vocabulary, "output.weight" not in source.tensors)
+    except ValueError as fault:
+        findings.add("QB117", source.url, (str(fault), "no config.json lies beside it"))
+        findings.stop_on_errors()
+    findings.add("QB120", source.url)
+
+
+def _opened(storage: Storage, findings: Findings) -> Source:
+    """The source of a storage, whose files and connections are closed where it is none."""
+    try:
+        return open_source(storage, findings)
+    except BaseException:
+        storage.close()
+        raise
 
 
 def _reader(source: Source, name: str | None, findings: Findings) -> tuple[Format, Match]:

@@ -7,25 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.commands.checkpoint import PathLike
-from qbridge.commands.report import as_json
+from qbridge.commands.results import Result, as_json
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import io_as_finding
 from qbridge.write import staging
 from qbridge.write.destination import leftovers
 
 
-@dataclass(frozen=True, slots=True)
-class Cleaning:
+@dataclass(frozen=True, slots=True, repr=False)
+class Cleaning(Result):
     """What `clean` removed at a destination; `bytes` is the size of its files."""
 
     destination: str
     removed: tuple[str, ...]
     bytes: int
 
+    @property
+    def line(self) -> str:
+        """How much was removed."""
+        return f"{len(self.removed)} paths removed, {self.bytes} bytes"
+
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints."""
         return as_json(self, "clean")
 
 
+@checked
 def clean(dst: PathLike) -> Cleaning:
     """Remove what interrupted runs have left beside `dst` or in it; a finished checkpoint stays as it is.
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.commands.model_card import judge_card
+from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
 from qbridge.commands.restructuring import restructured
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
+from qbridge.plan.gguf_output import gguf_shards
 from qbridge.plan.links import linked_shards, rewritten_layers
-from qbridge.plan.options import DEFAULTS, MEMORY, Options, typed
+from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import Recorded, best_plan
@@ -39,7 +42,10 @@ from qbridge.write.links import SYMBOLIC
 from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
+_LOG = logging.getLogger(__name__)
 
+
+@checked
 def convert(
     src: PathLike,
     dst: PathLike,
@@ -64,6 +70,7 @@ def convert(
     jobs: int = 0,
     memory: int = MEMORY,
     proof: bool = True,
+    card: bool = True,
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
@@ -84,14 +91,13 @@ def convert(
     whose bytes do not change is linked to that of `src`: blocks shared, a hard link, or a symbolic one.
 
     `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
-    of linked files excepted. ValueError for what means nothing, TypeError for what is of another type.
+    of linked files excepted. `card` writes README.md anew: metadata that holds, what was done, and below it the text
+    of `src`'s, which is carried over as it is otherwise. ValueError for what means nothing, TypeError for what is of
+    another type.
     """
     start = time.monotonic()
-    typed("max_shard_size", max_shard_size, int, type(None))
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError("max_shard_size is a number of bytes, 1 or more")
-    for name, path in (("src", src), ("dst", dst)):
-        typed(name, path, str, os.PathLike)
     wanted = find_target(target)
     options = Options.of(
         wanted,
@@ -108,6 +114,7 @@ def convert(
         jobs=jobs,
         memory=memory,
         proof=proof,
+        card=card,
     )
     out = Path(dst)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
@@ -120,10 +127,14 @@ def convert(
         opened, changes = restructured(opened, options)
         plan = prepare(opened, wanted, options)
         shards = files_of(plan, opened, options.link, max_shard_size)
+        plan = _with_card(opened, plan, shards, options, source, max_shard_size)
+        _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
         links: dict[str, int] = {}
         if stands or not dry_run:
             block = plan.config.get("quantization_config", {})
-            documents: dict[str, Document] = {MANIFEST: manifest.build(opened.source, plan, changes.record())}
+            documents: dict[str, Document] = {
+                MANIFEST: manifest.build(opened.source, plan, changes.record(), _shaping(options, max_shard_size))
+            }
             documents |= plan.rewritten
             documents |= {**side_files(plan.format, block), "config.json": plan.config}
             stands = stands and stands_there(opened, plan, shards, documents, out, Effort.of(options))
@@ -131,9 +142,34 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-        judge_card(opened.source, named(opened.format), plan.format, opened.findings)
     report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def _shaping(options: Options, max_shard_size: int | None) -> dict[str, Any]:
+    """The options that shape the output and may come from a user's settings, as far as they are not the defaults."""
+    given = {"tp": list(options.tp) if options.tp != DEFAULTS.tp else None, "max_shard_size": max_shard_size}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _with_card(
+    opened: Checkpoint,
+    plan: Plan,
+    shards: Sequence[Shard],
+    options: Options,
+    source: str | None,
+    max_shard_size: int | None,
+) -> Plan:
+    """The plan with the model card among its files, unless none is wanted or the source's has to stay as it is."""
+    before = named(opened.format)
+    if options.card:
+        report = Report.of_plan(SRC, Path(DST), opened, plan, shards, True, 0.0, max(options.tp))
+        command = command_of(plan.target.name, source, options, opened.findings.allow, max_shard_size)
+        card = card_of(opened.source, Conversion(before, plan, report, command), opened.findings)
+        if card is not None:
+            return replace(plan, rewritten={**plan.rewritten, CARD: card})
+    judge_card(opened.source, before, plan.format, opened.findings)
+    return plan
 
 
 def _may_be_finished(dst: Path, overwrite: bool) -> bool:
@@ -143,7 +179,10 @@ def _may_be_finished(dst: Path, overwrite: bool) -> bool:
 
 def files_of(plan: Plan, opened: Checkpoint, link: bool, max_shard_size: int | None = None) -> list[Shard]:
     """The output files, linked where that is asked for; QBridgeError (QB326) where none can be."""
-    shards = plan_shards(plan.outputs, max_shard_size)
+    if plan.metadata:
+        shards = gguf_shards(plan.outputs, plan.metadata, max_shard_size)
+    else:
+        shards = plan_shards(plan.outputs, max_shard_size)
     if link:
         shards = linked_shards(shards, opened.source, opened.findings)
         opened.findings.stop_on_errors()
@@ -168,14 +207,17 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
         opened.findings.stop_on_errors()
 
 
-def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:
-    """The plan of a conversion of what was looked at; QBridgeError with what stops it."""
+def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_headers: bool = False) -> Plan:
+    """The plan of a conversion of what was looked at; QBridgeError with what stops it.
+
+    `by_headers` it may be refused after all, once values are read.
+    """
 
     @cache
     def recorded(format_name: str) -> Recorded:
         return manifest.way_back(opened.source, opened.model, format_name)
 
-    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options)
+    plan = best_plan(opened.source, opened.model, target, opened.findings, recorded, options, by_headers)
     opened.findings.stop_on_errors()
     if options.link:  # what is linked is not decoded
         survey(opened.source, opened.model, opened.findings, rewritten_layers(plan))
@@ -211,6 +253,7 @@ def write(
     links: dict[str, int] = {}
     with staged(dst, source.storage.path(), overwrite, _identity(source, shards, documents), size) as stage:
         if not stage.complete:
+            source.announce()
             links = write_checkpoint(stage, source, plan, shards, documents, sides, effort, progress)
     if SYMBOLIC in links:
         opened.findings.add("QB327", str(dst), (f"{links[SYMBOLIC]} of {len(shards)} files lead to {source.url}",))
@@ -225,8 +268,9 @@ def stands_there(
     dst: Path,
     effort: Effort,
 ) -> bool:
-    """Whether DST is already what `write` would make of it."""
-    return is_finished(dst, opened.source, plan, shards, documents, _carried_over(opened, documents), effort)
+    """Whether DST is already what `write` would make of it; somebody may have edited the card since."""
+    sides, written_for_people = _carried_over(opened, documents), plan.rewritten.keys() & {CARD}
+    return is_finished(dst, opened.source, plan, shards, documents, sides, effort, written_for_people)
 
 
 def _carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[str]:

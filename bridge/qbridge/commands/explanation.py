@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.commands.checkpoint import PathLike
+from qbridge.commands.planned_cures import planned
 from qbridge.commands.remedies import new_folder
-from qbridge.commands.report import SCHEMA
+from qbridge.commands.results import SCHEMA, Result
+from qbridge.findings.arguments import checked
 from qbridge.findings.catalogue import CATALOGUE
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import error
-from qbridge.findings.hints import did_you_mean, printable
+from qbridge.findings.hints import did_you_mean, printable, word_of_command
 from qbridge.targets.messages import Message, Occurrence, Values, checkpoints_of, occurrences, ranks_of
 from qbridge.targets.registry import codes, messages
 
@@ -68,8 +70,8 @@ class Meaning:
         return [(label, printable(value)) for label, value in rows if value]
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation(Result):
     """What a text means: the entry of a code, or the messages of engines that stand in it, the first one first.
 
     Neither where nothing in it is known, which is no error: `ok` says so.
@@ -90,21 +92,21 @@ class Explanation:
         )
         return {"schema": SCHEMA, "command": "explain", **answer}
 
-    def __str__(self) -> str:
+    @property
+    def line(self) -> str:
+        """The code and its title, or the messages."""
         if self.code is not None:
-            return f"{self.code.code}: {self.code.title}\n{self.code.what} {self.code.why}\n{self.code.fix}"
-        return "\n\n".join(_lines(meaning.rows) for meaning in self.messages) or UNKNOWN
+            return f"{self.code.code}, {self.code.title}"
+        return "; ".join(f"{meaning.engine}: {meaning.line}" for meaning in self.messages) or "nothing known"
 
 
-def _lines(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{label:<10}  {value}" for label, value in rows)
-
-
+@checked
 def explain(text: str, src: PathLike | None = None) -> Explanation:
     """What a code (QB015) means, or the messages of engines in a line or a whole log.
 
     `src` is the checkpoint that the commands are about; else the one whose path the log names, where there is such a
-    folder here. Raises QBridgeError (QB030) for what looks like a code and is none.
+    folder here. Conversions of a checkpoint that is here are planned before they are printed: those that would be
+    refused are left out. Raises QBridgeError (QB030) for what looks like a code and is none.
     """
     if _CODE.fullmatch(text.strip()):
         return Explanation(_entry(text.strip()))
@@ -118,7 +120,7 @@ def _entry(code: str) -> Code:
     """The entry of a code, in letters of any case; no plugin is imported for one of ours."""
     entries = CATALOGUE if code.upper() in CATALOGUE else codes()
     if code.upper() not in entries:
-        raise error("QB030", code, help=did_you_mean(code.upper(), entries))
+        raise error("QB030", code, help=did_you_mean(code.upper(), entries, "`qbridge explain`"))
     return entries[code.upper()]
 
 
@@ -135,8 +137,11 @@ def _meaning(each: Occurrence, text: str, checkpoint: str, ranks: str) -> Meanin
     message, values = each.message, {**each.values, **each.message.derive(each.values)}
     tp = values.get("tp") or ranks
     split = f" --tp {tp or 'N'}" if message.split or tp not in ("", "1") else ""
-    src = shlex.quote(checkpoint) if checkpoint else "SRC"
+    src = word_of_command(checkpoint) if checkpoint else "SRC"
     more = f" {_filled(message.check, values)}" if message.check else ""
+    cures, refusal = planned(
+        (f"{line}{split}" for line in _conversions(message, values, src, checkpoint)), checkpoint
+    )
     return Meaning(
         engine=message.engine,
         versions=message.versions,
@@ -145,8 +150,8 @@ def _meaning(each: Occurrence, text: str, checkpoint: str, ranks: str) -> Meanin
         values=each.values,
         cause=message.cause.format(**values),
         check=f"qbridge check {src} --for {message.engine}{split}{more}",
-        cure=tuple(f"{line}{split}" for line in _conversions(message, values, src, checkpoint)),
-        advice=message.advice.format(**values),
+        cure=cures,
+        advice=" ".join(filter(None, (message.advice.format(**values), refusal))),
     )
 
 
@@ -162,7 +167,7 @@ def _conversions(message: Message, values: Values, src: str, checkpoint: str) ->
     """
     for cure in message.cure:
         engine = cure.target.partition("@")[0]
-        dst = shlex.quote(new_folder(checkpoint, engine)) if checkpoint else "DST"
+        dst = word_of_command(new_folder(checkpoint, engine)) if checkpoint else "DST"
         with suppress(KeyError, IndexError):
             more = f" {_filled(cure.options, values)}" if cure.options else ""
             yield f"qbridge convert {src} {dst} --to {cure.target}{more}"
@@ -175,12 +180,17 @@ def _placeholders(commands: Sequence[str]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+@dataclass(frozen=True, slots=True, repr=False)
+class Listing(Result):
     """Everything that `explain` knows: the codes of qbridge, and the messages of engines."""
 
     codes: Sequence[Code]
     messages: Sequence[Message]
+
+    @property
+    def line(self) -> str:
+        """How many codes and messages there are."""
+        return f"{len(self.codes)} codes, {len(self.messages)} messages of engines"
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `explain --json` prints without a text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 from qbridge.architecture.names import dense_linears
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
-from qbridge.commands.report import as_json, schemes
+from qbridge.commands.report import schemes
+from qbridge.commands.results import Result, as_json, counted
+from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Finding, Findings, io_as_finding
 from qbridge.formats.detection import CONTAINER_FORMAT
 from qbridge.plan.options import allowed
@@ -18,8 +21,8 @@ from qbridge.source.gguf_files import Gguf, GgufStorage, gguf_path, open_gguf
 from qbridge.source.stored import StoredTensor
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Result):
     """A checkpoint described without reading its weights; sizes are in bytes."""
 
     path: str
@@ -35,14 +38,22 @@ class Inspection:
     side_files: Sequence[str]
     findings: Sequence[Finding] = ()
 
+    @property
+    def line(self) -> str:
+        """The format and the model class."""
+        layers = sum(scheme["layers"] for scheme in self.schemes)
+        return f"{self.format}, {self.architecture or 'no architecture'}, {layers} layers{counted(self.findings)}"
+
     def as_dict(self) -> dict[str, Any]:
         """The object that `inspect --json` prints."""
         return as_json(self, "inspect")
 
 
+@checked
 @no_garbage()
 def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] = ()) -> Inspection:
     """Say what a checkpoint is. Raises QBridgeError where it cannot be read."""
+    typed("path", path, str, os.PathLike)
     if gguf_path(Path(path)):
         return _inspect_gguf(Path(path), allow)
     with open_checkpoint(path, source, allow) as opened:

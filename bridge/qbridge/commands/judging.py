@@ -13,7 +13,8 @@ from typing import Any
 from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
-from qbridge.commands.checkpoint import PathLike, open_checkpoint
+from qbridge.architecture.names import is_head
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.findings.way import Advice, Way
@@ -32,6 +33,7 @@ from qbridge.targets.target import Target
 
 # What only tensors show: which linears are quantized, and whether codes lie as the block says.
 _BY_TENSORS = frozenset({"QB234", "QB280", "QB281", "QB282", "QB284"})
+_LINEARS = frozenset({"QB280", "QB281", "QB282", "QB285"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Subject:
 
     `path` is the place as a person named it, `storage` where its files lie; `config` is config.json as it is,
     `tensors` the names of all tensors, None where nothing names them; `findings` are what is wrong whatever the
-    target. `source` is the format that was asked for, if any.
+    target. `source` is the format that was asked for, if any. Without `values` none may be read; `opened` is what was
+    read then, or of a checkpoint on a server.
     """
 
     path: str
@@ -50,16 +53,28 @@ class Subject:
     config: Mapping[str, Any]
     tensors: frozenset[str] | None
     findings: Findings
+    opened: Checkpoint | None = None
+    values: bool = True
 
     @classmethod
-    def of(cls, path: PathLike, source: str | None, findings: Findings) -> Subject:
+    def of(cls, path: PathLike, source: str | None, findings: Findings, values: bool = True) -> Subject:
         """Read a checkpoint; QBridgeError where it cannot be read at all."""
         with io_as_finding(str(path)):
             storage = storage_of(path)
-        model, config, tensors = _model(storage, source, findings)
+        model, config, tensors, opened = _model(storage, source, findings, values)
         if tensors is not None:
             judge(model, tensors, findings)
-        return cls(storage.url, storage, source, model, config, tensors, findings)
+        return cls(
+            storage.url,
+            storage,
+            source,
+            model,
+            config,
+            tensors,
+            findings,
+            opened if storage.is_far or not values else None,
+            values,
+        )
 
     @property
     def whole(self) -> bool:
@@ -120,7 +135,10 @@ class Judge:
         if model.specs:
             _walk(target.whole_limits(choice) if choice else (), model, findings)
         if target.derivation is not None and choice is not None:
-            self._deviations = tuple(target.derivation.check(self.subject.config, model))
+            found = target.derivation.check(self.subject.config, model)
+            self._deviations = tuple(entry for entry in found if not self.subject.assumed or _in_config(*entry))
+        if not self.subject.values and self.needs_values:
+            findings.add("QB064", sorted(self.needs_values))
         self._whatever_size = findings
 
     def at(self, tp: int) -> Verdict:
@@ -155,16 +173,19 @@ class Judge:
 
 
 def _model(
-    storage: Storage, source: str | None, findings: Findings
-) -> tuple[Model, Mapping[str, Any], frozenset[str] | None]:
+    storage: Storage, source: str | None, findings: Findings, values: bool
+) -> tuple[Model, Mapping[str, Any], frozenset[str] | None, Checkpoint | None]:
     """The model from headers, with what is wrong as findings, its config.json, and the names of all its tensors.
 
     From config.json alone where there is no weight file at all, with the names that an index gives, or None.
     """
     try:
-        with io_as_finding(storage.url), open_checkpoint(storage, source, findings.allow, strict=False) as opened:
+        with (
+            io_as_finding(storage.url),
+            open_checkpoint(storage, source, findings.allow, False, False, values) as opened,
+        ):
             findings.merge(opened.findings)
-            return opened.model, opened.source.config, frozenset(opened.source.tensors)
+            return opened.model, opened.source.config, frozenset(opened.source.tensors), opened
     except QBridgeError as fault:
         bare = {f.code for f in fault.findings if f.severity is Severity.ERROR} <= {"QB003", "QB008"}
         if not bare or weight_files(storage):
@@ -172,7 +193,7 @@ def _model(
     model = assumed_model(storage)
     findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
     index = weight_map(storage, findings) if storage.has(INDEX) else None
-    return model, config_alone(storage), None if index is None else frozenset(index)
+    return model, config_alone(storage), None if index is None else frozenset(index), None
 
 
 def _spelling(model: Model, target: Target, findings: Findings) -> None:
@@ -195,6 +216,11 @@ def _walk(rules: Iterable[Rule], model: Model, findings: Findings) -> None:
         stops = fault.stops or isinstance(fault.rule, LayerRule)
         help = _commands(fault.problem.help) or ((CONVERT,) if stops else ())
         replace(fault, problem=replace(fault.problem, help=help)).note(findings)
+
+
+def _in_config(code: str, problem: Problem) -> bool:
+    """Whether config.json alone shows it: what is wrong of the block or the head, not of linears by stored names."""
+    return code not in _LINEARS or all(map(is_head, problem.where))
 
 
 def _derived(deviations: Iterable[tuple[str, Problem]], findings: Findings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,12 +14,14 @@ from qbridge.commands.conversion import look_at_values, planned
 from qbridge.commands.report import tensor_bytes
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
+from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Advice, Way
-from qbridge.ir.exactness import Exactness, weakest
+from qbridge.ir.exactness import EXACT, Exactness, weakest
 from qbridge.ir.model import Model
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
+from qbridge.source.addresses import local_name
 from qbridge.source.folder import model_name
 from qbridge.source.opening import MANIFEST
 from qbridge.source.storage import Storage
@@ -28,11 +29,11 @@ from qbridge.targets.gpus import Gpu
 from qbridge.targets.target import Target
 
 JUDGING = frozenset({"assumed-version"})  # words that mean nothing to convert
-_OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
+OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
 # Words that change what convert writes, nothing that is read.
 WRITTEN = frozenset({"drop-activation-details", "drop-kv-scales", "rounded"})
 CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
-_EXACT = (Exactness.REVERSIBLE, Exactness.EQUAL)
+_CONVERSIONS = ("Convert it", "Write ")  # how fixes of the catalogue begin that are conversions
 Sizes = tuple[int, ...]  # tensor-parallel sizes at which an output is to be legal
 
 
@@ -56,7 +57,7 @@ class Attempt:
     @property
     def exact(self) -> bool:
         """Whether it succeeds and every weight keeps its value."""
-        return not self.codes and self.exactness in _EXACT
+        return not self.codes and self.exactness in EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ class Remedies:
     """Ways out for one checkpoint, target and GPU; each is planned once. Use it in a `with`.
 
     Small values (scales, zero-points) are read for that, codes only where a pass depends on them, and nothing where
-    headers alone refuse. Where there are no weights, `whole` is False, and headers are all that there is to ask.
+    headers alone refuse. Of a checkpoint on a server none are read for that, nor without `values`; `opened` is what
+    was read of it. Where there are no weights, `whole` is False, and headers are all that there is to ask.
     """
 
     storage: Storage
@@ -93,6 +95,8 @@ class Remedies:
     gpu: Gpu
     allow: frozenset[str]
     whole: bool
+    opened: Checkpoint | None = None
+    values: bool = True  # whether any may be read
     alone: bool = True  # whether one size is asked about, so that fewer GPUs are a way out
     _attempts: dict[tuple[Sizes, Way], Attempt] = field(default_factory=dict)
     _opened: dict[frozenset[str], Checkpoint] = field(default_factory=dict)
@@ -109,8 +113,14 @@ class Remedies:
 
     def proved(self, finding: Finding, sizes: Mapping[Advice, Sizes]) -> Finding:
         """A finding with no conversion among its ways out but those that succeed at the sizes that it is for."""
-        ways = (new for entry in finding.advice for new in self._proved(entry, sizes[entry], finding))
-        return replace(finding, advice=tuple(dict.fromkeys(ways)))
+        ways = dict.fromkeys(new for entry in finding.advice for new in self._proved(entry, sizes[entry], finding))
+        refusal = next(filter(None, (self._refusal(entry, sizes[entry]) for entry in finding.advice)), "")
+        if refusal and (finding.fix or finding.entry.fix).startswith(_CONVERSIONS):
+            return replace(finding, advice=(*ways, refusal), fix=refusal)
+        if refusal and refusal not in self._refusals and _stops(finding):
+            self._refusals.add(refusal)
+            ways[refusal] = None
+        return replace(finding, advice=tuple(ways))
 
     def cheapest(self, stopped: Mapping[int, Iterable[Finding]]) -> dict[int, Remedy]:
         """By size, the conversion that adds the fewest bytes of those that are exact and need no --allow.
@@ -147,14 +157,16 @@ class Remedies:
         if not isinstance(entry, Way) or not _is_conversion(entry):
             yield entry
             return
-        attempts = self._at(entry, sizes)
-        for attempt in attempts:
+        for attempt in self._at(entry, sizes):
             if self._mends(attempt, finding):
                 yield self._whole_command(attempt, sizes)
-        codes = ", ".join(attempts[0].codes)
-        if codes and codes not in self._refusals and not entry.option and _stops(finding):
-            self._refusals.add(codes)
-            yield f"No conversion helps: qbridge convert refuses it too, by {codes}."
+
+    def _refusal(self, entry: Advice, sizes: Sizes) -> str:
+        """That no conversion helps, where `entry` is one without options and none succeeds; else nothing."""
+        if not isinstance(entry, Way) or not _is_conversion(entry) or entry.option:
+            return ""
+        codes = ", ".join(self._at(entry, sizes)[0].codes)
+        return f"No conversion helps: qbridge convert refuses it too, by {codes}." if codes else ""
 
     def _mends(self, attempt: Attempt, finding: Finding) -> bool:
         """Whether an output has no error, nor the finding, where that is a warning or a note."""
@@ -174,11 +186,14 @@ class Remedies:
             return replace(attempt.way, command=command, note="once its weights are there", exact=False)
         fewer = "fewer GPUs" if max(attempt.sizes) < min(sizes) else ""
         notes = filter(None, (attempt.way.note, fewer, *self._costs(attempt)))
-        return replace(attempt.way, command=command, note="; ".join(notes), exact=attempt.exact)
+        exact = attempt.exact and "rounded" not in attempt.allow
+        return replace(attempt.way, command=command, note="; ".join(notes), exact=exact)
 
     def _costs(self, attempt: Attempt) -> Iterator[str]:
-        if attempt.exactness not in _EXACT:
+        if attempt.exactness not in EXACT:
             yield f"weights are {attempt.exactness}"
+        if self._by_headers:
+            yield "by its headers"
         for word in attempt.allow:
             yield f"{word}: {ALLOW[word]}"
 
@@ -207,21 +222,19 @@ class Remedies:
         """
         if self.storage.has(MANIFEST):
             return ()
-        return _codes(refusal(self.model, self.target, self.allow | _OFFERED, options))
+        return _codes(refusal(self.model, self.target, self.allow | OFFERED, options))
 
     def _tried(self, sizes: Sizes, way: Way, options: Options, allow: frozenset[str]) -> Attempt:
         """Plan a conversion; where words of --allow are all that it lacks, with them."""
         words = tuple(sorted(allow))
         try:
             opened = self._open(self.allow | allow)
-            plan = planned(opened, self.target, options)
+            plan = planned(opened, self.target, options, by_headers=self._by_headers)
             refused = self._unserved(opened, plan, sizes)
         except QBridgeError as fault:
-            errors = [finding for finding in fault.findings if _stops(finding)]
-            lacking = {finding.entry.allow or "" for finding in errors if not finding.final}
-            if not any(finding.final for finding in errors) and lacking <= _OFFERED and not lacking <= allow:
+            if lacking := lacking_words(fault.findings, allow):
                 return self._tried(sizes, way, options, allow | lacking)
-            return Attempt(sizes, way, words, codes=_codes(errors))
+            return Attempt(sizes, way, words, codes=_codes(filter(_stops, fault.findings)))
         exactness = weakest(*(layer.exactness for layer in plan.layers.values()))
         remaining, size = frozenset(_codes(opened.findings)), tensor_bytes(opened, plan)
         added = size["after"] - size["before"]
@@ -230,14 +243,27 @@ class Remedies:
     def _open(self, allow: frozenset[str]) -> Checkpoint:
         """The checkpoint with findings of its own; its small values are read once for all that is tried."""
         if allow not in self._opened:
-            opened = open_checkpoint(self.storage, self.source, allow, plans=True)
+            opened = self._read_before(allow) or open_checkpoint(
+                self.storage, self.source, allow, plans=True, values=self.values
+            )
             self._stack.enter_context(opened)
             self._stack.enter_context(opened.source.remembering())
-            look_at_values(opened)
+            look_at_values(opened, small=not self._by_headers)
             self._opened[allow] = opened
         findings = Findings(allow)
         findings.merge(self._opened[allow].findings)
         return replace(self._opened[allow], findings=findings)
+
+    @property
+    def _by_headers(self) -> bool:
+        """Whether conversions are planned from headers alone: values are not to be read, or cost too much."""
+        return self.storage.is_far or not self.values
+
+    def _read_before(self, allow: frozenset[str]) -> Checkpoint | None:
+        """The checkpoint as it was judged, where its words of --allow are the same."""
+        if self.opened is None or self.opened.findings.allow - JUDGING != allow:
+            return None
+        return self.opened
 
     def _unserved(self, opened: Checkpoint, plan: Plan, sizes: Sizes) -> tuple[str, ...]:
         """QB227 where no kernel of the GPU serves what would be written."""
@@ -251,8 +277,8 @@ class Remedies:
         words = [
             "qbridge",
             "convert",
-            shlex.quote(self.storage.url),
-            shlex.quote(new_folder(self.storage.url, self.target.engine, *way.keyword)),
+            word_of_command(self.storage.url),
+            word_of_command(new_folder(self.storage.url, self.target.engine, *way.keyword)),
             "--to",
             self.target.name,
         ]
@@ -261,9 +287,18 @@ class Remedies:
         return " ".join((*words, *(f"--allow {word}" for word in sorted({*self.allow, *allow}))))
 
 
+def lacking_words(findings: Iterable[Finding], allow: frozenset[str]) -> frozenset[str]:
+    """The words of --allow that let all of some errors pass and are not given yet; empty where no words do."""
+    errors = [finding for finding in findings if _stops(finding)]
+    words = frozenset(finding.entry.allow or "" for finding in errors if not finding.final)
+    if any(finding.final for finding in errors) or not words <= OFFERED or words <= allow:
+        return frozenset()
+    return words
+
+
 def new_folder(src: str, *purpose: str) -> str:
     """A folder that is not there yet, named after the model at `src` and what it is for."""
-    base = "-".join((model_name(src), *purpose))
+    base = "-".join((model_name(local_name(src)), *purpose))
     return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_routed
+from qbridge.commands.results import Result, as_json, counted
 from qbridge.findings.finding import Finding
 from qbridge.ir.dtypes import nbytes
 from qbridge.ir.layer import Spec
@@ -20,20 +21,9 @@ if TYPE_CHECKING:
     from qbridge.plan.output_files import Shard
     from qbridge.plan.plan import Plan
 
-SCHEMA = 1
-_LISTS = ("backends", "kernels", "sizes", "findings")  # of what has a JSON object of its own
 
-
-def as_json(result: Any, command: str) -> dict[str, Any]:
-    """The object that `--json` prints of a command's result, a dataclass: its fields, lists of objects last."""
-    names = [name for name in result.__dataclass_fields__ if name != "command"]
-    plain = {name: getattr(result, name) for name in names if name not in _LISTS}
-    lists = {name: [item.as_dict() for item in getattr(result, name)] for name in _LISTS if name in names}
-    return {"schema": SCHEMA, "command": command, **plain, **lists}
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Result):
     """The result of a conversion, or of its plan with `dry_run`.
 
     `exactness` counts layers by class, `passes` layers by pass; `files` gives bytes by output file. `before` and
@@ -88,10 +78,6 @@ class Report:
 
         `tp` is the tensor-parallel size to serve it at.
         """
-        passes: dict[str, int] = {}
-        for layer in plan.layers.values():
-            for step in layer.passes:
-                passes[step.name] = passes.get(step.name, 0) + 1
         return cls(
             source=src,
             destination=str(dst),
@@ -104,7 +90,7 @@ class Report:
             layers=len(plan.layers),
             tensors=len(plan.outputs),
             exactness=plan.exactness,
-            passes=passes,
+            passes=plan.pass_counts,
             activations_changed=sum(
                 any(step.changes_activations for step in layer.passes) for layer in plan.layers.values()
             ),
@@ -117,6 +103,13 @@ class Report:
             serve=plan.target.command(plan.result, plan.format.NAME, str(dst), tp),
             findings=tuple(opened.findings),
         )
+
+    @property
+    def line(self) -> str:
+        """Which formats, how many layers, and how exact."""
+        done = "already done" if self.already_done else "planned" if self.dry_run else "written"
+        kept = ", ".join(f"{count} {kind}" for kind, count in self.exactness.items()) or "no layers"
+        return f"{self.source_format} to {self.target} ({self.format}), {kept}, {done}{counted(self.findings)}"
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -149,8 +142,8 @@ def _flops(specs: Sequence[Spec], config: Mapping[str, Any]) -> int:
     return 2 * (others + routed_weights * chosen // experts)
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+@dataclass(frozen=True, slots=True, repr=False)
+class Verification(Result):
     """Whether two checkpoints are the same model.
 
     `identical` counts layers whose codes, scales and zero-points have the same bits, `equal` those of other bits
@@ -166,6 +159,17 @@ class Verification:
     seconds: float
     findings: Sequence[Finding] = ()
     same: bool = field(default=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether they are the same model."""
+        return self.same
+
+    @property
+    def line(self) -> str:
+        """The verdict, and how many layers it is about."""
+        verdict = "the same model" if self.same else "different"
+        return f"{verdict}, {self.identical} layers identical, {self.equal} equal{counted(self.findings)}"
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `verify --json` prints."""

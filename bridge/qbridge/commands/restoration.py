@@ -11,7 +11,9 @@ from typing import Any
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import files_of, stands_there, write
+from qbridge.commands.model_card import CARD, is_written
 from qbridge.commands.report import Report
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import find, named, registry
 from qbridge.ir.model import Model
@@ -31,6 +33,7 @@ from qbridge.write.staging import recover
 from qbridge.write.writer import Document, Progress
 
 
+@checked
 def restore(
     src: PathLike,
     dst: PathLike,
@@ -62,7 +65,10 @@ def restore(
         recorded = manifest.load(opened.source)
         if recorded is None:
             raise error("QB036", opened.source.url)
-        opened = replace(opened, model=manifest.with_unquantized(opened.model, recorded))
+        model = manifest.with_unquantized(opened.model, recorded)
+        if CARD in manifest.added(recorded) and is_written(opened.source):
+            model = replace(model, consumed=model.consumed | {CARD})
+        opened = replace(opened, model=model)
         plan = _plan(opened, recorded)
         judge(opened.model, opened.source.tensors, opened.findings)
         opened.findings.stop_on_errors()

@@ -10,7 +10,9 @@ from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import prepare
 from qbridge.commands.restructuring import restructured
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Findings, io_as_finding
+from qbridge.findings.hints import one_line
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_files import plan_shards
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Stream:
     """The tensors of a conversion, one by one, with the config that describes them; nothing is written.
 
@@ -47,6 +49,9 @@ class Stream:
                 stored = encoded(self._opened.source, self._plan, tensor, self._block)
                 yield tensor.name, to_torch(stored, tensor.dtype, tensor.shape)
 
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.format}, {len(self.shapes)} tensors, {self.total_size} bytes")
+
     def __enter__(self) -> Stream:
         return self
 
@@ -59,6 +64,7 @@ class Stream:
         return sum(nbytes(t.dtype, t.shape) for t in self._plan.outputs)
 
 
+@checked
 def stream(
     src: PathLike,
     target: str,

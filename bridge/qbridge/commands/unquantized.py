@@ -1,4 +1,4 @@
-"""Linears that are quantized in one of two checkpoints alone, because an engine builds them without quantization."""
+"""Unquantized tensors of two checkpoints, and linears that are quantized in one of them alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from qbridge.commands.checkpoint import Checkpoint
+from qbridge.ir.dtypes import survives, to_float64
 from qbridge.ir.layer import Layer
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_layers
@@ -35,3 +36,16 @@ def unlike_weights(a: Layer, b: Layer, pad: Pad | None = None) -> tuple[str, ...
     wrong = int(np.count_nonzero(dequantize(a) != dequantize(b)))
     biases = [layer.arrays["bias"].tobytes() if "bias" in layer.arrays else b"" for layer in (a, b)]
     return (*((f"{wrong} weights",) if wrong else ()), *(("bias",) if biases[0] != biases[1] else ()))
+
+
+def unlike_tensors(left: Checkpoint, right: Checkpoint, name: str) -> tuple[str, ...]:
+    """How an unquantized tensor of two checkpoints differs: of two float dtypes the values count, not their bits."""
+    here, there = left.model.tensors[name], right.model.tensors[name]
+    dtypes = here.dtype, there.dtype
+    if here.shape != there.shape or not (survives(*dtypes) or survives(*dtypes[::-1])):
+        return (f"{here.dtype}{list(here.shape)} and {there.dtype}{list(there.shape)}",)
+    first, second = left.tensor(name), right.tensor(name)
+    if here.dtype is there.dtype:
+        return () if first.tobytes() == second.tobytes() else ("its values",)
+    same = np.array_equal(to_float64(first, here.dtype), to_float64(second, there.dtype))
+    return () if same else (f"its values, as {here.dtype} and as {there.dtype}",)

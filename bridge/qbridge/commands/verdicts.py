@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbridge.commands.remedies import Remedy
-from qbridge.commands.report import as_json
+from qbridge.commands.results import Result, as_json, counted
 from qbridge.findings.finding import Finding
 from qbridge.targets.rank_weights import RankWeights
 from qbridge.targets.serving import Served
@@ -31,8 +31,8 @@ class BackendVerdict:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+@dataclass(frozen=True, slots=True, repr=False)
+class Check(Result):
     """The answer for one target at one tensor-parallel size.
 
     `kernels` are the kinds of layers and what would serve each; `needs_values` the codes of rules that only a
@@ -61,6 +61,11 @@ class Check:
     known: bool = True
     backends: Sequence[BackendVerdict] = ()
     findings: Sequence[Finding] = ()
+
+    @property
+    def line(self) -> str:
+        """The answer, the target and the size."""
+        return f"{_answer(self)}, for {self.target}, tp {self.tp}, {self.gpu}{counted(self.findings)}"
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `check --json` prints."""
@@ -99,8 +104,8 @@ class SizeVerdict:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class CheckTable:
+@dataclass(frozen=True, slots=True, repr=False)
+class CheckTable(Result):
     """The answers for one target at several tensor-parallel sizes, in the order asked for, with what is found of all.
 
     `ok` says that each size is. The other fields are those of `Check`.
@@ -132,6 +137,18 @@ class CheckTable:
         """The rows by size."""
         return {size.tp: size for size in self.sizes}
 
+    @property
+    def line(self) -> str:
+        """The answer at each size."""
+        sizes = ", ".join(f"tp {size.tp} {'yes' if size.ok else 'no'}" for size in self.sizes)
+        return f"{sizes}, for {self.target}, {self.gpu}{counted(self.findings)}"
+
     def as_dict(self) -> dict[str, Any]:
         """The object that `check --json` prints for several sizes."""
         return {**as_json(self, "check"), "serve": self.serve}
+
+
+def _answer(done: Check) -> str:
+    if not done.known:
+        return "not known"
+    return ("maybe" if done.assumed else "yes") if done.ok else "no"

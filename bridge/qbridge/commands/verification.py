@@ -23,7 +23,8 @@ from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
 from qbridge.commands.restructured import align, one_by_one, without_grafts
-from qbridge.commands.unquantized import unlike_weights
+from qbridge.commands.unquantized import unlike_tensors, unlike_weights
+from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
@@ -43,6 +44,7 @@ BLOCK = 1 << 20  # bytes that are compared at a time
 _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
 
 
+@checked
 def verify(
     a: PathLike,
     b: PathLike,
@@ -187,13 +189,14 @@ class _Comparison:
 
     def _tensor(self, name: str) -> tuple[str, ...]:
         here, there = self.left.model.tensors[name], self.right.model.tensors[name]
-        if (here.dtype, here.shape) != (there.dtype, there.shape):
-            return (f"{here.dtype}{list(here.shape)} and {there.dtype}{list(there.shape)}",)
+        rearranged = any(name in side.model.rearranged for side in (self.left, self.right))
+        if rearranged or (here.dtype, here.shape) != (there.dtype, there.shape):
+            return unlike_tensors(self.left, self.right, name)
         return () if self._same_bytes(here.stored, there.stored) else ("its values",)
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense for spec in specs):
+        if any(spec.weight.is_dense for spec in specs) or _one_is_folded(*specs):
             facts = unlike_weights(self.left.layer(name), self.right.layer(name), self.pads.get(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
@@ -299,6 +302,11 @@ def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ..
     if not differing and "code" in a.arrays and not np.array_equal(first.arrays["code"], second.arrays["code"]):
         differing = ("codes",)
     return differing
+
+
+def _one_is_folded(a: Spec, b: Spec) -> bool:
+    """Whether only one of two layers of integers has zero-points, so that their codes cannot be the same."""
+    return a.weight.symmetric is not b.weight.symmetric and (a.activation, a.dims) == (b.activation, b.dims)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:

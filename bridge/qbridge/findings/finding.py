@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Any
 
 from qbridge.findings.catalogue import entry_of
-from qbridge.findings.catalogue.code import Code
+from qbridge.findings.catalogue.code import IO, REFUSED, UNREADABLE, USAGE, Code
+from qbridge.findings.hints import one_line
 from qbridge.findings.way import Advice, Way, ways_of
 
 
@@ -59,8 +60,8 @@ class Finding:
 
     @property
     def remedies(self) -> tuple[str, ...]:
-        """The advice as lines to print, and the fix: the finding's or the catalogue's."""
-        return (*self.help, self.fix or self.entry.fix)
+        """The advice as lines to print, and the fix: the finding's or the catalogue's; each line once."""
+        return tuple(dict.fromkeys((*self.help, self.fix or self.entry.fix)))
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -89,7 +90,7 @@ class Finding:
         return f"{self.severity}[{self.code}]: {self.message}{place}{facts}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Findings:
     """Collects findings; those that differ only in their place become one.
 
@@ -138,6 +139,9 @@ class Findings:
         """Whether the user let findings of this code pass."""
         return entry_of(code).allow in self.allow
 
+    def __repr__(self) -> str:
+        return one_line(self, ", ".join(f"{each.severity}[{each.code}]" for each in self) or "none")
+
     def __iter__(self) -> Iterator[Finding]:
         """Errors first, then by code, in the order found."""
         found = [
@@ -154,7 +158,7 @@ class Findings:
     def stop_on_errors(self) -> None:
         """Raise QBridgeError with all findings if one of them is an error."""
         if self.errors:
-            raise QBridgeError(tuple(self))
+            raise as_error(tuple(self))
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
@@ -173,7 +177,10 @@ def _counted(places: Mapping[str, int]) -> tuple[str, ...]:
 
 
 class QBridgeError(Exception):
-    """What the library raises: every finding at once, `findings`, and the exit code of the gravest."""
+    """What the library raises: every finding at once, `findings`, and the exit code of the gravest.
+
+    Its subclasses say which exit code that is.
+    """
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         """Keep the findings; the message lists the errors."""
@@ -190,6 +197,35 @@ class QBridgeError(Exception):
         return max((f.entry.exit for f in self.findings if f.severity is Severity.ERROR), default=1)
 
 
+class RefusedError(QBridgeError):
+    """Exit code 1: the answer is no; what is there can be read, and cannot become what was asked for."""
+
+
+class UsageError(QBridgeError):
+    """Exit code 2: a name, an option or an argument means nothing."""
+
+
+class ArgumentTypeError(UsageError, TypeError):
+    """Exit code 2: an argument has another type (QB802)."""
+
+
+class UnreadableError(QBridgeError):
+    """Exit code 3: what was named is no checkpoint, or a damaged one."""
+
+
+class StorageError(QBridgeError):
+    """Exit code 4: the operating system could not read or write: a full disk, a permission."""
+
+
+_BY_EXIT = {REFUSED: RefusedError, USAGE: UsageError, UNREADABLE: UnreadableError, IO: StorageError}
+
+
+def as_error(findings: Iterable[Finding]) -> QBridgeError:
+    """Some findings as an error, of the class of its exit code."""
+    error = QBridgeError(findings)
+    return _BY_EXIT.get(error.exit_code, QBridgeError)(error.findings)
+
+
 _ROOM = "Make room, then run the same command again."
 _PERMISSION = "Mend the permission, then run the same command again."
 _PATH = "Correct the path: a part of it is not there, or is a file where a folder is wanted."
@@ -199,7 +235,7 @@ _WAYS_OUT = {
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.EROFS: "Choose a DST on a file system that can be written.",
-    errno.ENAMETOOLONG: "Choose a shorter name: the output grows under one that is up to 17 bytes longer.",
+    errno.ENAMETOOLONG: "Choose a shorter name; an output grows under one that is up to 17 bytes longer.",
     errno.ENOENT: _PATH,
     errno.ENOTDIR: _PATH,
     errno.EEXIST: _PATH,
@@ -228,4 +264,4 @@ def error(
     """A QBridgeError of one finding; `fix` stands in place of the catalogue's."""
     findings = Findings()
     findings.add(code, where, facts, help, fix=fix)
-    return QBridgeError(findings)
+    return as_error(findings)

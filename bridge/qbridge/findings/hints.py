@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 
-MOST = 40  # names in a line
+MOST = 150  # characters of a line of names
+NEAREST = 3  # of those that are like another one
+_LINE = 100  # characters of a repr
 
 
 def folded(name: str) -> str:
@@ -18,12 +21,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
-    """Help lines: the nearest known name if one is near, and all; of very many, some that begin alike."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    names = sorted(known)
-    if len(names) > MOST:
-        alike = [each for each in names if each[:4] == name[:4]] or names
-        more = f" and {len(alike) - MOST} more" if len(alike) > MOST else ""
-        return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(alike[:MOST])}{more}")
-    return (*(f"did you mean {n!r}?" for n in near), f"known: {', '.join(names)}")
+def word_of_command(path: str) -> str:
+    """A path as one word of a command line, quoted for a shell, and no option though it may begin with -."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
+def one_line(value: object, text: str) -> str:
+    """A repr of one short line: names from files are printable in it, and cut where they are long."""
+    shown = printable(text)
+    return f"<{type(value).__name__}: {shown if len(shown) <= _LINE else shown[: _LINE - 3] + '...'}>"
+
+
+def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str], listing: str) -> tuple[str, ...]:
+    """Help lines: the nearest known names if any is near, and all; `listing` lists them where they are many."""
+    near, names = difflib.get_close_matches(name, list(known), n=NEAREST), ", ".join(sorted(known))
+    rest = f"known: {names}" if len(names) <= MOST else f"{listing} lists all {len(known)}"
+    return (*((f"did you mean {' or '.join(map(repr, near))}?",) if near else ()), rest)

@@ -1,7 +1,8 @@
 """A model from config.json alone, in the words of its format: which linears are quantized, and how.
 
 A format may have a function `assumed(config, names)`: what it makes of a config.json, by the names of all linears;
-None if the quantization block is not its own, ValueError if it does not say enough.
+None if the quantization block is not its own, ValueError if it does not say enough. The head is among the names where
+`CONFIG_SAYS_HEAD` tells that the block says whether it is quantized.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbridge.architecture.config import compute_dtype
-from qbridge.architecture.from_config import assumed_linears, config_alone
+from qbridge.architecture.from_config import assumed_head, assumed_linears, config_alone
 from qbridge.architecture.from_config import assumed_model as by_bits
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import error
@@ -46,13 +47,14 @@ def assumed_model(storage: Storage) -> Model:
 
     A linear that the format leaves unquantized is among the tensors, as the checkpoint would have it.
     """
-    config, dims = assumed_linears(storage)
+    config, decoder = assumed_linears(storage)
     for name in usable():
         reader = load(name)
         find = getattr(reader, "assumed", None)
         if find is None:
             continue
         alone = config_alone(storage, getattr(reader, "CONFIG_FILES", ()))
+        dims = {**decoder, **(assumed_head(config) if getattr(reader, "CONFIG_SAYS_HEAD", False) else {})}
         try:
             found: Mapping[str, Assumed] | None = find(alone, list(dims))
             specs = {module: entry.spec(module, dims[module]) for module, entry in (found or {}).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import aliases, leave_out, load, registry, report_clashes, sniffed
 from qbridge.ir.dtypes import DType
 from qbridge.source.reader import Source
+
+_LOG = logging.getLogger(__name__)
 
 CONTAINER_FORMAT = "gguf"  # the format of every model that lies in GGUF files, whatever the types of its tensors
 
@@ -34,6 +37,9 @@ KNOWN_METHODS: Mapping[str, str] = {
     "vptq": "VPTQ",
 }
 
+_MARLIN_24 = ".B_24"  # vllm 0.5.4, model_executor/layers/quantization/gptq_marlin_24.py
+_ORIGINAL = "Take the unquantized model, or one that is quantized in a format of `qbridge formats`."
+
 
 def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
     """The format of a checkpoint, by content; QBridgeError with every format's reason if none or two fit.
@@ -53,6 +59,7 @@ def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
         if isinstance(result, Match):
             matches.append((candidate, result))
         reasons.append(f"{name}: {result.because if isinstance(result, Match) else result}")
+        _LOG.debug("%s", reasons[-1])
     best = [found for found in matches if found[1].score == max(m.score for _, m in matches)]
     if len(best) == 1:
         return best[0]
@@ -76,7 +83,18 @@ def _mlx_layers(source: Source) -> list[str]:
     return [module for module in words if f"{module}.scales" in source.tensors]
 
 
+def _foreign(source: Source) -> str:
+    """What a checkpoint is by tensors that no format here reads; else nothing."""
+    if mlx := _mlx_layers(source):
+        return f"MLX, which qbridge does not read yet: {len(mlx)} modules with words of codes, scales and biases"
+    if sparse := [name for name in source.tensors if name.endswith(_MARLIN_24)]:
+        return f"Marlin-24, which qbridge does not read yet: {len(sparse)} modules of 2:4 sparsity"
+    return ""
+
+
 def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
+    if fact := _foreign(source):
+        return error("QB011", source.url, (fact,), fix=_ORIGINAL)
     method = quant_method(source.config)
     if method is not None:
         known = KNOWN_METHODS.get(method.lower())
@@ -84,9 +102,6 @@ def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
         if method.lower() in aliases():
             named = "whose tensors are not in the checkpoint"
         return error("QB011", source.url, (f"quant_method {method!r}: {named}", *reasons))
-    if mlx := _mlx_layers(source):
-        fact = f"MLX, which qbridge does not read yet: {len(mlx)} modules with words of codes, scales and biases"
-        return error("QB011", source.url, (fact, *reasons))
     codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
     if codes:
         fact = f"no quant_method, but {len(codes)} integer matrices such as {codes[0]}"

@@ -23,6 +23,7 @@ BUILTIN = (
     "compressed-tensors",
     "dense",
     "fp8",
+    "gguf",
     "gptq",
     "marlin",
     "modelopt",
@@ -42,7 +43,7 @@ def registry() -> Mapping[str, str]:
 
 
 _MEMBERS = ("NAME", "SUMMARY", "ALIASES", "RULES", "sniff", "read", "settle", "layout", "config")
-_OPTIONAL = ("CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
+_OPTIONAL = ("metadata", "computed", "CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
 
 
 @cache
@@ -128,7 +129,7 @@ def find(name: str) -> Format:
     known = aliases()
     name = {folded(each): each for each in known}.get(folded(name), name)
     if name not in known:
-        raise error("QB030", name, help=did_you_mean(name, known))
+        raise error("QB030", name, help=did_you_mean(name, known, "`qbridge formats`"))
     return load(known[name])
 
 

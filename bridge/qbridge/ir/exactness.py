@@ -18,6 +18,9 @@ class Exactness(str, Enum):
         return self.value
 
 
+EXACT = frozenset({Exactness.REVERSIBLE, Exactness.EQUAL})  # those that keep the value of every weight
+
+
 def weakest(*classes: Exactness) -> Exactness:
     """The weakest of some classes; reversible if there is none."""
     order = list(Exactness)

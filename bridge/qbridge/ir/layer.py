@@ -104,7 +104,7 @@ def _scheme(weight: WeightScheme, activation: ActivationScheme | None, g_idx: bo
     return f"weights {weight}{acts}{', act-order' if g_idx else ''}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Layer:
     """A spec with arrays by part name (`Spec.parts`); a pass is given only the parts that it names."""
 
@@ -122,6 +122,10 @@ class Layer:
                 raise ValueError(
                     f"{self.spec.name}: {name} is {array.dtype}{array.shape}, the spec says {dtype}{shape}"
                 )
+
+    def __repr__(self) -> str:
+        out_features, in_features = self.spec.dims
+        return f"<Layer: {self.spec.name!r}, {out_features} x {in_features}, {', '.join(self.arrays)}>"
 
     @property
     def complete(self) -> bool:

@@ -42,7 +42,7 @@ class Rearranged:
     dims: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Model:
     """A checkpoint as its format describes it, without weight data.
 
@@ -69,6 +69,9 @@ class Model:
     rearranged: Mapping[str, Rearranged] = field(default_factory=dict)
     arrangement: Mapping[str, Any] = field(default_factory=dict)
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<Model: {self.format}, {len(self.specs)} layers, {len(self.tensors)} other tensors>"
 
     def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
         """What `find` gives, asked once for a key: so that no layer asks about the whole model again."""

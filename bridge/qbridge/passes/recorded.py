@@ -16,6 +16,7 @@ from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.symmetrize import Symmetrize
+from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 
 REVERSIBLE: tuple[type[Pass], ...] = (
@@ -28,6 +29,7 @@ REVERSIBLE: tuple[type[Pass], ...] = (
     Recast,
     Regroup,
     Symmetrize,
+    UnquantizedInputs,
     Widen,
 )
 _BY_NAME: Mapping[object, type[Pass]] = {kind.name: kind for kind in REVERSIBLE}

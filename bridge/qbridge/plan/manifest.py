@@ -37,12 +37,17 @@ NOTHING: Mapping[str, Any] = {}
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
-def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+def build(
+    source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING, options: Mapping[str, Any] = NOTHING
+) -> dict[str, Any]:
     """The manifest of a plan; layers that were treated alike share an entry.
 
-    `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such.
+    `changes` has what else was done to the source: `grafted` and `prefixes`, where there is such. `options` are those
+    that may come from a user's settings and shape the output, where they are not the defaults.
     """
     written = {output.origin for output in plan.outputs} | plan.model.made.keys()
+    written |= {slot.tensor for layer in plan.others.values() for slot in layer.read.values()}
+    added = sorted(plan.rewritten.keys() - set(source.side_files))
     steps: dict[str, dict[str, Any]] = {}
     for name, layer in (*plan.layers.items(), *_resized(plan)):
         entry: dict[str, Any] = {
@@ -61,14 +66,16 @@ def build(source: Source, plan: Plan, changes: Mapping[str, Any] = NOTHING) -> d
         "source": {
             "format": plan.model.format,
             "config": source.config,
-            "files": _texts(source, plan.model.consumed.union(plan.rewritten)),
+            "files": _texts(source, plan.model.consumed.union(plan.rewritten.keys() - set(added))),
             "renamed": {name: info.stored for name, info in plan.model.tensors.items() if name != info.stored},
             "dropped": sorted(name for name, info in plan.model.tensors.items() if info.stored not in written),
+            **({"added": added} if added else {}),
             **({"experts": dict(plan.model.arrangement)} if plan.model.arrangement else {}),
             "shards": {} if source.memory else _digests(source),
             **changes,
         },
         "target": {"name": plan.target.name, "format": plan.format.NAME},
+        **({"options": dict(options)} if options else {}),
         "steps": list(steps.values()),
         "kept": _kept(source, plan),
     }
@@ -148,6 +155,14 @@ def load(source: Source) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None  # provenance only: the tensors are read from config and headers
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def added(recorded: Mapping[str, Any]) -> frozenset[str]:
+    """The side files that a conversion added; a malformed manifest names none."""
+    try:
+        return frozenset(map(str, recorded["source"].get("added", ())))
+    except MALFORMED:
+        return frozenset()
 
 
 def padded(source: Source) -> dict[str, Pad]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from qbridge.architecture.experts import FUSED, SEPARATE
 from qbridge.architecture.prefixes import Prefix, check_prefixes, pairs_of
+from qbridge.findings.arguments import typed, wrong_type
 from qbridge.findings.catalogue.code import ALLOW, CHOICES
 from qbridge.findings.finding import error
 from qbridge.findings.hints import did_you_mean
@@ -46,6 +47,7 @@ class Options:
     - `jobs`: threads; 0: one for each core.
     - `memory`: bytes to work in beyond the idle program's, `LEAST_MEMORY` or more.
     - `proof`: what is written is read back and compared.
+    - `card`: README.md says what was done (convert); without it the source's is carried over as it is.
     """
 
     tp: tuple[int, ...] = (1,)
@@ -61,6 +63,7 @@ class Options:
     jobs: int = 0
     memory: int = MEMORY
     proof: bool = True
+    card: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning, and values of another type (TypeError)."""
@@ -112,22 +115,17 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "passes": (bool,),
     "dtype": (str,),
     "experts": (str,),
+    "link": (bool,),
     "jobs": (int,),
     "memory": (int,),
     "proof": (bool,),
+    "card": (bool,),
 }
 
 
 def _check_types(options: Options) -> None:
     for name, kinds in _KINDS.items():
         typed(name, getattr(options, name), *kinds)
-
-
-def typed(name: str, value: object, *kinds: type) -> None:
-    """TypeError for an argument that is none of some types; True is no number."""
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} is {value!r}, not {wanted}")
 
 
 def sizes(tp: int | Sequence[int]) -> tuple[int, ...]:
@@ -141,12 +139,12 @@ def sizes(tp: int | Sequence[int]) -> tuple[int, ...]:
 def allowed(allow: Iterable[str]) -> frozenset[str]:
     """The words of `allow`; TypeError for what is no collection of words, QBridgeError (QB030) for another word."""
     if isinstance(allow, str | bytes) or not isinstance(allow, Iterable):
-        raise TypeError(f"allow is a collection of words, such as ['rounded'], not {allow!r}")
+        raise wrong_type(f"allow is a collection of words, such as ['rounded'], not {allow!r}")
     words = tuple(allow)
     for word in words:
         typed("a word of allow", word, str)
     for word in sorted(frozenset(words) - ALLOW.keys() - CHOICES.keys()):
-        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW))
+        raise error("QB030", f"--allow {word}", help=did_you_mean(word, ALLOW, "`qbridge convert --help`"))
     return frozenset(words)
 
 

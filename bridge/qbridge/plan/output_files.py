@@ -22,6 +22,7 @@ class Shard:
     """One output file; `offsets` are absolute positions of its tensors' data.
 
     `file` is what it is a link to, with the header and order of tensors that are there; None where it is written.
+    `end` is where a file ends whose tensors are padded, 0 for the end of the last one.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Shard:
     tensors: Sequence[OutputTensor]
     offsets: Sequence[int]
     file: File | None = None
+    end: int = 0
 
     @property
     def data_size(self) -> int:
@@ -40,11 +42,19 @@ class Shard:
         """Bytes of the file."""
         if self.file is not None:
             return self.file.size
-        return len(self.header) + self.data_size
+        return self.end or len(self.header) + self.data_size
 
 
 def plan_shards(outputs: Sequence[OutputTensor], max_size: int | None = None) -> list[Shard]:
     """The output files: at the source's shard boundaries, or filled in order up to `max_size` bytes of data."""
+    groups = in_groups(outputs, max_size)
+    many = len(groups)
+    names = [SINGLE] if many == 1 else [f"model-{i + 1:05}-of-{many:05}.safetensors" for i in range(many)]
+    return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
+
+
+def in_groups(outputs: Sequence[OutputTensor], max_size: int | None = None) -> list[list[OutputTensor]]:
+    """The tensors of each output file, as `plan_shards` shares them out."""
     order = sorted(outputs, key=lambda t: (t.grafted, t.shard.name, t.layer or t.name, t.name))
     groups: list[list[OutputTensor]] = []
     filled, last = 0, None
@@ -56,9 +66,7 @@ def plan_shards(outputs: Sequence[OutputTensor], max_size: int | None = None) ->
             filled = 0
         groups[-1].append(tensor)
         filled, last = filled + size, tensor.shard
-    many = len(groups)
-    names = [SINGLE] if many == 1 else [f"model-{i + 1:05}-of-{many:05}.safetensors" for i in range(many)]
-    return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
+    return groups
 
 
 def _shard(name: str, group: Sequence[OutputTensor]) -> Shard:

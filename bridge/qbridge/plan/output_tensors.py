@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.model import Model, Rearranged
 from qbridge.passes import Pass
 from qbridge.passes.pad import Pad
@@ -48,6 +49,8 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
     for name, layer in layers.items():
         home = source.tensors[layer.read["code"].tensor].file
         for part, slot in layer.write.items():
+            if slot.codec.inside:
+                continue
             if slot.slice:
                 fused.setdefault(slot.slice.tensor, {}).setdefault(slot.slice.index, []).append((name, part))
                 continue
@@ -56,20 +59,31 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
                 continue
             origin = layer.read[part].tensor if layer.copied(part) else ""
             shard = source.tensors[layer.read[part].tensor].file if part in layer.read else home
-            found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part))
+            block = slot.codec.block
+            found.append(OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, name, part, block=block))
     found += [_slice(source, members, layers) for members in common.values()]
     return [*found, *(_fused(source, name, slices, layers) for name, slices in fused.items())]
+
+
+def computed_tensors(source: Source, arrays: Mapping[str, Array]) -> list[OutputTensor]:
+    """Tensors of float32 that no source has: they follow from its config, and the source holds them from now on."""
+    found = []
+    for name, array in arrays.items():
+        source.hold(name, array, DType.F32)
+        found.append(OutputTensor(name, DType.F32, array.shape, source.tensors[name].file, origin=name))
+    return found
 
 
 def _fused(source: Source, name: str, slices: Slices, layers: Mapping[str, LayerPlan]) -> OutputTensor:
     """A tensor of slices, which lie in the order of their indices."""
     outputs = tuple(_slice(source, slices[index], layers) for index in sorted(slices))
     slots = [layers[output.layer].write[output.part] for output in outputs]
-    kinds = {(slot.dtype, slot.shape, slot.slice.shape if slot.slice else ()) for slot in slots}
+    kinds = {(slot.dtype, slot.shape, slot.slice.shape if slot.slice else (), slot.codec.block) for slot in slots}
     if len(kinds) != 1 or sorted(slices) != list(range(len(slices))):
         raise ValueError(f"{name}: its slices are not all there, or do not fit each other")
-    ((dtype, _, shape),) = kinds
-    return OutputTensor(name, dtype, (len(slices), *shape), outputs[0].shard, slices=outputs)
+    ((dtype, _, shape, _),) = kinds
+    block = outputs[0].block
+    return OutputTensor(name, dtype, (len(slices), *shape), outputs[0].shard, slices=outputs, block=block)
 
 
 def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[str, LayerPlan]) -> OutputTensor:
@@ -84,4 +98,5 @@ def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[s
     writer = Woven(tuple(layers[name] for name in names)) if beside else first
     origin = first.read[part].tensor if writer.copied(part) else ""
     shard = source.tensors[first.read["code"].tensor].file
-    return OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, names[0], part, beside)
+    block = slot.codec.block
+    return OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, names[0], part, beside, block=block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qbridge.codecs.code_moves import CodeMove
-from qbridge.codecs.parts import encode_part, needed
+from qbridge.codecs.parts import encode_part, needed, parts_inside
 from qbridge.formats.protocol import Format
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.exactness import Exactness, weakest
@@ -87,7 +88,8 @@ class LayerPlan:
 
     def copied(self, part: str) -> bool:
         """Whether the part's bytes do not change, so that the tensor is copied and not decoded."""
-        kept = part not in self.touched and part in self.read
+        together = {part, *parts_inside(self.write, part)}
+        kept = together.isdisjoint(self.touched) and part in self.read
         return kept and self.read[part].same_bytes(self.write[part])
 
     @property
@@ -229,7 +231,8 @@ class OutputTensor:
 
     With `beside`, these layers have a share of it as `layer` has. `slices` are output tensors of their own, which
     lie one after another. `shard` is the source file beside whose other tensors it is written; one that is `grafted`
-    comes from a file of another checkpoint, and all those come last.
+    comes from a file of another checkpoint, and all those come last. `block` is the type of its blocks, where it has
+    rows of blocks (`Codec.block`).
     """
 
     name: str
@@ -242,13 +245,15 @@ class OutputTensor:
     beside: tuple[str, ...] = ()
     slices: tuple[OutputTensor, ...] = ()
     grafted: bool = False
+    block: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name.
 
-    `layers` are the quantized ones, `others` unquantized linears that are written elsewhere than they lie.
+    `layers` are the quantized ones, `others` unquantized linears that are written elsewhere than they lie. `metadata`
+    are those of the files, for a format whose files have any.
     """
 
     model: Model
@@ -260,6 +265,7 @@ class Plan:
     because: str = ""
     rewritten: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, LayerPlan] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def result(self) -> Model:
@@ -287,6 +293,11 @@ class Plan:
         if tensor.beside:
             return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
         return layers[tensor.layer] if tensor.layer else None
+
+    @property
+    def pass_counts(self) -> dict[str, int]:
+        """Layers by pass."""
+        return dict(Counter(step.name for layer in self.layers.values() for step in layer.passes))
 
     @property
     def exactness(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ the manifest records lose nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
-from qbridge.plan.output_tensors import outputs_of, rearranged_layers
+from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.resizing import resized
@@ -35,6 +36,8 @@ from qbridge.targets.choice import Choice
 from qbridge.targets.registry import rules_of
 from qbridge.targets.target import Target
 
+_LOG = logging.getLogger(__name__)
+
 _OWN = "the source's own format"
 Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records and the passes that lead back to it
 
@@ -43,7 +46,8 @@ Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records
 class Candidate:
     """A format of a target that a model may be written in, with all that its plan depends on.
 
-    Without a `source`, whose values would tell, every pass counts as one that can be applied.
+    Without a `source`, whose values would tell, every pass counts as one that can be applied; and so with one that is
+    planned from headers alone (`by_headers`), where no rule on values is asked either.
     """
 
     source: Source | None
@@ -52,6 +56,7 @@ class Candidate:
     choice: Choice
     recorded: Recorded
     options: Options
+    by_headers: bool = False
 
     @property
     def values(self) -> Source:
@@ -69,7 +74,7 @@ class Candidate:
     def trial(self, name: str, back: tuple[Pass, ...] = ()) -> Trial:
         """What tells why a layer does not take some passes after those of `back`."""
         source = self.source
-        if source is None:
+        if source is None or self.by_headers:
             return lambda passes: None
         return lambda passes: why_not(source, self.model, name, (*back, *passes))
 
@@ -102,6 +107,8 @@ class Draft:
         return _lay_out(self, findings)
 
     def _broken_by_values(self) -> tuple[Broken, ...]:
+        if self.candidate.by_headers:
+            return ()
         if self._broken is None:
             passes = {name: layer.passes for name, layer in self.layers.items()}
             values = SourceValues(self.candidate.values, self.candidate.model, passes)
@@ -239,7 +246,12 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     block = destination.config(result)
     if block:
         config["quantization_config"] = block
-    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=rearranged_layers(model))
+    others = rearranged_layers(result)
+    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=others)
+    if compute := getattr(destination, "computed", None):
+        plan = replace(plan, outputs=[*outputs, *computed_tensors(candidate.values, compute(result))])
+    if describe := getattr(destination, "metadata", None):
+        plan = replace(plan, metadata=describe(result, candidate.values, findings))
     _derive(plan, findings)
     check_experts(plan, candidate.options, findings)
     return plan
@@ -276,11 +288,13 @@ def best_plan(
     findings: Findings,
     recorded: Callable[[str], Recorded],
     options: Options = DEFAULTS,
+    by_headers: bool = False,
 ) -> Plan:
     """The plan for the first of the target's formats that can hold the model, or for the one with fewest problems.
 
     `recorded` gives, for a format, where its layers lead back to. The plan's `because` says why it is this format.
-    Each format is drafted once, however often it is looked at.
+    Each format is drafted once, however often it is looked at. `by_headers`: no value is read, so that what a rule on
+    values would refuse is planned.
     """
     model = _with_asked_config(model, options, findings)
     rejected: list[tuple[str, Finding]] = []  # (format, why not)
@@ -289,11 +303,14 @@ def best_plan(
     for choice in target.in_order(model.format):
         drafted = Findings(findings.allow)
         own = rearrange(source, model, target, choice, options, drafted)
-        candidate = Candidate(source, own, target, choice, recorded(choice.format.NAME), options)
+        candidate = Candidate(source, own, target, choice, recorded(choice.format.NAME), options, by_headers)
         drafts.append(draft(candidate, drafted))
         tried = Findings(findings.allow)
         plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
         avoided = [finding for finding in tried if finding.code in choice.avoided]
+        stopping = ", ".join(dict.fromkeys(finding.code for finding in (*tried.errors, *avoided)))
+        _LOG.info("%s as %s: %s", target.name, choice.format.NAME, f"no, {stopping}" if stopping else "yes")
+        _LOG.debug("passes, by layers: %s", plan.pass_counts)
         if not tried.errors and not avoided:
             findings.merge(tried)
             return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import Array, DType, is_finite
+from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.plan import LayerPlan
 from qbridge.source.reader import Source
+
+_LOG = logging.getLogger(__name__)
 
 CHUNK_BYTES = 8 << 20  # bytes or codes that are looked at at a time; a multiple of every item size
 
@@ -52,12 +56,14 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
     looked at.
     """
     values = SourceValues(source, model)
+    _LOG.info("reading the small values of %d layers", len(model.specs if layers is None else layers))
     for name, spec in model.specs.items():
         if layers is not None and name not in layers:
             continue
         for part, slot in model.slots[name].items():
             if part in ("scale", "input_scale", "global_scale", "input_global_scale"):
-                _check_finite(source, slot, spec.parts()[part][0], findings)
+                found = _in_windows(values, name, part) if slot.codec.inside else _as_stored(source, slot, spec, part)
+                _check_finite(found, slot, spec.parts()[part][0], findings)
             scheme = {"global_scale": spec.weight, "input_global_scale": spec.activation}.get(part)
             if scheme is not None and scheme.global_scale == "divide" and not values.part(name, part).any():
                 findings.add("QB017", slot.tensor, ("it is zero, and divides",))
@@ -70,10 +76,23 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
                 findings.add(_code_of(part, slot), slot.tensor, (str(fault),))
 
 
-def _check_finite(source: Source, slot: Slot, dtype: DType, findings: Findings) -> None:
+def _as_stored(source: Source, slot: Slot, spec: Spec, part: str) -> Iterator[Array]:
+    """A part that is stored as it is, in blocks."""
+    dtype = spec.parts()[part][0].numpy
+    return (block.view(dtype) for block in source.blocks(slot.tensor, CHUNK_BYTES))
+
+
+def _in_windows(values: SourceValues, layer: str, part: str) -> Iterator[Array]:
+    """A part that lies in the blocks of another, some output features at a time."""
+    spec, slots = values.model.specs[layer], values.model.slots[layer]
+    plan = LayerPlan(spec, spec, (), slots, slots)
+    for window in plan.windows(CHUNK_BYTES):
+        yield plan.run(values.source, frozenset({part}), window).arrays[part].reshape(-1)
+
+
+def _check_finite(blocks: Iterator[Array], slot: Slot, dtype: DType, findings: Findings) -> None:
     count, first, done = 0, 0, 0
-    for block in source.blocks(slot.tensor, CHUNK_BYTES):
-        values = block.view(dtype.numpy)
+    for values in blocks:
         bad = np.flatnonzero(~is_finite(values, dtype))
         first = first if count or not bad.size else done + int(bad[0])
         count += bad.size

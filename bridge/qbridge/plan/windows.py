@@ -84,6 +84,8 @@ def read_layer(source: Source, spec: Spec, slots: Mapping[str, Slot], window: Wi
             read_whole[part] = slot
             continue
         read_in_part[part] = replace(slot, shape=(region.rows, region.columns))
+        if slot.tensor in stored:  # the blocks of another part
+            continue
         stored[slot.tensor] = np.empty((region.rows, region.columns), slot.dtype.numpy)
         source.read_rectangle(slot.tensor, region, stored[slot.tensor])
     whole = decode(spec, read_whole, {slot.tensor: source.read(slot.tensor) for slot in read_whole.values()})

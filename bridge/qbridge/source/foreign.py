@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qbridge.findings.hints import word_of_command
+from qbridge.source.addresses import HUB, may_be_repository
 from qbridge.source.folder import SCANNED, Folder, entries
 from qbridge.source.storage import File, Storage, load_json
 
@@ -17,7 +18,6 @@ ADAPTER = "adapter_config.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"  # git-lfs, docs/spec.md: the first line of every pointer
 _POINTER_SIZE = 1024  # bytes that a pointer has at most, by the same page
 _PART = re.compile(r"\.(.+)\.qbridge-part")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name of the Hub
 # mistral_common and vllm 0.33.0, model_executor/models/mistral.py (mistral_mapping)
 _MISTRAL_NAME = re.compile(r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\..+")
 
@@ -101,7 +101,7 @@ def _others(path: Path, names: Collection[str]) -> Said | None:
 
 def _gguf(names: Collection[str]) -> Said | None:
     there = min((name for name in names if name.endswith(".gguf")), default="")
-    fact = f"it holds GGUF files (llama.cpp), such as {there}, which are described and not converted"
+    fact = f"it holds GGUF files (llama.cpp), such as {there}"
     return (fact, _GGUF) if there else None
 
 
@@ -136,17 +136,12 @@ def pointers(files: Iterable[File]) -> list[str]:
 
 _ADAPTER = "Convert the model that it is for, and serve the adapter beside it; or merge the two first."
 _MISTRAL = "Take the same model in the files of transformers (config.json, model-*.safetensors)."
-_GGUF = (
-    "Convert the safetensors checkpoint that the GGUF file was made from; `qbridge inspect` of the file itself says "
-    "what it is."
-)
+_GGUF = "Name the file itself; of several splits the first."
 _AGAIN = "Run the same download again: it goes on where it stopped."
 _DIFFUSERS = "Name the folder of a language model; image models are not converted."
 
 
 def _file(path: Path) -> Said:
-    if path.suffix == ".gguf" or _begins(path, b"GGUF"):
-        return "it is a GGUF file (llama.cpp), which is described and not converted", _GGUF
     folder = path.parent
     if (folder / CONFIG).is_file():
         return "it is a file", f"Name the folder that it lies in: {folder}"
@@ -158,16 +153,13 @@ def _nothing(path: Path) -> Said:
     if part.is_dir():
         return f"there is no such folder, but {part}, which an unfinished conversion left", _unfinished(path)
     text = str(path)
-    if _REPOSITORY.fullmatch(text) and not path.parent.exists():
-        return (
-            "there is no such folder",
-            f"If it is a repository of the Hub: hf download {text} --local-dir {path.name}",
-        )
+    if may_be_repository(text):
+        return "there is no such folder", f"Correct the path; or, if it is a repository of the Hub: {HUB}{text}"
     return "there is no such folder", "Correct the path."
 
 
 def _unfinished(dst: Path) -> str:
-    name = shlex.quote(str(dst))
+    name = word_of_command(str(dst))
     return f"Run the same conversion to {name} again: it goes on where it stopped. Or remove it: qbridge clean {name}"
 
 
@@ -206,13 +198,5 @@ def _listed(root: Path, names: list[str], most: int = 4) -> str:
 def _is_pointer(file: File) -> bool:
     try:
         return file.size <= _POINTER_SIZE and file.read(len(_POINTER)) == _POINTER
-    except OSError:
-        return False
-
-
-def _begins(file: Path, magic: bytes) -> bool:
-    try:
-        with open(file, "rb") as stream:
-            return stream.read(len(magic)) == magic
     except OSError:
         return False

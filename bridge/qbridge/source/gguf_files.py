@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.findings.finding import Findings
-from qbridge.source.folder import Folder
+from qbridge.source.folder import Folder, entries
 from qbridge.source.gguf import GgufHeader, is_gguf, read_gguf
 from qbridge.source.safetensors import HeaderError
 from qbridge.source.storage import File, Storage
@@ -17,6 +17,8 @@ from qbridge.source.stored import StoredTensor
 
 SUFFIX = ".gguf"
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"  # llama.cpp b10359, src/llama-arch.cpp
+_PROJECTOR = "mmproj"
+_SIDE_FILES = (".json", ".jinja", "tokenizer.model", "merges.txt")
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")  # src/llama.cpp (llama_split_path)
 
 
@@ -47,6 +49,19 @@ def model_names(storage: Storage) -> list[str]:
     """The GGUF files of a place that begin a model: no split but the first."""
     names = [name for name in storage.names() if "/" not in name and name.endswith(SUFFIX)]
     return sorted(name for name in names if (match := _SPLIT.fullmatch(name)) is None or int(match[2]) == 1)
+
+
+def gguf_model(storage: Storage) -> str:
+    """The first file of the one model in GGUF that a place holds; empty if it holds other weights, or several.
+
+    Projectors of images (mmproj-*) are no model by themselves.
+    """
+    if isinstance(storage, GgufStorage):
+        return storage.first
+    if any(name.endswith(".safetensors") for name in storage.names() if "/" not in name):
+        return ""
+    names = [name for name in model_names(storage) if not name.startswith(_PROJECTOR)]
+    return names[0] if len(names) == 1 else ""
 
 
 def open_gguf(storage: Storage, name: str, findings: Findings) -> Gguf:
@@ -104,7 +119,7 @@ def _contradictions(names: Sequence[str], headers: Sequence[GgufHeader], tensors
 
 
 class GgufStorage(Folder):
-    """The files of one GGUF model alone, whatever lies beside them."""
+    """The files of one GGUF model, and what lies beside them that is no weights."""
 
     def __init__(self, path: Path) -> None:
         """By the path of one of its files."""
@@ -144,8 +159,17 @@ class GgufStorage(Folder):
         return self._path.name
 
     def names(self) -> Sequence[str]:
-        """Its splits, as far as they are there."""
-        return [name for name in _splits(self.first) if self.has(name)]
+        """Its splits, as far as they are there, and the files beside them that no other model is in."""
+        splits = [name for name in _splits(self.first) if self.has(name)]
+        beside = entries(self.path())
+        return [*splits, *sorted(name for name in beside if not name.startswith(".") and self._is_side_file(name))]
+
+    def has(self, name: str) -> bool:
+        """Whether it is one of these files."""
+        return (name in _splits(self.first) or self._is_side_file(name)) and super().has(name)
+
+    def _is_side_file(self, name: str) -> bool:
+        return name.endswith(_SIDE_FILES) and super().has(name)
 
     def unfinished(self) -> Sequence[str]:
         """None: downloads beside it are of no concern."""

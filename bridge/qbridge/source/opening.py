@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qbridge.findings.finding import Findings, error
+from qbridge.source.addresses import far_storage
 from qbridge.source.folder import Folder
 from qbridge.source.foreign import (
     ADAPTER,
@@ -18,9 +19,10 @@ from qbridge.source.foreign import (
     no_checkpoint,
     pointers,
 )
+from qbridge.source.gguf_files import GgufStorage, gguf_model, gguf_path, open_gguf
 from qbridge.source.reader import Source
-from qbridge.source.safetensors import HeaderError, read_header
-from qbridge.source.storage import File, Storage
+from qbridge.source.safetensors import HeaderError, prefetch_headers, read_header
+from qbridge.source.storage import File, Range, Storage
 from qbridge.source.stored import StoredTensor
 from qbridge.source.weight_files import (
     ADAPTER_WEIGHTS,
@@ -39,12 +41,25 @@ from qbridge.source.weight_files import (
 )
 
 MANIFEST = "qbridge.json"
+_SMALL = 1 << 16  # bytes of a file that is fetched with the config where each read waits for a server
 
 
 def storage_of(path: str | os.PathLike[str] | Storage) -> Storage:
-    """Where the files of a checkpoint lie; QBridgeError (QB001) with what the path is if it is none."""
+    """Where the files of a checkpoint lie: a folder, or an address where the path is a text that has or means one.
+
+    QBridgeError: QB001 with what it is if it is no checkpoint, QB061 for an address that is not read, QB062 and QB063
+    where a server does not give it.
+    """
     if isinstance(path, Storage):
         return path
+    far = far_storage(path) if isinstance(path, str) else None
+    if far is not None:
+        if not far.has(CONFIG):
+            far.close()
+            raise error("QB001", far.url, (f"there is no {CONFIG}",))
+        return far
+    if gguf_path(Path(path)):
+        return GgufStorage(Path(path))
     folder = Folder(path)
     if not folder.has(CONFIG):
         fact, fix = no_checkpoint(Path(path))
@@ -54,7 +69,12 @@ def storage_of(path: str | os.PathLike[str] | Storage) -> Storage:
 
 def open_source(storage: Storage, findings: Findings) -> Source:
     """Open a checkpoint; raises QBridgeError with everything that is wrong with config, index and headers."""
-    config = _config(storage, findings)
+    if storage.is_far:
+        storage.prefetch(_documents(storage))
+    first = gguf_model(storage)
+    config = {} if first and not storage.has(CONFIG) else _config(storage, findings)
+    if first:
+        return _open_gguf(storage, first, config or {}, findings)
     named, index = followed_index(storage, findings)
     findings.stop_on_errors()
     stale = index if index and is_stale(storage, index) else None
@@ -68,6 +88,7 @@ def open_source(storage: Storage, findings: Findings) -> Source:
     if pointing := pointers(shards.values()):
         raise error("QB045", pointing)
     stamps = {file: file.stamp for file in shards.values()}
+    prefetch_headers(storage, shards, index or {})
     tensors = _headers(shards, findings)
     if said := foreign_names(tensors or ()):
         raise error("QB101", names, said[:1], fix=said[1])
@@ -87,6 +108,14 @@ def open_source(storage: Storage, findings: Findings) -> Source:
         findings.add("QB045", pointing)
     findings.stop_on_errors()
     return Source(storage, config or {}, tensors or {}, list(shards), sides, stamps=stamps, unstored=unstored)
+
+
+def _documents(storage: Storage) -> Iterator[Range]:
+    """The files that are looked at before any tensor is: config, index, and what is small."""
+    for name in storage.names():
+        whole = name in (CONFIG, INDEX, MANIFEST)
+        if whole or (storage.size(name) <= _SMALL and not _is_weights(name)):
+            yield Range(name, 0, storage.size(name))
 
 
 def _config(storage: Storage, findings: Findings) -> dict[str, Any] | None:
@@ -122,6 +151,18 @@ def _open_pickled(storage: Storage, config: dict[str, Any], findings: Findings) 
     return Source(storage, config, tensors, names, sides, memory)
 
 
+def _open_gguf(storage: Storage, first: str, config: dict[str, Any], findings: Findings) -> Source:
+    """The source of a model that lies in GGUF files, without what its own tensors repeat of the config."""
+    opened = open_gguf(storage, first, findings)
+    names = [file.name for file in opened.files]
+    if pointing := pointers(opened.files):
+        raise error("QB045", pointing)
+    sides = _side_files(storage, names, findings)
+    findings.stop_on_errors()
+    stamps = {file: file.stamp for file in opened.files}
+    return Source(storage, config, opened.tensors, names, sides, stamps=stamps, metadata=opened.metadata)
+
+
 def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:
     """Whether the shard is a file of the place, or of the blobs of the Hugging Face cache it belongs to."""
     if leads_out(name) or "\0" in name:
@@ -136,10 +177,13 @@ def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:
         facts = (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
         findings.add("QB003", name, facts)
         return False
-    if storage.strays(name):
-        findings.add("QB006", name, ("it is a link out of the folder",))
-        return findings.allows("QB006")
-    return True
+    return not storage.strays(name) or _may_stray(name, findings)
+
+
+def _may_stray(name: str, findings: Findings) -> bool:
+    """Whether a link that leads out of the place may be followed, which is said in any case."""
+    findings.add("QB006", name, ("it is a link out of the folder",))
+    return findings.allows("QB006")
 
 
 def _headers(shards: Mapping[str, File], findings: Findings) -> dict[str, StoredTensor] | None:
@@ -183,8 +227,10 @@ def _side_files(storage: Storage, read: Collection[str], findings: Findings) -> 
             continue
         if name.endswith("/"):
             behind.append(name.removesuffix("/"))
-        elif not storage.has(name) or storage.strays(name):
-            findings.add("QB006", name, ("it is a link out of the folder, or to nothing",), final=True)
+        elif not storage.has(name):
+            findings.add("QB006", name, ("it is a link to nothing",), final=True)
+        elif storage.strays(name) and not _may_stray(name, findings):
+            continue
         elif _is_weights(name):
             behind.append(name)
         else:

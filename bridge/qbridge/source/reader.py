@@ -7,25 +7,28 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import dropwhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qbridge.findings.finding import error
-from qbridge.ir.dtypes import Array, nbytes
+from qbridge.ir.dtypes import Array, DType, nbytes
 from qbridge.source.regions import Rectangle
-from qbridge.source.storage import File, Storage, load_json
+from qbridge.source.storage import File, Range, Storage, load_json
 from qbridge.source.stored import StoredTensor
 
 TOKENIZER = "tokenizer_config.json"
 _SHORT = 1 << 16  # bytes of a row below which a call of the system costs more than its bytes
 VALUE = 1 << 24  # bytes of a tensor that is kept while a conversion is planned
 VALUES = 1 << 26  # bytes of all that are kept then
+AHEAD = 3 << 24  # bytes of small tensors that are fetched at a time where each read waits for a server
 FEW = 1 << 22  # bytes of those that opening alone keeps: fresh memory costs more than to read again
 SMALL = 1 << 30  # bytes; scales, zero-points and g_idx of the largest linears there are take a quarter of it
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Source:
     """An opened checkpoint.
 
@@ -33,7 +36,8 @@ class Source:
     `shards` the names of the shards in order; `side_files` those of what is neither weights nor config; `memory` the
     bytes of tensors that lie in no safetensors file; `stamps` what tells that a shard has changed; `unstored` heads
     that the index names and no shard holds, as tied ones are; `adopted` are of another checkpoint; `slices` lie in
-    another tensor as well; `keep` how many bytes of a tensor a thread may hold.
+    another tensor as well; `keep` how many bytes of a tensor a thread may hold; `values` whether any may be read;
+    `metadata` what the files say besides, of a container that says anything.
     """
 
     storage: Storage
@@ -47,16 +51,23 @@ class Source:
     adopted: frozenset[str] = frozenset()
     slices: frozenset[str] = frozenset()
     keep: int = 0
+    values: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     _own: threading.local = field(default_factory=threading.local)
     _values: OrderedDict[str, Array] = field(default_factory=OrderedDict)
     _known: dict[Hashable, Any] = field(default_factory=dict)
+    _ahead: set[str] = field(default_factory=set)
+    _alike: dict[tuple[str, int], dict[str, Range]] = field(default_factory=dict)
     _remembers: bool = False
     _held: int = 0  # bytes of `_values`, at most `_room`
     _room: int = VALUES
 
+    def __repr__(self) -> str:
+        return f"<Source: {self.url!r}, {len(self.tensors)} tensors, {len(self.shards)} shards>"
+
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to another process: nothing that a thread holds, no value that was read."""
-        held = {"_own", "_values", "_known", "_remembers", "_held", "_room"}
+        held = {"_own", "_values", "_known", "_alike", "_ahead", "_remembers", "_held", "_room"}
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,6 +123,8 @@ class Source:
             self._values.move_to_end(name)
             return self._values[name]
         tensor = self.tensors[name]
+        if tensor.file.storage.is_far and self.values and name not in self.memory:
+            self._fetch_alike(name)
         data = np.empty(tensor.end - tensor.begin, np.uint8)
         self.read_into(name, 0, data)
         data.flags.writeable = False
@@ -120,6 +133,33 @@ class Source:
         self._values[name] = data
         self._held += data.nbytes
         return data
+
+    def _fetch_alike(self, name: str) -> None:
+        """Fetch a small tensor and those after it that have its last name: who asks for one asks for the others."""
+        if name in self._ahead:  # fetched with one before it
+            self._ahead.remove(name)
+            return
+        leaf, storage = name.rpartition(".")[2], self.tensors[name].file.storage
+        key = leaf, id(storage)
+        if key not in self._alike:
+            self._alike[key] = self._ranges_alike(leaf, storage)
+            storage.announce(self._alike[key].values(), leaf)
+        ranges, room = self._alike[key], AHEAD
+        names: list[str] = []
+        for each in dropwhile(lambda other: other != name, ranges):
+            room -= ranges[each].end - ranges[each].begin
+            if room < 0 and names:
+                break
+            names.append(each)
+        storage.prefetch(ranges[each] for each in names)
+        self._ahead.update(names)
+        self._ahead.discard(name)
+
+    def _ranges_alike(self, leaf: str, storage: Storage) -> dict[str, Range]:
+        """By name, where the small tensors lie that have this last name."""
+        alike = (each for name, each in self.tensors.items() if name.rpartition(".")[2] == leaf)
+        small = (each for each in alike if each.file.storage is storage and each.end - each.begin <= VALUE)
+        return {each.name: Range(each.file.name, each.begin, each.end) for each in small}
 
     def read_small(self, name: str) -> Array:
         """`read` for what a reader looks at before anything is planned; QBridgeError (QB028) if it is not small."""
@@ -143,9 +183,8 @@ class Source:
                 raise ValueError(f"{name}: {list(tensor.shape)} is not {tensor.shape[0]} times {list(shape)}")
             for number in range(tensor.shape[0]):
                 begin, own = number * size, f"{name}[{number}]"
-                kept[own] = StoredTensor(
-                    own, tensor.file, tensor.dtype, shape, tensor.begin + begin, tensor.begin + begin + size
-                )
+                first = tensor.begin + begin
+                kept[own] = StoredTensor(own, tensor.file, tensor.dtype, shape, first, first + size, tensor.kind)
                 if name in self.memory:
                     bytes_of[own] = self.memory[name][begin : begin + size]
                 if whole:
@@ -161,6 +200,17 @@ class Source:
         self.stamps = {**self.stamps, **{file: other.stamps[file] for file in files if file in other.stamps}}
         self.adopted = self.adopted.union(taken)
 
+    def hold(self, name: str, array: Array, dtype: DType) -> None:
+        """Have a tensor that was computed and lies in no file."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        file = next(iter(self.tensors.values())).file
+        self.tensors = {**self.tensors, name: StoredTensor(name, file, dtype, array.shape, 0, data.nbytes)}
+        self.memory, self.slices = {**self.memory, name: data}, self.slices | {name}
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Have some tensors no more."""
+        self.tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Call tensors by other names, each by its own; nothing moves."""
         self.tensors = {names.get(name, name): tensor for name, tensor in self.tensors.items()}
@@ -170,7 +220,9 @@ class Source:
         self._known.clear()
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
-        """Fill `buffer` (bytes) from `offset` bytes into the tensor's data."""
+        """Fill `buffer` (bytes) from `offset` bytes into the tensor's data; QBridgeError (QB064) without `values`."""
+        if not self.values:
+            raise error("QB064", name)
         if name in self.memory:
             buffer[:] = self.memory[name][offset : offset + buffer.nbytes]
             return
@@ -243,6 +295,16 @@ class Source:
             return self.file(name).read(most).decode("utf-8", "replace")
         except OSError:
             return ""
+
+    def spool(self, folder: Path, memory: int, files: int) -> None:
+        """From now on all is read once, in order; what is fetched may lie in a folder, see `Storage.spool`."""
+        for storage in self._storages():
+            storage.spool(folder, memory, files)
+
+    def announce(self) -> None:
+        """Say how many bytes of weights will be read, where a person waits for them."""
+        shards = (Range(name, 0, self.storage.size(name)) for name in self.shards)
+        self.storage.announce(shards, "weights")
 
     def limit(self, open_files: int) -> None:
         """Have at most so many files open in each thread."""

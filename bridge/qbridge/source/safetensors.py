@@ -6,7 +6,8 @@ Layout (safetensors 0.8.0, `safetensors/src/tensor.rs`): 8 bytes little-endian h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
 from operator import attrgetter
@@ -14,7 +15,7 @@ from typing import Any
 
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.source.json_text import MAX_HEADER, parse_json
-from qbridge.source.storage import File
+from qbridge.source.storage import File, Range, Storage
 from qbridge.source.stored import StoredTensor
 
 MAX_RANK = 64  # numpy's
@@ -22,6 +23,8 @@ MAX_DIM = 2**63 - 1
 MAX_PRODUCT = 2**64 - 1
 
 _FIRST = 1 << 16  # bytes that are read at once, in which most headers end
+_FRAME = 256  # bytes of a header besides its entries, at most: its length, metadata, spaces at the end
+_ENTRY = 112  # bytes of a tensor's entry besides its name, at most where its numbers are not absurd
 
 _KEYS = frozenset({"dtype", "shape", "data_offsets"})
 _DTYPES = {dtype.value: dtype for dtype in DType}
@@ -45,7 +48,7 @@ def _unsigned(digits: str) -> int:
 
 def read_header(file: File) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name; HeaderError if the file is not what its header says."""
-    size, head = file.size, file.read(_FIRST)
+    size, head = file.size, file.read(8 if file.storage.is_far else _FIRST)
     if len(head) < 8:
         raise HeaderError([("", f"the file has {size} bytes, too few for a safetensors header")])
     length = int.from_bytes(head[:8], "little")
@@ -59,6 +62,26 @@ def read_header(file: File) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise HeaderError([("", "the header is not a JSON object")])
     return _tensors(file, header, 8 + length, size)
+
+
+def prefetch_headers(storage: Storage, names: Iterable[str], index: Mapping[str, str]) -> None:
+    """Have the headers of some files at hand, each in one request where an index tells how long it is about."""
+    if not storage.is_far:
+        return
+    names, lengths = list(names), Counter[str]()
+    for tensor, file in index.items():
+        lengths[file] += len(tensor) + _ENTRY
+    first = [Range(name, 0, _FRAME + lengths[name] if name in lengths else _FIRST) for name in names]
+    storage.announce(first, "headers")
+    storage.prefetch(first)
+    storage.prefetch(_whole_headers(storage, names))  # of those that are longer
+
+
+def _whole_headers(storage: Storage, names: Iterable[str]) -> Iterator[Range]:
+    for name in names:
+        length = int.from_bytes(storage.read(name, 8), "little")
+        if length <= MAX_HEADER:
+            yield Range(name, 0, 8 + length)
 
 
 def _tensors(file: File, header: Mapping[str, Any], start: int, size: int) -> dict[str, StoredTensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,6 +10,14 @@ import numpy as np
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.json_text import MAX_HEADER, parse_json
+
+
+class Range(NamedTuple):
+    """Some bytes of a file of a storage."""
+
+    name: str
+    begin: int
+    end: int
 
 
 @runtime_checkable
@@ -61,6 +69,26 @@ class Storage(Protocol):
         """Where a file, or the place itself, lies on this machine; None if it does not."""
         return None
 
+    @property
+    def is_far(self) -> bool:
+        """Whether each read waits for a server, so that many small ones are fetched together (`prefetch`)."""
+        return False
+
+    def prefetch(self, ranges: Iterable[Range]) -> None:
+        """Have bytes at hand that will be read soon, where that saves time."""
+        return None
+
+    def announce(self, ranges: Iterable[Range], what: str) -> None:
+        """Say how much will be read, where a person waits for it; `what` it is."""
+        return None
+
+    def spool(self, folder: Path, memory: int, files: int) -> None:
+        """From now on all is read once, in order: what is fetched may lie in unnamed files of a folder meanwhile.
+
+        `memory` is how many bytes may be under way at a time, `files` how many files are read at a time.
+        """
+        return None
+
     def strays(self, name: str) -> bool:
         """Whether a file is a link that leads out of the place."""
         return False
@@ -71,6 +99,7 @@ class Storage(Protocol):
 
     def limit(self, open_files: int) -> None:
         """Have at most so many files open in each thread."""
+        return None
 
     def close(self) -> None:
         """Close every file; it can be read again afterwards."""

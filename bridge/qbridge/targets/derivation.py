@@ -59,9 +59,11 @@ class Built:
 def stored_linears(model: Model) -> tuple[list[str], list[str]]:
     """(quantized modules, unquantized matrices and stacks of them) by their names on disk, lookup tables left out.
 
-    A stack of experts has three axes and may have no last name of its own.
+    A stack of experts has three axes and may have no last name of its own. A model without slots is one of
+    config.json alone, whose linears would be stored under their names.
     """
     quantized = {slots["code"].tensor.rpartition(".")[0]: None for slots in model.slots.values() if "code" in slots}
+    quantized = quantized if model.slots else dict.fromkeys(model.specs)
     plain: dict[str, None] = {}
     for info in model.tensors.values():
         module, _, leaf = info.stored.rpartition(".")

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qbridge.findings.finding import error
+from qbridge.findings.hints import NEAREST
 
-_NEAREST = 3  # names in a line of help
+_EXAMPLES = ("T4", "A10", "A100", "L4", "L40S", "H100", "B200", "RTX 4090")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ _GPUS: Mapping[str, Gpu] = {
 }
 
 
+def known_gpus() -> tuple[Gpu, ...]:
+    """Every GPU of the table by name, then the compute capabilities."""
+    return (*_LISTED, *(Gpu(f"sm{capability}", capability) for capability in _CAPABILITIES))
+
+
 def gpu_of(text: str) -> Gpu:
     """The GPU of a name (RTX 4090, rtx-4090) or of a compute capability (sm90, 9.0, 90).
 
@@ -87,13 +93,13 @@ def gpu_of(text: str) -> Gpu:
 
 
 def _nearest(text: str, number: int) -> tuple[str, ...]:
-    """Help lines: the nearest capabilities of a number, or the nearest names, and what else there is."""
+    """Help lines: the nearest capabilities of a number, or the nearest names, and examples."""
     if number:
-        near = sorted(_CAPABILITIES, key=lambda each: (abs(each - number), each))[:_NEAREST]
+        near = sorted(_CAPABILITIES, key=lambda each: (abs(each - number), each))[:NEAREST]
         return (f"the nearest compute capabilities: {', '.join(f'sm{each}' for each in sorted(near))}",)
-    folded = difflib.get_close_matches(_folded(text), _GPUS, n=_NEAREST, cutoff=0.5)
+    folded = difflib.get_close_matches(_folded(text), _GPUS, n=NEAREST, cutoff=0.5)
     names = list(dict.fromkeys(_GPUS[each].name for each in folded))
     return (
         *((f"did you mean {' or '.join(names)}?",) if names else ()),
-        f"known: {', '.join(gpu.name for gpu in _LISTED)}",
+        f"known: {len(_LISTED)} GPUs of NVIDIA, such as {', '.join(_EXAMPLES)}",
     )

@@ -11,6 +11,7 @@ from importlib import import_module
 from operator import itemgetter
 from typing import Any
 
+from qbridge.findings.arguments import typed
 from qbridge.findings.catalogue import complete_by, known
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Findings, QBridgeError, error
@@ -24,7 +25,7 @@ from qbridge.targets.plugins import load, plugins
 from qbridge.targets.target import Target
 
 # Modules beside this one, each with its TARGETS; those of other packages are entry points `qbridge.targets`.
-BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers")
+BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers", "llamacpp")
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (
     Target(
@@ -112,8 +113,7 @@ def find_target(name: str) -> Target:
 
     Those of other packages are imported only if none of this one has the name; QB032 if the one asked for fails.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"a target is named by its name, not by {name!r}")
+    typed("target", name, str)
     engine, at, _ = name.partition("@")
     if target := _newest(builtin(), name):
         return target
@@ -125,7 +125,7 @@ def find_target(name: str) -> Target:
         return target
     if plugin := next((each for each in plugins() if folded(each) == folded(engine)), None):
         load(plugin, _taken())
-    raise error("QB030", name, help=did_you_mean(name, sorted(set(_names()))))
+    raise error("QB030", name, help=did_you_mean(name, sorted(set(_names())), "`qbridge targets`"))
 
 
 def _newest(targets: Iterable[Target], name: str) -> Target | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.architecture.config import ANY_READER, Reader
 from qbridge.findings.catalogue.code import Code
+from qbridge.findings.hints import one_line, word_of_command
 from qbridge.formats.rules import Rule
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Arrange, Choice
@@ -23,7 +23,7 @@ from qbridge.targets.serving import Served
 Kernels = Callable[[Model, str, int, int], Sequence[Served]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Target:
     """The formats that may be written for a reader, with its limits on each.
 
@@ -59,6 +59,9 @@ class Target:
     renames: frozenset[str] = frozenset()
     in_memory: bool = False
     backends: Mapping[str, Target] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}, {', '.join(dict.fromkeys(self.formats))}")
 
     @property
     def engine(self) -> str:
@@ -111,7 +114,7 @@ class Target:
     def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
         """The command that serves a checkpoint of one of its formats, empty where it has no server."""
         choice = self.choice_of(format_name)
-        return choice.serve(model, shlex.quote(path), tp) if choice and choice.serve else ""
+        return choice.serve(model, word_of_command(path), tp) if choice and choice.serve else ""
 
     def choice_of(self, format_name: str) -> Choice | None:
         """Its first choice of a format, None if it does not load the format."""

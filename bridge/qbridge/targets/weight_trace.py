@@ -28,7 +28,7 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
         self.given: set[str] = set()  # tensors that the engine was given
         self.taken: set[str] = set()  # tensors that were written somewhere in the model
         self.supplied: set[str] = set()  # parameters that the loader copied tensors of its own into
-        self.zeros: set[str] = set()  # tensors that hold nothing but zeros
+        self.zeros: set[str] = set()  # biases and zero-points that hold nothing but zeros
         self.origins: dict[str, set[str]] = {}
         self._names: dict[int, list[str]] = {}
         self._masks: dict[int, Any] = {}
@@ -59,7 +59,7 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
     def begin(self, name: str, tensor: Any) -> None:
         """Note a tensor of the checkpoint that the engine is about to be given."""
         self.given.add(name)
-        if name.endswith(".bias") and not tensor.any():
+        if name.endswith((".bias", "_zero_point")) and not tensor.any():
             self.zeros.add(name)
         self._taint(tensor, frozenset([name]))
 

@@ -45,6 +45,16 @@ class Effort:
         return max(1, min(OPEN_FILES, most))
 
     @property
+    def fetched(self) -> int:
+        """Bytes of files on a server that may be under way at a time."""
+        return self.memory // 4
+
+    @property
+    def spooled(self) -> int:
+        """Files on a server that are read at a time: one for each thread, and those before and after."""
+        return self.threads + 2
+
+    @property
     def block(self) -> int:
         """Bytes of a tensor that a thread takes at once: it holds them as they were, as they are and read back."""
         return max(1 << 20, min(_BLOCK, self.memory // (4 * self.threads)))

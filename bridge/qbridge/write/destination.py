@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import re
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbridge.findings.finding import error
+from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Way
 from qbridge.source.foreign import CONFIG, stage_name
+
+_ADDRESS = re.compile(r"(hf|https?|s3|gs|az|file|ssh):/")  # as a Path has it, with one slash
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def leftovers(dst: Path) -> list[Path]:
 
 def cleaning(dst: Path) -> Way:
     """The command that removes what interrupted runs have left at DST."""
-    return Way(command=f"qbridge clean {shlex.quote(str(dst))}", note="removes what interrupted runs have left")
+    return Way(command=f"qbridge clean {word_of_command(str(dst))}", note="removes what interrupted runs have left")
 
 
 def check_destination(dst: Path, src: Path | None, overwrite: bool) -> None:
@@ -79,6 +81,9 @@ def check_destination(dst: Path, src: Path | None, overwrite: bool) -> None:
     be followed.
     """
     dst = named(dst)
+    if _ADDRESS.match(str(dst)):
+        fix = "Name a folder; upload it afterwards, for example with hf upload."
+        raise error("QB031", str(dst), ("it is an address, and nothing is written there",), fix=fix)
     if src is not None and _lie_in_each_other(dst.resolve(), src.resolve()):
         raise error(
             "QB031",

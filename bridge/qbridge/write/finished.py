@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -30,26 +30,37 @@ def is_finished(
     documents: Mapping[str, Document],
     sides: Sequence[str],
     effort: Effort,
+    editable: Collection[str] = (),
 ) -> bool:
     """Whether `dst` holds what a plan makes of the source, and nothing else: by names and headers, then by values.
 
+    Documents that are `editable` have to be there, whatever they say.
+
     Two fine-tunes of one model are alike in all but values, so the proof that follows each writing is made here too.
     """
-    return _looks_finished(dst, source, shards, documents, sides) and _has_values(dst, source, plan, shards, effort)
+    fixed = {name: value for name, value in documents.items() if name not in editable}
+    if len(shards) > 1 and not plan.metadata:
+        fixed[INDEX] = index_of(shards)
+    return _looks_finished(dst, source, shards, fixed, sides, editable) and _has_values(
+        dst, source, plan, shards, effort
+    )
 
 
 def _looks_finished(
-    dst: Path, source: Source, shards: Sequence[Shard], documents: Mapping[str, Document], sides: Sequence[str]
+    dst: Path,
+    source: Source,
+    shards: Sequence[Shard],
+    documents: Mapping[str, Document],
+    sides: Sequence[str],
+    editable: Collection[str],
 ) -> bool:
     """Whether `dst` has the headers, documents and side files that a conversion writes, later than its source."""
     texts = {name: text_of(value) for name, value in documents.items()}
-    if len(shards) > 1:
-        texts[INDEX] = text_of(index_of(shards))
     wanted = {shard.name for shard in shards} | set(sides)
     try:
         there = {str(file.relative_to(dst)) for file in dst.rglob("*") if file.is_file()}
         return (
-            there == texts.keys() | wanted
+            there == texts.keys() | wanted | set(editable)
             and all(_same_file(dst / name, source.file(name)) for name in sides)
             and all((dst / name).read_bytes() == text.encode() for name, text in texts.items())
             and all(_is_shard(dst / shard.name, shard) for shard in shards)
@@ -60,6 +71,7 @@ def _looks_finished(
 
 
 def _has_values(dst: Path, source: Source, plan: Plan, shards: Sequence[Shard], effort: Effort) -> bool:
+    source.spool(dst.parent, effort.fetched, effort.spooled)
     with ThreadPoolExecutor(effort.threads, "qbridge-proof") as working:
         return all(_holds(dst / shard.name, source, plan, shard, effort, working) for shard in shards)
 

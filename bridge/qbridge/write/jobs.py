@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from qbridge.codecs.code_moves import Block
-from qbridge.codecs.parts import encode_part
+from qbridge.codecs.parts import encode_part, parts_inside
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import Array, nbytes
 from qbridge.ir.slots import Slot
@@ -240,12 +240,15 @@ class Encoded:
         layer = self.layer.run(source, frozenset({part}), window)
         if slot.codec.fixed or part not in layer.arrays:
             return same_values(stored, encode_part(layer, part, slot))
-        dtype, shape = layer.spec.parts()[part]
+        inside = parts_inside(self.layer.write, part)
+        codecs = {part: slot.codec, **{other: self.layer.write[other].codec for other in inside}}
         try:
-            found = slot.codec.decode(stored, dtype, shape, layer.arrays)
+            return all(
+                same_values(codec.decode(stored, *layer.spec.parts()[own], layer.arrays), layer.arrays[own])
+                for own, codec in codecs.items()
+            )
         except ValueError:
             return False
-        return same_values(found, layer.arrays[part])
 
 
 def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Job]:
@@ -255,7 +258,8 @@ def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Jo
         if tensor.origin and tensor.origin not in source.memory:
             stored = source.tensors[tensor.origin]
             length = stored.end - stored.begin
-            if run and run.file == stored.file and run.begin + run.size == stored.begin:
+            ends = (run.begin + run.size, run.offset + run.size) if run else None
+            if run and run.file == stored.file and ends == (stored.begin, offset):
                 run = Copied(run.file, run.begin, run.offset, run.size + length)
                 continue
             yield from _pieces(run)

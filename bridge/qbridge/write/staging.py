@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import time
@@ -24,6 +25,8 @@ from qbridge.findings.finding import QBridgeError, error
 from qbridge.source.foreign import CONFIG
 from qbridge.source.weight_files import INDEX
 from qbridge.write.destination import Paths, check_destination, is_moving, lines_of, named, paths_for
+
+_LOG = logging.getLogger(__name__)
 
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
 
@@ -39,6 +42,11 @@ class Stage:
     finished: frozenset[str]
     complete: bool
     _journal: int
+
+    @property
+    def home(self) -> Path:
+        """The folder that it lies in, where there is room for what is needed meanwhile."""
+        return self.folder.parent
 
     def note(self, shard: str) -> None:
         """Record a shard, already flushed to the disk, as finished."""
@@ -66,12 +74,14 @@ def staged(dst: Path, src: Path | None, overwrite: bool, identity: str, size: in
             yield Stage(paths.part, frozenset(), True, journal)
         else:
             finished = _resumed(paths, journal, identity)
+            _LOG.info("writing %d bytes below %s; %d shards are there already", size, paths.part, len(finished))
             _check_space(paths, size)
             yield Stage(paths.part, finished, False, journal)
             for folder, _, _ in os.walk(paths.part):
                 _fsync_folder(folder)
             check_destination(dst, src, overwrite)  # hours may have passed
         _swap_in(paths, journal)
+        _LOG.info("all is in its place: %s", dst)
         for parent in made:
             _fsync_folder(parent.parent)
     except BaseException as fault:

@@ -7,7 +7,7 @@ flushed to the disk and noted in the journal, while the next is being written. D
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import threading
 from collections import Counter, deque
@@ -20,6 +20,7 @@ from typing import Any
 from qbridge.findings.finding import error
 from qbridge.plan.output_files import Shard, index_of
 from qbridge.plan.plan import Plan
+from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
 from qbridge.source.storage import File
 from qbridge.source.weight_files import INDEX
@@ -28,6 +29,8 @@ from qbridge.write.jobs import Job, jobs_of, write_all
 from qbridge.write.links import link
 from qbridge.write.staging import Stage
 from qbridge.write.workspace import Workspace
+
+_LOG = logging.getLogger(__name__)
 
 _DIRTY = 192 << 20  # bytes written before the disk is asked to take them
 _SIDE = 1 << 20  # bytes of a side file that are copied at a time
@@ -54,7 +57,7 @@ Progress = Callable[[Advance], None]
 
 def text_of(value: Document) -> str:
     """A text as it is, anything else as indented JSON with a final newline."""
-    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return value if isinstance(value, str) else json_text(value, indent=2) + "\n"
 
 
 def write_document(path: Path, value: Document) -> None:
@@ -92,6 +95,7 @@ def write_checkpoint(
     linked, and QB038 where the source changed meanwhile.
     """
     source.limit(effort.open_files)
+    source.spool(stage.home, effort.fetched, effort.spooled)
     source.keep = effort.block
     written = [shard for shard in shards if shard.file is None]
     writer = _Writer(stage, source, plan, written, effort, progress)
@@ -101,7 +105,7 @@ def write_checkpoint(
         writer.close()
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
-    if len(shards) > 1:
+    if len(shards) > 1 and not plan.metadata:
         write_document(stage.folder / INDEX, index_of(shards))
     for name in sides:
         _copy(source.file(name), stage.folder / name)
@@ -210,6 +214,9 @@ class _Writer:
         out = os.open(self.stage.folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._descriptors.append(out)
         write_all(out, shard.header, 0)
+        if shard.end:  # what lies between its tensors, and after the last, is zero
+            os.ftruncate(out, shard.end)
+        _LOG.debug("begun: %s, %d bytes, %d tensors", shard.name, shard.size, len(shard.tensors))
         self._advance(shard, 0)
         return _Output(shard, out, jobs_of(self.source, self.plan, shard, self.effort.block))
 
@@ -243,6 +250,8 @@ class _Writer:
         self._descriptors.remove(output.descriptor)
         os.close(output.descriptor)
         self.stage.note(output.shard.name)
+        proved = "proved and " if self.effort.proof else ""
+        _LOG.info("written, %sflushed: %s, %d bytes", proved, output.shard.name, output.shard.size)
 
     def close(self) -> None:
         """Close the files that a failure left open; not under threads that a second interrupt left at work."""

@@ -45,6 +45,11 @@ def gemm_codec(bits: int, version: str = GEMM) -> BitPacked:
     return BitPacked(bits, 0, 2 ** (bits - 1), transposed=True, order=() if version == STREAM else _ORDER)
 
 
+def stored_version(version: str, bits: int) -> str:
+    """The layout of codes of a width in a version: GEMM has 4 bits alone."""
+    return STREAM if version == GEMM and bits != 4 else version
+
+
 def is_awq_shaped(source: Source, module: str) -> bool:
     """Whether qweight has fewer columns than its scales: several output features share a word."""
     codes, scales = source.tensors.get(f"{module}.qweight"), source.tensors.get(f"{module}.scales")
@@ -70,8 +75,7 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
         symmetric=False,
         group_size=size if grouped else None,
     )
-    if version == GEMM and bits != 4:
-        version = STREAM
+    version = stored_version(version, bits)
     dialect = () if version == GEMM else (("version", version),)
     spec = Spec(module, rows, columns, weight, scales.dtype, bias=bias.dtype if bias else None, dialect=dialect)
     slots = layout(spec)

@@ -57,6 +57,7 @@ from qbridge_formats.compressed_tensors.reader import ACT_ORDER
 NAME = "compressed-tensors"
 SUMMARY = "llm-compressor's format: integers of 1 to 8 bits, FP8, NVFP4, MXFP4, MXFP8 (W8A8, W4A16 ...)"
 ALIASES = ("llm-compressor",)
+CONFIG_SAYS_HEAD = True  # targets and ignore match it as any linear
 
 _SPARSE: Mapping[str, str] = {
     "marlin-24": "half of the codes stored, with an index of their places (meta), in Marlin's order",

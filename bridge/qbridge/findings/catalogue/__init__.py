@@ -3,7 +3,7 @@
 Those of one engine alone come with the engine (`Target.codes`): `qbridge.targets.registry.codes` has them all.
 
 The hundreds say who speaks: 0 the source on disk, 1 a format that cannot be read or written here, 2 a target's
-engine, 3 exactness, 4 the operating system, 5 `verify`, 9 qbridge itself.
+engine, 3 exactness, 4 the operating system, 5 `verify`, 8 what was asked, 9 qbridge itself.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from qbridge.findings.catalogue import (
     derived,
     engine,
     outcome,
+    remote,
     scheme,
     source,
     structure,
     tensors,
+    usage,
 )
 from qbridge.findings.catalogue.code import ALLOW, BUG, CHOICES, INTERRUPTED, IO, REFUSED, UNREADABLE, USAGE, Code
 
@@ -42,23 +44,11 @@ __all__ = [
     "register",
 ]
 
-CATALOGUE: Mapping[str, Code] = {
-    entry.code: entry
-    for group in (
-        source,
-        containers,
-        tensors,
-        contradictions,
-        scheme,
-        engine,
-        derived,
-        checks,
-        outcome,
-        structure,
-        completeness,
-    )
-    for entry in group.ENTRIES
-}
+_GROUPS = (
+    *(source, containers, tensors, contradictions, scheme, engine, derived),
+    *(checks, outcome, structure, completeness, usage, remote),
+)
+CATALOGUE: Mapping[str, Code] = {entry.code: entry for group in _GROUPS for entry in group.ENTRIES}
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others
 _SOURCES: list[Callable[[], Iterable[Code]]] = []  # of entries that are not asked for yet
 

@@ -12,7 +12,7 @@ ENTRIES = (
         "vLLM stops while it loads (Failed to find a kernel that can implement the WNA16 linear layer), or at the "
         "first tokens.",
         "AWQ of 8 bits; a bfloat16 model on a kernel that computes in float16 only (Exllama, awq_gemm)",
-        "Convert it for this target, serve it in another dtype, or choose another GPU or a newer vLLM.",
+        "Serve it in another dtype, choose another GPU or a newer vLLM, or convert it for this target.",
         "vllm 0.33.0, 0.23.0 and 0.5.4, model_executor/kernels/linear and layers/quantization "
         "(qbridge.targets.vllm.kernels)",
     ),

@@ -1,4 +1,4 @@
-"""QB003, QB04x, QB263 to QB267 and QB351: what a checkpoint lacks, has under other names, or has too much."""
+"""QB003, QB04x, QB263 to QB267, QB331 and QB351: what a checkpoint lacks, has under other names, or has too much."""
 
 from __future__ import annotations
 
@@ -107,5 +107,15 @@ ENTRIES = (
         "unquantized original: `qbridge convert --graft ORIGINAL`.",
         "transformers 5.23.0, models/*/modeling_*.py and models/*/configuration_*.py",
         severity="warning",
+    ),
+    Code(
+        "QB331",
+        "the engine leaves stored parameters out",
+        "Its model class builds them only where config.json asks for them; its loader skips what is not built.",
+        "Little or nothing is said, and the answers are wrong.",
+        "biases of q_proj, k_proj and v_proj of Llama, GLM-4 or Qwen3 without attention_bias",
+        "Write the key into config.json as the model's own repository has it.",
+        "vllm 0.33.0, model_executor/models/llama.py, qwen3.py, glm4.py, step3p5.py and their like; "
+        "transformers 5.17.0, models/*/modeling_*.py",
     ),
 )

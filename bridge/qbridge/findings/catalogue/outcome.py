@@ -70,11 +70,21 @@ ENTRIES = (
     Code(
         "QB048",
         "the model card speaks of the source's format",
-        "README.md is carried over as it is, and its tags or its code name the format that the checkpoint had.",
+        "README.md is carried over as it is (--no-card); its tags or code name the format that the checkpoint had.",
         "Who follows the card starts the model with the wrong option or library; the Hub lists it under wrong tags.",
         "tags: [awq], and AutoAWQForCausalLM in a block of code",
-        "Correct these lines before you publish the output.",
+        "Convert without --no-card, or correct these lines before you publish the output.",
         "qbridge.commands.model_card",
+        severity="note",
+    ),
+    Code(
+        "QB055",
+        "the model card stays as it is",
+        "README.md cannot be corrected safely: it is carried over byte for byte, without a word of the conversion.",
+        "Its metadata describe the source: the Hub would list the output under the source's library and tags.",
+        "metadata with an anchor, a tag or a key twice; a card that is no UTF-8, or larger than a megabyte",
+        "Correct its metadata, as YAML with a key per line, before you convert or before you publish.",
+        "qbridge.commands.front_matter",
         severity="note",
     ),
     Code(

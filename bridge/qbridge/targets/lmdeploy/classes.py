@@ -67,6 +67,10 @@ WITHOUT_BLOCK = classes(
 )
 
 
+# Classes of 0.18.0 with a text_config of a type that transformers 4.57.6 does not know.
+NEWER = classes("Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration")
+
+
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The model classes that it looks for: that of remote code, if config.json names one, or any of architectures.
 

@@ -211,11 +211,22 @@ ENTRIES = (
         "lmdeploy 0.18.0, pytorch/configurations/qwen3_next.py and pytorch/models/deepseek_v2.py",
     ),
     Code(
+        "QB248",
+        "LMDeploy needs a newer transformers for this class",
+        "transformers 4.57.6, which it accepts as well, does not know the type of the model, and reads its "
+        "text_config as a plain mapping.",
+        "With that one it stops while it builds the model: AttributeError: 'dict' object has no attribute ...",
+        "Qwen3_5ForConditionalGeneration",
+        "Install a newer one beside it that LMDeploy accepts, 5.17.0 for one (tried).",
+        "lmdeploy 0.18.0, pytorch/config.py; transformers 4.57.6 and 5.17.0, models/auto/configuration_auto.py",
+        severity="warning",
+    ),
+    Code(
         "QB270",
         "LMDeploy does not serve these float8 layers as fp8",
         "Its fp8 layers have blocks of 128 x 128 with dynamic activations, or static scales of inputs and no blocks.",
         "It raises KeyError on their scales, or TurboMind takes the codes for weights and talks garbage.",
-        "blocks of 64 x 64; experts with static scales of inputs",
+        "blocks of 64 x 64; static scales of inputs of experts, or of qkv_proj stored as one",
         "Dynamic activations per token go into smooth-quant, which --to lmdeploy chooses; or serve it with vLLM.",
         _FLOAT8,
     ),

@@ -75,7 +75,7 @@ def derive(
         yield from unread(block, _KEYS.get(block.method, ()), _TURBOMIND)
     yield from other_layouts(block, model, "LMDeploy 0.18.0")
     yield from _without_block(block, model, turbomind)
-    if model.slots and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
+    if model.specs and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
         yield from _lists(block, model)
 
 

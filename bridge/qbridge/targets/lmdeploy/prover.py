@@ -19,7 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 STUBS = (
     "torch.cuda: compute capability 9.0, bfloat16, streams and events without function",
-    "attention operators of the PyTorch engine: absent",
+    "attention, convolution and delta-rule operators of the PyTorch engine, and packages of kernels: absent",
     "process groups: one rank, nothing is communicated",
     "native extension of TurboMind: records what it is given; limits of shapes from a table",
     "repacking of loaded weights for the kernels and the forward pass: not run",
@@ -28,6 +28,7 @@ STUBS = (
 DERIVED = (".kc", ".vc", ".kc.weight", ".vc.weight")
 QUANTIZED = ("scale", "qweight", "weight_scale_inv", "weight_scale")
 ELSEWHERE = ("does not recognize this architecture", "requires flash_mla", "flash_mla", "trust_remote_code")
+KERNELS = ("fla", "flash_mla")  # packages of GPU kernels that some classes import
 TOWERS = {"visual", "vision_tower", "vision_model", "multi_modal_projector", "audio_tower"}
 # What TurboMind knows without reading it.
 UNREAD = (".weight_shape", ".inv_freq", "g_idx")
@@ -58,6 +59,8 @@ class LMDeploy:
         self.backend, self.proving, self.trace = backend, proving, trace
         self.native = _helper(HERE / "turbomind_native.py")
         self.native.stub_native(1)
+        absent = [name for name in KERNELS if importlib.util.find_spec(name) is None]
+        sys.meta_path.insert(0, _helper(HERE.parent / "absent_packages.py").AbsentPackages(absent))
         import lmdeploy
         import torch
         from lmdeploy.utils import get_logger
@@ -70,17 +73,26 @@ class LMDeploy:
         import lmdeploy.turbomind.turbomind
 
     def _stub_cuda(self) -> None:
-        """Answer the questions to a CUDA device; leave out attention, whose operator exists for CUDA only."""
+        """Answer the questions to a CUDA device; leave out what mixes tokens, whose operators exist for CUDA only."""
         from lmdeploy.pytorch import config
-        from lmdeploy.pytorch.backends.attention import PagedAttentionBuildSpec
+        from lmdeploy.pytorch.backends import attention, causal_conv1d, gated_delta_rule
         from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+        from lmdeploy.pytorch.nn import gated_delta
 
         build_op, cuda = CudaOpsBackend.build_op, self.torch.cuda
 
+        mixers = (
+            attention.PagedAttentionBuildSpec,
+            causal_conv1d.CausalConv1dBuildSpec,
+            gated_delta_rule.GatedDeltaMetaBuildSpec,
+            gated_delta_rule.GatedDeltaRuleBuildSpec,
+        )
+
         def build_op_on_cpu(spec: Any, **options: Any) -> Any:
-            return _Inert() if isinstance(spec, PagedAttentionBuildSpec) else build_op(spec, **options)
+            return _Inert() if isinstance(spec, mixers) else build_op(spec, **options)
 
         CudaOpsBackend.build_op = build_op_on_cpu
+        gated_delta.build_rmsnorm_gated = self._norm
         config.is_bf16_supported = lambda *args: True
         cuda.get_device_capability = lambda *args: (9, 0)
         cuda.current_device = lambda: "cpu"
@@ -90,6 +102,10 @@ class LMDeploy:
             multi_processor_count=132, major=9, minor=0, name="no device", total_memory=80 << 30
         )
         cuda.get_device_properties = lambda *args: properties
+
+    def _norm(self, size: int, eps: float = 1e-6, device: Any = None, dtype: Any = None, **more: Any) -> Any:
+        """Stands in for fla's gated norm: the same parameter."""
+        return self.torch.nn.RMSNorm(size, eps, device=device, dtype=dtype)
 
     def prove(self, path: str, report: dict[str, Any]) -> None:
         """Load one checkpoint and complete its report."""
@@ -195,7 +211,7 @@ class LMDeploy:
         engine = TurboMind.__new__(TurboMind)
         engine.gpu_count, engine.devices = len(config.devices), config.devices
         _, loader = engine._from_hf(path, config)
-        text = loader.model.cfg
+        text = getattr(loader.model, "text_model", loader.model).cfg
         report["config"] = {
             "class": type(text).__name__,
             "method": config.model_format,

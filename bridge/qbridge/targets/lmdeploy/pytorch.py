@@ -29,6 +29,7 @@ from qbridge.targets.lmdeploy import awq
 from qbridge.targets.lmdeploy import float8 as lmdeploy_float8
 from qbridge.targets.lmdeploy.classes import (
     ARCHITECTURES,
+    NEWER,
     PREFIXED,
     REMOVED,
     TURBOMIND_ARCHITECTURES,
@@ -233,4 +234,12 @@ def _old_rope(model: Model) -> Iterator[Problem]:
         yield Problem((fact,), where=("rope_scaling",))
 
 
-PARSING: tuple[Rule, ...] = (ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),)
+def _newer(model: Model) -> Iterator[Problem]:
+    if found := tuple(name for name in class_names(model.config) if name in NEWER):
+        yield Problem(where=found)
+
+
+PARSING: tuple[Rule, ...] = (
+    ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
+    ModelRule("QB248", _newer, "transformers 4.57.6, models/auto/configuration_auto.py"),
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbridge.targets.sglang import choices, codes, matching, messages, parallel
+from qbridge.targets.sglang import choices, codes, config, matching, messages, parallel
 from qbridge.targets.target import Target
 
 PROVER = Path(__file__).with_name("prover.py")
@@ -14,7 +14,7 @@ TARGETS = (
         "sglang@0.5.23",
         "SGLang; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt, gpt-oss and its own W8A8 where it serves them",
         choices.CHOICES,
-        choices.READER,
+        config.READER,
         keeps=True,
         as_is=(choices.AUTO_ROUND,),
         parallel=parallel.SGLANG,

@@ -1,18 +1,16 @@
 """What stands in for a CUDA device and for compiled kernels, so that SGLang's GPU classes load on a CPU.
 
-Loaded by path in SGLang's own Python by prover.py beside it. Packages of kernels are there by name only: any name in
-them can be subclassed, called, used as a decorator or added up, and does nothing.
+Loaded by path in SGLang's own Python by prover.py beside it. Packages of kernels are there by name only
+(absent_packages.py of the folder above).
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 # What SGLang imports and nothing here calls, where it is not installed.
@@ -25,84 +23,9 @@ PACKAGES = tuple(
     """.split()  # noqa: SIM905 - one line for each name is no easier to read
 )
 KERNELS = "sglang.kernels.ops"  # SGLang's own, which are compiled when they are imported
-# Modules of absent packages whose absence SGLang mends itself.
-REPLACED = (".scalar_type",)
+REPLACED = (".scalar_type",)  # whose absence SGLang mends itself
 VERSION = "99.0"
 MEMORY = 80 << 30  # bytes of the device that is not there
-_OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "or", "and", "xor", "lshift", "rshift"]
-
-
-class _Names(type):
-    """Gives a stand-in for every name that is asked for."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Nothing
-
-    def __getitem__(cls, item: Any) -> Any:
-        return Nothing
-
-
-class Nothing(metaclass=_Names):
-    """Any class, function, decorator or constant of an absent package."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """Take anything."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        """What it decorates, or itself."""
-        return args[0] if len(args) == 1 and callable(args[0]) else self
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Nothing()
-
-
-def _itself(self: Any, other: Any) -> Any:
-    return Nothing
-
-
-for _operator in _OPERATORS:
-    for _method in (f"__{_operator}__", f"__r{_operator}__"):
-        setattr(_Names, _method, _itself)
-        setattr(Nothing, _method, _itself)
-
-
-class _Module(types.ModuleType):
-    """A module of an absent package."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if self.__name__.endswith(REPLACED):
-            raise ImportError(name)
-        return Nothing
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds absent packages and SGLang's kernels."""
-
-    def __init__(self, packages: Iterable[str]) -> None:
-        """Stand in for some packages."""
-        self.packages = frozenset(packages)
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """The spec of a module that is there by name only."""
-        if name.partition(".")[0] in self.packages or name.startswith(f"{KERNELS}."):
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        """A module with every name."""
-        module = _Module(spec.name)
-        module.__path__ = []
-        module.__dict__["__version__"] = VERSION
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing to run."""
 
 
 def _device(gpu: int) -> types.SimpleNamespace:
@@ -124,7 +47,7 @@ def _answering(value: Any) -> Callable[..., Any]:
     return lambda *args, **options: value
 
 
-def _stub_cuda(torch: Any, gpu: int) -> None:
+def _stub_cuda(torch: Any, gpu: int, packages: Any) -> None:
     """Let torch speak of CUDA devices; what is made for one is made on the CPU."""
     from torch.overrides import TorchFunctionMode
 
@@ -142,7 +65,7 @@ def _stub_cuda(torch: Any, gpu: int) -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, _answering(answer))
-    torch.cuda.Stream = torch.cuda.Event = Nothing
+    torch.cuda.Stream = torch.cuda.Event = packages.Nothing
     torch.version.cuda = "12.8"
 
     def on_cpu(value: Any) -> Any:
@@ -158,8 +81,7 @@ def _stub_cuda(torch: Any, gpu: int) -> None:
     infer = torch.library.infer_schema
 
     def infer_schema(function: Any, *args: Any, **options: Any) -> Any:
-        absent = function is Nothing or isinstance(function, Nothing)
-        return "() -> ()" if absent else infer(function, *args, **options)
+        return "() -> ()" if packages.is_absent(function) else infer(function, *args, **options)
 
     torch.library.infer_schema = infer_schema
 
@@ -180,16 +102,16 @@ class _Serial(concurrent.futures.Executor):
         return future
 
 
-def stand_in(gpu: int) -> Any:
-    """Put everything in place, before anything of SGLang is imported; torch."""
+def stand_in(gpu: int, packages: Any) -> Any:
+    """Put everything in place, before anything of SGLang is imported; torch. `packages` is absent_packages.py."""
     # transformers must find out for itself that torchvision is not there
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer  # noqa: F401
 
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    sys.meta_path.insert(0, Finder(absent))
+    sys.meta_path.insert(0, packages.AbsentPackages([*absent, KERNELS], VERSION, REPLACED))
     import torch
 
     torch.set_num_threads(1)
     concurrent.futures.ThreadPoolExecutor = _Serial  # type: ignore[assignment, misc]
-    _stub_cuda(torch, gpu)
+    _stub_cuda(torch, gpu, packages)
     return torch

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from math import gcd
 
 from qbridge.architecture.architecture import Architecture
-from qbridge.architecture.config import Reader
 from qbridge.architecture.names import is_routed
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule
@@ -28,12 +27,9 @@ from qbridge.targets.blocks import is_static, per_tensor
 from qbridge.targets.choice import Choice
 from qbridge.targets.common import misnamed, stacked, unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import unlike_siblings
-from qbridge.targets.sglang import floats, parallel
-from qbridge.targets.sglang.fusion import SGLANG, words
+from qbridge.targets.sglang import classes, floats, loaders, loading, parallel
+from qbridge.targets.sglang.fusion import SGLANG
 
-# transformers 5.19.0, which the wheel requires; srt/configs/qwen3_next.py and nemotron_h.py have classes of their own
-_INTERVALS = frozenset({"qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"})
-READER = Reader((5,), hybrid=False, implied=_INTERVALS)
 _QUANT = "sglang 0.5.23, srt/layers/quantization"
 _CT = f"{_QUANT}/compressed_tensors/compressed_tensors.py"
 _INT8 = f"{_QUANT}/compressed_tensors/schemes/compressed_tensors_w8a8_int8.py"
@@ -57,6 +53,20 @@ def _laid_out(spec: Spec, model: Model) -> Problem | None:
     """Experts that share tensors: its loaders of quantized ones were tried with those that lie one by one."""
     lies = stacked(spec)
     return Problem((f"experts share a tensor by {lies}, which was not tried",)) if lies else misnamed(spec)
+
+
+def _asymmetric_experts(spec: Spec, model: Model) -> Problem | None:
+    """Its loader of experts turns codes and scales around, and not their zero-points."""
+    if not is_routed(spec.name) or not _alone(spec) or spec.weight.symmetric:
+        return None
+    return Problem((f"experts of weights {spec.weight}: their zero-points do not lie as its loader takes them",))
+
+
+def _through(model: Model) -> Iterator[Problem]:
+    """Its way through transformers puts `model.` before every target, `Linear` too, so that it finds none."""
+    if model.architecture in classes.THROUGH | classes.THROUGH_TOWERS and model.specs:
+        fact = f"{model.architecture} runs through transformers, which finds no target of compressed-tensors"
+        yield Problem((fact,), where=("quantization_config.config_groups",))
 
 
 def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
@@ -234,15 +244,6 @@ def _auto_round_scheme(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"weights {spec.weight}: as AutoRound it has symmetric 4 and 8 bits, or 4 bits packed as AWQ",))
 
 
-# Tried: the registry lacks them, and its way through transformers does not take them.
-_WITHOUT_CLASS = words("FalconForCausalLM JambaForCausalLM MPTForCausalLM Qwen2_5OmniModel")
-
-
-def _no_class(model: Model) -> Iterator[Problem]:
-    if model.architecture in _WITHOUT_CLASS:
-        yield Problem((f"{model.architecture} is none of its classes",), where=("config.json",))
-
-
 def _serve(model: Model, path: str, tp: int) -> str:
     return f"python -m sglang.launch_server --model-path {path}{f' --tp-size {tp}' if tp > 1 else ''}"
 
@@ -250,7 +251,7 @@ def _serve(model: Model, path: str, tp: int) -> str:
 _CAST = "sglang 0.5.23, srt/configs/model_config.py (_get_and_verify_dtype)"
 _UNQUANTIZED = unquantized_tensors(DType.F16, _CAST, float32=float32.SGLANG)
 _COMMON: tuple[Rule, ...] = (
-    ModelRule("QB268", _no_class, "sglang 0.5.23, srt/models/registry.py and srt/models/transformers.py"),
+    *loading.RULES,
     ModelRule("QB221", unlike_siblings(SGLANG), f"{_QUANT}/compressed_tensors/utils.py (should_ignore_layer)"),
     weight_scales(DType.F16, f"{_QUANT}/compressed_tensors/schemes (params_dtype)", _alone),
     _UNQUANTIZED,
@@ -269,11 +270,14 @@ _NVFP4 = ModelRule("QB292", floats.weights_alone, f"{_CT} (_get_scheme_from_part
 COMPRESSED_TENSORS = Choice(
     named("compressed-tensors"),
     (
+        *loaders.rules("compressed-tensors"),
         *_LAYOUT,
         _DIALECT,
         LayerRule("QB293", _gpt_oss, "sglang 0.5.23, srt/models/gpt_oss.py (load_weights)"),
         LayerRule("QB293", _has_scheme, f"{_CT} (_get_scheme_from_parts, get_moe_scheme)"),
         LayerRule("QB293", _int8_per_tensor, f"{_CT} (_is_wNa16_group_channel)", lambda spec, model: Broadcast()),
+        LayerRule("QB293", _asymmetric_experts, "sglang 0.5.23, srt/layers/moe/fused_moe_triton/layer.py"),
+        ModelRule("QB293", _through, "sglang 0.5.23, srt/models/transformers.py (hf_to_sglang_mapper)"),
         LayerRule("QB293", _width, f"{_CT} (WNA16_SUPPORTED_BITS)", _wider),
         LayerRule("QB293", _wide_zeros, f"{_MARLIN} (query_marlin_supported_quant_types)", _symmetric),
         LayerRule("QB293", _group, f"{_MARLIN} (MARLIN_SUPPORTED_GROUP_SIZES)", _common_group),
@@ -291,6 +295,7 @@ COMPRESSED_TENSORS = Choice(
 GPTQ = Choice(
     named("gptq"),
     (
+        *loaders.rules("gptq"),
         LayerRule("QB298", _gptq_scheme, f"{_QUANT}/gptq/schemes/gptq_linear.py", _symmetric),
         LayerRule("QB298", _width, f"{_QUANT}/gptq/gptq.py (TYPE_MAP)", _wider),
         LayerRule("QB298", _group, f"{_MARLIN} (MARLIN_SUPPORTED_GROUP_SIZES)", _common_group),
@@ -303,6 +308,7 @@ GPTQ = Choice(
 AWQ = Choice(
     named("awq"),
     (
+        *loaders.rules("awq"),
         _DIALECT,
         LayerRule("QB298", _awq_width, f"{_QUANT}/awq/awq.py (AWQConfig)", _four_bits),
         LayerRule("QB298", _awq_channels, f"{_QUANT}/awq/schemes/awq_linear.py (create_weights)"),
@@ -314,7 +320,7 @@ AWQ = Choice(
 )
 FP8 = Choice(
     named("fp8"),
-    (*_LAYOUT, *floats.RULES, _INPUT_SCALES, *_COMMON),
+    (*loaders.rules("fp8"), *_LAYOUT, *floats.RULES, _INPUT_SCALES, *_COMMON),
     avoided=floats.AVOIDED,
     parallel=parallel.OWN_BLOCKS,
     serve=_serve,
@@ -322,6 +328,7 @@ FP8 = Choice(
 MODELOPT = Choice(
     named("modelopt"),
     (
+        *loaders.rules("modelopt"),
         *_LAYOUT,
         LayerRule("QB298", _modelopt_scheme, f"{_QUANT}/modelopt_quant.py (from_config, create_weights)"),
         _NVFP4,
@@ -334,10 +341,16 @@ MODELOPT = Choice(
     serve=_serve,
 )
 MXFP4 = Choice(named("mxfp4"), _COMMON, dtype="bfloat16", serve=_serve)
-W8A8 = Choice(named("w8a8"), (*_LAYOUT, floats.DROPPED, *_COMMON), parallel=parallel.OWN_BLOCKS, serve=_serve)
+W8A8 = Choice(
+    named("w8a8"),
+    (*loaders.rules("w8a8"), *_LAYOUT, floats.DROPPED, *_COMMON),
+    parallel=parallel.OWN_BLOCKS,
+    serve=_serve,
+)
 AUTO_ROUND = Choice(
     named("auto-round"),
     (
+        *loaders.rules("auto-round"),
         LayerRule("QB298", _auto_round_scheme, f"{_QUANT}/auto_round.py (SUPPORTED_FORMATS)"),
         LayerRule("QB298", _group, f"{_MARLIN} (MARLIN_SUPPORTED_GROUP_SIZES)"),
         *_COMMON,

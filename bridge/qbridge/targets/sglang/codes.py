@@ -1,4 +1,4 @@
-"""QB268 and QB292 to QB298: what SGLang refuses, drops without a word, or serves otherwise than it should."""
+"""QB268, QB269 and QB292 to QB299: what SGLang refuses, drops without a word, or serves otherwise than it should."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ ENTRIES = (
         "FalconForCausalLM, JambaForCausalLM",
         "Serve it with vLLM (--to vllm).",
         "sglang 0.5.23, srt/models/registry.py and srt/models/transformers.py",
+    ),
+    Code(
+        "QB269",
+        "SGLang's class does not take the names or the config.json of this checkpoint",
+        "Its loader looks for tensors under other names, or its class asks for keys that transformers does not save, "
+        "or counts layers of a kind by an interval that does not give those of layer_types.",
+        "It stops (KeyError, AttributeError), leaves parameters unfilled, or builds other layers.",
+        "Qwen2.5-VL whose text model lies under model.language_model; Gemma 2 without hidden_act",
+        "Rename the tensors (--rename-prefix), or write the keys that the model's first config.json had.",
+        "sglang 0.5.23, srt/models (load_weights) and srt/configs",
     ),
     Code(
         "QB292",
@@ -89,5 +99,14 @@ ENTRIES = (
         "asymmetric GPTQ (the kernel has been removed), AWQ of 8 bits, FBGEMM, ModelOpt's MXFP8 before Blackwell",
         "Convert it (--to sglang chooses a format that holds it).",
         "sglang 0.5.23, srt/layers/quantization (gptq, awq, fp8.py, modelopt_quant.py, auto_round.py)",
+    ),
+    Code(
+        "QB299",
+        "SGLang leaves a parameter of this model without a value",
+        "Its class has a parameter that neither the checkpoint nor the loader gives a value.",
+        "It holds what the memory held, or a random start: the answers are chance.",
+        "Qwen3ForSequenceClassification, whose score has a bias in SGLang alone",
+        "Serve it with vLLM (--to vllm).",
+        "sglang 0.5.23, srt/models/qwen3_classification.py, whisper.py, transformers.py",
     ),
 )

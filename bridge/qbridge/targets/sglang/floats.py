@@ -13,7 +13,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
-from qbridge.targets.blocks import fused_per_tensor, is_static, per_tensor
+from qbridge.targets.blocks import fused_per_tensor, is_static
 from qbridge.targets.sglang.fusion import SGLANG
 
 _FP8 = "sglang 0.5.23, srt/layers/quantization/fp8.py"
@@ -22,7 +22,8 @@ _LLAMA = "sglang 0.5.23, srt/models/llama.py (_legacy_load_weights), mistral.py,
 # Classes whose loader is Llama's: they rename the scales of blocks to a parameter that there is not.
 RENAMES_SCALES = frozenset(
     {
-        *("IQuestCoderForCausalLM", "InternLM3ForCausalLM", "LlamaForCausalLM", "Ministral3ForCausalLM"),
+        *("IQuestCoderForCausalLM", "InternLM3ForCausalLM", "Llama4ForCausalLM", "LlamaForCausalLM"),
+        "Ministral3ForCausalLM",
         *("Mistral3ForConditionalGeneration", "MistralForCausalLM", "Phi3ForCausalLM", "TeleFLMForCausalLM"),
     }
 )
@@ -88,14 +89,6 @@ def _fp8_scheme(spec: Spec, model: Model) -> Problem | None:
     return None
 
 
-def _latent(model: Model) -> Iterator[Problem]:
-    """Scales per tensor of q_a_proj and kv_a_proj_with_mqa: the loader puts them together, and has a slot for one."""
-    where = [name for name, spec in model.specs.items() if name.endswith("kv_a_proj_with_mqa") and per_tensor(spec)]
-    joined = {name for names in SGLANG.siblings(model, model.specs) for name in names}
-    if found := tuple(name for name in where if name in joined):
-        yield Problem(("one scale per tensor: that of kv_a_proj_with_mqa is dropped",), where=found)
-
-
 def _to_channels(spec: Spec, model: Model) -> Pass | None:
     """Every scale is kept as one per channel; experts with static inputs have one per tensor alone."""
     return None if is_routed(spec.name) and is_static(spec) else Broadcast()
@@ -106,7 +99,6 @@ DROPPED = ModelRule("QB294", dropped_scales, _LLAMA)
 RULES: tuple[Rule, ...] = (
     LayerRule("QB298", _fp8_scheme, _FP8),
     DROPPED,
-    ModelRule("QB298", _latent, "sglang 0.5.23, srt/models/deepseek_common/deepseek_weight_loader.py"),
     LayerRule("QB272", fused_per_tensor(SGLANG, "SGLang"), _REQUANTIZED),
 )
 AVOIDED = frozenset({"QB272"})

@@ -36,9 +36,11 @@ OPTIONAL = re.compile(
     r"|\.(w13|w2)_(qzeros|bias)$"  # of symmetric experts; of experts without biases
     r"|\.(w13|w2)_weight_shape$|\.weight_shape$|rotary_emb\.|_weights_scaling_factor$"
     r"|_blockscale_swizzled$"  # computed after loading
+    r"|layers\.\d+\.[qk]_norm\.weight$"  # Falcon-H1 has them in a layer, and its forward pass does not
 )
 LEFT_OUT = re.compile(
-    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.[kv]_scale$|\.(k|v)_proj\.output_scale$|g_idx$|\.weight_shape$"
+    r"linear_attn\.norm\.weight$"  # of a module in SGLang's kernels, which are there by name only
+    r"|rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.[kv]_scale$|\.(k|v)_proj\.output_scale$|g_idx$|\.weight_shape$"
 )
 # This SGLang, or the transformers beside it, has no class for the config and no remote code may run.
 ELSEWHERE = (
@@ -77,7 +79,7 @@ class SGLang:
     def __init__(self, gpu: int, tp: int, proving: Any, trace: Any) -> None:
         """Put the stubs in and import the engine."""
         self.proving, self.trace, self.tp = proving, trace, tp
-        self.torch = _helper(HERE / "absent.py").stand_in(gpu)
+        self.torch = _helper(HERE / "absent.py").stand_in(gpu, _helper(HERE.parent / "absent_packages.py"))
         import sglang
         from sglang.srt import server_args  # noqa: F401  all that a proof needs
         from sglang.srt.model_loader import loader  # noqa: F401
@@ -161,7 +163,7 @@ class SGLang:
             by_design = (
                 LEFT_OUT.search(name)
                 or any(part in name for part in apart)
-                or (name.endswith(".bias") and name in trace.zeros)
+                or name in trace.zeros
                 or (tied and "lm_head" in name)
             )
             report["left_out" if by_design else "unexpected"].append(name)

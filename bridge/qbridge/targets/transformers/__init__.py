@@ -22,6 +22,7 @@ from qbridge.ir.scheme import Granularity
 from qbridge.targets import gptqmodel
 from qbridge.targets.choice import Choice, python_path
 from qbridge.targets.common import stacked, unquantized_tensors, weight_scales
+from qbridge.targets.denied import biases_rule
 from qbridge.targets.remote_code import needs_remote_code
 from qbridge.targets.target import Target
 from qbridge.targets.transformers import gptq, matching, messages, routers
@@ -133,10 +134,24 @@ def _arrange(model: Model, lies: str) -> str:
 
 _NEWEST = "transformers 5.24.0"
 _FLOAT8 = f"{_NEWEST}, integrations/finegrained_fp8.py (FP8Linear) and quantizers/quantizer_finegrained_fp8.py"
+# Classes whose config has attention_bias, false by default.
+_BIASED_IF_ASKED = """
+    AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM Cohere2ForCausalLM CohereForCausalLM Dots1ForCausalLM
+    FalconH1ForCausalLM FlexOlmoForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration
+    GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM GlmForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+    GraniteMoeHybridForCausalLM GraniteMoeSharedForCausalLM HeliumForCausalLM HyperCLOVAXForCausalLM LlamaForCausalLM
+    NemotronForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM OlmoeForCausalLM Qwen3ForCausalLM
+    Qwen3MoeForCausalLM Qwen3NextForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration
+    SmolLM3ForCausalLM
+"""
+_BIASES = biases_rule(
+    "transformers", _BIASED_IF_ASKED.split(), ("attention_bias",), "transformers 5.17.0, models/*/modeling_*.py"
+)
 CHOICES = (
     Choice(
         named("compressed-tensors"),
         (
+            _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
             routers.RULE,
@@ -151,6 +166,7 @@ CHOICES = (
     Choice(
         named("fp8"),
         (
+            _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, conversion_mapping.py"),
             LayerRule("QB287", _scales, _FLOAT8),
             routers.RULE,
@@ -163,10 +179,12 @@ CHOICES = (
 )
 AS_IS = (
     *(
-        replace(choice, rules=(*choice.rules, *more, _needs("gptqmodel")), serve=_serve)
+        replace(choice, rules=(*choice.rules, *more, _BIASES, _needs("gptqmodel")), serve=_serve)
         for choice, more in zip(gptqmodel.CHOICES, (gptq.RULES, ()), strict=True)
     ),
-    Choice(named("auto-round"), (_needs("auto-round"), unquantized_tensors(DType.F32, _LOADING)), serve=_serve),
+    Choice(
+        named("auto-round"), (_BIASES, _needs("auto-round"), unquantized_tensors(DType.F32, _LOADING)), serve=_serve
+    ),
 )
 CODES = (
     gptq.CODE,

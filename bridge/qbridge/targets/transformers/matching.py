@@ -55,6 +55,7 @@ _RENAMES: Mapping[str, _Renames] = {
         ],
         _LLAVA,
     ),
+    "DeepseekV4ForCausalLM": ((r"^head$", "lm_head"),),
     "GPTNeoXForCausalLM": ((r"^embed_out", "lm_head"),),
     **dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _QWEN2_VL),
     **dict.fromkeys(
@@ -65,7 +66,7 @@ _RENAMES: Mapping[str, _Renames] = {
         (),
     ),
 }
-_OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models that have other names in memory
+_OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models whose layers have other names in memory
 _LEFT_ASIDE = (*STACKS, "router.layer")
 _BLOCKS = (128, 128)
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
@@ -81,19 +82,21 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     yield from unseen(config, _PLACES, ENGINE)
     block = seen(config, _PLACES)
     method = None if block is None else _METHODS.get(block.method.replace("_", "-"))
-    if block is None or method is None or not model.slots:
+    if block is None or method is None or not model.specs:
         return
     yield from _without_size(block, model)
     renames = _RENAMES.get(model.architecture, ())
     built = list(_built(model, renames))
     how, answer = method(block, built, lambda name: _renamed(name, renames))
-    known = model.architecture in _RENAMES
+    layers_named = model.architecture not in _OTHERWISE
+    known = model.architecture in _RENAMES and layers_named
     architecture = Architecture.of_model(model)
-    named = architecture.known and model.architecture not in _OTHERWISE
 
     def asked(unit: Built) -> Answer:
-        decoder = unit.kind == "head" or all(map(architecture.is_decoder, (*unit.quantized, *unit.plain)))
+        head = unit.kind == "head"
+        decoder = head or all(map(architecture.is_decoder, (*unit.quantized, *unit.plain)))
         said = answer(unit)
+        named = architecture.known and (layers_named or head)
         return said if known or (decoder and named) or said is False else None
 
     yield from deviations(built, asked, ENGINE, how)
@@ -129,7 +132,7 @@ def _built(model: Model, renames: _Renames) -> Iterator[Built]:
                 continue
             if is_routed(stored) or architecture.is_router(stored) or _left_aside(stored, architecture):
                 continue
-            kind: Any = "head" if is_head(stored) else "linear"
+            kind: Any = "head" if is_head(stored) or stored == architecture.row.head else "linear"
             head = head or kind == "head"
             yield Built(_renamed(stored, renames), kind, *parts)
     if not head and architecture.known and architecture.tied:

@@ -1,4 +1,4 @@
-"""QB220 to QB226, QB274 to QB276, QB286, QB291, QB330, QB331: what vLLM refuses or would silently compute wrongly."""
+"""QB220 to QB226, QB274 to QB276, QB286, QB291 and QB330: what vLLM refuses, or would silently compute wrongly."""
 
 from __future__ import annotations
 
@@ -113,14 +113,5 @@ ENTRIES = (
         "norm_topk_prob of Qwen3-VL-MoE, after transformers 5 saved the model anew",
         "Write them into config.json as the model's own repository has them.",
         "vllm 0.33.0, model_executor/models; transformers 5.19.0, models/*/configuration_*.py",
-    ),
-    Code(
-        "QB331",
-        "vLLM's model class leaves stored parameters out",
-        "It builds them only where config.json asks for them, and its loader skips what it did not build.",
-        "Nothing is said, and the answers are wrong.",
-        "biases of q_proj, k_proj and v_proj of Llama, GLM-4 or Qwen3 without attention_bias",
-        "Write the key into config.json as the model's own repository has it.",
-        "vllm 0.33.0, model_executor/models/llama.py, qwen3.py, glm4.py, step3p5.py and their like",
     ),
 )

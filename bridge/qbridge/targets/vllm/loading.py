@@ -15,6 +15,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.targets.denied import asked_for, biases_rule
 from qbridge.targets.vllm.fusion import VLLM
 
 _QWEN = "vllm 0.33.0, model_executor/models/qwen3_5.py (hf_to_vllm_mapper)"
@@ -94,39 +95,20 @@ _BIASED_IF_ASKED = """
     LlamaForCausalLM MiniMaxM2ForCausalLM MistralForCausalLM NemotronForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
     Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration SolarForCausalLM
 """
+_BIASES = "vllm 0.33.0, model_executor/models/llama.py, qwen3.py, glm4.py and their like (attention_bias)"
 _BIAS_KEYS = ("attention_bias", "qkv_bias", "bias")
 _GATED = frozenset({"Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"})
-_DENIED = "vllm 0.33.0, model_executor/models/llama.py, qwen3.py, glm4.py, step3p5.py and their like"
+_STEP35 = "vllm 0.33.0, model_executor/models/step3p5.py (use_head_wise_attn_gate)"
 
 
-def _denied(model: Model) -> Iterator[Problem]:
-    """Parameters that are stored, and that the class builds only where config.json asks for them."""
-    text = Architecture.of_model(model).text
-    if model.architecture in _BIASED_IF_ASKED.split() and not any(text.get(key) for key in _BIAS_KEYS):
-        where = tuple(f"{module}.bias" for module in _biased(model) if module.endswith(_QKV))
-        if where:
-            fact = f"vLLM 0.33.0 leaves {len(where)} biases out: without attention_bias it builds none"
-            yield Problem((fact,), (_asked_for("attention_bias"),), where)
-    if model.architecture in _GATED and not text.get("use_head_wise_attn_gate"):
+def _gates(model: Model) -> Iterator[Problem]:
+    """Gates of heads, which the class builds only where config.json asks for them."""
+    key = "use_head_wise_attn_gate"
+    if model.architecture in _GATED and not Architecture.of_model(model).text.get(key):
         where = tuple(module for module in stored_modules(model) if module.endswith(".g_proj"))
         if where:
-            fact = (
-                f"vLLM 0.33.0 leaves {len(where)} gates of heads out: without use_head_wise_attn_gate it builds none"
-            )
-            yield Problem((fact,), (_asked_for("use_head_wise_attn_gate"),), where)
-
-
-def _asked_for(key: str) -> str:
-    return f'write "{key}": true into config.json, beside num_hidden_layers'
-
-
-_QKV = tuple(f".{block}.{leaf}_proj" for block in ("self_attn", "attn.attention") for leaf in "qkv")
-
-
-def _biased(model: Model) -> Iterator[str]:
-    """Modules with a bias that is stored, not of zeros alone as GPTQ's tools add it."""
-    yield from (name for name, spec in model.specs.items() if spec.bias)
-    yield from (name.removesuffix(".bias") for name in model.tensors if name.endswith(".bias"))
+            fact = f"vLLM 0.33.0 leaves {len(where)} gates of heads out: without {key} it builds none"
+            yield Problem((fact,), (asked_for(key),), where)
 
 
 _INDEXER = "vllm 0.33.0, model_executor/models/deepseek_v2.py (_try_load_fp8_indexer_wk)"
@@ -192,6 +174,7 @@ def rules(format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB291", _other_layers, _LAYERS),
         _reshaped(format_name),
         ModelRule("QB330", _unsaid, _KEYS),
-        ModelRule("QB331", _denied, _DENIED),
+        biases_rule("vLLM 0.33.0", _BIASED_IF_ASKED.split(), _BIAS_KEYS, _BIASES),
+        ModelRule("QB331", _gates, _STEP35),
         ModelRule("QB291", _indexers, _INDEXER),
     )

@@ -53,7 +53,7 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
         yield from block_keys.faults(block, model, ENGINE)
     method = METHODS.get("" if block is None else block.method.replace("_", "-"))
     architecture = Architecture.of_model(model)
-    if block is None or method is None or not model.slots:
+    if block is None or method is None or not model.specs:
         return
     names = CLASSES.get(architecture.name)
     question = _question(block.raw, names or TEXT, model, architecture)

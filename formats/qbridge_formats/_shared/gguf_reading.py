@@ -1,0 +1,141 @@
+"""A model of GGUF files under the names of transformers: blocks as layers, experts one by one, rows in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from qbridge.architecture.config import compute_dtype
+from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, module_of_gguf
+from qbridge.architecture.names import module_of
+from qbridge.codecs.arrays import AsFloat32
+from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
+from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
+from qbridge.ir.dtypes import DType, from_float64, to_float64
+from qbridge.ir.layer import Spec
+from qbridge.ir.model import Model, Rearranged
+from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
+from qbridge.ir.slots import PLAIN, Codec, Slot
+from qbridge.source.ggml_types import TYPES
+from qbridge.source.reader import Source
+
+_BITS: Mapping[str, int] = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8, "Q1_0": 2, "Q2_0": 2, "TQ1_0": 2, "TQ2_0": 2}
+_DTYPES = {dtype: kind for kind, dtype in DENSE.items()}
+
+
+def read_model(name: str, source: Source, findings: Findings) -> Model:
+    """The model; findings: QB117 for names that are not known, QB119 for blocks that no integer format holds."""
+    try:
+        names = GgufNames(source.config)
+    except (KeyError, ValueError) as fault:
+        findings.add("QB117", "config.json", (f"its class is not known here: {fault}",))
+        return assemble(name, source, source.config, {}, findings)
+    said = source.metadata.get("general.architecture")
+    if said != names.architecture:
+        findings.add("QB117", "config.json", (f"the files are of {said}, the config is of {names.architecture}",))
+    if ROPE_FACTORS in source.tensors and names.rope_factors is None:
+        findings.add("QB117", ROPE_FACTORS, ("the files have factors of a rope, of which the config does not say",))
+    _take_names(source, findings)
+    wanted = compute_dtype(source.config, DType.F32)
+    inexact: dict[str, list[str]] = {}
+    layers = {}
+    for tensor, stored in source.tensors.items():
+        module, leaf = module_of(tensor)
+        if stored.kind in STRUCTS and leaf == "weight":
+            layers[module] = _layer(source, module, stored.kind, _head(names, module), wanted)
+        elif TYPES[stored.kind].dtype is None:
+            inexact.setdefault(stored.kind, []).append(tensor)
+    for kind, tensors in inexact.items():
+        findings.add("QB119", tensors, (f"{kind}: {len(tensors)} tensors",))
+    refused = {module_of(tensor)[0] for tensors in inexact.values() for tensor in tensors}
+    model = assemble(name, source, source.config, layers, findings, refused=refused)
+    return _as_transformers(model, source, names, wanted)
+
+
+def _take_names(source: Source, findings: Findings) -> None:
+    """Have every tensor under its name in transformers, stacks of experts as slices; QB117 for those without one."""
+    renamed, stacks, unknown = dict[str, str](), dict[str, tuple[int, ...]](), list[str]()
+    source.leave_out({ROPE_FACTORS})
+    for name, tensor in source.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        known = module_of_gguf(module)
+        if known is None or leaf not in ("weight", "bias", "scale"):
+            unknown.append(name)
+            continue
+        renamed[name] = f"{known[0]}.{leaf}"
+        if known[1]:
+            stacks[renamed[name]] = tensor.shape[1:] or (1,)
+    if unknown:
+        findings.add("QB117", unknown, ("a name of llama.cpp that is in no table here",))
+    source.rename(renamed)
+    counts = {name: source.tensors[name].shape[0] for name in stacks}
+    source.split(stacks)
+    single = dict[str, str]()
+    for name, count in counts.items():
+        stem, leaf, ending = name.rsplit(".", 2)
+        single |= {f"{name}[{expert}]": f"{stem}.{expert}.{leaf}.{ending}" for expert in range(count)}
+    source.rename(single)
+
+
+def _head(names: GgufNames, module: str) -> int:
+    """Of how many rows two halves take turns in a module; 0 for none."""
+    place = names.place(module)
+    return place.head if place else 0
+
+
+def _layer(source: Source, module: str, kind: str, head: int, wanted: DType) -> tuple[Spec, dict[str, Slot]]:
+    """A linear in blocks, its bias in the dtype that is wanted where that has all its values."""
+    struct, stored = STRUCTS[kind], source.tensors[f"{module}.weight"]
+    out_features, in_features = TYPES[kind].shape(stored.shape)
+    bias, outer = source.tensors.get(f"{module}.bias"), source.tensors.get(f"{module}.scale")
+    scheme = WeightScheme(
+        _BITS.get(kind, 4),
+        Granularity.GROUP,
+        type="int" if kind in _BITS else "e2m1",
+        group_size=struct.group or struct.elements,
+        global_scale="multiply" if outer else None,
+    )
+    dtype = _narrowed(source, f"{module}.bias", wanted) if bias else None
+    spec = Spec(module, out_features, in_features, scheme, struct.scale_dtype, bias=dtype)
+    slots = {
+        "code": Slot(f"{module}.weight", DType.U8, stored.shape, _paired(BlockCodes(kind), head)),
+        "scale": Slot(f"{module}.weight", DType.U8, stored.shape, _paired(BlockScales(kind), head)),
+    }
+    if outer:
+        slots["global_scale"] = Slot(f"{module}.scale", DType.F32, (1,))
+    if bias and dtype:
+        codec = AsFloat32(dtype) if dtype is not bias.dtype else PLAIN
+        slots["bias"] = Slot(f"{module}.bias", bias.dtype, bias.shape, _paired(codec, head))
+    return spec, slots
+
+
+def _paired(codec: Codec, head: int) -> Codec:
+    return PairedRows(codec, head) if head else codec
+
+
+def _narrowed(source: Source, tensor: str, wanted: DType) -> DType:
+    """The dtype of a tensor that llama.cpp has as float32 for its one dim: the model's, if that has all values."""
+    stored = source.tensors[tensor]
+    if stored.dtype is not DType.F32 or len(stored.shape) != 1 or wanted is DType.F32:
+        return stored.dtype
+    values = to_float64(source.read_small(tensor), DType.F32)
+    return wanted if np.array_equal(to_float64(from_float64(values, wanted), wanted), values) else DType.F32
+
+
+def _as_transformers(model: Model, source: Source, names: GgufNames, wanted: DType) -> Model:
+    """The model with unquantized rows of q and k in their own order, and what has one dim in the model's dtype."""
+    moved, tensors = dict[str, Rearranged](), dict(model.tensors)
+    for name, info in model.tensors.items():
+        head, dtype = _head(names, module_of(name)[0]), _narrowed(source, info.stored, wanted)
+        if info.dtype not in _DTYPES or (not head and dtype is info.dtype):
+            continue
+        dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
+        scheme = WeightScheme(8 * dtype.itemsize, Granularity.TENSOR, type=_DTYPES[dtype])  # type: ignore[arg-type]
+        codec = _paired(AsFloat32(dtype) if dtype is not info.dtype else PLAIN, head)
+        read, write = Slot(info.stored, info.dtype, info.shape, codec), Slot(name, dtype, info.shape)
+        moved[name] = Rearranged(Spec(name, *dims, scheme, dtype), read, write)
+        tensors[name] = replace(info, dtype=dtype)
+    return replace(model, rearranged=moved, tensors=tensors) if moved else model

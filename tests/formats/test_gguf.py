@@ -1,0 +1,390 @@
+"""What is written as GGUF: every value the source's, under llama.cpp's names, or a finding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import qbridge
+from ggml_reference import tensor
+from gguf_files import entry, gguf
+from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales
+from qbridge.findings.finding import Findings
+from qbridge.ir.dtypes import DType, to_float64
+from qbridge.ir.floats import VALUES
+from qbridge.ir.values import dequantize
+from qbridge.source.folder import Folder
+from qbridge.source.ggml_types import TYPES
+from qbridge.source.gguf import read_gguf
+from qbridge.source.gguf_files import Gguf, open_gguf
+from qbridge.source.storage import File
+from support import ROOT, cli, codes, copy_fixture, edit_json, rewrite_tensors
+
+CT, GPTQ = "compressed_tensors", "gptq"
+# Case, the type of its linears, the class of exactness.
+WRITTEN = [
+    (f"{CT}/llama_w4a16", "Q4_0", "reversible"),
+    (f"{CT}/llama_w4a16_channel", "Q4_0", "equal"),
+    (f"{CT}/llama_w4a16_asym", "Q5_0", "equal"),
+    (f"{CT}/llama_w5a16", "Q5_0", "reversible"),
+    (f"{CT}/llama_w8a16", "Q8_0", "equal"),
+    (f"{CT}/llama_w1a16", "Q4_0", "equal"),
+    (f"{CT}/llama_mxfp4a16", "MXFP4", "reversible"),
+    (f"{CT}/llama_w8a8", "Q8_0", "equal"),
+    (f"{CT}/llama_partial", "Q8_0", "equal"),
+    (f"{CT}/llama_w8a8_rope", "Q8_0", "equal"),
+    (f"{CT}/qwen2_w4a16_tied", "Q4_0", "reversible"),
+    (f"{CT}/qwen3_moe_w4a16", "Q4_0", "reversible"),
+    (f"{CT}/qwen3_partial", "Q8_0", "equal"),
+    (f"{GPTQ}/llama_2bit", "Q4_0", "equal"),
+    (f"{GPTQ}/llama_v2_asym", "Q5_0", "equal"),
+    ("awq/llama_gemm", "Q5_0", "equal"),
+]
+TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER = {
+    **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.gate"},
+    **{f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"},
+    **{"attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
+    **{f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+}
+
+
+def convert(src, dst, **options):
+    return qbridge.convert(src, dst, "gguf", allow=["no-tokenizer"], **options)
+
+
+def contents(dst) -> Gguf:
+    return open_gguf(Folder(dst), "model.gguf", Findings())
+
+
+def weights(dst):
+    """float32 values under the names of transformers, the rows of q and k in their own order."""
+    config = json.loads((dst / "config.json").read_text())
+    llama = config["architectures"][0] == "LlamaForCausalLM"
+    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
+    found = {}
+    files = sorted(dst.glob("*.gguf"))
+    for file in files:
+        data = file.read_bytes()
+        for name, info in read_gguf(File(Folder(dst), file.name)).tensors.items():
+            dims = TYPES[info.kind].shape(info.shape)
+            values = tensor(info.kind, dims, data[info.begin : info.end])
+            module, _, leaf = name.rpartition(".")
+            if module == "rope_freqs":
+                continue
+            if module in TOP:
+                found[f"{TOP[module]}.{leaf}"] = values
+                continue
+            _, number, kind = module.split(".")
+            if stack := re.fullmatch(r"ffn_(\w+)_exps", kind):
+                for expert, own in enumerate(values):
+                    found[f"model.layers.{number}.mlp.experts.{expert}.{stack[1]}_proj.{leaf}"] = own
+                continue
+            if llama and kind in ("attn_q", "attn_k"):
+                count = heads[kind[-1]]
+                half = dims[0] // count // 2
+                values = np.concatenate(
+                    [values[h * 2 * half + side : (h + 1) * 2 * half : 2] for h in range(count) for side in (0, 1)]
+                )
+            found[f"model.layers.{number}.{LAYER[kind]}.{leaf}"] = values
+    return found
+
+
+def of_source(src):
+    found = {}
+    with qbridge.open(src) as opened:
+        for name, spec in opened.specs.items():
+            layer = opened.layer(name)
+            found[f"{name}.weight"] = dequantize(layer).astype(np.float32)
+            if spec.bias:
+                found[f"{name}.bias"] = to_float64(layer.arrays["bias"], spec.bias).astype(np.float32)
+        for name, info in opened.model.tensors.items():
+            found[name] = to_float64(opened.tensor(name), info.dtype).astype(np.float32)
+    return found
+
+
+def differing(dst, src):
+    written, wanted = weights(dst), of_source(src)
+    unlike = written.keys() ^ wanted.keys()
+    return unlike | {
+        name for name in written.keys() & wanted.keys() if not np.array_equal(written[name], wanted[name])
+    }
+
+
+@pytest.mark.parametrize(("case", "kind", "exactness"), WRITTEN, ids=[case for case, *_ in WRITTEN])
+def test_every_value_is_the_source_s(case, kind, exactness, tmp_path):
+    src = ROOT / "fixtures" / case / "model"
+    report = convert(src, tmp_path / "out")
+    assert differing(tmp_path / "out", src) == set()
+    assert set(report.exactness) == {exactness}
+    made = contents(tmp_path / "out")
+    assert {tensor.kind for tensor in made.tensors.values()} - {"F32", "F16", "BF16"} == {kind}
+    assert all(tensor.kind == "F32" for tensor in made.tensors.values() if len(tensor.shape) == 1)
+
+
+def test_two_bits_in_groups_of_64_take_two_bits(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w2a16/model"
+    with qbridge.open(src) as opened:
+        wide = {spec.weight.group_size or spec.in_features for spec in opened.specs.values()}
+    convert(src, tmp_path / "out")
+    assert differing(tmp_path / "out", src) == set()
+    kinds = {tensor.kind for tensor in contents(tmp_path / "out").tensors.values()}
+    assert ("Q2_0" in kinds) == any(size % 64 == 0 for size in wide)
+
+
+def test_metadata_are_the_numbers_of_the_model(tmp_path):
+    convert(ROOT / "fixtures/compressed_tensors/qwen3_moe_w4a16/model", tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    found = contents(tmp_path / "out").metadata
+    assert found["general.architecture"] == "qwen3moe" and found["general.file_type"] == 2
+    for key, name in {
+        **{"block_count": "num_hidden_layers", "embedding_length": "hidden_size", "expert_count": "num_experts"},
+        **{"attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads"},
+        **{"expert_used_count": "num_experts_per_tok", "expert_feed_forward_length": "moe_intermediate_size"},
+        **{"attention.key_length": "head_dim", "vocab_size": "vocab_size"},
+    }.items():
+        assert found[f"qwen3moe.{key}"] == config[name], key
+
+
+def test_the_same_bytes_whatever_the_threads(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w8a8/model"
+    for jobs in (1, 3):
+        convert(src, tmp_path / f"out{jobs}", jobs=jobs, memory=64 << 20)
+    first, second = ((tmp_path / f"out{jobs}/model.gguf").read_bytes() for jobs in (1, 3))
+    assert first == second
+    assert convert(src, tmp_path / "out1").already_done
+
+
+def test_splits(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/qwen3_w8a8/model"
+    convert(src, tmp_path / "out", max_shard_size=200_000)
+    names = sorted(file.name for file in (tmp_path / "out").glob("*.gguf"))
+    assert len(names) > 1 and names[0] == f"model-00001-of-{len(names):05}.gguf"
+    assert len(open_gguf(Folder(tmp_path / "out"), names[0], Findings()).files) == len(names)
+    assert differing(tmp_path / "out", src) == set()
+    assert not (tmp_path / "out/model.safetensors.index.json").exists()
+
+
+def test_a_small_memory_writes_the_same(tmp_path, monkeypatch):
+    src = ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model"
+    convert(src, tmp_path / "out")
+    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 12)
+    convert(src, tmp_path / "small")
+    assert (tmp_path / "out/model.gguf").read_bytes() == (tmp_path / "small/model.gguf").read_bytes()
+
+
+def test_a_wrong_byte_is_seen_by_the_proof(tmp_path, monkeypatch):
+    from qbridge.codecs.ggml_blocks import BlockCodes
+
+    encode = BlockCodes.encode
+
+    def wrong(self, *args):
+        stored = encode(self, *args).copy()
+        stored[0, 0] ^= 1  # of a scale
+        return stored
+
+    monkeypatch.setattr(BlockCodes, "encode", wrong)
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(ROOT / "fixtures/compressed_tensors/llama_w4a16/model", tmp_path / "out")
+    assert codes(excinfo) == {"QB403"}
+
+
+REFUSED = {
+    "fp8/llama_static": ("QB110", "no such codes"),
+    "compressed_tensors/llama_w4a16_g_idx": ("QB110", "neighbours"),
+    "compressed_tensors/llama_w3a16": ("QB110", "blocks are of 32 weights"),
+    "compressed_tensors/llama_asym_weights": ("QB110", "no zero-points"),
+    "compressed_tensors/llama_kv_int8": ("QB113", "kv cache"),
+    "compressed_tensors/llama_nvfp4": ("QB305", "divide"),
+    "compressed_tensors/mixtral_w8a8": ("QB117", "MixtralForCausalLM"),
+    "mxfp4/gpt_oss": ("QB117", "GptOssForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_blocks_cannot_hold_is_refused(case, tmp_path):
+    folder = ROOT / "fixtures" / case / "model"
+    src = folder if folder.is_dir() else next((ROOT / "fixtures/mxfp4").glob("*/model"))
+    code, fact = REFUSED[case]
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(src, tmp_path / "out")
+    assert codes(excinfo) == {code}
+    assert fact in str([finding.facts for finding in excinfo.value.findings])
+
+
+def test_scales_that_float16_does_not_hold_are_refused(tmp_path):
+    src = copy_fixture(tmp_path, f"{CT}/llama_w4a16")
+
+    def shrink(tensors):
+        name = next(name for name in tensors if name.endswith("down_proj.weight_scale"))
+        tensors[name] = tensors[name].astype(np.float32) * np.float32(1e-7)
+
+    rewrite_tensors(src, shrink)
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(src, tmp_path / "out")
+    assert codes(excinfo) == {"QB301"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+        {"hidden_act": "gelu"},
+        {"num_attention_heads": "many"},
+        {"head_dim": 63},
+        {"architectures": ["LlamaForSomethingElse"]},
+    ],
+)
+def test_numbers_that_llama_cpp_has_no_word_for_are_refused(change, tmp_path):
+    src = copy_fixture(tmp_path, f"{CT}/llama_w4a16")
+    edit_json(src / "config.json", lambda config: config.update(change))
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(src, tmp_path / "out")
+    assert "QB117" in codes(excinfo)
+
+
+def test_a_tokenizer_is_written_or_a_finding(tmp_path):
+    src = copy_fixture(tmp_path, f"{CT}/llama_w4a16")
+    (src / "tokenizer.json").unlink()
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.convert(src, tmp_path / "out", "llama.cpp")
+    assert codes(excinfo) == {"QB118"}
+    shutil.copy(ROOT / "fixtures/compressed_tensors/qwen2_w4a16_tied/model/tokenizer.json", src)
+    report = qbridge.convert(src, tmp_path / "out", "llama.cpp")
+    assert report.serve == f"llama-server -m {tmp_path / 'out'}/model.gguf"
+    found = contents(tmp_path / "out").metadata
+    assert len(found["tokenizer.ggml.tokens"]) == 256 == found["tokenizer.ggml.token_type"].size
+    assert found["tokenizer.ggml.model"] == "gpt2"
+
+
+def test_the_command_says_what_it_did(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w8a8/model"
+    done = cli("convert", src, tmp_path / "out", "--to", "llama.cpp", "--allow", "no-tokenizer")
+    assert done.returncode == 0 and "model.gguf" in done.stdout
+    shown = cli("inspect", tmp_path / "out/model.gguf")
+    assert "14 layers: Q8_0" in shown.stdout
+
+
+GOLDENS = sorted((ROOT / "fixtures/gguf").glob("*/model.gguf"))
+
+
+@pytest.mark.parametrize("file", GOLDENS, ids=lambda file: file.parent.name)
+def test_blocks_have_the_values_that_the_tool_gives_them(file):
+    expected = json.loads((file.parent / "expected.json").read_text())["weights"]
+    data, header = file.read_bytes(), read_gguf(File(Folder(file.parent), file.name))
+    assert expected.keys() == {name for name, info in header.tensors.items() if TYPES[info.kind].dtype is None}
+    for name, wanted in expected.items():
+        info = header.tensors[name]
+        struct, rows = STRUCTS[info.kind], (-1, info.shape[-1])
+        stored = np.frombuffer(data[info.begin : info.end], np.uint8).reshape(rows)
+        dims = (stored.shape[0], wanted["shape"][-1])
+        float4 = info.kind in ("MXFP4", "NVFP4")
+        codes = BlockCodes(info.kind).decode(stored, DType.U8 if float4 else DType.I8, dims)
+        group = struct.group or struct.elements
+        scales = BlockScales(info.kind).decode(stored, struct.scale_dtype, (dims[0], dims[1] // group))
+        values = VALUES["e2m1"][codes] if float4 else codes.astype(np.float64)
+        values = (values * np.repeat(to_float64(scales, struct.scale_dtype), group, axis=1)).astype("<f4")
+        values += np.float32(0)  # -0 as 0
+        assert hashlib.sha256(values.tobytes()).hexdigest() == wanted["sha256"], name
+
+
+@pytest.mark.parametrize("file", GOLDENS, ids=lambda file: file.parent.name)
+def test_a_file_is_read_under_the_names_of_transformers(file, tmp_path):
+    (tmp_path / "model.gguf").symlink_to(file)
+    with qbridge.open(file) as opened:
+        (tmp_path / "config.json").write_text(json.dumps(opened.model.config))
+        assert {finding.code for finding in opened.findings} == {"QB120"}
+    assert differing(tmp_path, file) == set()
+
+
+@pytest.mark.parametrize(("case", "kind"), [row[:2] for row in WRITTEN[:7]], ids=[row[0] for row in WRITTEN[:7]])
+def test_there_and_back(case, kind, tmp_path):
+    src = ROOT / "fixtures" / case / "model"
+    convert(src, tmp_path / "gguf")
+    found = qbridge.verify(src, tmp_path / "gguf")
+    assert found.same, found.findings
+    target = "compressed-tensors" if kind != "Q5_0" else "dense"
+    qbridge.convert(tmp_path / "gguf", tmp_path / "back", target)
+    if target != "dense":
+        assert qbridge.verify(tmp_path / "gguf", tmp_path / "back").same
+
+
+def test_types_without_an_integer_form_are_refused(tmp_path):
+    blocks = np.zeros(2 * 144, np.uint8)
+    data = gguf(llama(), [entry("blk.0.ffn_up.weight", (256, 2), 12, 0)], blocks.tobytes())
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.open(tmp_path / "model.gguf")
+    assert "QB119" in codes(excinfo) and "Q4_K" in str(excinfo.value)
+
+
+def llama(**changes):
+    """Metadata of a small Llama."""
+    sizes = {"block_count": 1, "context_length": 64, "embedding_length": 64, "feed_forward_length": 64}
+    sizes |= {"attention.head_count": 1, "attention.head_count_kv": 1, "attention.layer_norm_rms_epsilon": 1e-5}
+    return {"general.architecture": "llama", **{f"llama.{key}": value for key, value in (sizes | changes).items()}}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"general.architecture": "mamba"},
+        llama(**{"attention.scale": 0.5}),
+        llama(**{"rope.dimension_count": 32}),
+        llama(**{"attention.head_count": 0}),
+        llama(**{"attention.layer_norm_rms_epsilon": 5}),
+        {key: value for key, value in llama().items() if "embedding" not in key},
+    ],
+)
+def test_metadata_that_say_another_model_are_refused(metadata, tmp_path):
+    matrix = entry("blk.0.ffn_up.weight", (64, 2), 2, 0)
+    (tmp_path / "model.gguf").write_bytes(gguf(metadata or {"general.name": "x"}, [matrix], bytes(96)))
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.open(tmp_path / "model.gguf")
+    assert "QB117" in codes(excinfo)
+
+
+def test_the_rope_of_llama_3_is_a_tensor_of_factors(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w8a8_rope/model"
+    convert(src, tmp_path / "out")
+    config = json.loads((src / "config.json").read_text())
+    scaling = config.get("rope_scaling") or config["rope_parameters"]
+    theta = config.get("rope_theta") or scaling["rope_theta"]
+    info = contents(tmp_path / "out").tensors["rope_freqs.weight"]
+    data = (tmp_path / "out/model.gguf").read_bytes()[info.begin : info.end]
+    found = np.frombuffer(data, np.float32)
+    context = scaling["original_max_position_embeddings"]
+    for number, value in enumerate(found):
+        wave = 2 * np.pi * theta ** (2 * number / (2 * found.size))
+        if wave < context / scaling["high_freq_factor"]:
+            wanted = 1.0
+        elif wave > context / scaling["low_freq_factor"]:
+            wanted = scaling["factor"]
+        else:
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            smooth = (context / wave - low) / (high - low)
+            wanted = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+        assert value == pytest.approx(wanted, rel=1e-5)
+    assert qbridge.verify(tmp_path / "out", tmp_path / "out").same
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "out/model.gguf", tmp_path / "alone")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.open(tmp_path / "alone/model.gguf")
+    assert "QB117" in codes(excinfo)
+
+
+def test_restore_gives_back_identical_tensors_or_says_why_not(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+    convert(src, tmp_path / "out")
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (src / "model.safetensors").read_bytes()
+    convert(ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model", tmp_path / "folded")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.restore(tmp_path / "folded", tmp_path / "none")
+    assert codes(excinfo) == {"QB037"}

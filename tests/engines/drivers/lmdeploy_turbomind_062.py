@@ -33,7 +33,8 @@ Exported = dict[str, torch.Tensor]
 
 def stub(exported: Exported) -> None:
     """No device, no native extension; what would be copied to it is in `exported`, by name."""
-    sys.modules["_turbomind"] = types.ModuleType("_turbomind")
+    native = sys.modules["_turbomind"] = types.ModuleType("_turbomind")
+    native.__getattr__ = lambda name: type(name, (), {})  # what annotations name
     torch.Tensor.cuda = lambda tensor, *args, **options: tensor
     from lmdeploy.turbomind.deploy.source_model.llama import LlamaModel
     from lmdeploy.turbomind.deploy.target_model.base import BaseOutputModel

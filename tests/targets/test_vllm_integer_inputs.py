@@ -1,4 +1,4 @@
-"""Integer weights with quantized inputs in vLLM: what serves them, and what convert writes."""
+"""Integer weights with quantized inputs in vLLM: widths, layouts, releases, and what convert writes."""
 
 from __future__ import annotations
 

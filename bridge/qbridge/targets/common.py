@@ -157,7 +157,7 @@ def _matters(effect: Cast, axes: int) -> bool:
 
 
 def weight_scales(default: DType, source: str, casts: Callable[[Spec], bool] | None = None) -> ValueRule:
-    """Every weight scale must survive the cast to the model dtype (QB302), where an engine `casts` them."""
+    """Weight scales must survive the cast to the model dtype (QB302), of layers whose scales an engine `casts`."""
 
     def check(model: Model, values: Values) -> Iterator[Problem]:
         dtype = model_dtype(model, default)

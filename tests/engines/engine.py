@@ -45,13 +45,10 @@ def lmdeploy(version: str, checkpoint: Path, tp: int, out: Path | None = None) -
     return ask(f"lmdeploy-{version}", LMDEPLOY_DRIVERS[version], checkpoint, *options)
 
 
-TURBOMIND_DRIVERS = {"0.18.0": "lmdeploy_turbomind.py", "0.6.2": "lmdeploy_turbomind_062.py"}
-
-
-def turbomind(checkpoint: Path, tp: int, out: Path | None = None, version: str = "0.18.0") -> dict[str, Any]:
-    """What the TurboMind engine of a version of LMDeploy says of a checkpoint."""
+def turbomind(checkpoint: Path, tp: int, out: Path | None = None) -> dict[str, Any]:
+    """What the TurboMind engine of LMDeploy 0.18.0 says of a checkpoint."""
     options: list[object] = ["--tp", tp, *(["--out", out] if out else [])]
-    return ask(f"lmdeploy-{version}", TURBOMIND_DRIVERS[version], checkpoint, *options)
+    return ask("lmdeploy-0.18.0", "lmdeploy_turbomind.py", checkpoint, *options)
 
 
 def assert_loads(report: dict[str, Any], tp: int) -> None:

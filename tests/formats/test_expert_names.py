@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from support import ROOT, SINGLE, codes
+from support import ROOT, SINGLE
 
 OTHER = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2", "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _LINEAR = re.compile(r"(experts\.\d+\.)(gate_proj|up_proj|down_proj|w[123])")
@@ -36,7 +37,7 @@ def under_other_names(path, case, block=("", "")):
     return stored, path
 
 
-@pytest.mark.parametrize("case", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("case", ["qwen3_moe", "mixtral", "gptq"])
 def test_they_get_the_names_of_their_class_and_come_back(case, tmp_path):
     stored, src = under_other_names(tmp_path / "src", case)
     qbridge.convert(src, tmp_path / "out", "vllm")
@@ -65,11 +66,25 @@ def test_check_knows_which_names_a_loader_has(case, engine, ok, tmp_path):
     assert len(found) < 10  # one for each linear, not for each expert
 
 
-def test_a_format_that_does_not_rename_them_refuses(tmp_path):
-    _, src = under_other_names(tmp_path / "src", "gptq")
-    with pytest.raises(qbridge.QBridgeError) as refused:
-        qbridge.convert(src, tmp_path / "out", "vllm")
-    assert "QB337" in codes(refused)
+@pytest.mark.parametrize("format_name", ["gptq", "awq", "auto-round"])
+def test_every_format_of_weights_alone_is_written_under_the_names_of_the_class(format_name, tmp_path):
+    folder = ROOT / "fixtures" / CASES["gptq"][0] / "model"
+    qbridge.convert(folder, tmp_path / "usual", format_name)
+    stored = load_file(tmp_path / "usual" / SINGLE)
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
+    renamed = {_LINEAR.sub(lambda m: m[1] + OTHER[m[2]], name): part for name, part in stored.items()}
+    save_file(renamed, src / SINGLE, {"format": "pt"})
+    shutil.copy(tmp_path / "usual/config.json", src)
+    for target in (format_name, "compressed-tensors", "dense"):
+        qbridge.convert(src, out / target, target)
+        names = {name.rpartition(".")[0] for name in load_file(out / target / SINGLE)}
+        assert {name.rpartition(".")[0] for name in stored} == names
+    assert all(qbridge.verify(src, other).same for other in (tmp_path / "usual", out / format_name))
+    qbridge.restore(out / format_name, tmp_path / "back")
+    back = load_file(tmp_path / "back" / SINGLE)
+    assert renamed.keys() == back.keys()
+    assert all(torch.equal(back[name].view(torch.uint8), renamed[name].view(torch.uint8)) for name in renamed)
 
 
 @pytest.mark.parametrize(("engine", "ok"), [("vllm", False), ("transformers", True)])

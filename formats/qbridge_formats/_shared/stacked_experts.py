@@ -24,7 +24,7 @@ compressed-tensors 0.20.0, compressors/pack_quantized/base.py and helpers.py (of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -291,10 +291,25 @@ def as_stored(layout: Layout) -> Layout:
 
 def under_known_name(module: str, spec: Spec, modules: Modules) -> Spec:
     """The spec under the name that engines know; ValueError where another module has it."""
-    name = modules.known_name(module)
-    if name == module:
+    return _called(spec, modules.known_name(module))
+
+
+def under_name_of_class(spec: Spec, modules: Collection[str], architecture: Architecture) -> Spec:
+    """The spec of a single expert's linear under the name that its class has for it, any other as it is.
+
+    ValueError where another of the `modules` has that name.
+    """
+    name = under_class_name(spec.name, architecture)
+    if name != spec.name and name in modules:
+        raise ValueError(f"it and {name} are both {name}")
+    return _called(spec, name)
+
+
+def _called(spec: Spec, name: str) -> Spec:
+    """The spec under another name; its dialect keeps the one on disk."""
+    if name == spec.name:
         return spec
-    return replace(spec, name=name, dialect=tuple(sorted((*spec.dialect, ("stored_as", module)))))
+    return replace(spec, name=name, dialect=tuple(sorted((*spec.dialect, ("stored_as", spec.name)))))
 
 
 def stacked_slots(spec: Spec, slots: Mapping[str, Slot]) -> dict[str, Slot]:

@@ -51,12 +51,15 @@ class InertBuilder:
 
 
 def stub_cuda() -> None:
-    """Leave out the CUDA operators without weights."""
+    """Leave out the CUDA operators without weights; AWQ's, which is another package's, is that of the CPU."""
     from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+    from lmdeploy.pytorch.backends.default.awq_modules import DefaultLinearW4A16Builder
 
     get_builder = CudaOpsBackend.get_layer_impl_builder
 
     def get_builder_on_cpu(kind: Any) -> Any:
+        if kind.name == "LinearW4A16":
+            return DefaultLinearW4A16Builder
         return InertBuilder if kind.name in CUDA_OPERATORS else get_builder(kind)
 
     CudaOpsBackend.get_layer_impl_builder = get_builder_on_cpu

@@ -129,7 +129,7 @@ ENTRIES = (
         "after the number of their expert and in the block of the class.",
         "The loader finds no parameter of that name: it stops, or leaves the experts uninitialised.",
         "model.layers.1.feed_forward.experts.0.gate_proj of LFM2, which calls it w1",
-        "Convert it: compressed-tensors, fp8 and ModelOpt are written under the names of the class.",
+        "Convert it: experts are written under the names of the class, and restore gives them back theirs.",
         "vllm 0.33.0, model_executor/models/*.py (ckpt_gate_proj_name); transformers 5.24.0, conversion_mapping.py",
     ),
     Code(

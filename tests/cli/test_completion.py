@@ -17,7 +17,6 @@ import pytest
 
 from qbridge.cli import completion
 from qbridge.findings.catalogue.code import ALLOW
-from support import cli
 
 BIN = Path(sys.executable).parent
 SET_UP = {
@@ -152,7 +151,6 @@ def test_completion_imports_nothing_heavy():
 
 def test_scripts_are_shown_for_each_shell():
     for shell in START:
-        done = cli(
-            "--show-completion", shell, env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-        )
+        env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+        done = subprocess.run([BIN / "qbridge", "--show-completion", shell], env=env, capture_output=True, text=True)
         assert done.returncode == 0 and "_QBRIDGE_COMPLETE" in done.stdout.upper()

@@ -107,9 +107,9 @@ def test_a_signal_leaves_nothing_where_no_shard_is_finished_and_says_130(fixture
     code = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell start with it ignored
-import qbridge.write.writer as sink
-real = sink.write_all
-sink.write_all = lambda *a: (real(*a), os.kill(os.getpid(), signal.{number}))
+from qbridge.write.output import FileOutput
+real = FileOutput.write
+FileOutput.write = lambda *a: (real(*a), os.kill(os.getpid(), signal.{number}))
 sys.argv = ["qbridge", "convert", {str(fixtures / "compressed_tensors/llama_w8a8/model")!r},
             {str(tmp_path / "out")!r}, "--to", "lmdeploy"]
 from qbridge.cli import main

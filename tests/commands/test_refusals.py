@@ -341,12 +341,12 @@ def test_source_and_destination_in_each_other_are_refused(src, where, overwrite)
 @pytest.mark.parametrize(
     ("options", "help"),
     [
-        ({"target": "lmdeply"}, "did you mean 'lmdeploy'?"),
-        ({"target": "compressed-tensor"}, "did you mean 'compressed-tensors'?"),
-        ({"target": "lmdeploy@0.1.0"}, "did you mean 'lmdeploy@0.18.0'?"),
-        ({"target": "smooth-quant@1"}, "did you mean 'smooth-quant'?"),
-        ({"source": "llmcompressor"}, "did you mean 'llm-compressor'?"),
-        ({"allow": ["unknown-tensor"]}, "did you mean 'unknown-tensors'?"),
+        ({"target": "lmdeply"}, "did you mean 'lmdeploy'"),
+        ({"target": "compressed-tensor"}, "did you mean 'compressed-tensors'"),
+        ({"target": "lmdeploy@0.1.0"}, "did you mean 'lmdeploy@0.18.0'"),
+        ({"target": "smooth-quant@1"}, "did you mean 'smooth-quant'"),
+        ({"source": "llmcompressor"}, "did you mean 'llm-compressor'"),
+        ({"allow": ["unknown-tensor"]}, "did you mean 'unknown-tensors'"),
     ],
 )
 def test_unknown_name_gets_the_nearest_one(src, options, help):
@@ -362,7 +362,7 @@ def test_format_that_cannot_be_imported_is_named(src, monkeypatch):
     ("arguments", "told"),
     [
         (["explain", "QB0155"], "did you mean"),
-        (["convert", "a", "b", "--to", "lmdeply"], "did you mean 'lmdeploy'?"),
+        (["convert", "a", "b", "--to", "lmdeply"], "did you mean 'lmdeploy'"),
         (["convert", "a", "b"], "--to"),
         (["convert", "a", "b", "--to", "lmdeploy", "--max-shard-size", "many"], "5GB"),
         (["convert", "a", "b", "--to", "lmdeploy", "--progress", "loud"], "json"),

@@ -148,6 +148,7 @@ def biased(tmp_path):
     for name in [name for name in stored if name.endswith(".bias")]:
         stored[name] = random.normal(size=stored[name].shape).astype(np.float16)
     save_file(stored, file, metadata={"format": "pt"})
+    edit_json(source / "config.json", lambda keys: keys.update(attention_bias=True, mlp_bias=True))
     return source
 
 

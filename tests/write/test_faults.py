@@ -484,9 +484,9 @@ def test_second_interrupt_closes_no_file_under_a_thread_that_writes(src, dst, mo
         raise KeyboardInterrupt
 
     def watched(writer):
-        descriptors = list(writer._descriptors)
+        outputs = list(writer._outputs)
         close(writer)
-        closed.append(descriptors != writer._descriptors)
+        closed.append(outputs != writer._outputs)
 
     monkeypatch.setattr(sink.ThreadPoolExecutor, "shutdown", interrupted)
     monkeypatch.setattr(sink._Writer, "close", watched)

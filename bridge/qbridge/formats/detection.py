@@ -25,7 +25,6 @@ KNOWN_METHODS: Mapping[str, str] = {
     "eetq": "EETQ int8",
     "exl2": "ExLlamaV2",
     "exl3": "ExLlamaV3",
-    "gguf": "GGUF (llama.cpp)",
     "higgs": "HIGGS",
     "hqq": "HQQ",
     "paroquant": "ParoQuant (rotated weights)",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from qbridge.commands.checkpoint import Checkpoint
-from qbridge.ir.dtypes import survives, to_float64
+from qbridge.ir.dtypes import DType, survives, to_float64
 from qbridge.ir.layer import Layer
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_layers
@@ -42,7 +42,8 @@ def unlike_tensors(left: Checkpoint, right: Checkpoint, name: str) -> tuple[str,
     """How an unquantized tensor of two checkpoints differs: of two float dtypes the values count, not their bits."""
     here, there = left.model.tensors[name], right.model.tensors[name]
     dtypes = here.dtype, there.dtype
-    if here.shape != there.shape or not (survives(*dtypes) or survives(*dtypes[::-1])):
+    comparable = here.dtype is there.dtype or all(survives(dtype, DType.F32) for dtype in dtypes)
+    if here.shape != there.shape or not comparable:
         return (f"{here.dtype}{list(here.shape)} and {there.dtype}{list(there.shape)}",)
     first, second = left.tensor(name), right.tensor(name)
     if here.dtype is there.dtype:

@@ -211,5 +211,7 @@ def test_every_cell_is_kept(case, tmp_path):
             continue  # another way to compute, or nothing that leads back: tests/formats/test_gguf.py
         assert qbridge.verify(case / "model", there, allow=allow).same, target
         qbridge.convert(there, back, report.source_format, allow=allow)
-        if list((case / "model").glob("*.safetensors")):
+        if report.format == "gguf":  # norms lie there as float32 and come back in the dtype of config.json
+            assert qbridge.verify(case / "model", back, allow=allow).same, target
+        elif list((case / "model").glob("*.safetensors")):
             assert_same_tensors(case / "model", back)

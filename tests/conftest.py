@@ -7,14 +7,16 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from qbridge.source.reader import Source
+
 # the first use of a kernel compiles it, which no deadline should count
 hypothesis.settings.register_profile("qbridge", deadline=None)
 hypothesis.settings.load_profile("qbridge")
 
 # no setting of whoever runs the tests
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
-for _name in [name for name in os.environ if name in ("QBRIDGE_GPU", "QBRIDGE_JOBS", "QBRIDGE_MEMORY", "QBRIDGE_TP")]:
-    del os.environ[_name]
+for _name in ("GPU", "JOBS", "MAX_SHARD_SIZE", "MEMORY", "PROGRESS", "TP"):
+    os.environ.pop(f"QBRIDGE_{_name}", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,3 +54,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("seconds by folder")
         for folder, seconds in SECONDS.most_common():
             terminalreporter.write_line(f"{seconds:8.1f}  {folder}")
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """How many bytes of each tensor were read, whoever asked."""
+    counted: Counter[str] = Counter()
+    real = Source.read_into
+
+    def read_into(source, name, offset, buffer):
+        counted[name] += buffer.nbytes
+        real(source, name, offset, buffer)
+
+    monkeypatch.setattr(Source, "read_into", read_into)
+    return counted

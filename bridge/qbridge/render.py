@@ -17,12 +17,12 @@ from qbridge.commands.names import Names
 from qbridge.commands.possibilities import Possibilities, Possibility
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.report_rows import counted as _count
-from qbridge.commands.report_rows import report_rows, serve_rows, size
+from qbridge.commands.report_rows import report_rows, serve_rows
 from qbridge.commands.settings import Settings
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Finding, Severity
-from qbridge.findings.hints import printable
+from qbridge.findings.hints import printable, size
 from qbridge.ir.exactness import EXACT
 from qbridge.targets.gpus import gpu_of
 from qbridge.targets.serving import Served

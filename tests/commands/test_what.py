@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter
 
 import pytest
 
 import qbridge
-from qbridge.source.reader import Source
 from support import cli, contents, copy_fixture
 
 CASES = ["awq/llama_gemm", "compressed_tensors/llama_fp8_kv"]
-
-
-@pytest.fixture
-def bytes_read(monkeypatch):
-    counted: Counter[str] = Counter()
-    real = Source.read_into
-
-    def read_into(source, name, offset, buffer):
-        counted[name] += buffer.nbytes
-        real(source, name, offset, buffer)
-
-    monkeypatch.setattr(Source, "read_into", read_into)
-    return counted
 
 
 @pytest.mark.parametrize("case", CASES)

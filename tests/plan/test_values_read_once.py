@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import pytest
 import qbridge
 from qbridge.source import reader
 from qbridge.source.opening import open_source, storage_of
-from qbridge.source.reader import Source
 from support import copy_fixture
 
 CASES = [
@@ -24,20 +22,6 @@ CASES = [
     ("awq/llama_gemv_fast", "gptq"),
     ("mxfp4/gpt_oss", "lmdeploy"),
 ]
-
-
-@pytest.fixture
-def bytes_read(monkeypatch):
-    """How many bytes of each tensor were read, whoever asked."""
-    counted: Counter[str] = Counter()
-    real = Source.read_into
-
-    def read_into(source, name, offset, buffer):
-        counted[name] += buffer.nbytes
-        real(source, name, offset, buffer)
-
-    monkeypatch.setattr(Source, "read_into", read_into)
-    return counted
 
 
 @pytest.mark.parametrize(("case", "target"), CASES)

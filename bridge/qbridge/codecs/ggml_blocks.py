@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.slots import NOTHING, Codec, Parts, Region, Slot, Span, _ByRows
+from qbridge.source.ggml_types import TYPES, GgmlType
 
 Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[Any]  # int8, or uint8 of floats
@@ -44,14 +45,23 @@ class Struct:
     ValueError for what no block holds. A scale is that of `group` elements; `negated` ones change their sign.
     """
 
-    elements: int
-    size: int
+    type: GgmlType
     scale_dtype: DType
     decode: Callable[[Bytes], Codes]
     encode: Callable[[Codes], Bytes]
     scale_at: int = 0
     group: int = 0
     negated: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Weights of a block."""
+        return self.type.elements
+
+    @property
+    def size(self) -> int:
+        """Bytes of a block."""
+        return self.type.size
 
     @property
     def scale_bytes(self) -> int:
@@ -172,17 +182,18 @@ def _encode_tq1(codes: Codes) -> Bytes:
     return np.concatenate(parts, axis=1)
 
 
-STRUCTS: Mapping[str, Struct] = {
-    "Q4_0": Struct(32, 18, DType.F16, lambda d: _signed(_LOW_AND_HIGH(d), 4), lambda c: _JOINED(_stored(c, 4))),
-    "Q5_0": Struct(32, 22, DType.F16, _decode_q5, _encode_q5),
-    "Q8_0": Struct(32, 34, DType.F16, lambda d: d.view(np.int8), lambda c: c.view(np.uint8)),
-    "Q1_0": Struct(128, 18, DType.F16, _decode_q1, _encode_q1),
-    "Q2_0": Struct(64, 18, DType.F16, _decode_q2, _encode_q2, negated=True),
-    "TQ1_0": Struct(256, 54, DType.F16, _decode_tq1, _encode_tq1, scale_at=52),
-    "TQ2_0": Struct(256, 66, DType.F16, _decode_tq2, _encode_tq2, scale_at=64, negated=True),
-    "MXFP4": Struct(32, 17, DType.F8_E8M0, *_nibbles(16)),
-    "NVFP4": Struct(64, 36, DType.F8_E4M3, *_nibbles(8), group=16),
-}
+_STRUCTS = (
+    Struct(TYPES["Q4_0"], DType.F16, lambda d: _signed(_LOW_AND_HIGH(d), 4), lambda c: _JOINED(_stored(c, 4))),
+    Struct(TYPES["Q5_0"], DType.F16, _decode_q5, _encode_q5),
+    Struct(TYPES["Q8_0"], DType.F16, lambda d: d.view(np.int8), lambda c: c.view(np.uint8)),
+    Struct(TYPES["Q1_0"], DType.F16, _decode_q1, _encode_q1),
+    Struct(TYPES["Q2_0"], DType.F16, _decode_q2, _encode_q2, negated=True),
+    Struct(TYPES["TQ1_0"], DType.F16, _decode_tq1, _encode_tq1, scale_at=52),
+    Struct(TYPES["TQ2_0"], DType.F16, _decode_tq2, _encode_tq2, scale_at=64, negated=True),
+    Struct(TYPES["MXFP4"], DType.F8_E8M0, *_nibbles(16)),
+    Struct(TYPES["NVFP4"], DType.F8_E4M3, *_nibbles(8), group=16),
+)
+STRUCTS: Mapping[str, Struct] = {struct.type.name: struct for struct in _STRUCTS}
 _SIGN = np.uint16(0x8000)
 
 

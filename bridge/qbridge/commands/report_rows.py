@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qbridge.commands.report import Report
+from qbridge.findings.hints import size
 
 _MODULES = 4  # grafted modules that are named
 
@@ -12,15 +13,6 @@ _MODULES = 4  # grafted modules that are named
 def counted(number: int, noun: str) -> str:
     """A number of things: 1 layer, 2 layers."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1.8 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def subject_rows(done: Report) -> list[tuple[str, str]]:

@@ -32,6 +32,15 @@ def one_line(value: object, text: str) -> str:
     return f"<{type(value).__name__}: {shown if len(shown) <= _LINE else shown[: _LINE - 3] + '...'}>"
 
 
+def size(count: float) -> str:
+    """Bytes for people: 1.8 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str], listing: str) -> tuple[str, ...]:
     """Help lines: the nearest known names if any is near, and all; `listing` lists them where they are many."""
     near, names = difflib.get_close_matches(name, list(known), n=NEAREST), ", ".join(sorted(known))

@@ -14,13 +14,13 @@ from urllib.parse import quote, urljoin
 
 from qbridge.findings.finding import QBridgeError, error
 from qbridge.findings.way import Way
+from qbridge.source.addresses import HUB
 from qbridge.source.folder import Folder
 from qbridge.source.json_text import parse_json
 from qbridge.source.remote import Entry, Remote, check_names, same_etag
 from qbridge.source.storage import Storage
 from qbridge.source.web import LOG, Answer, Client, Locked, origin, shown
 
-SCHEME = "hf://"
 FILES = 100_000  # that a repository may list
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?:@([^\s@]{1,200}))?")
 _NEXT = re.compile(r'<([^<>]+)>\s*;\s*rel="next"')
@@ -38,7 +38,7 @@ class Repository(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Repository | None:
         """org/name[@revision], with or without hf:// before it; None for anything else."""
-        match = _NAME.fullmatch(text.removeprefix(SCHEME).rstrip("/"))
+        match = _NAME.fullmatch(text.removeprefix(HUB).rstrip("/"))
         return cls(match[1], match[2] or "main") if match and ".." not in match[1] else None
 
 

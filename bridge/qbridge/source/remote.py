@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qbridge.findings.finding import error
+from qbridge.findings.hints import size
 from qbridge.ir.dtypes import Array
 from qbridge.source.spool import Spool
 from qbridge.source.storage import Range, Storage
@@ -165,12 +166,12 @@ class Remote(Storage):
     def announce(self, ranges: Iterable[Range], what: str) -> None:
         """A line with the bytes, and their share of all."""
         wanted = [each for each in self._clipped(ranges) if not self._held.has(each)]
-        size, whole = sum(each.end - each.begin for each in wanted), sum(e.size for e in self._files.values())
+        count, whole = sum(each.end - each.begin for each in wanted), sum(e.size for e in self._files.values())
         files = len({each.name for each in wanted})
         if not files:
             return
-        share = f"{100 * size / max(whole, 1):.3g} %"
-        LOG.info("reading %s: %s of %s (%s) in %d files", what, _bytes(size), _bytes(whole), share, files)
+        share = f"{100 * count / max(whole, 1):.3g} %"
+        LOG.info("reading %s: %s of %s (%s) in %d files", what, size(count), size(whole), share, files)
 
     def _hold(self, wanted: Range) -> None:
         buffer = np.empty(wanted.end - wanted.begin, np.uint8)
@@ -286,10 +287,3 @@ def _bare(etag: str) -> str:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
-
-
-def _bytes(size: int) -> str:
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"

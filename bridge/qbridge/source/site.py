@@ -14,11 +14,12 @@ from urllib.parse import quote, unquote, urlsplit
 import numpy as np
 
 from qbridge.findings.finding import error
+from qbridge.source.foreign import CONFIG
 from qbridge.source.json_text import parse_json
 from qbridge.source.remote import Entry, Remote, check_names, same_etag
 from qbridge.source.web import LOG, Answer, Client, Locked, is_loopback, shown
+from qbridge.source.weight_files import INDEX, SINGLE
 
-CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 # What lies beside the weights of a model; asked for by name where the server lists nothing.
 BESIDE = (
     "tokenizer.json",

@@ -14,7 +14,8 @@ import socket
 import ssl
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import NamedTuple
@@ -99,7 +100,7 @@ class Client:
         """A whole document; FileNotFoundError where there is none, Locked, QBridgeError (QB063 if it is longer)."""
         patience = Patience(shown(url))
         while True:
-            try:
+            with self._retried(patience):
                 answer, response = self._ask(url, {}, patience)
                 data = response.read(most + 1)
                 if len(data) > most:
@@ -107,12 +108,6 @@ class Client:
                 if response.length:  # bytes that were promised and did not come
                     raise ConnectionError("the connection was cut")
                 return data, answer
-            except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror) as fault:
-                self._drop()
-                patience.wait(fault)
-            except QBridgeError:
-                self._drop()  # its answer was not read to the end
-                raise
 
     def fill(self, url: str, begin: int, buffer: Array, size: int | None) -> tuple[Answer, int]:
         """Fill `buffer` (bytes) from an offset of a file of `size` bytes, None if unknown; (answer, its size).
@@ -122,7 +117,7 @@ class Client:
         """
         view, done, patience = buffer.data.cast("B"), 0, Patience(shown(url))
         while True:
-            try:
+            with self._retried(patience):
                 asked = {"Range": f"bytes={begin + done}-{begin + len(view) - 1}"}
                 answer, response = self._ask(url, asked, patience)
                 size = self._check_range(response, shown(url), begin + done, begin + len(view), size)
@@ -136,18 +131,24 @@ class Client:
                 if not response.isclosed():
                     self._drop()
                 return answer, size
-            except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror) as fault:
-                self._drop()
-                patience.wait(fault)
-            except QBridgeError:
-                self._drop()
-                raise
 
     def close(self) -> None:
         """Close every connection of every thread; they open again when they are needed."""
         while self._connections:
             self._connections.pop().close()
         self._thread = threading.local()
+
+    @contextmanager
+    def _retried(self, patience: Patience) -> Iterator[None]:
+        """One try of a request: it ends well, or after a wait without a fault, to be tried again."""
+        try:
+            yield
+        except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror) as fault:
+            self._drop()
+            patience.wait(fault)
+        except QBridgeError:
+            self._drop()  # its answer was not read to the end
+            raise
 
     def _ask(self, url: str, headers: Mapping[str, str], patience: Patience) -> tuple[Answer, HTTPResponse]:
         """Follow redirects to an answer that is one; Locked, or ConnectionError where it is to be asked later."""

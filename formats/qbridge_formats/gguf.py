@@ -24,7 +24,7 @@ from typing import Any
 from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, GgufPlace, known_classes
 from qbridge.architecture.names import is_kv_scale, module_of
 from qbridge.codecs.arrays import AsFloat32
-from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
+from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
 from qbridge.findings.finding import Findings
 from qbridge.formats.common_rules import (
     first_of,
@@ -38,7 +38,8 @@ from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged, TensorInfo
-from qbridge.ir.scheme import DENSE, GLOBAL_SCALE, Granularity, WeightScheme
+from qbridge.ir.plain import plain_spec
+from qbridge.ir.scheme import DENSE, GLOBAL_SCALE
 from qbridge.ir.slots import PLAIN, Codec, Slice, Slot
 from qbridge.passes import Pass
 from qbridge.passes.fold_zeros import FoldZeros
@@ -57,7 +58,6 @@ ALIASES: tuple[str, ...] = ()
 
 _BLOCKS = "llama.cpp b10359, ggml/src/ggml-common.h"
 _CONVERTER = "llama.cpp b10359, conversion/base.py"
-_DTYPES = {dtype: kind for kind, dtype in DENSE.items()}
 _FILE_TYPES: Mapping[str, int] = {  # llama.h, enum llama_ftype
     **{"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "BF16": 32},
     **{"MXFP4": 38, "NVFP4": 39, "Q1_0": 40, "Q2_0": 41},
@@ -96,12 +96,14 @@ def layout(spec: Spec) -> dict[str, Slot]:
     kind, where = block_of(spec), _place(spec)
     struct = STRUCTS[kind]
     shape = (spec.out_features, struct.row_bytes(spec.in_features))
-    codes = _slot(where, ".weight", DType.U8, shape, _paired(BlockCodes(kind), where))
-    slots = {"code": codes, "scale": replace(codes, codec=_paired(BlockScales(kind), where))}
+    codes = _slot(where, ".weight", DType.U8, shape, paired(BlockCodes(kind), where.head))
+    slots = {"code": codes, "scale": replace(codes, codec=paired(BlockScales(kind), where.head))}
     if spec.weight.global_scale:
         slots["global_scale"] = _slot(where, ".scale", GLOBAL_SCALE, (1,))
     if spec.bias is not None:
-        slots["bias"] = _slot(where, ".bias", DType.F32, (spec.out_features,), _paired(AsFloat32(spec.bias), where))
+        slots["bias"] = _slot(
+            where, ".bias", DType.F32, (spec.out_features,), paired(AsFloat32(spec.bias), where.head)
+        )
     return slots
 
 
@@ -109,10 +111,6 @@ def _place(spec: Spec) -> GgufPlace:
     """Where a layer lies, by its dialect; under its own name where that does not say."""
     said = dict(spec.dialect)
     return GgufPlace(said.get("at", spec.name), int(said.get("expert", -1)), int(said.get("head", 0)))
-
-
-def _paired(codec: Codec, where: GgufPlace) -> Codec:
-    return PairedRows(codec, where.head) if where.head else codec
 
 
 def _slot(where: GgufPlace, ending: str, dtype: DType, shape: tuple[int, ...], codec: Codec = PLAIN) -> Slot:
@@ -156,14 +154,12 @@ def _moved(name: str, info: TensorInfo, there: Slot, where: GgufPlace, leaf: str
     rows = where.head and leaf in ("weight", "bias")
     widened = len(info.shape) == 1 and info.dtype is not DType.F32
     plain = there.codec == PLAIN and not rows and not widened and where.expert < 0
-    if plain or len(info.shape) > 2 or info.dtype not in _DTYPES:
+    if plain or len(info.shape) > 2 or info.dtype not in DENSE.values():
         return None
     dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
-    scheme = WeightScheme(8 * info.dtype.itemsize, Granularity.TENSOR, type=_DTYPES[info.dtype])  # type: ignore[arg-type]
-    spec = Spec(name, *dims, scheme, info.dtype)
     dtype = DType.F32 if widened else info.dtype
-    codec = _paired(AsFloat32(info.dtype) if widened else PLAIN, where if rows else GgufPlace(""))
-    return Rearranged(spec, there, _slot(where, f".{leaf}", dtype, info.shape, codec))
+    codec = paired(AsFloat32(info.dtype) if widened else PLAIN, where.head if rows else 0)
+    return Rearranged(plain_spec(name, dims, info.dtype), there, _slot(where, f".{leaf}", dtype, info.shape, codec))
 
 
 def config(model: Model) -> dict[str, Any]:

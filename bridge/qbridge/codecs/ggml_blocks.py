@@ -306,3 +306,8 @@ class PairedRows(Codec):
         return (
             self.codec.rows(shape, features, span, itemsize) if self._aligned(span, features[0], itemsize) else None
         )
+
+
+def paired(codec: Codec, head: int) -> Codec:
+    """`codec` with the rows of each `head` in ggml's order; `codec` itself where that is 0."""
+    return PairedRows(codec, head) if head else codec

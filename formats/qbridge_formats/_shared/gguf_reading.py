@@ -11,19 +11,19 @@ from qbridge.architecture.config import compute_dtype
 from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, module_of_gguf
 from qbridge.architecture.names import module_of
 from qbridge.codecs.arrays import AsFloat32
-from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, PairedRows
+from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.ir.dtypes import DType, from_float64, to_float64
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged
+from qbridge.ir.plain import plain_spec
 from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
-from qbridge.ir.slots import PLAIN, Codec, Slot
+from qbridge.ir.slots import PLAIN, Slot
 from qbridge.source.ggml_types import TYPES
 from qbridge.source.reader import Source
 
 _BITS: Mapping[str, int] = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8, "Q1_0": 2, "Q2_0": 2, "TQ1_0": 2, "TQ2_0": 2}
-_DTYPES = {dtype: kind for kind, dtype in DENSE.items()}
 
 
 def read_model(name: str, source: Source, findings: Findings) -> Model:
@@ -101,19 +101,15 @@ def _layer(source: Source, module: str, kind: str, head: int, wanted: DType) -> 
     dtype = _narrowed(source, f"{module}.bias", wanted) if bias else None
     spec = Spec(module, out_features, in_features, scheme, struct.scale_dtype, bias=dtype)
     slots = {
-        "code": Slot(f"{module}.weight", DType.U8, stored.shape, _paired(BlockCodes(kind), head)),
-        "scale": Slot(f"{module}.weight", DType.U8, stored.shape, _paired(BlockScales(kind), head)),
+        "code": Slot(f"{module}.weight", DType.U8, stored.shape, paired(BlockCodes(kind), head)),
+        "scale": Slot(f"{module}.weight", DType.U8, stored.shape, paired(BlockScales(kind), head)),
     }
     if outer:
         slots["global_scale"] = Slot(f"{module}.scale", DType.F32, (1,))
     if bias and dtype:
         codec = AsFloat32(dtype) if dtype is not bias.dtype else PLAIN
-        slots["bias"] = Slot(f"{module}.bias", bias.dtype, bias.shape, _paired(codec, head))
+        slots["bias"] = Slot(f"{module}.bias", bias.dtype, bias.shape, paired(codec, head))
     return spec, slots
-
-
-def _paired(codec: Codec, head: int) -> Codec:
-    return PairedRows(codec, head) if head else codec
 
 
 def _narrowed(source: Source, tensor: str, wanted: DType) -> DType:
@@ -130,12 +126,11 @@ def _as_transformers(model: Model, source: Source, names: GgufNames, wanted: DTy
     moved, tensors = dict[str, Rearranged](), dict(model.tensors)
     for name, info in model.tensors.items():
         head, dtype = _head(names, module_of(name)[0]), _narrowed(source, info.stored, wanted)
-        if info.dtype not in _DTYPES or (not head and dtype is info.dtype):
+        if info.dtype not in DENSE.values() or (not head and dtype is info.dtype):
             continue
         dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
-        scheme = WeightScheme(8 * dtype.itemsize, Granularity.TENSOR, type=_DTYPES[dtype])  # type: ignore[arg-type]
-        codec = _paired(AsFloat32(dtype) if dtype is not info.dtype else PLAIN, head)
+        codec = paired(AsFloat32(dtype) if dtype is not info.dtype else PLAIN, head)
         read, write = Slot(info.stored, info.dtype, info.shape, codec), Slot(name, dtype, info.shape)
-        moved[name] = Rearranged(Spec(name, *dims, scheme, dtype), read, write)
+        moved[name] = Rearranged(plain_spec(name, dims, dtype), read, write)
         tensors[name] = replace(info, dtype=dtype)
     return replace(model, rearranged=moved, tensors=tensors) if moved else model

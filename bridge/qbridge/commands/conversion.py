@@ -230,7 +230,7 @@ def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_
 
 def _rewritten(opened: Checkpoint, target: Target) -> dict[str, str]:
     """The side files in words that the target's transformers knows, where it does not know those that are there."""
-    if not unread_tokenizer(opened.model.tokenizer, target.reader):
+    if not unread_tokenizer(opened.model.tokenizer, target.reader.of(opened.model.config)):
         return {}
     text = opened.source.file(TOKENIZER).read().decode()
     return {TOKENIZER: spell_tokenizer(text)}

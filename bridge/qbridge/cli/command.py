@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from qbridge import display, render
@@ -60,8 +61,8 @@ class Command(_Flags, TyperCommand):
         if get_terminal_size().columns < _TABLES:
             self.rich_markup_mode = None
             shown: list[Any] = self.params
-            for param in shown:
-                param.help = (param.help or "").replace("\\[", "[")  # escaped for rich text
+            for row in shown:
+                row.help = Text.from_markup(row.help or "").plain
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -43,7 +43,7 @@ class Subject:
     `path` is the place as a person named it, `storage` where its files lie; `config` is config.json as it is,
     `tensors` the names of all tensors, None where nothing names them; `findings` are what is wrong whatever the
     target. `source` is the format that was asked for, if any. Without `values` none may be read; `opened` is what was
-    read then, or of a checkpoint on a server.
+    read then, or of a checkpoint on a server. `first` is the name of the first file of its weights.
     """
 
     path: str
@@ -55,6 +55,7 @@ class Subject:
     findings: Findings
     opened: Checkpoint | None = None
     values: bool = True
+    first: str = ""
 
     @classmethod
     def of(cls, path: PathLike, source: str | None, findings: Findings, values: bool = True) -> Subject:
@@ -74,6 +75,7 @@ class Subject:
             findings,
             opened if storage.is_far or not values else None,
             values,
+            opened.source.shards[0] if opened and opened.source.shards else "",
         )
 
     @property
@@ -151,7 +153,9 @@ class Judge:
         _derived(self._deviations, findings)
         kernels = target.serving(model, tp, self.gpu.capability)
         _unserved(kernels, str(self.gpu), findings)
-        serve = "" if findings.errors else target.command(model, model.format, self.subject.path, tp)
+        serve = (
+            "" if findings.errors else target.command(model, model.format, self.subject.path, tp, self.subject.first)
+        )
         return Verdict(tp, tuple(findings), kernels, serve)
 
     @property

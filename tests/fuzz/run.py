@@ -119,7 +119,12 @@ def fuzz(wanted: argparse.Namespace, home: Path, run: Run) -> None:
     mutator = mutations.Mutator(lambda text, size: atheris.Mutate(text, size))
     signal.signal(signal.SIGPROF, hang)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    flags = [f"-max_total_time={wanted.seconds}", f"-max_len={LONGEST}", f"-timeout={60 * LIMIT}", "-rss_limit_mb=4096"]
+    flags = [
+        f"-max_total_time={wanted.seconds}",
+        f"-max_len={LONGEST}",
+        f"-timeout={60 * LIMIT}",
+        "-rss_limit_mb=4096",
+    ]
     flags += [f"-artifact_prefix={home}/", "-len_control=0", "-print_final_stats=0", f"-seed={wanted.seed}"]
     flags += ["-verbosity=0"] if not sys.stderr.isatty() else []
     arguments = [sys.argv[0], *flags, str(corpus), *map(str, inputs.CORPUS.glob(wanted.target))]

@@ -22,6 +22,7 @@ from qbridge.formats.assumed import assumed_model
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, Problem, Rule, ValueRule, broken
 from qbridge.ir.model import Model
+from qbridge.source.foreign import no_weights
 from qbridge.source.opening import storage_of
 from qbridge.source.reader import TOKENIZER
 from qbridge.source.storage import Storage
@@ -195,7 +196,9 @@ def _model(
         if not bare or weight_files(storage):
             raise
     model = assumed_model(storage)
-    findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
+    instead, fix = no_weights(storage) or ("", "")
+    facts = filter(None, (instead, f"{len(model.specs)} linears of {model.architecture}"))
+    findings.add("QB261", storage.url, tuple(facts), fix=fix)
     index = weight_map(storage, findings) if storage.has(INDEX) else None
     return model, config_alone(storage), None if index is None else frozenset(index), None
 

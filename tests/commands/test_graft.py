@@ -166,7 +166,7 @@ BLOCK = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "
 
 
 def in_float8(original, leave):
-    """The original with its linears in float8, but those whose names contain `leave`; their codes are of no matter."""
+    """The original with its linears in float8, but those whose names contain `leave`; the codes do not matter."""
 
     def coded(tensors):
         for name in [name for name in tensors if "_proj.weight" in name and leave not in name]:

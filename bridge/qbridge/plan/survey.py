@@ -61,7 +61,7 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
         if layers is not None and name not in layers:
             continue
         for part, slot in model.slots[name].items():
-            if part in ("scale", "input_scale", "global_scale", "input_global_scale"):
+            if part in ("scale", "offset", "input_scale", "global_scale", "input_global_scale"):
                 found = _in_windows(values, name, part) if slot.codec.inside else _as_stored(source, slot, spec, part)
                 _check_finite(found, slot, spec.parts()[part][0], findings)
             scheme = {"global_scale": spec.weight, "input_global_scale": spec.activation}.get(part)
@@ -71,7 +71,8 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
                 if slot.codec.redundant:
                     values.part(name, part)
                 elif slot.codec.fixed:
-                    slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
+                    beside = {other: values.part(name, other) for other in slot.codec.needs}
+                    slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape, beside)
             except ValueError as fault:
                 findings.add(_code_of(part, slot), slot.tensor, (str(fault),))
 

@@ -119,6 +119,8 @@ def check_layer(format_: Format, layer: Layer) -> bool:
     back = decode(after.spec, slots, stored)
     _require(identical(back, after), "decode(encode(x)) is not x")
     _require(same_values(back, layer), "a value moved")
+    if any(step.is_final for step in passes):
+        return True  # nothing leads back
     walked = [layer.spec]
     for step in passes:
         walked.append(step.plan(walked[-1]))
@@ -167,7 +169,8 @@ def check_codec(codec: Codec, slot: Slot, array: Array, dtype: DType, beside: Pa
             continue
         top, left, rows, columns = region
         part = np.ascontiguousarray(stored[top : top + rows, left : left + columns])
-        of_range = codec.decode(part, dtype, (end - start, array.shape[1]), beside)
+        own = {other: values[start:end] for other, values in beside.items()}
+        of_range = codec.decode(part, dtype, (end - start, array.shape[1]), own)
         _require(of_range.tobytes() == array[start:end].tobytes(), f"its rows {start} to {end} are others")
 
 

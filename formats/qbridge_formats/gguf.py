@@ -47,6 +47,7 @@ from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
+from qbridge.source.ggml_types import TYPES
 from qbridge.source.reader import Source
 from qbridge_formats._shared.gguf_reading import read_model
 from qbridge_formats._shared.gguf_vocabulary import no_vocabulary, vocabulary
@@ -69,7 +70,7 @@ def sniff(source: Source) -> Match | str:
     """Evidence: the container."""
     if not source.metadata:
         return "it lies in no GGUF file"
-    kinds = Counter(tensor.kind for tensor in source.tensors.values() if tensor.kind in STRUCTS)
+    kinds = Counter(tensor.kind for tensor in source.tensors.values() if TYPES[tensor.kind].dtype is None)
     return Match(
         2, f"it lies in GGUF files, with {sum(kinds.values())} tensors of {', '.join(sorted(kinds)) or 'no'} blocks"
     )

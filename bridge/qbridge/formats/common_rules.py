@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
+from qbridge.architecture.config import compute_dtype
 from qbridge.architecture.names import KV_BOTH, is_kv_scale, module_of
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, ValueRule, Values
 from qbridge.ir.dtypes import DType
@@ -16,10 +17,12 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import GlobalScale, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.dequantize import NAMES
 from qbridge.passes.invert import Invert
 from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
+from qbridge.passes.unquantize import Unquantize
 from qbridge.passes.widen import Widen
 
 
@@ -99,6 +102,19 @@ def kv_scales_are_stored(source: str) -> ModelRule:
             yield Problem(("kv cache declared static, and no scale is stored",), where=("kv_cache_scheme",))
 
     return ModelRule("QB113", check, source, drop_kv_scales)
+
+
+def no_computed_weights(source: str) -> LayerRule:
+    """Codes with one scale each (QB119); weights that have none are rounded to the model's dtype where allowed."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        return Problem((f"weights {spec.weight.blocks}",)) if spec.weight.is_computed else None
+
+    def fix(spec: Spec, model: Model) -> Pass | None:
+        dtype = compute_dtype(model.config, DType.BF16)
+        return Unquantize(dtype) if dtype in NAMES else None
+
+    return LayerRule("QB119", check, source, fix, first=True)
 
 
 Check = Callable[[Spec, Model], Problem | None]

@@ -1,4 +1,4 @@
-"""QB049, QB117 to QB120: files of GGUF, the container of llama.cpp."""
+"""QB049, QB117 to QB121: files of GGUF, the container of llama.cpp."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ ENTRIES = (
     Code(
         "QB119",
         "blocks of these types have no exact integer form",
-        "K-quants have products of two scales and float minima, Q4_1 and Q5_1 have minima, IQ types look weights up: "
-        "none is a code of so many bits times a scale that an integer format stores.",
+        "K-quants have products of two scales and float minima, Q4_1 and Q5_1 have minima: no weight is a code of so "
+        "many bits times a scale that an integer format stores.",
         "Other codes would have to be chosen, and every weight would change.",
         "Q4_K_M files: Q4_K and Q6_K",
-        "Take the safetensors checkpoint that the file was made from, or a file of Q4_0, Q5_0, Q8_0 or MXFP4.",
+        "Write plain weights (--to dense), each rounded once from its exact value: every engine loads them. Or take "
+        "a file of Q4_0, Q5_0, Q8_0 or MXFP4, or the checkpoint that the file was made from.",
         "llama.cpp b10359, ggml/src/ggml-common.h",
+        allow="dequantized",
     ),
     Code(
         "QB120",
@@ -56,5 +58,14 @@ ENTRIES = (
         "Put config.json and the tokenizer's files of the original beside the file, or into DST afterwards.",
         "llama.cpp b10359, gguf-py/gguf/constants.py (Keys)",
         severity="warning",
+    ),
+    Code(
+        "QB121",
+        "blocks of these types are not decoded here",
+        "IQ types look groups of weights up in tables of llama.cpp's own, Q8_1 and Q8_K are types of its inputs.",
+        "Without the tables nothing says what the weights are.",
+        "IQ4_XS: 84 tensors",
+        "Take a file of another type of the same model, such as Q4_K_M, or the checkpoint that it was made from.",
+        "llama.cpp b10359, ggml/src/ggml-common.h (iq2xxs_grid and others)",
     ),
 )

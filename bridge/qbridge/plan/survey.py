@@ -74,7 +74,8 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
                 if slot.codec.redundant:
                     values.part(name, part)
                 elif slot.codec.fixed:
-                    slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape)
+                    beside = {other: values.part(name, other) for other in slot.codec.needs}
+                    slot.codec.decode(source.read(slot.tensor), slot.dtype, slot.shape, beside)
             except ValueError as fault:
                 findings.add(_code_of(part, slot), slot.tensor, (str(fault),))
 

@@ -13,8 +13,9 @@ from qbridge.targets.target import Target
 
 
 def _serve(model: Model, path: str, tp: int) -> str:
-    """Its server, on the first file of a folder (a quoted path)."""
-    return f"llama-server -m {path}/model.gguf"
+    """Its server, on the first file of a folder (a quoted path), or on the file that is all of it."""
+    whole = path.rstrip("'\"").endswith(".gguf")
+    return f"llama-server -m {path if whole else f'{path}/model.gguf'}"
 
 
 TARGETS = (

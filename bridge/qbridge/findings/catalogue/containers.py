@@ -51,11 +51,12 @@ ENTRIES = (
     Code(
         "QB120",
         "config.json is made from the metadata of a GGUF file, and no tokenizer is",
-        "No config.json lies beside the file. Its sizes, rope and norms are in the metadata; the tokenizer is too, "
-        "in a form of llama.cpp's own, which is not turned into tokenizer.json.",
+        "No config.json, or no tokenizer, lies beside the file. Its sizes, rope and norms are in the metadata; the "
+        "tokenizer is too, in a form of llama.cpp's own, which is not turned into tokenizer.json.",
         "Engines that tokenize by themselves need tokenizer.json and tokenizer_config.json of the original.",
         "qbridge convert model-Q4_0.gguf out --to vllm",
-        "Put config.json and the tokenizer's files of the original beside the file, or into DST afterwards.",
+        "Name the folder of the original (--config ORIGINAL of convert and restore), whose config.json and tokenizer "
+        "are taken, or put them beside the file.",
         "llama.cpp b10359, gguf-py/gguf/constants.py (Keys)",
         severity="warning",
     ),

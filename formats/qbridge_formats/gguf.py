@@ -28,6 +28,7 @@ from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
 from qbridge.findings.finding import Findings
 from qbridge.formats.common_rules import (
     first_of,
+    folded_zeros,
     global_scales,
     no_blocks,
     no_kv_scales,
@@ -42,7 +43,6 @@ from qbridge.ir.plain import plain_spec
 from qbridge.ir.scheme import DENSE, GLOBAL_SCALE
 from qbridge.ir.slots import PLAIN, Codec, Slice, Slot
 from qbridge.passes import Pass
-from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.unquantized_inputs import UnquantizedInputs
@@ -238,7 +238,7 @@ def _zero_points(spec: Spec, model: Model) -> Problem | None:
 def _folded(spec: Spec, model: Model) -> Pass | None:
     """Into codes of a bit more, of the widths that there are."""
     bits = next((width for width in (4, 5, 8) if width > spec.weight.bits), None)
-    return FoldZeros(bits) if bits else None
+    return folded_zeros(model, bits) if bits else None
 
 
 def _fits_two_bits(spec: Spec) -> bool:

@@ -33,7 +33,7 @@ CT, GPTQ = "compressed_tensors", "gptq"
 WRITTEN = [
     (f"{CT}/llama_w4a16", "Q4_0", "reversible"),
     (f"{CT}/llama_w4a16_channel", "Q4_0", "equal"),
-    (f"{CT}/llama_w4a16_asym", "Q5_0", "equal"),
+    (f"{CT}/llama_w4a16_asym", "Q5_0", "reversible"),
     (f"{CT}/llama_w5a16", "Q5_0", "reversible"),
     (f"{CT}/llama_w8a16", "Q8_0", "equal"),
     (f"{CT}/llama_w1a16", "Q4_0", "equal"),
@@ -44,9 +44,9 @@ WRITTEN = [
     (f"{CT}/qwen2_w4a16_tied", "Q4_0", "reversible"),
     (f"{CT}/qwen3_moe_w4a16", "Q4_0", "reversible"),
     (f"{CT}/qwen3_partial", "Q8_0", "equal"),
-    (f"{GPTQ}/llama_2bit", "Q4_0", "equal"),
-    (f"{GPTQ}/llama_v2_asym", "Q5_0", "equal"),
-    ("awq/llama_gemm", "Q5_0", "equal"),
+    (f"{GPTQ}/llama_2bit", "Q4_0", "reversible"),
+    (f"{GPTQ}/llama_v2_asym", "Q5_0", "reversible"),
+    ("awq/llama_gemm", "Q5_0", "reversible"),
 ]
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -260,6 +260,8 @@ def test_a_tokenizer_is_written_or_a_finding(tmp_path):
     shutil.copy(ROOT / "fixtures/compressed_tensors/qwen2_w4a16_tied/model/tokenizer.json", src)
     report = qbridge.convert(src, tmp_path / "out", "llama.cpp")
     assert report.serve == f"llama-server -m {tmp_path / 'out'}/model.gguf"
+    report = qbridge.convert(src, tmp_path / "out.gguf", "llama.cpp")
+    assert report.serve == f"llama-server -m {tmp_path / 'out.gguf'}"
     found = contents(tmp_path / "out").metadata
     assert len(found["tokenizer.ggml.tokens"]) == 256 == found["tokenizer.ggml.token_type"].size
     assert found["tokenizer.ggml.model"] == "gpt2"
@@ -450,12 +452,108 @@ def test_the_rope_of_llama_3_is_a_tensor_of_factors(tmp_path):
     assert "QB117" in codes(excinfo)
 
 
-def test_restore_gives_back_identical_tensors_or_says_why_not(tmp_path):
-    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+def stored(folder):
+    """Every tensor of the safetensors files of a folder."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    return found
+
+
+def same_tensors(a, b):
+    """Whether two checkpoints have the same tensors, bit for bit."""
+    here, there = stored(a), stored(b)
+    same = (tensor.numpy().tobytes() == there[name].numpy().tobytes() for name, tensor in here.items())
+    return here.keys() == there.keys() and all(same)
+
+
+ASYMMETRIC = [f"{CT}/llama_w4a16_asym", "awq/llama_gemm", f"{GPTQ}/llama_v2_asym", f"{GPTQ}/llama_2bit"]
+
+
+@pytest.mark.parametrize("case", [f"{CT}/llama_w4a16", *ASYMMETRIC])
+def test_restore_gives_back_identical_tensors(case, tmp_path):
+    src = ROOT / "fixtures" / case / "model"
     convert(src, tmp_path / "out")
     qbridge.restore(tmp_path / "out", tmp_path / "back")
-    assert (tmp_path / "back/model.safetensors").read_bytes() == (src / "model.safetensors").read_bytes()
-    convert(ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model", tmp_path / "folded")
+    assert same_tensors(tmp_path / "back", src)
+
+
+def test_zero_points_that_are_too_many_are_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("qbridge.formats.common_rules._MOST_ZEROS", 5)
+    report = convert(ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model", tmp_path / "out")
+    assert set(report.exactness) == {"equal"}
     with pytest.raises(qbridge.QBridgeError) as excinfo:
-        qbridge.restore(tmp_path / "folded", tmp_path / "none")
+        qbridge.restore(tmp_path / "out", tmp_path / "none")
     assert codes(excinfo) == {"QB037"}
+
+
+@pytest.mark.parametrize("case", [f"{CT}/llama_w4a16", *ASYMMETRIC])
+def test_one_file_has_all_of_it(case, tmp_path):
+    src = ROOT / "fixtures" / case / "model"
+    convert(src, tmp_path / "new/out.gguf")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.gguf"]
+    first = (tmp_path / "new/out.gguf").read_bytes()
+    assert convert(src, tmp_path / "new/out.gguf").already_done
+    convert(src, tmp_path / "new/out.gguf", overwrite=True)
+    assert (tmp_path / "new/out.gguf").read_bytes() == first
+    assert qbridge.verify(src, tmp_path / "new/out.gguf").same
+    qbridge.restore(tmp_path / "new/out.gguf", tmp_path / "back", config=src, allow=["outside-links"])
+    assert same_tensors(tmp_path / "back", src)
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((src / "config.json").read_text())
+
+
+def test_a_file_in_the_way_of_one_file_is_left_alone(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+    (tmp_path / "a.gguf").write_bytes(b"something else")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(src, tmp_path / "a.gguf")
+    assert codes(excinfo) == {"QB031"} and (tmp_path / "a.gguf").read_bytes() == b"something else"
+    with pytest.raises(ValueError, match="one file"):
+        convert(src, tmp_path / "b.gguf", max_shard_size=1000)
+    convert(src, tmp_path / "b.gguf")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(tmp_path / "b.gguf", tmp_path / "b.gguf", overwrite=True)
+    assert codes(excinfo) == {"QB031"}
+
+
+def test_a_run_that_was_cut_before_its_last_step_is_made_again_or_cleaned(tmp_path, monkeypatch):
+    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+
+    def cut(self, shards):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        with pytest.raises(KeyboardInterrupt):
+            convert(src, tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
+    assert len(qbridge.clean(tmp_path / "a.gguf").removed) == 1 and not list(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        with pytest.raises(KeyboardInterrupt):
+            convert(src, tmp_path / "a.gguf")
+    convert(src, tmp_path / "a.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_config_and_tokenizer_come_from_the_original(tmp_path):
+    src = copy_fixture(tmp_path, f"{CT}/llama_w4a16")
+    convert(src, tmp_path / "alone/a.gguf")
+    done = cli("convert", tmp_path / "alone/a.gguf", tmp_path / "out", "--to", "vllm", "--config", src)
+    assert done.returncode == 0 and "QB120" not in done.stderr, done.stderr
+    assert {"tokenizer.json", "config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert qbridge.verify(src, tmp_path / "out").same
+    done = cli("convert", tmp_path / "alone", tmp_path / "more", "--to", "vllm", "--config", src)
+    assert done.returncode == 0, done.stderr
+    for wrong in ((src, src), (tmp_path / "alone/a.gguf", tmp_path)):
+        done = cli("convert", wrong[0], tmp_path / "none", "--to", "vllm", "--config", wrong[1])
+        assert done.returncode == 3 and "QB001" in done.stderr
+
+
+def test_splits_are_read_and_one_file_made_of_them(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/qwen3_w8a8/model"
+    convert(src, tmp_path / "out", max_shard_size=200_000)
+    first = min((tmp_path / "out").glob("*.gguf"))
+    convert(first, tmp_path / "one.gguf")
+    assert qbridge.verify(first, tmp_path / "one.gguf").same

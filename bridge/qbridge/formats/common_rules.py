@@ -18,12 +18,15 @@ from qbridge.ir.scheme import GlobalScale, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.passes.dequantize import NAMES
+from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.invert import Invert
 from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.unquantize import Unquantize
 from qbridge.passes.widen import Widen
+
+_MOST_ZEROS = 90_000_000  # zero-points that a manifest records: 60 MB of those of 4 bits
 
 
 def drop_kv_scales(model: Model) -> Model:
@@ -115,6 +118,13 @@ def no_computed_weights(source: str) -> LayerRule:
         return Unquantize(dtype) if dtype in NAMES else None
 
     return LayerRule("QB119", check, source, fix, first=True)
+
+
+def folded_zeros(model: Model, bits: int) -> FoldZeros:
+    """Zero-points folded into codes of `bits` bits, and recorded where a manifest holds those of the whole model."""
+    asymmetric = (spec for spec in model.specs.values() if not spec.weight.symmetric)
+    count = model.once("zero-points", lambda: sum(prod(spec.scale_shape) for spec in asymmetric))
+    return FoldZeros(bits, recorded=count <= _MOST_ZEROS)
 
 
 Check = Callable[[Spec, Model], Problem | None]

@@ -13,15 +13,14 @@ from qbridge.targets.target import Target
 
 
 def _serve(model: Model, path: str, tp: int) -> str:
-    """Its server, on the first file of a folder (a quoted path), or on the file that is all of it."""
-    whole = path.rstrip("'\"").endswith(".gguf")
-    return f"llama-server -m {path if whole else f'{path}/model.gguf'}"
+    """Its server, on a file (a quoted path)."""
+    return f"llama-server -m {path}"
 
 
 TARGETS = (
     Target(
         "llama.cpp@10359",
         "llama.cpp, and what is built on it (ollama, LM Studio): GGUF",
-        (Choice(named("gguf"), serve=_serve),),
+        (Choice(named("gguf"), serve=_serve, served_file=True),),
     ),
 )

@@ -165,7 +165,7 @@ def _convert_to_file(
         plan = prepare(opened, target, options)
         record = manifest.build(opened.source, plan, changes.record(), _shaping(options, None))
         plan = file.with_records(plan, record)
-        shards = files_of(plan, opened, options.link)
+        shards = [replace(shard, name=file.path.name) for shard in files_of(plan, opened, options.link)]
         stands = stands and file.is_finished(opened.source, plan, shards, effort)
         if not stands:
             file.check(there, overwrite)

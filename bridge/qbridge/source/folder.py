@@ -108,11 +108,7 @@ class Folder(Storage):
             return handles[name]
         while len(handles) >= self._open_files:
             os.close(handles.popitem(last=False)[1])
-<<<<<<< HEAD
-        handles[name] = os.open(self._at(name), os.O_RDONLY)
-=======
-        handles[name] = os.open(self._root / name, os.O_RDONLY | BINARY)
->>>>>>> main
+        handles[name] = os.open(self._at(name), os.O_RDONLY | BINARY)
         return handles[name]
 
     def path(self, name: str = "") -> Path:

@@ -190,18 +190,13 @@ class GgufStorage(Folder):
     def names(self) -> Sequence[str]:
         """Its splits, as far as they are there, and the files beside them that no other model is in."""
         splits = [name for name in _splits(self.first) if self.has(name)]
-<<<<<<< HEAD
         beside = entries(self._beside)
-=======
-        beside = entries(super().path())
->>>>>>> main
         return [*splits, *sorted(name for name in beside if not name.startswith(".") and self._is_side_file(name))]
 
     def path(self, name: str = "") -> Path:
         """The file that was named, or one beside it."""
         return super().path(name) if name else self._path
 
-<<<<<<< HEAD
     def _at(self, name: str) -> Path:
         return (self._root if name in _splits(self.first) else self._beside) / name
 
@@ -215,8 +210,6 @@ class GgufStorage(Folder):
         """Whether config.json and tokenizer are of another folder, as they were asked for."""
         return self._beside != self._root
 
-=======
->>>>>>> main
     def has(self, name: str) -> bool:
         """Whether it is one of these files."""
         return (name in _splits(self.first) or self._is_side_file(name)) and super().has(name)

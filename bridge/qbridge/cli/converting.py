@@ -11,6 +11,7 @@ import qbridge
 from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
+    Config,
     DryRun,
     Dst,
     Experts,
@@ -81,6 +82,7 @@ def convert(
     memory: Memory = "512MB",
     no_proof: NoProof = False,
     no_card: NoCard = False,
+    config: Config = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Convert SRC into DST for a target, losslessly or not at all."""
@@ -91,6 +93,8 @@ def convert(
         Options(sizes, pad, regroup, bits, not no_passes, dtype, experts, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
+    if limit is not None and dst.suffix == ".gguf":
+        raise typer.BadParameter("--max-shard-size goes with a folder, and DST is one file")
     if dtype and to.lower() != "dense":
         raise typer.BadParameter("--dtype goes with --to dense")
     with shown(progress) as advance:
@@ -118,6 +122,7 @@ def convert(
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
             card=not no_card,
+            config=config or "",
         )
 
 
@@ -131,6 +136,7 @@ def restore(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,
+    config: Config = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
@@ -146,6 +152,7 @@ def restore(
             jobs=jobs,
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
+            config=config or "",
         )
 
 

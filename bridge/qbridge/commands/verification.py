@@ -199,7 +199,7 @@ class _Comparison:
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense for spec in specs) or _one_is_folded(*specs):
+        if any(spec.weight.is_dense or spec.weight.is_computed for spec in specs) or _one_is_folded(*specs):
             facts = unlike_weights(self.left.layer(name), self.right.layer(name), self.pads.get(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)

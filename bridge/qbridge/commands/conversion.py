@@ -15,6 +15,7 @@ from typing import Any
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
+from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
@@ -232,6 +233,7 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
     QBridgeError for what cannot be decoded or is not there.
     """
     judge(opened.model, opened.source.tensors, opened.findings)
+    judge_sizes(opened.model, opened.findings, mild=True)
     if small:
         survey(opened.source, opened.model, opened.findings)
         opened.findings.stop_on_errors()

@@ -24,6 +24,7 @@ from qbridge.cli.options import (
     Overwrite,
     Progressing,
     RenamePrefix,
+    ReportFile,
     ShardSize,
     Sizes,
     Source,
@@ -81,6 +82,7 @@ def convert(
     memory: Memory = "512MB",
     no_proof: NoProof = False,
     no_card: NoCard = False,
+    report: ReportFile = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Convert SRC into DST for a target, losslessly or not at all."""
@@ -118,6 +120,7 @@ def convert(
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
             card=not no_card,
+            report=report,
         )
 
 

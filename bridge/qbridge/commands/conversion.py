@@ -18,6 +18,7 @@ from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
+from qbridge.commands.reporting import with_report
 from qbridge.commands.restructuring import restructured
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import io_as_finding
@@ -46,6 +47,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @checked
+@with_report("src", written="dst")
 def convert(
     src: PathLike,
     dst: PathLike,
@@ -71,6 +73,7 @@ def convert(
     memory: int = MEMORY,
     proof: bool = True,
     card: bool = True,
+    report: PathLike | None = None,
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
@@ -92,8 +95,8 @@ def convert(
 
     `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
     of linked files excepted. `card` writes README.md anew: metadata that holds, what was done, and below it the text
-    of `src`'s, which is carried over as it is otherwise. ValueError for what means nothing, TypeError for what is of
-    another type.
+    of `src`'s, which is carried over as it is otherwise. `report` is the file of a page. ValueError for what means
+    nothing, TypeError for what is of another type.
 
     >>> convert("fixtures/awq/llama_gemm/model", "model-gptq", "gptq", dry_run=True)
     <Report: awq to gptq (gptq), 7 reversible, planned>
@@ -145,8 +148,8 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
-    return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+    done = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(done, grafted=changes.graft.as_dict(), links=links, already_done=stands)
 
 
 def _shaping(options: Options, max_shard_size: int | None) -> dict[str, Any]:

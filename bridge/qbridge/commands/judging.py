@@ -14,6 +14,7 @@ from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
 from qbridge.architecture.names import VISION, is_head
+from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
@@ -66,6 +67,7 @@ class Subject:
         model, config, tensors, opened = _model(storage, source, findings, values)
         if tensors is not None:
             judge(model, tensors, findings)
+            judge_sizes(model, findings)
         return cls(
             storage.url,
             storage,

@@ -19,6 +19,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from weight_only import fixture
 
+import gemma3
 import qbridge
 from qbridge.source.folder import Folder
 from qbridge.source.gguf import read_gguf
@@ -31,7 +32,12 @@ pytestmark = [
     pytest.mark.skipif(not (NODE_MODULES and PYTHON), reason="QBRIDGE_LLAMACPP or QBRIDGE_PYTHON_HF2GGUF is not set"),
 ]
 
-CASES = ["compressed_tensors/llama_w4a16", "compressed_tensors/qwen3_w8a8", "compressed_tensors/qwen3_moe_w4a16"]
+CASES = [
+    "compressed_tensors/llama_w4a16",
+    "compressed_tensors/qwen3_w8a8",
+    "compressed_tensors/qwen3_moe_w4a16",
+    "gemma3",
+]
 # At a near tie of its router a token goes to another expert by any rounding; at these ids there is none.
 IDS = [(3 + 29 * number) % 256 for number in range(32)]
 MORE = 0.02  # of the log-probabilities, beyond what llama.cpp's own file differs by
@@ -40,6 +46,8 @@ MORE = 0.02  # of the log-probabilities, beyond what llama.cpp's own file differ
 def prepared(case, folder):
     """The fixture with a byte-level tokenizer that llama.cpp knows, and one block that matters."""
     src = folder / "src"
+    if case == "gemma3":
+        return gemma3.make(src)
     shutil.copytree(fixture(case), src)
     shutil.copy(fixture("compressed_tensors/qwen2_w4a16_tied") / "tokenizer.json", src)
 

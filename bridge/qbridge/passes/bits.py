@@ -1,7 +1,7 @@
 """What a manifest records of arrays that no undo can compute: their bits, as hexadecimal digits.
 
-Of zero-points, which are many and small, it is "LEAST:WIDTH:BASE64": each less the least one, in WIDTH bits, one after
-another from the lowest bit of the first byte on.
+Of zero-points, which are many and small, it is "LEAST:WIDTH:BASE64": each less the least one, in WIDTH bits, one
+after another from the lowest bit of the first byte on.
 """
 
 from __future__ import annotations

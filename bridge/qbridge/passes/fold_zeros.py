@@ -21,8 +21,8 @@ from qbridge.passes.counted import Counted
 class FoldZeros(Pass):
     """Asymmetric integer weights as symmetric ones of `bits` bits: the old codes minus their zero-points.
 
-    Every weight keeps its value. Undo finds the old codes by `kept`, the bits of the zero-points, unless these are too
-    many to be `recorded`.
+    Every weight keeps its value. Undo finds the old codes by `kept`, the bits of the zero-points, unless these are
+    too many to be `recorded`.
     """
 
     name = "fold-zeros"

@@ -1,8 +1,8 @@
 """How mlx_lm calls the modules of a model, for the model types that are known here.
 
-mlx_lm renames what it loads by `Model.sanitize` of its class, and it stacks the unquantized experts of a layer; scales
-it mostly does not know there, so that quantized experts have to be stacked already. The table has what becomes of the
-names of transformers, traced by loading numbered tensors; `tests/engines/test_mlx.py` traces them again.
+mlx_lm renames what it loads by `Model.sanitize` of its class, and it stacks the unquantized experts of a layer;
+scales it mostly does not know there, so that quantized experts have to be stacked already. The table has what becomes
+of the names of transformers, traced by loading numbered tensors; `tests/engines/test_mlx.py` traces them again.
 Source: mlx-lm 0.32.2, utils.py (MODEL_REMAPPING, load_model) and models/*.py (Model.sanitize).
 """
 
@@ -31,9 +31,10 @@ class MlxPlace:
 class Family:
     """What mlx_lm calls otherwise than transformers in a model type.
 
-    `stack` is the module of a layer's stacked experts, none where there is no stack; `experts` the leaves of an expert
-    and those of the stack. `prefixes` are first parts of names, and what they become, the first that fits. `leaves` are
-    last names of other modules. `taken_apart` are linears that it takes apart when it loads them unquantized.
+    `stack` is the module of a layer's stacked experts, none where there is no stack; `experts` the leaves of an
+    expert and those of the stack. `prefixes` are first parts of names, and what they become, the first that fits.
+    `leaves` are last names of other modules. `taken_apart` are linears that it takes apart when it loads them
+    unquantized.
     """
 
     stack: str = ""

@@ -25,6 +25,7 @@ from qbridge.cli.options import (
     Overwrite,
     Progressing,
     RenamePrefix,
+    ReportFile,
     ShardSize,
     Sizes,
     Source,
@@ -83,6 +84,7 @@ def convert(
     no_proof: NoProof = False,
     no_card: NoCard = False,
     config: Config = None,
+    report: ReportFile = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Convert SRC into DST for a target, losslessly or not at all."""
@@ -123,6 +125,7 @@ def convert(
             proof=not no_proof,
             card=not no_card,
             config=config or "",
+            report=report,
         )
 
 

@@ -1,7 +1,7 @@
 """Zero-points stored as what is added to each code times its scale: biases, -(zero + offset) * scale.
 
 They are stored in the dtype of the scales, exactly or not at all; one that is zero is +0. Source: mlx 0.32.4,
-mlx/backend/cpu/quantized.cpp (affine: a weight is its code times the scale, plus the bias).
+mlx/core/__init__.pyi (dequantize, mode affine: a weight is its code times the scale, plus the bias).
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from qbridge.ir.dtypes import Array, DType, from_float64, to_float64
-from qbridge.ir.slots import NOTHING, Codec, Parts, Slot
+from qbridge.ir.slots import NOTHING, Parts, Slot, _ByRows
 
 
 @dataclass(frozen=True, slots=True)
-class Biases(Codec):
+class Biases(_ByRows):
     """Zero-points of a matrix of scales of `scale_dtype`, [out, groups]; `offset` is the code that the zero 0 is."""
 
     offset: int
@@ -40,7 +41,7 @@ class Biases(Codec):
 
 
 @dataclass(frozen=True, slots=True)
-class MiddleBiases(Codec):
+class MiddleBiases(_ByRows):
     """The biases of symmetric codes, -offset * scale; they stand for no part."""
 
     offset: int
@@ -62,18 +63,24 @@ class MiddleBiases(Codec):
         return stored
 
 
-def biases_of(zeros: Array, scale: Array, dtype: DType) -> tuple[Array, int]:
+Codes = npt.NDArray[np.int64]
+
+
+def biases_of(zeros: Codes, scale: Array, dtype: DType) -> tuple[Array, int]:
     """(-zeros * scale in the bits of `dtype`, how many of them it does not hold); zeros are codes from 0 on."""
     with np.errstate(invalid="ignore", over="ignore"):
-        exact = -zeros * to_float64(scale, dtype) + 0.0  # no -0
+        exact = -zeros.astype(np.float64) * to_float64(scale, dtype) + 0.0  # no -0
         stored = from_float64(exact, dtype)
     return stored, int(np.count_nonzero(to_float64(stored, dtype) != exact))
 
 
-def zeros_of(biases: Array, scale: Array, dtype: DType, middle: int) -> tuple[Array, int]:
-    """(int64 codes from 0 on whose weight is 0, how many biases are stored for none); `middle` where the scale is 0."""
+def zeros_of(biases: Array, scale: Array, dtype: DType, middle: int) -> tuple[Codes, int]:
+    """(int64 codes from 0 on whose weight is 0, how many biases are of none); `middle` where the scale is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         quotients = np.rint(to_float64(biases, dtype) / -to_float64(scale, dtype))
     known = np.isfinite(quotients) & (np.abs(quotients) < 2**14)
     zeros = np.where(known, quotients, middle).astype(np.int64)
-    return zeros, int(np.count_nonzero(biases_of(zeros, scale, dtype)[0] != biases))
+    exact = -zeros.astype(np.float64) * to_float64(scale, dtype)
+    values = to_float64(biases, dtype)
+    negative = np.signbit(values) & (values == 0)  # it is stored as +0 here
+    return zeros, int(np.count_nonzero((values != exact) | negative))

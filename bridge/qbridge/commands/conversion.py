@@ -15,9 +15,11 @@ from typing import Any
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
+from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
+from qbridge.commands.reporting import with_report
 from qbridge.commands.restructuring import restructured
 from qbridge.commands.whole_file import WholeFile, whole_file
 from qbridge.findings.arguments import checked
@@ -48,6 +50,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @checked
+@with_report("src", written="dst")
 def convert(
     src: PathLike,
     dst: PathLike,
@@ -59,6 +62,7 @@ def convert(
     overwrite: bool = False,
     max_shard_size: int | None = None,
     progress: Progress | None = None,
+    report: PathLike | None = None,
     tp: int | Sequence[int] = 1,
     pad: bool = False,
     regroup: int | None = None,
@@ -82,8 +86,8 @@ def convert(
     `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
     it stopped, and after its end it finds that all is done (`Report.already_done`). Raises QBridgeError.
 
-    Everything from `tp` on is a field of `Options`, which says what it means. Raises ValueError too for what means
-    nothing, TypeError for what is of another type.
+    `report` is the file of a page of the report. Everything from `tp` on is a field of `Options`, which says what it
+    means. Raises ValueError too for what means nothing, TypeError for what is of another type.
 
     >>> convert("fixtures/awq/llama_gemm/model", "model-gptq", "gptq", dry_run=True)
     <Report: awq to gptq (gptq), 7 reversible, planned>
@@ -137,8 +141,8 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
-    return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+    done = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(done, grafted=changes.graft.as_dict(), links=links, already_done=stands)
 
 
 def _convert_to_file(
@@ -232,6 +236,7 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
     QBridgeError for what cannot be decoded or is not there.
     """
     judge(opened.model, opened.source.tensors, opened.findings)
+    judge_sizes(opened.model, opened.findings, mild=True)
     if small:
         survey(opened.source, opened.model, opened.findings)
         opened.findings.stop_on_errors()
@@ -257,7 +262,7 @@ def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_
 
 def _rewritten(opened: Checkpoint, target: Target) -> dict[str, str]:
     """The side files in words that the target's transformers knows, where it does not know those that are there."""
-    if not unread_tokenizer(opened.model.tokenizer, target.reader):
+    if not unread_tokenizer(opened.model.tokenizer, target.reader.of(opened.model.config)):
         return {}
     text = opened.source.file(TOKENIZER).read().decode()
     return {TOKENIZER: spell_tokenizer(text)}

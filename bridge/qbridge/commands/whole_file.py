@@ -24,6 +24,7 @@ from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
 from qbridge.write.finished import is_finished_file
+from qbridge.write.staging import fsync_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,7 @@ class WholeFile:
     def publish(self, shards: Sequence[Shard]) -> None:
         """Give the file its name: the one moment at which DST appears."""
         os.replace(self.stage / shards[0].name, self.path)
-        descriptor = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync_folder(self.path.parent)
         shutil.rmtree(self.stage)
 
 

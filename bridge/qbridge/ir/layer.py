@@ -77,6 +77,8 @@ class Spec:
         found: dict[str, tuple[DType, tuple[int, ...]]] = {"code": (code, self.dims)}
         if not (self.weight.is_dense or self.weight.is_computed):
             found["scale"] = (self.scale_dtype, self.scale_shape)
+        if self.weight.type == "affine":
+            found["offset"] = (self.scale_dtype, self.scale_shape)
         if not self.weight.symmetric:
             found["zero"] = (DType.I16, self.scale_shape)
         if self.weight.global_scale:

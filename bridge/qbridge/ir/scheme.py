@@ -9,9 +9,10 @@ from typing import Literal
 
 from qbridge.ir.dtypes import DType
 
-CodeType = Literal["int", "e4m3fn", "e5m2", "e2m1", "float16", "bfloat16", "float32", "float64"]
+CodeType = Literal["int", "affine", "e4m3fn", "e5m2", "e2m1", "float16", "bfloat16", "float32", "float64"]
 Dialect = tuple[tuple[str, str], ...]
 
+INTEGERS = ("int", "affine")  # codes of any width: signed ones, and ones from 0 on to which an offset is added
 MAX_SIZE = 2**31 - 1  # of a dim, a group or a block: what engines index with, and products of two fit in 64 bits
 
 GlobalScale = Literal[
@@ -69,10 +70,10 @@ class WeightScheme:
             raise ValueError("weights have no tokens")
         if self.block is not None and len(self.block) != 2:
             raise ValueError("a block has rows and columns")
-        if self.global_scale and (self.granularity is not Granularity.GROUP or self.type == "int"):
+        if self.global_scale and (self.granularity is not Granularity.GROUP or self.type in INTEGERS):
             raise ValueError("a global scale goes with float codes and scales per group")
         if self.type != "int" and not self.symmetric:
-            raise ValueError("float codes have no zero-points")
+            raise ValueError("float codes have no zero-points, and no codes with offsets have")
         sizes = (*(self.block or ()), *(() if self.group_size is None else (self.group_size,)))
         if not all(1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f"group and block sizes are 1 to {MAX_SIZE}")
@@ -80,9 +81,9 @@ class WeightScheme:
     def _check_codes(self) -> None:
         if self.is_computed != bool(self.blocks):
             raise ValueError("weights of float64 are computed from blocks, and no others are")
-        if self.type == "int" and not 1 <= self.bits <= 8:
+        if self.type in INTEGERS and not 1 <= self.bits <= 8:
             raise ValueError(f"integer codes have 1 to 8 bits, not {self.bits}")
-        if self.type != "int" and self.bits != CODE_BITS[self.type]:
+        if self.type not in INTEGERS and self.bits != CODE_BITS[self.type]:
             raise ValueError(f"{self.type} codes have {CODE_BITS[self.type]} bits, not {self.bits}")
 
     @property
@@ -106,9 +107,11 @@ class WeightScheme:
     def __str__(self) -> str:
         if self.is_dense or self.is_computed:
             return self.blocks or self.type
-        kind = f"int{self.bits}" if self.type == "int" else self.type
+        kind = f"{self.type}{self.bits}" if self.type in INTEGERS else self.type
         size = self.group_size or ("x".join(map(str, self.block)) if self.block else "")
         where = f"{self.granularity}{f' {size}' if size else ''}{' and tensor' if self.global_scale else ''}"
+        if self.type == "affine":
+            return f"{kind} with float offsets per {where}"
         return f"{kind} {'symmetric' if self.symmetric else 'asymmetric'} per {where}"
 
 

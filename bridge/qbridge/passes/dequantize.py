@@ -33,7 +33,7 @@ class Dequantize(Pass):
 
     name = "dequantize"
     exactness = Exactness.DEQUANTIZED  # the codes are gone
-    parts = frozenset({"code", "scale", "zero", "g_idx", "global_scale"})
+    parts = frozenset({"code", "scale", "zero", "offset", "g_idx", "global_scale"})
 
     dtype: DType
 
@@ -100,7 +100,7 @@ def _tables(layer: Layer) -> Iterator[tuple[int, npt.NDArray[np.uint32], npt.NDA
 
     Scales of one byte, without zero-points, are few: one table has an entry for every byte.
     """
-    scale, shape = layer.arrays["scale"], layer.spec.scale_shape
+    scale, shape, beside = layer.arrays["scale"], layer.spec.scale_shape, ("zero", "offset")
     if scale.itemsize == 1 and "zero" not in layer.arrays:
         every = np.arange(256, dtype=np.uint8)[:, None]
         yield 0, scale.view(np.uint8).astype(np.uint32), code_table(layer, every)[:, 0]
@@ -108,7 +108,8 @@ def _tables(layer: Layer) -> Iterator[tuple[int, npt.NDArray[np.uint32], npt.NDA
     share = max(1, _ENTRIES // (shape[1] * 2**layer.spec.weight.bits))
     for first in range(0, shape[0], share):
         own = slice(first, first + share)
-        exact = code_table(layer, scale[own], layer.arrays["zero"][own] if "zero" in layer.arrays else None)
+        zero, offset = (layer.arrays[part][own] if part in layer.arrays else None for part in beside)
+        exact = code_table(layer, scale[own], zero, offset)
         entries = np.arange(exact.shape[0] * shape[1], dtype=np.uint32).reshape(-1, shape[1])
         yield first, entries, exact.reshape(entries.size, -1)
 

@@ -64,7 +64,7 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
         for part, slot in model.slots[name].items():
             if spec.weight.is_computed and part == "code":
                 _check_finite(_factors(source, slot), slot, DType.F16, findings)
-            if part in ("scale", "input_scale", "global_scale", "input_global_scale"):
+            if part in ("scale", "offset", "input_scale", "global_scale", "input_global_scale"):
                 found = _in_windows(values, name, part) if slot.codec.inside else _as_stored(source, slot, spec, part)
                 _check_finite(found, slot, spec.parts()[part][0], findings)
             scheme = {"global_scale": spec.weight, "input_global_scale": spec.activation}.get(part)

@@ -25,7 +25,7 @@ from qbridge.targets.plugins import load, plugins
 from qbridge.targets.target import Target
 
 # Modules beside this one, each with its TARGETS; those of other packages are entry points `qbridge.targets`.
-BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers", "llamacpp")
+BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers", "llamacpp", "mlx")
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (
     Target(

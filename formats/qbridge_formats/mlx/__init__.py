@@ -1,19 +1,20 @@
 """MLX, as mlx_lm.convert writes it and mlx_lm loads it: words of codes, with scales and biases beside them.
 
-tensor        dtype                     shape          meaning (N = out_features, K = in_features, b = bits, g = group)
-<L>.weight    uint32                    [N, K b / 32]  codes, a little-endian stream of bits along each row
-<L>.scales    float16, bfloat16, f32    [N, K / g]     mode affine; uint8 of e8m0 or e4m3 in the others
-<L>.biases    as the scales             [N, K / g]     mode affine alone
-<L>.bias      float                     [N]
+tensor        dtype                   shape          meaning (N = out_features, K = in_features, b bits, groups of g)
+<L>.weight    uint32                  [N, K b / 32]  codes, a little-endian stream of bits along each row
+<L>.scales    float16, bfloat16, f32  [N, K / g]     mode affine; uint8 of e8m0 or e4m3 in the others
+<L>.biases    as the scales           [N, K / g]     mode affine alone
+<L>.bias      float                   [N]
 
 affine: W = code * scale + bias, codes of 1 to 8 bits (not 7) from 0 on, groups of 32, 64, 128. mxfp4: e2m1, groups of
 32, e8m0. mxfp8: e4m3, groups of 32, e8m0. nvfp4: e2m1, groups of 16, e4m3; no global scale. A bias that is -z * scale
-exactly is the zero-point z; symmetric codes have z = 2^(b-1), whose product any float holds. Asymmetric codes of b bits
-minus their zero-points are written as symmetric ones of b + 1 bits. Experts of a layer are stacked, [E, N, ...]. Names
-are those of `qbridge.architecture.mlx_names`. config.json says group_size, bits and mode twice, under `quantization` and
-`quantization_config`, and again under the name of each module that differs; false for one that is not quantized.
-Sources: mlx 0.32.4, mlx/nn/layers/quantized.py and mlx/backend/cpu/quantized.cpp; mlx-lm 0.32.2, utils.py (quantize_model,
-load_model, infer_quant_config) and models/switch_layers.py.
+exactly is the zero-point z, any other an offset; symmetric codes have z = 2^(b-1), whose product any float holds.
+Asymmetric codes minus their zero-points are written as symmetric ones of a bit more. Experts of a layer are stacked,
+[E, N, ...]. Names are those of `qbridge.architecture.mlx_names`. config.json says group_size, bits and mode twice,
+under `quantization` and `quantization_config`, and again under the name of each module that differs; false for one
+that is not quantized.
+Sources: mlx 0.32.4, mlx/nn/layers/quantized.py and mlx/core/__init__.pyi (quantize); mlx-lm 0.32.2, utils.py
+(quantize_model, load_model, infer_quant_config) and models/switch_layers.py.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged, TensorInfo
 from qbridge.ir.plain import plain_spec
-from qbridge.ir.scheme import DENSE, Dialect
+from qbridge.ir.scheme import DENSE, INTEGERS, Dialect
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.passes.exactly import DequantizeExactly
@@ -46,7 +47,17 @@ from qbridge.passes.regroup import Regroup
 from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 from qbridge.source.reader import Source
-from qbridge_formats.mlx.modes import FLOATS, GROUPS, SCALES, WIDTHS, entry_of, mode_of, plain_slot, slots_of
+from qbridge_formats.mlx.modes import (
+    FLOATS,
+    GROUPS,
+    READ_WIDTHS,
+    SCALES,
+    WIDTHS,
+    entry_of,
+    mode_of,
+    plain_slot,
+    slots_of,
+)
 from qbridge_formats.mlx.reader import quantized_modules, read_model
 
 NAME = "mlx"
@@ -138,18 +149,16 @@ def _names(model: Model) -> MlxNames | None:
         return None
 
 
-def _as_mlx_has(spec: Spec, model: Model) -> bool:
-    """Whether the layer is of a checkpoint of MLX, and no pass has changed its codes or scales."""
-    was = model.specs.get(spec.name)
-    return (
-        model.format == NAME and was is not None and (was.weight, was.scale_dtype) == (spec.weight, spec.scale_dtype)
-    )
+def _has_biases(spec: Spec, model: Model) -> bool:
+    """Whether the zero-points are stored as biases already, and so are exact."""
+    stored = model.slots.get(spec.name, {}).get("zero")
+    return stored is not None and stored.codec == layout(spec)["zero"].codec
 
 
 def _weights_alone(spec: Spec, model: Model) -> Problem | None:
     if spec.g_idx:
         return Problem((f"{spec.scheme}: its groups are of neighbours",))
-    if spec.weight.type == "int" or (spec.weight.type in ("e2m1", "e4m3fn") and mode_of(spec)):
+    if mode_of(spec) and (spec.weight.type != "affine" or spec.weight.bits in READ_WIDTHS):
         return None
     listed = ", ".join(f"{mode.type} per group {mode.group_size}" for mode in FLOATS.values())
     return Problem((f"weights {spec.weight}: it has integers, {listed}",))
@@ -163,7 +172,7 @@ def _global_scale(spec: Spec, model: Model) -> Problem | None:
 
 def _whole_words(spec: Spec, model: Model) -> Problem | None:
     """Rows are whole groups, of 32 weights at least, or of 16."""
-    least = spec.weight.group_size if spec.weight.type != "int" else GROUPS[-1]
+    least = GROUPS[-1] if spec.weight.type in INTEGERS else spec.weight.group_size
     if least and spec.in_features % least == 0:
         return None
     return Problem((f"{spec.in_features} inputs are not whole groups of {least}",))
@@ -184,7 +193,7 @@ def _taken_apart(spec: Spec, model: Model) -> Problem | None:
 
 def _zero_points(spec: Spec, model: Model) -> Problem | None:
     """Zero-points need biases that are exact, which those of a checkpoint of MLX are."""
-    if spec.weight.symmetric or ("zeros", "biases") in spec.dialect or _as_mlx_has(spec, model):
+    if spec.weight.symmetric or ("zeros", "biases") in spec.dialect or _has_biases(spec, model):
         return None
     return Problem((f"weights {spec.weight}: a zero-point times its scale is mostly no {spec.scale_dtype}",))
 
@@ -205,7 +214,7 @@ def _widened(spec: Spec, model: Model) -> Pass:
 
 
 def _group(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.type != "int" or spec.weight.group_size in GROUPS:
+    if spec.weight.type not in INTEGERS or spec.weight.group_size in GROUPS:
         return None
     return Problem((f"weights {spec.weight}: its groups are of 32, 64 or 128",))
 
@@ -217,16 +226,16 @@ def _regrouped(spec: Spec, model: Model) -> Pass | None:
 
 
 def _scales(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.type == "int":
+    if spec.weight.type in INTEGERS:
         wrong = "" if spec.scale_dtype in SCALES else "float16, bfloat16 or float32"
     else:
-        dtype = FLOATS[mode_of(spec)].scale_dtype
+        dtype = FLOATS[mode_of(spec)].scale_dtype if mode_of(spec) else spec.scale_dtype
         wrong = "" if spec.scale_dtype is dtype else str(dtype)
     return Problem((f"scales are {spec.scale_dtype}, its mode has {wrong}",)) if wrong else None
 
 
 def _recast(spec: Spec, model: Model) -> Pass:
-    return Recast(DType.F32 if spec.weight.type == "int" else FLOATS[mode_of(spec)].scale_dtype)
+    return Recast(DType.F32 if spec.weight.type in INTEGERS else FLOATS[mode_of(spec)].scale_dtype)
 
 
 def _biases(model: Model, values: Values) -> Iterator[Problem]:
@@ -235,7 +244,7 @@ def _biases(model: Model, values: Values) -> Iterator[Problem]:
     for name, spec in model.specs.items():
         if spec.weight.type == "int" and spec.weight.symmetric:
             scale = values.part(name, "scale")
-            middle = np.full(scale.shape, 2 ** (spec.weight.bits - 1))
+            middle = np.full(scale.shape, 2 ** (spec.weight.bits - 1), np.int64)
             lost[name] = biases_of(middle, scale, spec.scale_dtype)[1]
     if where := tuple(name for name, count in lost.items() if count):
         dtypes = ", ".join(sorted({str(model.specs[name].scale_dtype) for name in where}))

@@ -8,7 +8,7 @@ from qbridge.codecs.affine import Biases, MiddleBiases
 from qbridge.codecs.bits import BitPacked
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
-from qbridge.ir.scheme import CodeType, Granularity, WeightScheme
+from qbridge.ir.scheme import INTEGERS, CodeType, Granularity, WeightScheme
 from qbridge.ir.slots import PLAIN, Codec, Slice, Slot, by_kind
 
 AFFINE = "affine"
@@ -56,7 +56,7 @@ FLOATS = {
 def mode_of(spec: Spec) -> str:
     """The mode of a spec that the rules let through; an empty string for any other."""
     weight = spec.weight
-    if weight.type == "int":
+    if weight.type in INTEGERS:
         return AFFINE
     kinds = {(mode.type, mode.group_size): name for name, mode in FLOATS.items()}
     return kinds.get((weight.type, weight.group_size or 0), "")
@@ -71,13 +71,15 @@ def _slots(spec: Spec) -> dict[str, Slot]:
     """The tensors of a linear that is no expert's, by the ends of their names."""
     weight, shape = spec.weight, spec.scale_shape
     middle = 2 ** (weight.bits - 1)
-    is_affine = weight.type == "int"
-    packed = BitPacked(weight.bits, 1, middle if is_affine else 0)
+    is_affine = weight.type in INTEGERS
+    packed = BitPacked(weight.bits, 1, middle if weight.type == "int" else 0)
     found = {
         "code": Slot(".weight", DType.U32, packed.stored_shape(spec.dims), packed),
         "scale": Slot(".scales", spec.scale_dtype if is_affine else DType.U8, shape),
     }
-    if is_affine:
+    if weight.type == "affine":
+        found["offset"] = Slot(".biases", spec.scale_dtype, shape)
+    elif is_affine:
         biases: Codec = (MiddleBiases if weight.symmetric else Biases)(middle, spec.scale_dtype)
         found["zero"] = Slot(".biases", spec.scale_dtype, shape, biases)
     if spec.bias is not None:

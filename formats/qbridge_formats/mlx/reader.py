@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from qbridge.architecture.mlx_names import MlxNames
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
@@ -32,29 +31,21 @@ def quantized_modules(source: Source) -> list[str]:
 
 
 def read_model(name: str, source: Source, findings: Findings) -> Model:
-    """The model; findings: QB126 for a model type that is not known, QB127 for biases that are no zero-points."""
+    """The model; a finding, QB128, for a model type that is not known."""
     block = (find_block(source.config) or NO_BLOCK).raw
     modes = {module: _mode(block, module) for module in quantized_modules(source)}
     modes = _take_names(source, modes, findings)
     layers: dict[str, tuple[Spec, dict[str, Slot]]] = {}
     refused: set[str] = set()
-    floating: dict[str, int] = {}
     for module, mode in modes.items():
         try:
-            spec, others = _layer(source, module, mode)
+            spec = _layer(source, module, mode)
         except (ValueError, KeyError) as fault:
             fact = str(fault) if isinstance(fault, ValueError) else f"there is no {fault.args[0]}"
             findings.add("QB016", module, (fact,))
             refused.add(module)
             continue
-        if others:
-            floating[module] = others
-            refused.add(module)
-            continue
         layers[spec.name] = spec, slots_of(spec, module)
-    if floating:
-        fact = f"{sum(floating.values())} biases are no integer times their scale"
-        findings.add("QB127", list(floating), (fact,))
     return assemble(name, source, without_quantization(source.config), layers, findings, refused=refused)
 
 
@@ -99,8 +90,8 @@ def _of_expert(name: str, expert: int) -> str:
     return f"{block}.experts.{expert}.{rest}"
 
 
-def _layer(source: Source, module: str, said: Any) -> tuple[Spec, int]:
-    """(the spec of a module, how many biases are no zero-points); ValueError or KeyError for what does not fit."""
+def _layer(source: Source, module: str, said: Any) -> Spec:
+    """The spec of a module; ValueError or KeyError for what does not fit."""
     tensors = {part: source.tensors.get(f"{module}.{part}") for part in _PARTS}
     words, scales = source.tensors[f"{module}.weight"], source.tensors[f"{module}.scales"]
     mode = _checked(said, words, scales)
@@ -120,7 +111,7 @@ def _layer(source: Source, module: str, said: Any) -> tuple[Spec, int]:
         bias=bias.dtype if bias else None,
     )
     if mode.mode != AFFINE:
-        return spec, 0
+        return spec
     biases = tensors["biases"]
     if biases is None:
         raise KeyError("biases")
@@ -149,13 +140,13 @@ def _checked(said: Any, words: StoredTensor, scales: StoredTensor) -> Mode:
     return mode
 
 
-def _judged(source: Source, spec: Spec) -> tuple[Spec, int]:
-    """The spec with or without zero-points, by the biases; and how many of these are no integer times their scale."""
+def _judged(source: Source, spec: Spec) -> Spec:
+    """The spec, by its biases: of symmetric codes, of codes with zero-points, or with offsets that are none."""
     half = 2 ** (spec.weight.bits - 1)
     scale, biases = (source.read_small(f"{spec.name}.{part}") for part in ("scales", "biases"))
     zeros, others = zeros_of(biases, scale, spec.scale_dtype, half)
-    others += int(np.count_nonzero((zeros < 0) | (zeros > 2 * half)))
-    if others or (zeros == half).all():
-        return spec, others
-    weight = WeightScheme(spec.weight.bits, Granularity.GROUP, symmetric=False, group_size=spec.weight.group_size)
-    return Spec(spec.name, *spec.dims, weight, spec.scale_dtype, bias=spec.bias, dialect=(("zeros", "biases"),)), 0
+    if others or ((zeros < 0) | (zeros > 2 * half)).any():
+        return replace(spec, weight=replace(spec.weight, type="affine"))
+    if (zeros == half).all():
+        return spec
+    return replace(spec, weight=replace(spec.weight, symmetric=False), dialect=(("zeros", "biases"),))

@@ -71,7 +71,8 @@ def recipes(engine: str) -> str:
     for message in messages():
         if engine_of(message) == engine:
             mine.setdefault((" ".join(message.words.split()), message.cause), message)
-    head = f"{_FIRST}# Error messages of {engine}\n\n`SRC` is the checkpoint that was refused, `DST` a folder to write.\n\n"
+    words = "`SRC` is the checkpoint that was refused, `DST` a folder to write."
+    head = f"{_FIRST}# Error messages of {engine}\n\n{words}\n\n"
     return head + "\n".join(map(recipe, mine.values()))
 
 

@@ -11,6 +11,7 @@ import qbridge
 from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
+    Config,
     DryRun,
     Dst,
     Experts,
@@ -82,6 +83,7 @@ def convert(
     memory: Memory = "512MB",
     no_proof: NoProof = False,
     no_card: NoCard = False,
+    config: Config = None,
     report: ReportFile = None,
     progress: Progressing = "auto",
 ) -> Report:
@@ -93,6 +95,8 @@ def convert(
         Options(sizes, pad, regroup, bits, not no_passes, dtype, experts, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
+    if limit is not None and dst.suffix == ".gguf":
+        raise typer.BadParameter("--max-shard-size goes with a folder, and DST is one file")
     if dtype and to.lower() != "dense":
         raise typer.BadParameter("--dtype goes with --to dense")
     with shown(progress) as advance:
@@ -120,6 +124,7 @@ def convert(
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
             card=not no_card,
+            config=config or "",
             report=report,
         )
 
@@ -134,6 +139,7 @@ def restore(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,
+    config: Config = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
@@ -149,6 +155,7 @@ def restore(
             jobs=jobs,
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
+            config=config or "",
         )
 
 

@@ -14,6 +14,7 @@ from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
 from qbridge.architecture.names import is_head
+from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
@@ -66,6 +67,7 @@ class Subject:
         model, config, tensors, opened = _model(storage, source, findings, values)
         if tensors is not None:
             judge(model, tensors, findings)
+            judge_sizes(model, findings)
         return cls(
             storage.url,
             storage,
@@ -207,7 +209,7 @@ def _spelling(model: Model, target: Target, findings: Findings) -> None:
     """What the model's config files say in words that the engine's transformers does not know, but convert does."""
     if words := unread(model.config, target.reader):
         findings.add("QB265", "config.json", words, (CONVERT,))
-    if facts := unread_tokenizer(model.tokenizer, target.reader):
+    if facts := unread_tokenizer(model.tokenizer, target.reader.of(model.config)):
         findings.add("QB205", TOKENIZER, facts, (CONVERT,))
 
 

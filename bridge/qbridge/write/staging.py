@@ -80,12 +80,12 @@ def staged(dst: Path, src: Path | None, overwrite: bool, identity: str, size: in
             _check_space(paths, size)
             yield Stage(paths.part, finished, False, journal)
             for folder, _, _ in os.walk(paths.part):
-                _fsync_folder(folder)
+                fsync_folder(folder)
             check_destination(dst, src, overwrite)  # hours may have passed
         _swap_in(paths, journal)
         _LOG.info("all is in its place: %s", dst)
         for parent in made:
-            _fsync_folder(parent.parent)
+            fsync_folder(parent.parent)
     except BaseException as fault:
         if journal is not None:
             _clean_up(paths, journal, fault)
@@ -213,7 +213,7 @@ def _resumed(paths: Paths, journal: int, identity: str) -> frozenset[str]:
     same = bool(lines) and lines[0].get("identity") == identity
     sizes = {line["shard"]: line.get("size") for line in lines if "shard" in line} if same else {}
     paths.part.mkdir(exist_ok=True)
-    _fsync_folder(paths.home)  # a stage without its journal would be refused for ever
+    fsync_folder(paths.home)  # a stage without its journal would be refused for ever
     finished = set()
     for entry in paths.part.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -261,7 +261,7 @@ def _swap_in(paths: Paths, journal: int) -> None:
         if paths.aside.exists() and paths.part.exists():
             _rename(paths.aside, paths.dst)
         raise
-    _fsync_folder(paths.dst.parent)
+    fsync_folder(paths.dst.parent)
     if paths.aside.exists():
         _rename(paths.aside, paths.trash)  # half a checkpoint must never look like the old one
         shutil.rmtree(paths.trash)
@@ -287,9 +287,9 @@ def _move_inside(paths: Paths) -> None:
             raise error("QB031", str(paths.dst), (fact,), fix="Remove that file; the same command goes on.")
     for name in names:
         if name == CONFIG:
-            _fsync_folder(paths.dst)
+            fsync_folder(paths.dst)
         _rename(paths.part / name, paths.dst / name)
-    _fsync_folder(paths.dst)
+    fsync_folder(paths.dst)
     paths.part.rmdir()
 
 
@@ -311,7 +311,8 @@ def _remove_journal(paths: Paths) -> None:
         paths.journal.unlink()
 
 
-def _fsync_folder(folder: str | Path) -> None:
+def fsync_folder(folder: str | Path) -> None:
+    """Have the names in a folder on the disk, where its file system does that; OSError."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except (PermissionError, IsADirectoryError):  # Windows opens no folders

@@ -30,6 +30,7 @@ from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import Recorded, best_plan
+from qbridge.plan.residue import residue_shard
 from qbridge.plan.survey import survey
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import TOKENIZER, Source
@@ -61,6 +62,8 @@ def convert(
     pad: bool = False,
     regroup: int | None = None,
     bits: int | None = None,
+    cast: str = "",
+    keep_undo: bool = False,
     passes: bool = True,
     dtype: str = "",
     experts: str = "",
@@ -82,6 +85,10 @@ def convert(
     The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
     size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
     target `dense` alone: float16, bfloat16 or float32, by default config.json's.
+
+    `cast` is the number format that weights are to have: "fp8" (scales per block, output channel or tensor, whichever
+    is exact; "fp8-block", "fp8-channel" and "fp8-tensor" say which), "nvfp4", "mxfp8" or "int8" of MXFP4, "fp8" also
+    of symmetric integers of 5 bits or fewer. With `keep_undo` what it forgets is stored in qbridge.residue.
 
     `experts`, "fused" or "separate", is how unquantized experts are stored; they are left as they are, or as the
     target needs them, where it is empty.
@@ -108,6 +115,8 @@ def convert(
         pad=pad,
         regroup=regroup,
         bits=bits,
+        cast=cast,
+        keep_undo=keep_undo,
         passes=passes,
         dtype=dtype,
         experts=experts,
@@ -189,7 +198,8 @@ def files_of(plan: Plan, opened: Checkpoint, link: bool, max_shard_size: int | N
     if link:
         shards = linked_shards(shards, opened.source, opened.findings)
         opened.findings.stop_on_errors()
-    return shards
+    residue = residue_shard(opened.source, plan.residue)
+    return [*shards, residue] if residue else shards
 
 
 def prepare(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:

@@ -88,7 +88,8 @@ def convert(
 
     `cast` is the number format that weights are to have: "fp8" (scales per block, output channel or tensor, whichever
     is exact; "fp8-block", "fp8-channel" and "fp8-tensor" say which), "nvfp4", "mxfp8" or "int8" of MXFP4, "fp8" also
-    of symmetric integers of 5 bits or fewer. With `keep_undo` what it forgets is stored in qbridge.residue.
+    of symmetric integers of 5 bits or fewer. With `keep_undo` what it forgets is stored in a file beside the
+    manifest.
 
     `experts`, "fused" or "separate", is how unquantized experts are stored; they are left as they are, or as the
     target needs them, where it is empty.

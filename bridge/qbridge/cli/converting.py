@@ -12,6 +12,7 @@ from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
     Cast,
+    Config,
     DryRun,
     Dst,
     Experts,
@@ -25,6 +26,7 @@ from qbridge.cli.options import (
     Overwrite,
     Progressing,
     RenamePrefix,
+    ReportFile,
     ShardSize,
     Sizes,
     Source,
@@ -86,6 +88,8 @@ def convert(
     memory: Memory = "512MB",
     no_proof: NoProof = False,
     no_card: NoCard = False,
+    config: Config = None,
+    report: ReportFile = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Convert SRC into DST for a target, losslessly or not at all."""
@@ -107,6 +111,8 @@ def convert(
         )
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
+    if limit is not None and dst.suffix == ".gguf":
+        raise typer.BadParameter("--max-shard-size goes with a folder, and DST is one file")
     if dtype and to.lower() != "dense":
         raise typer.BadParameter("--dtype goes with --to dense")
     with shown(progress) as advance:
@@ -136,6 +142,8 @@ def convert(
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
             card=not no_card,
+            config=config or "",
+            report=report,
         )
 
 
@@ -149,6 +157,7 @@ def restore(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,
+    config: Config = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
@@ -164,6 +173,7 @@ def restore(
             jobs=jobs,
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
+            config=config or "",
         )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from qbridge.ir.dtypes import Array
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Spec
 from qbridge.passes import Pass, Residue
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 _NOT_RECORDED = ("residue", "start")
 

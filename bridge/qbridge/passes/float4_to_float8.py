@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from qbridge.passes.cast import Cast
 from qbridge.passes.powers import exponents_of, powers_of
 from qbridge.passes.residue import EXPONENTS
 from qbridge.passes.spread import UNITS, Outside, Unit, common, spread
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from qbridge.passes.cast import Cast
 from qbridge.passes.counted import Counted
 from qbridge.passes.powers import exact_range, exponents_of, powers_of
 from qbridge.passes.residue import NEGATIVE_ZEROS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 _INT8 = WeightScheme(8, Granularity.GROUP, group_size=float4.GROUP)
 _TO_INTEGERS = np.zeros(256, np.uint8)  # bytes of int8

@@ -35,6 +35,7 @@ REVERSIBLE: tuple[type[Pass], ...] = (
     Float4ToIntegers,
     Float4ToMxfp8,
     Float4ToNvfp4,
+    FoldZeros,
     IntegersToFloat8,
     Invert,
     Pad,
@@ -51,7 +52,7 @@ _BY_NAME: Mapping[object, type[Pass]] = {kind.name: kind for kind in REVERSIBLE}
 def is_final(recorded: Mapping[str, Any]) -> bool:
     """Whether a recorded pass is not undone: a conversion back, or one of which what undo needs is not recorded."""
     if recorded["pass"] == FoldZeros.name:
-        return True
+        return not recorded.get("recorded", True) or bool(recorded.get("undo"))
     if issubclass(_BY_NAME.get(recorded["pass"], Pass), Cast) and from_dict(recorded, {}).is_final:
         return True
     if not recorded.get("rounded"):

@@ -33,6 +33,7 @@ from qbridge.plan.ranking import distance, in_words
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.residue import residue_layers
 from qbridge.plan.resizing import resized
+from qbridge.plan.serving import check_served
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
@@ -257,8 +258,8 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     config = follow(result.config, result.specs)
     config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
     block = destination.config(result)
-    if block:
-        config["quantization_config"] = block
+    if block and (result.specs or result.kv_cache):
+        config |= dict.fromkeys(getattr(destination, "BLOCK_KEYS", ("quantization_config",)), block)
     others = rearranged_layers(result)
     plan = Plan(
         model,
@@ -276,6 +277,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         plan = replace(plan, metadata=describe(result, candidate.values, findings))
     _derive(plan, findings)
     check_experts(plan, candidate.options, findings)
+    check_served(candidate.target, replace(result, config=config), candidate.options.tp, findings)
     return plan
 
 

@@ -11,6 +11,7 @@ import qbridge
 from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
+    Cast,
     Config,
     DryRun,
     Dst,
@@ -60,6 +61,10 @@ def convert(
             "--bits", metavar="4|8", help="Width to widen narrower codes to.", autocompletion=one_of("4", "8")
         ),
     ] = None,
+    cast: Cast = "",
+    keep_undo: Annotated[
+        bool, typer.Option("--keep-undo", help="Store what a cast forgets, so that restore gives identical tensors.")
+    ] = False,
     no_passes: Annotated[bool, typer.Option("--no-passes", help="Change the layout only.")] = False,
     dtype: Annotated[
         str,
@@ -92,7 +97,18 @@ def convert(
     sizes = value("--tp", sizes_of, tp)
     prefixes = value("--rename-prefix", prefixes_of, rename_prefix or ())
     try:
-        Options(sizes, pad, regroup, bits, not no_passes, dtype, experts, rename_prefix=prefixes)
+        Options(
+            sizes,
+            pad,
+            regroup,
+            bits,
+            not no_passes,
+            dtype,
+            experts,
+            rename_prefix=prefixes,
+            cast=cast,
+            keep_undo=keep_undo,
+        )
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
     if limit is not None and dst.suffix == ".gguf":
@@ -114,6 +130,8 @@ def convert(
             pad=pad,
             regroup=regroup,
             bits=bits,
+            cast=cast,
+            keep_undo=keep_undo,
             passes=not no_passes,
             dtype=dtype,
             experts=experts,

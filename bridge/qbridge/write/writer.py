@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.findings.finding import error
-from qbridge.plan.output_files import Shard, index_of
+from qbridge.plan.output_files import Shard, index_of, weights_of
 from qbridge.plan.plan import Plan
 from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
@@ -105,7 +105,7 @@ def write_checkpoint(
         writer.close()
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
-    if plan.needs_index(len(shards)):
+    if plan.needs_index(len(weights_of(shards))):
         write_document(stage.folder / INDEX, index_of(shards))
     for name in sides:
         _copy(source.file(name), stage.folder / name)

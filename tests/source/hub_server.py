@@ -62,6 +62,7 @@ class Hub(ThreadingHTTPServer):
         self.token, self.gated, self.index = token, frozenset(gated), index
         self.requests, self.sent, self.lock = [], 0, threading.Lock()
         self.generation = 0  # of signed addresses: those of an older one are expired
+        self.commits = {}  # of folders that have another commit than their own: what `main` was before
         self.tree_names = None  # what a listing says in place of the names that are there
 
     @property
@@ -76,17 +77,23 @@ class Hub(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def commit_of(self, folder):
+        """The commit of a folder: of its path, and of what it holds."""
+        known = self.commits.get(folder)
+        return known or hashlib.sha1(f"{folder} {files_of(folder)}".encode()).hexdigest()
+
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
-def commit_of(folder):
-    return hashlib.sha1(str(folder).encode()).hexdigest()
+def files_of(folder):
+    """`_files` of a folder as it is now."""
+    return _files(folder, folder.stat().st_mtime_ns)
 
 
 @cache
-def files_of(folder):
+def _files(folder, time_of_change):
     """(name, size, is of Git LFS, digest) of each file; digests of sparse giants are of their names and sizes."""
     found = []
     for path in sorted(folder.rglob("*")):
@@ -139,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         """The folder of a repository at a revision or commit, None where there is none."""
         for path in (self.server.root / name, *self.server.root.glob(f"{name}@*")):
             branch = path.name.partition("@")[2] or "main"
-            if path.is_dir() and revision in (branch, commit_of(path)):
+            if path.is_dir() and revision in (branch, self.server.commit_of(path)):
                 return path
         return None
 
@@ -160,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         folder = self.folder(name, revision)
         if folder is None:
             return self.reply(404, b"{}", X_Error_Code="RepoNotFound")
-        found = json.dumps({"id": name, "sha": commit_of(folder)})
+        found = json.dumps({"id": name, "sha": self.server.commit_of(folder)})
         self.reply(200, found.encode(), Content_Type="application/json")
 
     def tree(self, name, commit):
@@ -196,12 +203,12 @@ class Handler(BaseHTTPRequestHandler):
         if hub.faults.strikes("etag"):
             digest = digest[::-1]
         if not large:
-            return self.bytes_of(folder / file, digest, X_Repo_Commit=commit_of(folder))
-        there = f"/cdn/{name}/{commit_of(folder)}/{quote(file)}?Signature={hub.generation}"
+            return self.bytes_of(folder / file, digest, X_Repo_Commit=hub.commit_of(folder))
+        there = f"/cdn/{name}/{hub.commit_of(folder)}/{quote(file)}?Signature={hub.generation}"
         self.reply(
             302,
             Location=there,
-            X_Repo_Commit=commit_of(folder),
+            X_Repo_Commit=hub.commit_of(folder),
             X_Linked_Size=size,
             X_Linked_ETag=f'"{digest}"',
             ETag=f'"{digest}"',

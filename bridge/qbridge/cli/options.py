@@ -116,6 +116,10 @@ RenamePrefix = Annotated[
     typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
 ]
 Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
+Part = Annotated[
+    str | None,
+    typer.Option("--part", metavar="I/N", help="Make the I-th of N parts; finish makes them a checkpoint."),
+]
 NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
 Progressing = Annotated[
     str,

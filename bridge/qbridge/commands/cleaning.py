@@ -9,9 +9,11 @@ from typing import Any
 from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.results import Result, as_json
 from qbridge.findings.arguments import checked
-from qbridge.findings.finding import io_as_finding
+from qbridge.findings.finding import error, io_as_finding
 from qbridge.write import staging
 from qbridge.write.destination import leftovers
+from qbridge.write.parts import left_by_parts
+from qbridge.write.places import FolderPlace
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -40,9 +42,19 @@ def clean(dst: PathLike) -> Cleaning:
     """
     out = Path(dst)
     with io_as_finding(str(dst)):
-        sizes = {path: _size(path) for path in leftovers(out)}
-        removed = staging.clean(out)
+        parts = _left_by_parts(FolderPlace(out))
+        sizes = {path: _size(path) for path in (*leftovers(out), *(out / name for name in parts))}
+        removed = [*staging.clean(out), *(out / name for name in parts)]
+        FolderPlace(out).remove(parts)
     return Cleaning(str(out), tuple(map(str, removed)), sum(sizes.get(path, 0) for path in removed))
+
+
+def _left_by_parts(place: FolderPlace) -> list[str]:
+    """What parts have left at a place; QBridgeError (QB031) while one is being made."""
+    left = left_by_parts(place)
+    if left and place.is_worked_on():
+        raise error("QB031", place.url, ("a part of it is being made",), fix="Wait until that has ended.")
+    return left
 
 
 def _size(path: Path) -> int:

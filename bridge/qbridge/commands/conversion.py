@@ -18,7 +18,7 @@ from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
-from qbridge.commands.restructuring import restructured
+from qbridge.commands.restructuring import Changes, restructured
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
@@ -128,18 +128,10 @@ def convert(
         if not stands:
             check_destination(out, there, overwrite)
         opened, changes = restructured(opened, options)
-        plan = prepare(opened, wanted, options)
-        shards = files_of(plan, opened, options.link, max_shard_size)
-        plan = _with_card(opened, plan, shards, options, source, max_shard_size)
-        _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
+        plan, shards = planned_files(opened, wanted, options, source, max_shard_size)
         links: dict[str, int] = {}
         if stands or not dry_run:
-            block = plan.config.get("quantization_config", {})
-            documents: dict[str, Document] = {
-                MANIFEST: manifest.build(opened.source, plan, changes.record(), _shaping(options, max_shard_size))
-            }
-            documents |= plan.rewritten
-            documents |= {**side_files(plan.format, block), "config.json": plan.config}
+            documents = documents_of(opened, plan, changes, options, max_shard_size)
             stands = stands and stands_there(opened, plan, shards, documents, out, Effort.of(options))
         if not stands:
             check_destination(out, there, overwrite)
@@ -147,6 +139,30 @@ def convert(
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
     report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def planned_files(
+    opened: Checkpoint, target: Target, options: Options, source: str | None, max_shard_size: int | None
+) -> tuple[Plan, list[Shard]]:
+    """The plan of a conversion, the model card included, and its files; `source` is the format that was asked for."""
+    plan = prepare(opened, target, options)
+    shards = files_of(plan, opened, options.link, max_shard_size)
+    plan = _with_card(opened, plan, shards, options, source, max_shard_size)
+    _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
+    return plan, shards
+
+
+def documents_of(
+    opened: Checkpoint, plan: Plan, changes: Changes, options: Options, max_shard_size: int | None
+) -> dict[str, Document]:
+    """The files that are neither weights nor carried over, by name: the manifest first, config.json last."""
+    block = plan.config.get("quantization_config", {})
+    return {
+        MANIFEST: manifest.build(opened.source, plan, changes.record(), _shaping(options, max_shard_size)),
+        **plan.rewritten,
+        **side_files(plan.format, block),
+        "config.json": plan.config,
+    }
 
 
 def _shaping(options: Options, max_shard_size: int | None) -> dict[str, Any]:
@@ -250,7 +266,7 @@ def write(
 
     How many files were linked, by the kind of link.
     """
-    source, sides = opened.source, _carried_over(opened, documents)
+    source, sides = opened.source, carried_over(opened, documents)
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum(source.file(name).size for name in sides)
     links: dict[str, int] = {}
@@ -272,11 +288,11 @@ def stands_there(
     effort: Effort,
 ) -> bool:
     """Whether DST is already what `write` would make of it; somebody may have edited the card since."""
-    sides, written_for_people = _carried_over(opened, documents), plan.rewritten.keys() & {CARD}
+    sides, written_for_people = carried_over(opened, documents), plan.rewritten.keys() & {CARD}
     return is_finished(dst, opened.source, plan, shards, documents, sides, effort, written_for_people)
 
 
-def _carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[str]:
+def carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[str]:
     """The files of the source that are carried over as they are."""
     replaced = opened.model.consumed.union(documents)
     return [name for name in opened.source.side_files if name not in replaced]

@@ -248,6 +248,23 @@ class OutputTensor:
     block: str = ""
 
 
+class Writers(Protocol):
+    """What knows who gives each output tensor its content."""
+
+    def layer_of(self, tensor: OutputTensor) -> Writer | None:
+        """What gives a tensor its content; None for one that belongs to no layer."""
+
+
+def writer_of(
+    tensor: OutputTensor, layers: Mapping[str, LayerPlan], others: Mapping[str, LayerPlan]
+) -> Writer | None:
+    """What gives a tensor its content, among quantized layers and `others`; None for one that belongs to no layer."""
+    among = others if tensor.layer in others else layers
+    if tensor.beside:
+        return Woven(tuple(among[name] for name in (tensor.layer, *tensor.beside)))
+    return among[tensor.layer] if tensor.layer else None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name.
@@ -289,10 +306,7 @@ class Plan:
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""
-        layers = self.others if tensor.layer in self.others else self.layers
-        if tensor.beside:
-            return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
-        return layers[tensor.layer] if tensor.layer else None
+        return writer_of(tensor, self.layers, self.others)
 
     @property
     def pass_counts(self) -> dict[str, int]:

@@ -42,6 +42,12 @@ def may_be_repository(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def at_commit(text: str, pinned: str) -> str:
+    """An address of the Hub at the commit that `pinned` names, where both are of one repository; else as it is."""
+    same = text.removeprefix(HUB).partition("@")[0] == pinned.removeprefix(HUB).partition("@")[0]
+    return pinned if same and pinned and (text.startswith(HUB) or is_bare_name(text)) else text
+
+
 def local_name(text: str) -> str:
     """The last name of an address or path, without a revision, as a folder may be called."""
     if not (_SCHEME.match(text) or is_bare_name(text)):

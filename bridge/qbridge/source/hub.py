@@ -77,6 +77,11 @@ class HubStorage(Remote):
         """The same commit elsewhere, where the token is looked up anew."""
         return HubStorage, (self._url, self._endpoint, self._name, self._commit, dict(self._files))
 
+    @property
+    def pinned(self) -> str:
+        """The repository at its commit."""
+        return f"{HUB}{self._name}@{self._commit}"
+
     def _address(self, name: str) -> str:
         return f"{self._endpoint}/{self._name}/resolve/{self._commit}/{quote(name)}"
 

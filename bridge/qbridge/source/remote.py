@@ -49,6 +49,7 @@ class Remote(Storage):
         self._fetching: ThreadPoolExecutor | None = None
         self._held = Held(HELD)
         self._spool: Spool | None = None
+        self._expected: list[Range] | None = None  # all that will be read, where that is known
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same content at the same place."""
@@ -91,6 +92,10 @@ class Remote(Storage):
         entry = self._entry(name)
         return f"{entry.size} {entry.etag}"
 
+    def etag(self, name: str) -> str:
+        """As the server lists it."""
+        return self._entry(name).etag
+
     def read_into(self, name: str, offset: int, buffer: Array) -> bool:
         """Fill `buffer` (bytes) from an offset of a file; whether the file has that many.
 
@@ -122,11 +127,15 @@ class Remote(Storage):
             self._fetching = ThreadPoolExecutor(CONNECTIONS, "qbridge-fetch")
         list(self._fetching.map(self._hold, chosen))
 
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Fetch nothing else before it is asked for."""
+        self._expected = list(ranges)
+
     def spool(self, folder: Path, memory: int, files: int) -> None:
         """Read whole files from now on, through unnamed files of a folder."""
         if self._spool is None:
             sizes = {name: entry.size for name, entry in self._files.items()}
-            self._spool = Spool(sizes, self._fetch, folder, memory, files)
+            self._spool = Spool(sizes, self._fetch, folder, memory, files, self._expected)
 
     def close(self) -> None:
         """Close connections and remove what was spooled."""

@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ import numpy as np
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.folder import read_all
+from qbridge.source.storage import Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,13 +44,25 @@ class _File:
 class Spool:
     """Files of known sizes that `fetch` fills buffers from, read through unnamed files of a folder."""
 
-    def __init__(self, sizes: Mapping[str, int], fetch: Fetch, folder: Path, memory: int, files: int) -> None:
-        """At most `memory` bytes are under way at a time, one block at least; of `files` files the bytes are kept."""
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        fetch: Fetch,
+        folder: Path,
+        memory: int,
+        files: int,
+        expected: Iterable[Range] | None = None,
+    ) -> None:
+        """At most `memory` bytes are under way at a time, one block at least; of `files` files the bytes are kept.
+
+        Blocks without anything that is `expected` are not fetched before they are asked for; None expects all.
+        """
         self._sizes, self._fetch, self._folder, self._most = sizes, fetch, folder, files
         self._ahead = max(1, min(CONNECTIONS, memory // BLOCK))
         self._fetching = ThreadPoolExecutor(self._ahead, "qbridge-fetch")
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
+        self._expected: dict[str, set[int]] | None = None if expected is None else _blocks(expected)
 
     def read_into(self, name: str, offset: int, buffer: Array) -> None:
         """Fill `buffer` from an offset of a file, which has that many bytes."""
@@ -59,6 +72,8 @@ class Spool:
             with self._lock:
                 end = min(last + self._ahead, (self._sizes[name] - 1) // BLOCK)
                 for number in range(first, end + 1):
+                    if number > last and not self._is_expected(name, number):
+                        continue
                     if number not in blocks or _has_failed(blocks[number]):
                         blocks[number] = self._fetching.submit(self._fill, name, file, number)
                 waiting = [blocks[number] for number in range(first, last + 1)]
@@ -66,6 +81,9 @@ class Spool:
                 block.result()
             if not read_all(file.descriptor, buffer, offset):
                 raise OSError(f"{name} ended in the spool")
+
+    def _is_expected(self, name: str, number: int) -> bool:
+        return self._expected is None or number in self._expected.get(name, ())
 
     def close(self) -> None:
         """Give up every file."""
@@ -102,6 +120,14 @@ class Spool:
         view, done = buffer.data, 0
         while done < len(view):
             done += os.pwrite(file.descriptor, view[done:], number * BLOCK + done)
+
+
+def _blocks(ranges: Iterable[Range]) -> dict[str, set[int]]:
+    """By file, the numbers of the blocks in which some ranges lie."""
+    found: dict[str, set[int]] = {}
+    for name, begin, end in ranges:
+        found.setdefault(name, set()).update(range(begin // BLOCK, -(-end // BLOCK)))
+    return found
 
 
 def _has_failed(block: Future[None]) -> bool:

@@ -18,6 +18,7 @@ from qbridge.findings.catalogue import (
     derived,
     engine,
     outcome,
+    parts,
     remote,
     scheme,
     source,
@@ -46,7 +47,7 @@ __all__ = [
 
 _GROUPS = (
     *(source, containers, tensors, contradictions, scheme, engine, derived),
-    *(checks, outcome, structure, completeness, usage, remote),
+    *(checks, outcome, structure, completeness, usage, remote, parts),
 )
 CATALOGUE: Mapping[str, Code] = {entry.code: entry for group in _GROUPS for entry in group.ENTRIES}
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

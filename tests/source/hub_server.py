@@ -24,10 +24,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from hub_uploads import Uploads
+
 LARGE = 1 << 16
 PAGE = 500  # entries of a page of a tree
 # What may go wrong with a request for bytes; `fired` counts what did.
-FAULTS = ("429", "503", "cut", "expired", "size", "etag", "stall")
+FAULTS = ("429", "503", "cut", "expired", "size", "etag", "stall", "upload", "put")
 
 
 @dataclass
@@ -62,6 +64,10 @@ class Hub(ThreadingHTTPServer):
         self.token, self.gated, self.index = token, frozenset(gated), index
         self.requests, self.sent, self.lock = [], 0, threading.Lock()
         self.generation = 0  # of signed addresses: those of an older one are expired
+        self.person = {"name": "fx", "auth": {"accessToken": {"role": "write"}}, "orgs": []}
+        self.guarded = set()  # gated repositories that the token may read
+        self.private, self.objects, self.pieces, self.committed = set(), {}, {}, []  # what was uploaded
+        self.uploaded = self.requested = 0  # bytes; pull requests
         self.commits = {}  # of folders that have another commit than their own: what `main` was before
         self.tree_names = None  # what a listing says in place of the names that are there
 
@@ -106,7 +112,7 @@ def _files(folder, time_of_change):
     return found
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
@@ -125,6 +131,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         for pattern, answer in (
             (r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", self.revision),
+            (r"/api/whoami-v2", self.whoami),
+            (r"/api/models/([^/]+/[^/]+)", self.info),
             (r"/api/models/([^/]+/[^/]+)/tree/([0-9a-f]{40})", self.tree),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
             (r"/cdn/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", self.signed),
@@ -167,8 +175,10 @@ class Handler(BaseHTTPRequestHandler):
         folder = self.folder(name, revision)
         if folder is None:
             return self.reply(404, b"{}", X_Error_Code="RepoNotFound")
-        found = json.dumps({"id": name, "sha": self.server.commit_of(folder)})
-        self.reply(200, found.encode(), Content_Type="application/json")
+        names = [{"rfilename": each[0]} for each in files_of(folder)]
+        found = {"id": name, "sha": self.server.commit_of(folder), "siblings": names}
+        found |= {"private": name in self.server.private, "gated": "auto" if name in self.server.guarded else False}
+        self.reply(200, json.dumps(found).encode(), Content_Type="application/json")
 
     def tree(self, name, commit):
         if self.is_locked(name):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -86,6 +85,10 @@ def convert(
     no_proof: NoProof = False,
     no_card: NoCard = False,
     part: Part = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository of an hf:// DST public.")] = False,
+    pr: Annotated[
+        bool, typer.Option("--pr", help="Ask for a pull request to the repository of an hf:// DST.")
+    ] = False,
     progress: Progressing = "auto",
 ) -> Report | PartReport:
     """Convert SRC into DST for a target, losslessly or not at all."""
@@ -93,10 +96,13 @@ def convert(
     number = None if part is None else value("--part", part_of, part)
     if part is not None and (dry_run or overwrite):
         raise typer.BadParameter("--part goes with neither --dry-run nor --overwrite")
+    if (public or pr) and not dst.startswith("hf://"):
+        raise typer.BadParameter("--public and --pr go with a DST hf://org/name")
     with shown(progress) as advance:
         if number is not None:
             return qbridge.convert_part(src, dst, to, *number, progress=advance, **options)
-        return qbridge.convert(src, dst, to, dry_run=dry_run, overwrite=overwrite, progress=advance, **options)
+        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr}
+        return qbridge.convert(src, dst, to, progress=advance, **options)
 
 
 def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
@@ -104,14 +110,21 @@ def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
     return qbridge.plan_parts(src, dst, to, **_library_options({"to": to, **typed}))
 
 
-_NOT_PLANNED = ("dry_run", "overwrite", "part", "progress")  # options of convert that its plan does not have
+_NOT_PLANNED = (
+    "dry_run",
+    "overwrite",
+    "part",
+    "progress",
+    "public",
+    "pr",
+)  # options of convert that its plan does not have
 plan.__signature__ = (_of_convert := inspect.signature(convert, eval_str=True)).replace(  # type: ignore[attr-defined]
     parameters=[each for name, each in _of_convert.parameters.items() if name not in _NOT_PLANNED],
     return_annotation=PartReport,
 )
 
 
-def finish(dst: Annotated[Path, typer.Argument(metavar="DST", help="Where the parts are.")]) -> Finished:
+def finish(dst: Annotated[str, typer.Argument(metavar="DST", help="Where the parts are.")]) -> Finished:
     """Make a checkpoint of parts that are all there: index, config and manifest are written."""
     return qbridge.finish(dst)
 
@@ -174,7 +187,7 @@ def restore(
 
 
 def clean(
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="Where a conversion was interrupted.")],
+    dst: Annotated[str, typer.Argument(metavar="DST", help="Where a conversion was interrupted.")],
 ) -> Cleaning:
     """Remove what interrupted conversions have left at DST; a finished checkpoint stays."""
     return qbridge.clean(dst)

@@ -21,7 +21,9 @@ from qbridge.write.writer import Advance
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A folder, org/name\\[@revision] of the Hub, or https://host/folder.")
 ]
-Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
+Dst = Annotated[
+    str, typer.Argument(metavar="DST", help="The folder to write, which must not exist; or hf://org/name\\[@branch].")
+]
 From = Annotated[
     str | None,
     typer.Option(

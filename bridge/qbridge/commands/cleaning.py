@@ -12,8 +12,9 @@ from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.write import staging
 from qbridge.write.destination import leftovers
+from qbridge.write.far_places import far_place
 from qbridge.write.parts import left_by_parts
-from qbridge.write.places import FolderPlace
+from qbridge.write.places import FolderPlace, Place
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -40,6 +41,9 @@ def clean(dst: PathLike) -> Cleaning:
 
     QBridgeError: QB031 where another process writes it, or where something there is not of qbridge's making.
     """
+    far = far_place(dst) if isinstance(dst, str) else None
+    if far is not None:
+        return _clean_far(far)
     out = Path(dst)
     with io_as_finding(str(dst)):
         parts = _left_by_parts(FolderPlace(out))
@@ -49,7 +53,16 @@ def clean(dst: PathLike) -> Cleaning:
     return Cleaning(str(out), tuple(map(str, removed)), sum(sizes.get(path, 0) for path in removed))
 
 
-def _left_by_parts(place: FolderPlace) -> list[str]:
+def _clean_far(place: Place) -> Cleaning:
+    """Remove what was begun where a server is: files without a checkpoint, and uploads that have not ended."""
+    left = _left_by_parts(place)
+    size = sum(place.size(name) or 0 for name in left)
+    uploads = place.abort_uploads()
+    place.remove(left)
+    return Cleaning(place.url, (*left, *(f"{name} (an upload that had not ended)" for name in uploads)), size)
+
+
+def _left_by_parts(place: Place) -> list[str]:
     """What parts have left at a place; QBridgeError (QB031) while one is being made."""
     left = left_by_parts(place)
     if left and place.is_worked_on():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +17,12 @@ from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.far_output import write_far
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
 from qbridge.commands.restructuring import Changes, restructured
 from qbridge.findings.arguments import checked
-from qbridge.findings.finding import io_as_finding
+from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
@@ -37,8 +39,11 @@ from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
+from qbridge.write.far_places import far_place
 from qbridge.write.finished import is_finished
 from qbridge.write.links import SYMBOLIC
+from qbridge.write.local_spool import SHARD
+from qbridge.write.places import Place
 from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
@@ -71,6 +76,8 @@ def convert(
     memory: int = MEMORY,
     proof: bool = True,
     card: bool = True,
+    public: bool = False,
+    pr: bool = False,
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
@@ -94,6 +101,9 @@ def convert(
     of linked files excepted. `card` writes README.md anew: metadata that holds, what was done, and below it the text
     of `src`'s, which is carried over as it is otherwise. ValueError for what means nothing, TypeError for what is of
     another type.
+
+    `dst` may be `hf://org/name[@branch]`: one commit there, or a pull request with `pr`. A repository that is not
+    there is made, private unless it is to be `public`; shards have 5 GB unless `max_shard_size` says otherwise.
 
     >>> convert("fixtures/awq/llama_gemm/model", "model-gptq", "gptq", dry_run=True)
     <Report: awq to gptq (gptq), 7 reversible, planned>
@@ -119,7 +129,9 @@ def convert(
         proof=proof,
         card=card,
     )
-    out = Path(dst)
+    out, place = Path(dst), far_place(os.fspath(dst), public, pr, overwrite)
+    if place is not None:
+        return _convert_far(place, src, wanted, source, allow, dry_run, max_shard_size, options, progress)
     with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
         there = opened.source.storage.path()
         if not dry_run:
@@ -141,12 +153,48 @@ def convert(
     return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
 
 
+def _convert_far(
+    place: Place,
+    src: PathLike,
+    target: Target,
+    source: str | None,
+    allow: Iterable[str],
+    dry_run: bool,
+    max_shard_size: int | None,
+    options: Options,
+    progress: Progress | None,
+) -> Report:
+    """`convert` to where a server is."""
+    start, stands = time.monotonic(), False
+    if options.link:
+        raise error("QB065", "--link", (f"{place.url} is no folder of this machine",))
+    with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
+        if not dry_run:
+            place.check_writable(opened.source.storage.restricted)
+        opened, changes = restructured(opened, options)
+        plan, shards = planned_files(opened, target, options, source, max_shard_size, SHARD)
+        if not dry_run:
+            documents = documents_of(opened, plan, changes, options, max_shard_size)
+            sides = carried_over(opened, documents)
+            stands = write_far(place, opened, plan, shards, documents, sides, Effort.of(options), progress)
+    report = Report.of_plan(opened.source.url, place.url, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(report, grafted=changes.graft.as_dict(), already_done=stands)
+
+
 def planned_files(
-    opened: Checkpoint, target: Target, options: Options, source: str | None, max_shard_size: int | None
+    opened: Checkpoint,
+    target: Target,
+    options: Options,
+    source: str | None,
+    max_shard_size: int | None,
+    unasked_size: int | None = None,
 ) -> tuple[Plan, list[Shard]]:
-    """The plan of a conversion, the model card included, and its files; `source` is the format that was asked for."""
+    """The plan of a conversion, the model card included, and its files; `source` is the format that was asked for.
+
+    `unasked_size` is the most bytes of a shard where nobody asked for any.
+    """
     plan = prepare(opened, target, options)
-    shards = files_of(plan, opened, options.link, max_shard_size)
+    shards = files_of(plan, opened, options.link, max_shard_size or unasked_size)
     plan = _with_card(opened, plan, shards, options, source, max_shard_size)
     _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
     return plan, shards

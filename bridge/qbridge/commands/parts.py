@@ -11,7 +11,7 @@ from typing import Any
 from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.model_card import DST
 from qbridge.commands.results import Result, as_json, counted
-from qbridge.commands.shared_planning import Wanted, check_share, is_checkpoint
+from qbridge.commands.shared_planning import Wanted, check_share
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Finding, error, io_as_finding
 from qbridge.findings.hints import word_of_command
@@ -20,7 +20,8 @@ from qbridge.plan.shared_plan import PLAN, SharedPlan, parsed
 from qbridge.source.folder import Folder
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_apart
-from qbridge.write.parts import finished_files, make_whole, missing_files, remove_hidden, write_part
+from qbridge.write.far_places import far_place
+from qbridge.write.parts import finished_files, is_checkpoint, make_whole, missing_files, remove_hidden, write_part
 from qbridge.write.places import FolderPlace, Place
 from qbridge.write.writer import Progress
 
@@ -169,7 +170,7 @@ def finish(dst: PathLike) -> Finished:
     """
     start = time.monotonic()
     with io_as_finding(str(dst)):
-        place = FolderPlace(Path(dst))
+        place = _written_place(dst)
         text = place.read(PLAN)
         if text is None:
             return _finished_before(place, start)
@@ -208,8 +209,18 @@ def _report_of_finished(
 
 def _place(src: PathLike, dst: PathLike) -> Place:
     """The place of an output, which is not that of the source."""
-    check_apart(Path(dst), src)
-    return FolderPlace(Path(dst))
+    place = _written_place(dst)
+    if isinstance(place, FolderPlace):
+        check_apart(Path(dst), src)
+    return place
+
+
+def _written_place(dst: PathLike) -> Place:
+    """The place that a DST means; QBridgeError (QB065) for one that shows nothing before all is there."""
+    far = far_place(dst) if isinstance(dst, str) else None
+    if far is not None and not far.shows_parts:
+        raise error("QB065", far.url, ("its files are seen when all are there",), fix="Make the parts in a bucket.")
+    return far or FolderPlace(Path(dst))
 
 
 def _since(start: float) -> float:

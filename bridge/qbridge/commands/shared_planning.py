@@ -20,14 +20,13 @@ from qbridge.plan.options import Options
 from qbridge.plan.output_files import index_of
 from qbridge.plan.shared_plan import PLAN, SharedPlan, changed, described, parsed, tensors_read
 from qbridge.source.addresses import at_commit
-from qbridge.source.foreign import CONFIG
 from qbridge.source.opening import storage_of
 from qbridge.source.reader import Source
 from qbridge.source.storage import Range, Storage
 from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
-from qbridge.write.parts import is_whole
-from qbridge.write.places import HIDDEN, Place
+from qbridge.write.parts import check_empty, is_checkpoint, is_whole
+from qbridge.write.places import Place
 from qbridge.write.writer import text_of
 
 FACTS = ("target", "format", "layers", "exactness", "serve", "findings")  # of a Report that a plan records
@@ -86,10 +85,10 @@ class Wanted:
         """
         text = place.read(PLAN)
         if text is None:
-            _check_empty(place)
+            check_empty(place)
             made = self._planned()
             text = made if place.create(PLAN, made) else place.read(PLAN) or b""
-            place.commit("plan")
+            place.commit(whole=False)
         storages = self._storages(text)
         try:
             plan = parsed(text, storages)
@@ -172,15 +171,3 @@ def check_share(plan: SharedPlan, source: Source, names: Iterable[str]) -> None:
         ranges = [Range(each.file.name, each.begin, each.end) for each in tensors if each.file.storage is storage]
         storage.expect(ranges)
         storage.announce(ranges, "weights")
-
-
-def is_checkpoint(place: Place) -> bool:
-    """Whether a finished output lies at a place."""
-    return place.size(CONFIG) is not None
-
-
-def _check_empty(place: Place) -> None:
-    """QBridgeError (QB031) where something lies at a place that no part has put there."""
-    others = [name for name in place.names() if not name.startswith(HIDDEN)]
-    if others:
-        raise error("QB031", place.url, (f"it holds {others[0]}, and no {PLAN}",), fix="Choose another DST.")

@@ -63,6 +63,11 @@ class Storage(Protocol):
         """The address that will always mean this content; empty where there is none."""
         return ""
 
+    @property
+    def restricted(self) -> str:
+        """Why not everybody may read it (gated, private), where a server says so; else empty."""
+        return ""
+
     def read(self, name: str, most: int = MAX_HEADER) -> bytes:
         """The first bytes of a file, `most` or as many as it has."""
         buffer = np.empty(min(most, self.size(name)), np.uint8)

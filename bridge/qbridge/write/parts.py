@@ -6,18 +6,20 @@ folder. A file without one is made again, whoever left it there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from qbridge.findings.finding import error
+from qbridge.plan.output_files import Shard
 from qbridge.plan.shared_plan import PLAN, SharedPlan
 from qbridge.source.foreign import CONFIG
 from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
 from qbridge.write.budget import Effort
 from qbridge.write.places import HIDDEN, Place
-from qbridge.write.writer import Progress, copy_file, write_shards
+from qbridge.write.writer import Advance, Progress, copy_file, write_shards
 
 
 @dataclass(slots=True)
@@ -77,13 +79,35 @@ def write_part(
     shards = [shard for shard in plan.shards if shard.name in names]
     with place.working(label) as folder:
         stage = PartStage(folder, finished, place, plan.digest)
-        write_shards(stage, source, plan, shards, effort, progress)
+        for batch, advance in _batches(place, shards, progress):
+            write_shards(stage, source, plan, batch, effort, advance)
         for name in names:
             if name in plan.sides and name not in finished:
                 copy_file(source.file(name), folder / name)
                 stage.note(name)
-    place.commit(label)
+    place.commit(whole=False)
     return finished
+
+
+def _batches(
+    place: Place, shards: Sequence[Shard], progress: Progress | None
+) -> Iterator[tuple[Sequence[Shard], Progress | None]]:
+    """As many shards at a time as there is room for where they grow, and what to call as each batch advances."""
+    room = place.room(max((shard.size for shard in shards), default=0)) or len(shards) or 1
+    whole, done = sum(shard.data_size for shard in shards), 0
+    for begin in range(0, len(shards), room):
+        batch = shards[begin : begin + room]
+        yield batch, progress and _moved_on(progress, done, whole, begin, len(shards))
+        done += sum(shard.data_size for shard in batch)
+
+
+def _moved_on(progress: Progress, done: int, whole: int, shards_done: int, shards: int) -> Progress:
+    """What to call as a batch advances before which so much was done."""
+
+    def advance(at: Advance) -> None:
+        progress(Advance(done + at.bytes_done, whole, at.shard, shards_done + at.shards_done, shards))
+
+    return advance
 
 
 def missing_files(place: Place, plan: SharedPlan) -> list[str]:
@@ -108,7 +132,7 @@ def make_whole(place: Place, plan: SharedPlan) -> None:
     """Write what makes the files a checkpoint, then remove what was needed until then; may be run again."""
     for name, text in plan.documents.items():
         place.put(name, text.encode())
-    place.commit("finish")
+    place.commit(whole=True)
     place.remove([PLAN])  # from now on it is finished, whatever is still to be removed
     remove_hidden(place)
 
@@ -116,14 +140,25 @@ def make_whole(place: Place, plan: SharedPlan) -> None:
 def remove_hidden(place: Place) -> None:
     """Remove receipts, and what runs that were killed have left."""
     place.remove([name for name in place.names() if name.startswith(HIDDEN)])
-    place.commit("clean")
+
+
+def is_checkpoint(place: Place) -> bool:
+    """Whether a finished output lies at a place."""
+    return place.size(CONFIG) is not None
+
+
+def check_empty(place: Place) -> None:
+    """QBridgeError (QB031) where something lies at a place that no part has put there."""
+    others = [name for name in place.names() if not name.startswith(HIDDEN)]
+    if others:
+        raise error("QB031", place.url, (f"it holds {others[0]}, and no {PLAN}",), fix="Choose another DST.")
 
 
 def left_by_parts(place: Place) -> list[str]:
     """The plan, receipts and files that parts have made, where no checkpoint has become of them; of one, the rest."""
     names = place.names()
     hidden = [name for name in names if name.startswith(HIDDEN)]
-    if place.size(CONFIG) is not None:
+    if is_checkpoint(place):
         return [*hidden, *(name for name in names if name == PLAN and hidden)]
     receipts = {receipt(name): name for name in names}
     return [*(receipts[name] for name in hidden if name in receipts), *hidden, *(n for n in names if n == PLAN)]

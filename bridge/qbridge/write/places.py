@@ -55,12 +55,32 @@ class Place(Protocol):
     def working(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """A folder of this machine in which files grow; the one that an earlier run of this name left is emptied."""
 
+    @property
+    def shows_parts(self) -> bool:
+        """Whether others see what was put and taken before the output is whole."""
+        return True
+
+    def abort_uploads(self) -> list[str]:
+        """Abort what killed processes have begun to send, and have not ended; the names."""
+        return []
+
     def is_worked_on(self) -> bool:
         """Whether some process makes a part of it, as far as that is known."""
         return False
 
-    def commit(self, message: str) -> None:
-        """Have all that was put and taken be seen by others, where that is not so at once."""
+    def commit(self, whole: bool) -> None:
+        """Have all that was put and taken be seen by others, where that is not so at once; `whole` if it is all."""
+
+    def check_writable(self, restricted: str) -> None:
+        """QBridgeError where the output cannot be written here, asked before anything of the source is converted.
+
+        `restricted` says why not everybody may read the source.
+        """
+        return None
+
+    def room(self, largest: int) -> int | None:
+        """How many files of at most so many bytes may grow at a time; None where nobody counts."""
+        return None
 
 
 class FolderPlace(Place):
@@ -164,7 +184,7 @@ class FolderPlace(Place):
                 os.close(lock)
         return False
 
-    def commit(self, message: str) -> None:
+    def commit(self, whole: bool) -> None:
         """All is seen at once."""
 
     @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""QB065 to QB067: conversions in parts."""
+"""QB065 to QB068: conversions in parts, and to where servers are."""
 
 from __future__ import annotations
 
-from qbridge.findings.catalogue.code import USAGE, Code
+from qbridge.findings.catalogue.code import IO, USAGE, Code
 
 ENTRIES = (
     Code(
@@ -33,5 +33,15 @@ ENTRIES = (
         "seven of eight parts have ended",
         "Make the parts that are missing, then finish again: qbridge convert ... --part I/N.",
         "docs/parts.md",
+    ),
+    Code(
+        "QB068",
+        "the destination cannot be written",
+        "There is no token, it has no right to write there, or what everybody would see is not for everybody.",
+        "It is asked before the first weight is converted; nothing was written.",
+        "hf://org/model with a token that may read only",
+        "Name a token that may write there, or another destination.",
+        "huggingface_hub 2.4.0, hf_api.py (whoami, create_repo)",
+        IO,
     ),
 )

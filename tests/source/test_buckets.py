@@ -85,7 +85,6 @@ def test_a_bucket_gets_the_bytes_of_a_folder(bucket, size, tmp_path):
     assert below(bucket, "out") == files_below(tmp_path / "one")
     assert not report.already_done
     assert qbridge.convert("s3://models/in", "s3://models/out", "vllm", max_shard_size=size).already_done
-    assert code_of(qbridge.convert, CASE, "s3://models/out", "awq") == "QB101" or True
     assert code_of(qbridge.convert, CASE, "s3://models/out", "compressed-tensors") == "QB031"
 
 

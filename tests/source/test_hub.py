@@ -208,10 +208,16 @@ def test_a_listing_with_a_name_that_leads_out_is_refused(hub, name):
     refused("fx/model", "QB063")
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/model", "file:///etc", "ssh://h/m", "hf://org", "https://u:p@h/m"])
+@pytest.mark.parametrize("address", ["reference://x", "file:///etc", "ssh://h/m", "hf://org", "https://u:p@h/m"])
 def test_an_address_of_another_kind_is_refused_without_a_request(address):
     fault = refused(address, "QB061")
     assert fault.exit_code == 2 and "u:p" not in str(fault)
+
+
+def test_what_a_bucket_needs_is_named_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    assert "qbridge-llm[s3]" in refused("s3://bucket/model", "QB062").findings[0].fix
+    assert "adlfs" in refused("az://bucket/model", "QB062").findings[0].fix
 
 
 @pytest.mark.parametrize("address", ["zip://a::hf://b/c", "simplecache::hf://b/c", "http://example.org/model"])

@@ -14,7 +14,17 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.model import TensorInfo
 
 EMBEDDINGS = frozenset(
-    {"embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
+    {
+        "embed",
+        "embed_tokens",
+        "embed_positions",
+        "wte",
+        "wpe",
+        "word_embeddings",
+        "tok_embeddings",
+        "embed_in",
+        "embeddings",
+    }
     | {"embed_tokens_per_layer", "position_embedding", "pos_embed", "tile_embedding", "embedding"}
     | {"audio_bos_eos_token"}
 )

@@ -86,21 +86,8 @@ def convert(
     `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
     it stopped, and after its end it finds that all is done (`Report.already_done`). Raises QBridgeError.
 
-    The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
-    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
-    target `dense` alone: float16, bfloat16 or float32, by default config.json's.
-
-    `experts`, "fused" or "separate", is how unquantized experts are stored; they are left as they are, or as the
-    target needs them, where it is empty.
-
-    `graft` is the unquantized original of `src`, whose tensors are copied where `src` has none. `rename_prefix` has
-    pairs of what names begin with and shall begin with (`{"model.language_model": "model"}`). With `link` each file
-    whose bytes do not change is linked to that of `src`: blocks shared, a hard link, or a symbolic one.
-
-    `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
-    of linked files excepted. `card` writes README.md anew: metadata that holds, what was done, and below it the text
-    of `src`'s, which is carried over as it is otherwise. ValueError for what means nothing, TypeError for what is of
-    another type.
+    Everything from `tp` on is a field of `Options`, which says what it means. Raises ValueError too for what means
+    nothing, TypeError for what is of another type.
 
     `dst` may be `hf://org/name[@branch]`: one commit there, or a pull request with `pr`. A repository that is not
     there is made, private unless it is to be `public`; shards have 5 GB unless `max_shard_size` says otherwise.

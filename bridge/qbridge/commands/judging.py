@@ -22,6 +22,7 @@ from qbridge.formats.assumed import assumed_model
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, Problem, Rule, ValueRule, broken
 from qbridge.ir.model import Model
+from qbridge.source.foreign import no_weights
 from qbridge.source.opening import storage_of
 from qbridge.source.reader import TOKENIZER
 from qbridge.source.storage import Storage
@@ -43,7 +44,7 @@ class Subject:
     `path` is the place as a person named it, `storage` where its files lie; `config` is config.json as it is,
     `tensors` the names of all tensors, None where nothing names them; `findings` are what is wrong whatever the
     target. `source` is the format that was asked for, if any. Without `values` none may be read; `opened` is what was
-    read then, or of a checkpoint on a server.
+    read then, or of a checkpoint on a server. `first` is the name of the first file of its weights.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Subject:
     findings: Findings
     opened: Checkpoint | None = None
     values: bool = True
+    first: str = ""
 
     @classmethod
     def of(cls, path: PathLike, source: str | None, findings: Findings, values: bool = True) -> Subject:
@@ -74,6 +76,7 @@ class Subject:
             findings,
             opened if storage.is_far or not values else None,
             values,
+            opened.source.shards[0] if opened and opened.source.shards else "",
         )
 
     @property
@@ -151,7 +154,9 @@ class Judge:
         _derived(self._deviations, findings)
         kernels = target.serving(model, tp, self.gpu.capability)
         _unserved(kernels, str(self.gpu), findings)
-        serve = "" if findings.errors else target.command(model, model.format, self.subject.path, tp)
+        serve = (
+            "" if findings.errors else target.command(model, model.format, self.subject.path, tp, self.subject.first)
+        )
         return Verdict(tp, tuple(findings), kernels, serve)
 
     @property
@@ -191,7 +196,9 @@ def _model(
         if not bare or weight_files(storage):
             raise
     model = assumed_model(storage)
-    findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
+    instead, fix = no_weights(storage) or ("", "")
+    facts = filter(None, (instead, f"{len(model.specs)} linears of {model.architecture}"))
+    findings.add("QB261", storage.url, tuple(facts), fix=fix)
     index = weight_map(storage, findings) if storage.has(INDEX) else None
     return model, config_alone(storage), None if index is None else frozenset(index), None
 

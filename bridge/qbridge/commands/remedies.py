@@ -23,6 +23,7 @@ from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
 from qbridge.source.addresses import local_name
 from qbridge.source.folder import model_name
+from qbridge.source.gguf_files import SUFFIX
 from qbridge.source.opening import MANIFEST
 from qbridge.source.storage import Storage
 from qbridge.targets.gpus import Gpu
@@ -298,7 +299,7 @@ def lacking_words(findings: Iterable[Finding], allow: frozenset[str]) -> frozens
 
 def new_folder(src: str, *purpose: str) -> str:
     """A folder that is not there yet, named after the model at `src` and what it is for."""
-    base = "-".join((model_name(local_name(src)), *purpose))
+    base = "-".join((model_name(local_name(src)).removesuffix(SUFFIX), *purpose))
     return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
 
 

@@ -30,6 +30,7 @@ from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.resizing import resized
+from qbridge.plan.serving import check_served
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
@@ -254,6 +255,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         plan = replace(plan, metadata=describe(result, candidate.values, findings))
     _derive(plan, findings)
     check_experts(plan, candidate.options, findings)
+    check_served(candidate.target, replace(result, config=config), candidate.options.tp, findings)
     return plan
 
 

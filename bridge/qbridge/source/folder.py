@@ -13,6 +13,7 @@ from typing import Any
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.json_text import MAX_HEADER
+from qbridge.source.positioned import BINARY, read_at
 from qbridge.source.storage import Storage
 
 SCANNED = 1000  # entries of a folder that are looked at, where it is asked what it is
@@ -107,7 +108,7 @@ class Folder(Storage):
             return handles[name]
         while len(handles) >= self._open_files:
             os.close(handles.popitem(last=False)[1])
-        handles[name] = os.open(self._root / name, os.O_RDONLY)
+        handles[name] = os.open(self._root / name, os.O_RDONLY | BINARY)
         return handles[name]
 
     def path(self, name: str = "") -> Path:
@@ -148,7 +149,7 @@ def read_all(descriptor: int, buffer: Array, offset: int) -> bool:
     """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
     view, done = buffer.data.cast("B"), 0
     while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
+        count = read_at(descriptor, view[done:], offset + done)
         if count == 0:
             return False
         done += count

@@ -161,8 +161,12 @@ class GgufStorage(Folder):
     def names(self) -> Sequence[str]:
         """Its splits, as far as they are there, and the files beside them that no other model is in."""
         splits = [name for name in _splits(self.first) if self.has(name)]
-        beside = entries(self.path())
+        beside = entries(super().path())
         return [*splits, *sorted(name for name in beside if not name.startswith(".") and self._is_side_file(name))]
+
+    def path(self, name: str = "") -> Path:
+        """The file that was named, or one beside it."""
+        return super().path(name) if name else self._path
 
     def has(self, name: str) -> bool:
         """Whether it is one of these files."""

@@ -17,6 +17,7 @@ from qbridge.source.foreign import (
     component_of_diffusers,
     foreign_names,
     no_checkpoint,
+    not_ended,
     pointers,
 )
 from qbridge.source.gguf_files import GgufStorage, gguf_model, gguf_path, open_gguf
@@ -173,9 +174,7 @@ def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:
     except OSError:  # a name that no file can have
         there = False
     if not there:
-        partial = storage.unfinished()
-        facts = (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
-        findings.add("QB003", name, facts)
+        findings.add("QB003", name, not_ended(storage))
         return False
     return not storage.strays(name) or _may_stray(name, findings)
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.folder import read_all
+from qbridge.source.positioned import write_at
 from qbridge.source.storage import Range
 
 if TYPE_CHECKING:
@@ -117,9 +118,7 @@ class Spool:
     def _fill(self, name: str, file: _File, number: int) -> None:
         buffer = np.empty(min(BLOCK, self._sizes[name] - number * BLOCK), np.uint8)
         self._fetch(name, number * BLOCK, buffer)
-        view, done = buffer.data, 0
-        while done < len(view):
-            done += os.pwrite(file.descriptor, view[done:], number * BLOCK + done)
+        write_at(file.descriptor, buffer.data, number * BLOCK)
 
 
 def _blocks(ranges: Iterable[Range]) -> dict[str, set[int]]:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from qbridge.codecs.parts import decode, encode
 from qbridge.commands.checkpoint import open_checkpoint
 from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.extras import imported
 from qbridge.findings.finding import Findings
 from qbridge.formats.protocol import Format
 from qbridge.formats.registry import find, registry
@@ -204,7 +205,7 @@ def through(format_: Format, layer: Layer) -> Layer:
 
 def write_model(folder: Path, format_: Format, written: Sequence[Layer], others: Mapping[str, Array]) -> Model:
     """A checkpoint of legal layers and float16 tensors in `folder`, by the format's own layout and config."""
-    from safetensors.numpy import save_file
+    save_file = imported("safetensors.numpy", "laws", "the laws write checkpoints with it").save_file
 
     tensors = {name: TensorInfo(DType.F16, array.shape, name) for name, array in others.items()}
     specs_ = {layer.spec.name: layer.spec for layer in written}

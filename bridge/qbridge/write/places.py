@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from qbridge.write.locks import is_free
 from qbridge.write.output import fsync_folder
 
 HIDDEN = ".qbridge-parts/"
@@ -160,7 +160,7 @@ class FolderPlace(Place):
         home.mkdir(parents=True, exist_ok=True)
         lock = os.open(home / f"{name}.{_LOCK}", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if _is_held(lock):
+            if not is_free(lock):
                 folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=home))
             else:
                 folder = home / name
@@ -178,7 +178,7 @@ class FolderPlace(Place):
         for file in (self._root / HIDDEN).glob(f"*.{_LOCK}"):
             lock = os.open(file, os.O_RDWR)
             try:
-                if _is_held(lock):
+                if not is_free(lock):
                     return True
             finally:
                 os.close(lock)
@@ -204,12 +204,3 @@ class FolderPlace(Place):
 
     def _flush_folder(self, name: str) -> None:
         fsync_folder((self._root / name).parent)
-
-
-def _is_held(lock: int) -> bool:
-    """Whether another process has locked an open file; else this one has it until it is closed."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -23,12 +22,15 @@ from pathlib import Path
 
 from qbridge.findings.finding import QBridgeError, error
 from qbridge.source.foreign import CONFIG
+from qbridge.source.positioned import BINARY, NO_FOLLOW
 from qbridge.source.weight_files import INDEX
 from qbridge.write.destination import Paths, check_destination, is_moving, lines_of, named, paths_for
+from qbridge.write.locks import is_free
 from qbridge.write.output import fsync_folder
 
 _LOG = logging.getLogger(__name__)
 
+_JOURNAL_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_FOLLOW | BINARY
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
 
 
@@ -184,15 +186,11 @@ def _open_journal_locked(paths: Paths) -> int:
         fact = "it holds files and no journal of qbridge lies beside it"
         raise error("QB031", str(paths.part), (fact,), fix="Move it away, or choose another DST.")
     while True:
-        journal = os.open(paths.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            if fault.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(journal)
-                fix = "Wait until it has ended, or choose another DST."
-                raise error("QB031", str(paths.part), ("another qbridge is writing it",), fix=fix) from None
-            # a file system without locks: there is nothing to hold
+        journal = os.open(paths.journal, _JOURNAL_FLAGS, 0o666)
+        if not is_free(journal):
+            os.close(journal)
+            fix = "Wait until it has ended, or choose another DST."
+            raise error("QB031", str(paths.part), ("another qbridge is writing it",), fix=fix)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(journal), os.stat(paths.journal)):
                 return journal

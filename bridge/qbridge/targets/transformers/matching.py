@@ -43,6 +43,16 @@ _QWEN2_VL: _Renames = (
     (r"^visual", "model.visual"),
     (r"^model(?!\.(?:language_model|visual))", "model.language_model"),
 )
+_DEEPSEEK_V4: _Renames = (
+    *((r"^head\b", "lm_head"), (r"^layers\.", "model.layers."), (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp.")),
+    *((r"\.indexer\.compressor\.", ".compressor.indexer."), (r"\.indexer\.wq_b\b", ".compressor.indexer.q_b_proj")),
+    *(
+        (rf"\.w{old}\b", f".{new}_proj")
+        for old, new in (("q_a", "q_a"), ("q_b", "q_b"), ("kv", "kv"), ("gate", "gate"))
+    ),
+    *((r"\.wo_([ab])\b", r".o_\1_proj"), (r"\.shared_experts\.w1\b", ".shared_experts.gate_proj")),
+    *((rf"\.shared_experts\.w{old}\b", f".shared_experts.{new}_proj") for old, new in ((2, "down"), (3, "up"))),
+)
 # Of classes whose linears are called otherwise on disk than in memory; experts and routers left out.
 _RENAMES: Mapping[str, _Renames] = {
     **dict.fromkeys(
@@ -55,7 +65,7 @@ _RENAMES: Mapping[str, _Renames] = {
         ],
         _LLAVA,
     ),
-    "DeepseekV4ForCausalLM": ((r"^head$", "lm_head"),),
+    "DeepseekV4ForCausalLM": _DEEPSEEK_V4,
     "GPTNeoXForCausalLM": ((r"^embed_out", "lm_head"),),
     **dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _QWEN2_VL),
     **dict.fromkeys(
@@ -66,7 +76,6 @@ _RENAMES: Mapping[str, _Renames] = {
         (),
     ),
 }
-_OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models whose layers have other names in memory
 _LEFT_ASIDE = (*STACKS, "router.layer")
 _BLOCKS = (128, 128)
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
@@ -88,16 +97,14 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     renames = _RENAMES.get(model.architecture, ())
     built = list(_built(model, renames))
     how, answer = method(block, built, lambda name: _renamed(name, renames))
-    layers_named = model.architecture not in _OTHERWISE
-    known = model.architecture in _RENAMES and layers_named
+    known = model.architecture in _RENAMES
     architecture = Architecture.of_model(model)
 
     def asked(unit: Built) -> Answer:
         head = unit.kind == "head"
         decoder = head or all(map(architecture.is_decoder, (*unit.quantized, *unit.plain)))
         said = answer(unit)
-        named = architecture.known and (layers_named or head)
-        return said if known or (decoder and named) or said is False else None
+        return said if known or (decoder and architecture.known) or said is False else None
 
     yield from deviations(built, asked, ENGINE, how)
 

@@ -106,7 +106,7 @@ def _files(folder, time_of_change):
         if path.is_file():
             name, size = path.relative_to(folder).as_posix(), path.stat().st_size
             large = size >= LARGE or name.endswith(".safetensors")
-            known = f"{name} {size}".encode() if size > 1 << 20 else path.read_bytes()
+            known = f"{name} {size}".encode() if size > 1 << 28 else path.read_bytes()
             digest = hashlib.sha256(known).hexdigest() if large else hashlib.sha1(known).hexdigest()
             found.append((name, size, large, digest))
     return found

@@ -85,6 +85,24 @@ def test_faults_that_pass_change_no_byte(hub, kind, tmp_path):
     assert files_below(tmp_path / "far") == files_below(tmp_path / "local")
 
 
+def test_bytes_that_are_not_of_their_digest_are_refused(hub, dst, monkeypatch):
+    served = hub()
+
+    def changed(self, name, commit, file):
+        path = self.folder(name, commit) / file
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        other = served.root / "changed"
+        other.write_bytes(data)
+        return self.bytes_of(other, "same")
+
+    qbridge.convert("fx/model", dst, "vllm")
+    monkeypatch.setattr(served.RequestHandlerClass, "signed", changed)
+    with pytest.raises(qbridge.QBridgeError, match="sha256"):
+        qbridge.convert("fx/model", dst.with_name("other"), "vllm")
+    assert not dst.with_name("other").exists()
+
+
 @pytest.mark.parametrize("kind", ["size", "etag"])
 def test_an_answer_that_is_not_of_the_listed_file_is_refused(hub, kind, dst):
     served = hub(faults=Faults({kind: 1.0}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import abstractmethod
 from bisect import bisect_right
@@ -24,6 +25,7 @@ from qbridge.source.web import LOG, Answer, Client, Locked, shown
 CONNECTIONS = 64  # requests for small ranges that are under way at a time
 GAP = 1 << 17  # bytes between two ranges that cost less than a request does
 LARGEST = 16 << 20  # bytes of one request for small ranges
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # what tells the content of a file of Git LFS
 _SIGNED = 5  # addresses of one file that may have expired before they are asked
 HELD = 96 << 20  # bytes of prefetched ranges that are kept in memory
 
@@ -135,7 +137,13 @@ class Remote(Storage):
         """Read whole files from now on, through unnamed files of a folder."""
         if self._spool is None:
             sizes = {name: entry.size for name, entry in self._files.items()}
-            self._spool = Spool(sizes, self._fetch, folder, memory, files, self._expected)
+            digests = {name: entry.etag for name, entry in self._files.items() if _SHA256.fullmatch(entry.etag)}
+            self._spool = Spool(sizes, self._fetch, folder, memory, files, self._expected, digests)
+
+    def check_read(self) -> None:
+        """QBridgeError (QB063) for a file that was spooled whole and has another sha256 than is listed."""
+        if self._spool is not None:
+            self._spool.check()
 
     def close(self) -> None:
         """Close connections and remove what was spooled."""

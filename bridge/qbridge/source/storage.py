@@ -107,6 +107,10 @@ class Storage(Protocol):
         """
         return None
 
+    def check_read(self) -> None:
+        """QBridgeError (QB063) for a file that was read whole and is not what its digest says, where one is known."""
+        return None
+
     def strays(self, name: str) -> bool:
         """Whether a file is a link that leads out of the place."""
         return False

@@ -223,6 +223,7 @@ def test_a_table_makes_objects_of_no_other_class():
 
 def test_links_and_pickled_weights_have_no_parts(dst):
     assert codes(qbridge.plan_parts, GPTQ, dst, "vllm", link=True) == ["QB065"]
+    assert codes(qbridge.plan_parts, GPTQ, dst.with_suffix(".gguf"), "gguf") == ["QB065"]
     with pytest.raises(ValueError, match="a part is 1"):
         qbridge.convert_part(GPTQ, dst, "vllm", 3, 2)
 

@@ -12,6 +12,7 @@ import qbridge
 from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
+    Config,
     DryRun,
     Dst,
     Experts,
@@ -89,35 +90,30 @@ def convert(
     pr: Annotated[
         bool, typer.Option("--pr", help="Ask for a pull request to the repository of an hf:// DST.")
     ] = False,
+    config: Config = None,
     progress: Progressing = "auto",
 ) -> Report | PartReport:
     """Convert SRC into DST for a target, losslessly or not at all."""
     options = _library_options(locals())
     number = None if part is None else value("--part", part_of, part)
-    if part is not None and (dry_run or overwrite):
-        raise typer.BadParameter("--part goes with neither --dry-run nor --overwrite")
+    if part is not None and (dry_run or overwrite or config):
+        raise typer.BadParameter("--part goes with none of --dry-run, --overwrite, --config")
     if (public or pr) and not dst.startswith("hf://"):
         raise typer.BadParameter("--public and --pr go with a DST hf://org/name")
     with shown(progress) as advance:
         if number is not None:
             return qbridge.convert_part(src, dst, to, *number, progress=advance, **options)
-        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr}
+        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr, "config": config or ""}
         return qbridge.convert(src, dst, to, progress=advance, **options)
 
 
 def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
     """Plan a conversion in parts: write DST/plan.json, and nothing else."""
-    return qbridge.plan_parts(src, dst, to, **_library_options({"to": to, **typed}))
+    return qbridge.plan_parts(src, dst, to, **_library_options({"dst": dst, "to": to, **typed}))
 
 
-_NOT_PLANNED = (
-    "dry_run",
-    "overwrite",
-    "part",
-    "progress",
-    "public",
-    "pr",
-)  # options of convert that its plan does not have
+# options of convert that its plan does not have
+_NOT_PLANNED = ("dry_run", "overwrite", "part", "progress", "public", "pr", "config")
 plan.__signature__ = (_of_convert := inspect.signature(convert, eval_str=True)).replace(  # type: ignore[attr-defined]
     parameters=[each for name, each in _of_convert.parameters.items() if name not in _NOT_PLANNED],
     return_annotation=PartReport,
@@ -144,6 +140,8 @@ def _library_options(typed: Mapping[str, Any]) -> dict[str, Any]:
         Options(**shape)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
+    if limit is not None and typed["dst"].endswith(".gguf"):
+        raise typer.BadParameter("--max-shard-size goes with a folder, and DST is one file")
     return {
         **shape,
         "source": typed["source"],
@@ -168,6 +166,7 @@ def restore(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,
+    config: Config = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
@@ -183,6 +182,7 @@ def restore(
             jobs=jobs,
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
+            config=config or "",
         )
 
 

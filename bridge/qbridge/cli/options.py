@@ -113,6 +113,10 @@ Graft = Annotated[
     Path | None,
     typer.Option("--graft", metavar="ORIGINAL", help="Take what SRC lacks from the unquantized original; proved."),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="ORIGINAL", help="Take config and tokenizer of a GGUF file from the original."),
+]
 RenamePrefix = Annotated[
     list[str] | None,
     typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.results import Result, as_json
+from qbridge.commands.whole_file import WholeFile
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.write import staging
@@ -46,10 +48,14 @@ def clean(dst: PathLike) -> Cleaning:
         return _clean_far(far)
     out = Path(dst)
     with io_as_finding(str(dst)):
-        parts = _left_by_parts(FolderPlace(out))
-        sizes = {path: _size(path) for path in (*leftovers(out), *(out / name for name in parts))}
-        removed = [*staging.clean(out), *(out / name for name in parts)]
+        stage, parts = WholeFile(out).stage, _left_by_parts(FolderPlace(out))
+        left = (*leftovers(out), *leftovers(stage), stage, *(out / name for name in parts))
+        sizes = {path: _size(path) for path in left if path.exists()}
+        removed = [*staging.clean(out), *staging.clean(stage), *(out / name for name in parts)]
         FolderPlace(out).remove(parts)
+        if stage.is_dir():
+            shutil.rmtree(stage)
+            removed.append(stage)
     return Cleaning(str(out), tuple(map(str, removed)), sum(sizes.get(path, 0) for path in removed))
 
 

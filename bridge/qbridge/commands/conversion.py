@@ -16,11 +16,12 @@ from typing import Any
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
-from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
 from qbridge.commands.far_output import write_far
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
 from qbridge.commands.restructuring import Changes, restructured
+from qbridge.commands.whole_file import WholeFile, whole_file
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import named, side_files
@@ -35,6 +36,7 @@ from qbridge.plan.planner import Recorded, best_plan
 from qbridge.plan.survey import survey
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import TOKENIZER, Source
+from qbridge.source.storage import Storage
 from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
@@ -78,6 +80,7 @@ def convert(
     card: bool = True,
     public: bool = False,
     pr: bool = False,
+    config: PathLike = "",
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
@@ -86,8 +89,8 @@ def convert(
     `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
     it stopped, and after its end it finds that all is done (`Report.already_done`). Raises QBridgeError.
 
-    Everything from `tp` on is a field of `Options`, which says what it means. Raises ValueError too for what means
-    nothing, TypeError for what is of another type.
+    Everything from `tp` to `card` is a field of `Options`, which says what it means. Raises ValueError too for what
+    means nothing, TypeError for what is of another type.
 
     `dst` may be `hf://org/name[@branch]`: one commit there, or a pull request with `pr`. A repository that is not
     there is made, private unless it is to be `public`; shards have 5 GB unless `max_shard_size` says otherwise.
@@ -98,7 +101,7 @@ def convert(
     start = time.monotonic()
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError("max_shard_size is a number of bytes, 1 or more")
-    wanted = find_target(target)
+    wanted, storage = find_target(target), with_original(src, config)
     options = Options.of(
         wanted,
         tp,
@@ -118,8 +121,10 @@ def convert(
     )
     out, place = Path(dst), far_place(os.fspath(dst), public, pr, overwrite)
     if place is not None:
-        return _convert_far(place, src, wanted, source, allow, dry_run, max_shard_size, options, progress)
-    with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
+        return _convert_far(place, storage, wanted, source, allow, dry_run, max_shard_size, options, progress)
+    if file := whole_file(out, wanted, max_shard_size):
+        return _convert_to_file(storage, file, wanted, source, options, allow, dry_run, overwrite, progress, start)
+    with io_as_finding(str(src)), open_checkpoint(storage, source, allow, plans=True) as opened:
         there = opened.source.storage.path()
         if not dry_run:
             recover(out, there)
@@ -142,7 +147,7 @@ def convert(
 
 def _convert_far(
     place: Place,
-    src: PathLike,
+    src: PathLike | Storage,
     target: Target,
     source: str | None,
     allow: Iterable[str],
@@ -155,7 +160,7 @@ def _convert_far(
     start, stands = time.monotonic(), False
     if options.link:
         raise error("QB065", "--link", (f"{place.url} is no folder of this machine",))
-    with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
+    with io_as_finding(place.url), open_checkpoint(src, source, allow, plans=True) as opened:
         if not dry_run:
             place.check_writable(opened.source.storage.restricted)
         opened, changes = restructured(opened, options)
@@ -198,6 +203,41 @@ def documents_of(
         **side_files(plan.format, block),
         "config.json": plan.config,
     }
+
+
+def _convert_to_file(
+    src: PathLike | Storage,
+    file: WholeFile,
+    target: Target,
+    source: str | None,
+    options: Options,
+    allow: Iterable[str],
+    dry_run: bool,
+    overwrite: bool,
+    progress: Progress | None,
+    start: float,
+) -> Report:
+    """`convert` into one file: what lies beside a folder's weights is in its metadata, as far as it is needed."""
+    with io_as_finding(str(file.path)), open_checkpoint(src, source, allow, plans=True) as opened:
+        there, effort = opened.source.storage.path(), Effort.of(options)
+        if not dry_run:
+            recover(file.stage, there)
+        stands = file.path.is_file() and not overwrite
+        if not stands:
+            file.check(there, overwrite)
+        opened, changes = restructured(opened, options)
+        plan = prepare(opened, target, options)
+        record = manifest.build(opened.source, plan, changes.record(), _shaping(options, None))
+        plan = file.with_records(plan, record)
+        shards = [replace(shard, name=file.path.name) for shard in files_of(plan, opened, options.link)]
+        stands = stands and file.is_finished(opened.source, plan, shards, effort)
+        if not stands:
+            file.check(there, overwrite)
+            if not dry_run:
+                write(opened, plan, shards, {}, file.stage, overwrite, effort, progress, sides=())
+                file.publish(shards)
+    report = Report.of_plan(opened.source.url, file.path, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(report, grafted=changes.graft.as_dict(), already_done=stands)
 
 
 def _shaping(options: Options, max_shard_size: int | None) -> dict[str, Any]:
@@ -281,7 +321,7 @@ def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_
 
 def _rewritten(opened: Checkpoint, target: Target) -> dict[str, str]:
     """The side files in words that the target's transformers knows, where it does not know those that are there."""
-    if not unread_tokenizer(opened.model.tokenizer, target.reader):
+    if not unread_tokenizer(opened.model.tokenizer, target.reader.of(opened.model.config)):
         return {}
     text = opened.source.file(TOKENIZER).read().decode()
     return {TOKENIZER: spell_tokenizer(text)}
@@ -296,12 +336,13 @@ def write(
     overwrite: bool,
     effort: Effort,
     progress: Progress | None = None,
+    sides: Sequence[str] | None = None,
 ) -> dict[str, int]:
-    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization.
+    """Carry out a plan: shards, `documents` and `sides`, by default those that are neither nor about quantization.
 
     How many files were linked, by the kind of link.
     """
-    source, sides = opened.source, carried_over(opened, documents)
+    source, sides = opened.source, carried_over(opened, documents) if sides is None else sides
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum(source.file(name).size for name in sides)
     links: dict[str, int] = {}

@@ -207,7 +207,7 @@ def _spelling(model: Model, target: Target, findings: Findings) -> None:
     """What the model's config files say in words that the engine's transformers does not know, but convert does."""
     if words := unread(model.config, target.reader):
         findings.add("QB265", "config.json", words, (CONVERT,))
-    if facts := unread_tokenizer(model.tokenizer, target.reader):
+    if facts := unread_tokenizer(model.tokenizer, target.reader.of(model.config)):
         findings.add("QB205", TOKENIZER, facts, (CONVERT,))
 
 

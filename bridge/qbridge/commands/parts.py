@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Way
 from qbridge.plan.shared_plan import PLAN, SharedPlan, parsed
 from qbridge.source.folder import Folder
+from qbridge.source.gguf_files import SUFFIX
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_apart
 from qbridge.write.far_places import far_place
@@ -217,7 +219,9 @@ def _place(src: PathLike, dst: PathLike) -> Place:
 
 def _written_place(dst: PathLike) -> Place:
     """The place that a DST means; QBridgeError (QB065) for one that shows nothing before all is there."""
-    far = far_place(dst) if isinstance(dst, str) else None
+    far = far_place(os.fspath(dst))
+    if Path(dst).suffix == SUFFIX:
+        raise error("QB065", str(dst), ("it is one file",), fix="Name a folder, without .gguf at its end.")
     if far is not None and not far.shows_parts:
         raise error("QB065", far.url, ("its files are seen when all are there",), fix="Make the parts in a bucket.")
     return far or FolderPlace(Path(dst))

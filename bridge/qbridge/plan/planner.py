@@ -245,8 +245,8 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     config = follow(result.config, result.specs)
     config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
     block = destination.config(result)
-    if block:
-        config["quantization_config"] = block
+    if block and (result.specs or result.kv_cache):
+        config |= dict.fromkeys(getattr(destination, "BLOCK_KEYS", ("quantization_config",)), block)
     others = rearranged_layers(result)
     plan = Plan(model, candidate.target, destination, layers, outputs, config, others=others)
     if compute := getattr(destination, "computed", None):

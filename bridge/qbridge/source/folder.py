@@ -77,15 +77,15 @@ class Folder(Storage):
 
     def has(self, name: str) -> bool:
         """Whether it is a file; OSError for a name that no file can have."""
-        return (self._root / name).is_file()
+        return (self._at(name)).is_file()
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        return os.stat(self._root / name).st_size
+        return os.stat(self._at(name)).st_size
 
     def stamp(self, name: str) -> str:
         """Its size and the time of its last change, in ns."""
-        status = os.stat(self._root / name)
+        status = os.stat(self._at(name))
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def read_into(self, name: str, offset: int, buffer: Array) -> bool:
@@ -94,7 +94,7 @@ class Folder(Storage):
 
     def read(self, name: str, most: int = MAX_HEADER) -> bytes:
         """The first bytes of a file, which is not left open."""
-        with open(self._root / name, "rb") as stream:
+        with open(self._at(name), "rb") as stream:
             return stream.read(most)
 
     def descriptor(self, name: str) -> int:
@@ -108,11 +108,14 @@ class Folder(Storage):
             return handles[name]
         while len(handles) >= self._open_files:
             os.close(handles.popitem(last=False)[1])
-        handles[name] = os.open(self._root / name, os.O_RDONLY | BINARY)
+        handles[name] = os.open(self._at(name), os.O_RDONLY | BINARY)
         return handles[name]
 
     def path(self, name: str = "") -> Path:
         """The folder, or a file in it."""
+        return self._at(name)
+
+    def _at(self, name: str) -> Path:
         return self._root / name
 
     def strays(self, name: str) -> bool:
@@ -121,7 +124,7 @@ class Folder(Storage):
         A folder of the cache has its own blobs; `--local-dir` of huggingface_hub before 0.23 left links into the
         cache.
         """
-        file = self._root / name
+        file = self._at(name)
         if file.parent == self._root and not file.is_symlink():
             return False
         home, there = self._root.resolve(), file.resolve()

@@ -37,11 +37,15 @@ _Renames = tuple[tuple[str, str], ...]
 _LLAVA: _Renames = (
     (r"^language_model\.lm_head", "lm_head"),
     (r"^language_model(?:\.model)?", "model.language_model"),
-    (r"^(vision_tower|multi_modal_projector|audio_tower)", r"model.\1"),
+    (r"^(vision_tower|vision_model|multi_modal_projector|audio_tower)", r"model.\1"),
 )
 _QWEN2_VL: _Renames = (
     (r"^visual", "model.visual"),
     (r"^model(?!\.(?:language_model|visual))", "model.language_model"),
+)
+_THINKER: _Renames = (
+    (r"^(audio_tower|visual)", r"model.\1"),
+    (r"^model(?!\.(?:language_model|visual|audio_tower))", "model.language_model"),
 )
 _DEEPSEEK_V4: _Renames = (
     *((r"^head\b", "lm_head"), (r"^layers\.", "model.layers."), (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp.")),
@@ -61,6 +65,11 @@ _RENAMES: Mapping[str, _Renames] = {
             *("LlavaNextForConditionalGeneration", "Mistral3ForConditionalGeneration"),
             *("AyaVisionForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"),
             *("LlavaOnevisionForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
+            *(
+                "Kimi_K25ForConditionalGeneration",
+                "KimiK25ForConditionalGeneration",
+                "MllamaForConditionalGeneration",
+            ),
             *("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration"),
         ],
         _LLAVA,
@@ -69,7 +78,18 @@ _RENAMES: Mapping[str, _Renames] = {
     "GPTNeoXForCausalLM": ((r"^embed_out", "lm_head"),),
     **dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _QWEN2_VL),
     **dict.fromkeys(
+        ["Qwen2_5OmniThinkerForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"], _THINKER
+    ),
+    **dict.fromkeys(
         [
+            *("Cohere2VisionForConditionalGeneration", "Exaone4_5_ForConditionalGeneration"),
+            *("Gemma4ForConditionalGeneration", "Glm46VForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
+            *("GlmOcrForConditionalGeneration", "Idefics3ForConditionalGeneration", "Lfm2VlForConditionalGeneration"),
+            *(
+                "LightOnOcrForConditionalGeneration",
+                "Llama4ForConditionalGeneration",
+                "SmolVLMForConditionalGeneration",
+            ),
             *("Glm4vForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3_5ForConditionalGeneration"),
             *("Qwen3VLMoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
         ],

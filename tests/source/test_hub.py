@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -309,10 +310,15 @@ def test_a_folder_of_a_web_server(hub, index, tmp_path):
         again.read_into("model.safetensors", 0, np.empty(8, np.uint8))
 
 
-@pytest.mark.parametrize("address", ["hf://fx/out", "s3://bucket/out", "https://host/out"])
-def test_nothing_is_written_to_an_address(address, hub, tmp_path):
-    with pytest.raises(qbridge.QBridgeError, match="QB031"):
+@pytest.mark.parametrize(
+    ("address", "code"), [("hf://fx/out", "QB068"), ("s3://bucket/out", "QB068"), ("https://host/out", "QB061")]
+)
+def test_no_folder_is_called_as_an_address(address, code, hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(qbridge.QBridgeError, match=code):
         qbridge.convert(CASE, address, "compressed-tensors")
+    with pytest.raises(qbridge.QBridgeError, match="QB031"):
+        qbridge.convert(CASE, Path(address), "compressed-tensors")
     assert not list(tmp_path.glob("*:*"))
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -193,10 +197,30 @@ def test_xet_gets_the_files_by_their_paths(written, monkeypatch, tmp_path):
     assert files_below(served.root / "fx/out") == files_below(tmp_path / "one")
 
 
+def environment_of(served, home):
+    asked = {"HF_ENDPOINT": served.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+    return {**os.environ, **asked}
+
+
+def test_a_run_that_is_killed_has_committed_nothing_or_all(written, tmp_path):
+    served = written()
+    qbridge.convert(CASE, tmp_path / "one", "vllm", max_shard_size=200_000)
+    command = [sys.executable, "-m", "qbridge", "convert", str(CASE), "hf://fx/out", "--to", "vllm"]
+    for wait in (1.5, 2.5, 3.5):
+        process = subprocess.Popen(
+            [*command, "--max-shard-size", "200KB", "--overwrite", "-q"], env=environment_of(served, tmp_path)
+        )
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+        assert files_below(served.root / "fx/out") in ({}, files_below(tmp_path / "one"))
+    qbridge.convert(CASE, "hf://fx/out", "vllm", max_shard_size=200_000, overwrite=True)
+    assert files_below(served.root / "fx/out") == files_below(tmp_path / "one")
+
+
 def test_the_command_line(written, tmp_path):
     served = written()
-    environment = {"HF_ENDPOINT": served.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
-    done = cli("convert", CASE, "hf://fx/out", "--to", "vllm", env=environment)
+    done = cli("convert", CASE, "hf://fx/out", "--to", "vllm", env=environment_of(served, tmp_path))
     assert done.returncode == 0, done.stderr
     assert "committed:" in done.stderr and TOKEN not in done.stderr + done.stdout
     assert (served.root / "fx/out/config.json").is_file()

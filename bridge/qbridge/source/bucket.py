@@ -37,8 +37,8 @@ def root_of(text: str) -> str:
     return f"{match[2]}/{match[3]}".rstrip("/")
 
 
-def file_system(text: str) -> Any:
-    """What fsspec has for the scheme of an address; QBridgeError (QB062) where that is not installed."""
+def file_system(text: str, code: str = "QB062") -> Any:
+    """What fsspec has for the scheme of an address; QBridgeError (`code`) where that is not there."""
     scheme = text.partition("://")[0].lower()
     try:
         import fsspec
@@ -47,7 +47,7 @@ def file_system(text: str) -> Any:
     except ImportError:
         package = PACKAGES[scheme]
         extra = "qbridge-llm[s3]" if scheme == "s3" else package
-        raise error("QB062", package, ("it is not installed",), fix=f"Install it: pip install '{extra}'") from None
+        raise error(code, package, ("it is not installed",), fix=f"Install it: pip install '{extra}'") from None
 
 
 @contextmanager

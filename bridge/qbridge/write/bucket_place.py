@@ -24,7 +24,7 @@ class BucketPlace(Place):
 
     def __init__(self, url: str) -> None:
         """Nothing is asked yet."""
-        self._url, self._root, self._service = url, root_of(url), file_system(url)
+        self._url, self._root, self._service = url, root_of(url), file_system(url, "QB068")
 
     @property
     def url(self) -> str:

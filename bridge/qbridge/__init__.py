@@ -20,6 +20,8 @@ from qbridge.commands.conversion import convert
 from qbridge.commands.explanation import Explanation, explain
 from qbridge.commands.inspection import Inspection, inspect
 from qbridge.commands.possibilities import Possibilities, Possibility, what
+from qbridge.commands.proof import Proof
+from qbridge.commands.proving import prove
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.restoration import restore
 from qbridge.commands.results import displayed_by as _displayed_by
@@ -82,6 +84,7 @@ __all__ = [
     "Options",
     "Possibilities",
     "Possibility",
+    "Proof",
     "QBridgeError",
     "RefusedError",
     "Report",
@@ -102,6 +105,7 @@ __all__ = [
     "inspect",
     "list_formats",
     "list_targets",
+    "prove",
     "restore",
     "stream",
     "verify",

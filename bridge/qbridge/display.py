@@ -15,6 +15,7 @@ from qbridge.commands.explanation import Explanation, Listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
 from qbridge.commands.possibilities import Possibilities
+from qbridge.commands.proof import Proof
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.results import Result
 from qbridge.commands.settings import Settings
@@ -30,6 +31,7 @@ _SHOW: Mapping[type[Result], Callable[[Console, Any], None]] = {
     Listing: render.listing,
     Names: render.names,
     Possibilities: render.possibilities,
+    Proof: render.proof,
     Report: render.report,
     Settings: render.names,
     Verification: render.verification,

@@ -20,6 +20,7 @@ PAGES = [*sorted((ROOT / "tests/cli").glob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 VOLATILE = [
     (re.compile(r"(?m)^(time +)[\d.]+ s$"), r"\g<1>0.0 s"),
+    (re.compile(r"(?m)^(python +)\S*$"), r"\g<1>PYTHON"),
     (re.compile(r'"seconds": [\d.]+'), '"seconds": 0.0'),
 ]
 

@@ -67,6 +67,7 @@ FILES_ALLOWED = (
     "bridge/qbridge/write/",
     # runs in an engine's own Python, which has no qbridge
     "bridge/qbridge/targets/proving.py",
+    "bridge/qbridge/targets/llamacpp/prover.py",
     # the user's config file, which is no file of a checkpoint
     "bridge/qbridge/commands/settings.py",
     # until a storage reads them: the manifest and side files beside config.json, the laws' own output

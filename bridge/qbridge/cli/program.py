@@ -41,6 +41,7 @@ add(
 add(app, converting.restore, writes=True)
 add(app, asking.check, f"{_EXAMPLE} check Qwen2-72B-GPTQ-Int4 --for vllm --tp 2 --gpu sm90")
 add(app, asking.what, f"{_EXAMPLE} what Qwen2-72B-GPTQ-Int4 --tp 2")
+add(app, asking.prove, f"{_EXAMPLE} prove Qwen2-72B-vllm --in vllm --python ~/vllm/bin/python")
 add(app, asking.inspect)
 add(app, asking.verify)
 add(app, converting.clean)

@@ -13,6 +13,7 @@ from typing import Any
 
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
+from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_layers
@@ -30,7 +31,7 @@ from qbridge.plan.resizing import as_resized
 from qbridge.source.json_text import MAX_HEADER
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
-from qbridge.source.storage import File, load_json
+from qbridge.source.storage import File, Storage, load_json
 
 SCHEMA = 1
 NOTHING: Mapping[str, Any] = {}
@@ -148,10 +149,11 @@ def revive(name: str, out_features: int, in_features: int, fields: Mapping[str, 
     )
 
 
-def load(source: Source) -> Mapping[str, Any] | None:
+def load(source: Source | Storage) -> Mapping[str, Any] | None:
     """The manifest beside a checkpoint, or None if there is none that this version understands."""
+    file = File(source, MANIFEST) if isinstance(source, Storage) else source.file(MANIFEST)
     try:
-        value = load_json(source.file(MANIFEST))
+        value = load_json(file)
     except (OSError, ValueError):
         return None  # provenance only: the tensors are read from config and headers
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
@@ -163,6 +165,19 @@ def added(recorded: Mapping[str, Any]) -> frozenset[str]:
         return frozenset(map(str, recorded["source"].get("added", ())))
     except MALFORMED:
         return frozenset()
+
+
+def quantized(recorded: Mapping[str, Any]) -> frozenset[str]:
+    """The modules that a conversion wrote as codes, by their tensors' names; a malformed manifest names none."""
+    names: set[str] = set()
+    try:
+        for entry in recorded["steps"]:
+            if entry["exactness"] != Exactness.DEQUANTIZED and not any(map(_is_unquantized, entry["passes"])):
+                at = dict(entry["after"]["dialect"]).get("at")
+                names.update([str(at)] if at else map(str, entry["layers"]))
+    except MALFORMED:
+        return frozenset()
+    return frozenset(names)
 
 
 def padded(source: Source) -> dict[str, Pad]:

@@ -44,6 +44,7 @@ from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec, identical
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.loaders.transformers import load
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.options import Options
 from qbridge.targets.registry import targets as _targets
@@ -105,6 +106,7 @@ __all__ = [
     "inspect",
     "list_formats",
     "list_targets",
+    "load",
     "prove",
     "restore",
     "stream",

@@ -1,4 +1,4 @@
-"""QB7xx: what an engine's own loader makes of a checkpoint (`qbridge prove`)."""
+"""QB7xx: what an engine's own loader makes of a checkpoint (`prove`), or of a conversion (`load`)."""
 
 from __future__ import annotations
 
@@ -99,5 +99,24 @@ ENTRIES = (
         "Leave --emulate out where the GPU is.",
         _PROVERS,
         severity="note",
+    ),
+    Code(
+        "QB711",
+        "transformers cannot load a conversion here",
+        "`qbridge.load` gives tensors to the transformers of this Python while it fills the model; only 5 and newer "
+        "take them so.",
+        "Nothing was loaded.",
+        'transformers 4.57; "model_type": "baichuan", whose class is code in the repository',
+        "Install transformers 5 or newer, or write the checkpoint (`qbridge convert SRC DST --to transformers`).",
+        "transformers 5.17.0, core_model_loading.py",
+    ),
+    Code(
+        "QB712",
+        "this model reads more than one checkpoint while it loads",
+        "Its class in vLLM names a second source of weights; the plugin streams the one that is served.",
+        "Parameters would stay empty.",
+        "Ultravox, whose audio tower is another repository",
+        "Write the checkpoint (`qbridge convert SRC DST --to vllm`) and serve that.",
+        "vllm 0.33.0, model_executor/model_loader/default_loader.py (secondary_weights)",
     ),
 )

@@ -135,7 +135,10 @@ class LMDeploy:
         if any(text in str(error) for error in refusals.values() for text in ELSEWHERE):
             raise self.proving.Unproved(self._said(refusals))
         report["refusals"] = {name: self.proving.described(error) for name, error in refusals.items()}
-        raise RuntimeError(self._said(refusals))
+        refusal: Any = RuntimeError(self._said(refusals))
+        given = (getattr(error, "tensor_given_last", None) for error in refusals.values())
+        refusal.tensor_given_last = next((name for name in given if name), None)
+        raise refusal
 
     @staticmethod
     def _said(refusals: dict[str, Exception]) -> str:

@@ -95,6 +95,8 @@ class Transformers:
         if gpu is not None:
             self._stub(torch, gpu)
         self.renamed: dict[str, str] = {}
+        self.plain: dict[str, str] = {}
+        self.built: dict[str, list[int]] = {}
         self.found: dict[str, Any] = {}
         self._watch()
 
@@ -121,12 +123,21 @@ class Transformers:
         def renaming(source_key: str, *args: Any, **kwargs: Any) -> Any:
             answer = rename(source_key, *args, **kwargs)
             self.renamed[source_key] = answer[0]
+            if answer[1] is None:  # nothing is made of it: it is the parameter
+                self.plain[source_key] = answer[0]
             return answer
 
         def logging(*args: Any, loading_info: Any, **kwargs: Any) -> Any:
             self.found = {name: getattr(loading_info, name) for name in loading_info.__dataclass_fields__}
             return log(*args, loading_info=loading_info, **kwargs)
 
+        fill = modeling_utils.convert_and_load_state_dict_in_model
+
+        def filling(model: Any, *args: Any, **kwargs: Any) -> Any:
+            self.built = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+            return fill(model, *args, **kwargs)
+
+        modeling_utils.convert_and_load_state_dict_in_model = filling
         loading.rename_source_key, modeling_utils.log_state_dict_report = renaming, logging
 
     def _watch_of_4(self) -> None:
@@ -182,11 +193,23 @@ class Transformers:
         for source, target in names.items():
             origins.setdefault(target, []).append(source)
         report["unfilled"] = _uneven(origins)
+        report["misshapen"] += self._unlike(path, report["misshapen"])
         for target, tensors in origins.items():
             owner = self.proving.owner_of(target, report["modules"])
             if owner and report["modules"][owner]["method"] is None and any(map(SCALES.search, tensors)):
                 report["modules"][owner]["method"] = "dequantized while loading"
         report["quantized"] = self.proving.by_module(origins, report["modules"])
+
+    def _unlike(self, path: str, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tensors of another shape than the parameter that they become; a quantizer may decompress them as is."""
+        stored, seen = self.proving.stored_shapes(path), {entry["parameter"] for entry in known}
+        both = sorted(self.plain.items())
+        pairs = [(name, target) for name, target in both if name in stored and target in self.built]
+        return [
+            {"tensor": name, "parameter": target, "given": stored[name][1], "wanted": self.built[target]}
+            for name, target in pairs
+            if stored[name][1] != self.built[target] and target not in seen
+        ]
 
     def _sort(self, info: dict[str, Any], raw: dict[str, Any], report: dict[str, Any]) -> None:
         """Put what from_pretrained has found into the report."""

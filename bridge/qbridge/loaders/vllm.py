@@ -2,10 +2,10 @@
 
     vllm serve SRC --load-format qbridge --config-format qbridge
 
-vLLM calls `register` in each of its processes (entry-point group vllm.general_plugins). The config is that of the plan
-which `convert SRC --to vllm --tp N` would carry out, N the tensor-parallel size that vLLM is started with; weights come
-from its stream, each converted when vLLM asks for it. What would be refused is refused in the same words while vLLM
-reads the config, before it touches a GPU. Source: vllm 0.32.0 and 0.33.0, transformers_utils/config.py
+vLLM calls `register` in each of its processes (entry-point group vllm.general_plugins). The config is that of the
+plan that `convert SRC --to vllm --tp N` would carry out, N the tensor-parallel size that it is started with; weights
+come from its stream, each converted when vLLM asks for it. What would be refused is refused in the same words while
+vLLM reads the config, before it touches a GPU. Source: vllm 0.32.0 and 0.33.0, transformers_utils/config.py
 (register_config_parser), model_executor/model_loader/__init__.py (register_model_loader) and default_loader.py.
 """
 
@@ -31,9 +31,28 @@ def register() -> None:
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.transformers_utils.config import register_config_parser
 
+    _hide_special_names()
     _note_sizes(EngineArgs)
     register_config_parser(NAME)(_parser())
     register_model_loader(NAME)(_loader())
+
+
+def _hide_special_names() -> None:
+    """Let llvmlite's library have no attribute such as __dict__, for it takes every name for a C function's.
+
+    vLLM for the CPU asks all that is imported for its __dict__ (0.32.0, triton_utils/dispatcher.py), and would stop.
+    """
+    from llvmlite.binding import ffi
+
+    library: Any = type(ffi.lib)
+    look_up = library.__getattr__
+
+    def named(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return look_up(self, name)
+
+    library.__getattr__ = named
 
 
 def _note_sizes(arguments: Any) -> None:

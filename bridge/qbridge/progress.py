@@ -87,14 +87,17 @@ def compiling_shown(console: Console) -> Iterator[None]:
 def _json_lines() -> Callable[[Advance], None]:
     """A line for every shard that is begun or done, and ten in a second between, with rate and remaining time."""
     start, last, shards = time.monotonic(), -1.0, -1
+    resumed: int | None = None  # bytes that an earlier run has written
 
     def advance(at: Advance) -> None:
-        nonlocal last, shards
+        nonlocal last, shards, resumed
         now = time.monotonic()
+        if resumed is None:
+            resumed = at.bytes_done
         if now - last < 0.1 and at.bytes_done < at.bytes_total and at.shards_done == shards:
             return
         last, shards = now, at.shards_done
-        rate = at.bytes_done / (now - start) if at.bytes_done and now > start else None
+        rate = (at.bytes_done - resumed) / (now - start) if at.bytes_done > resumed and now > start else None
         left = round((at.bytes_total - at.bytes_done) / rate, 1) if rate else None
         fields = {name: getattr(at, name) for name in at.__dataclass_fields__}
         speed = round(rate) if rate else None

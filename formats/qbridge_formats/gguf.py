@@ -28,6 +28,7 @@ from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
 from qbridge.findings.finding import Findings
 from qbridge.formats.common_rules import (
     first_of,
+    folded_zeros,
     global_scales,
     no_blocks,
     no_kv_scales,
@@ -42,11 +43,11 @@ from qbridge.ir.plain import plain_spec
 from qbridge.ir.scheme import DENSE, GLOBAL_SCALE
 from qbridge.ir.slots import PLAIN, Codec, Slice, Slot
 from qbridge.passes import Pass
-from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
+from qbridge.source.ggml_types import TYPES
 from qbridge.source.reader import Source
 from qbridge_formats._shared.gguf_reading import read_model
 from qbridge_formats._shared.gguf_vocabulary import no_vocabulary, vocabulary
@@ -69,7 +70,7 @@ def sniff(source: Source) -> Match | str:
     """Evidence: the container."""
     if not source.metadata:
         return "it lies in no GGUF file"
-    kinds = Counter(tensor.kind for tensor in source.tensors.values() if tensor.kind in STRUCTS)
+    kinds = Counter(tensor.kind for tensor in source.tensors.values() if TYPES[tensor.kind].dtype is None)
     return Match(
         2, f"it lies in GGUF files, with {sum(kinds.values())} tensors of {', '.join(sorted(kinds)) or 'no'} blocks"
     )
@@ -237,7 +238,7 @@ def _zero_points(spec: Spec, model: Model) -> Problem | None:
 def _folded(spec: Spec, model: Model) -> Pass | None:
     """Into codes of a bit more, of the widths that there are."""
     bits = next((width for width in (4, 5, 8) if width > spec.weight.bits), None)
-    return FoldZeros(bits) if bits else None
+    return folded_zeros(model, bits) if bits else None
 
 
 def _fits_two_bits(spec: Spec) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from typer.main import get_command
 
 from qbridge.cli import app
 from support import cli
@@ -14,14 +14,33 @@ COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 SRC = "compressed_tensors/llama_w8a8/model"
 
 
+@pytest.fixture
+def help_of(monkeypatch, capsys):
+    """What a terminal of so many columns shows for `qbridge WORDS -h`."""
+
+    def shown(columns, *words):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        get_command(app)([*words, "-h"], "qbridge", standalone_mode=False)
+        return capsys.readouterr().out
+
+    return shown
+
+
 @pytest.mark.parametrize("columns", [60, 100])
-def test_help_names_no_type_of_a_flag_and_fits(columns):
+def test_help_names_no_type_of_a_flag_and_fits(columns, help_of):
     for words in ([], *([command] for command in COMMANDS)):
-        done = CliRunner().invoke(app, [*words, "-h"], env={"COLUMNS": str(columns)})
-        assert done.exit_code == 0 and "<bool>" not in done.stdout
-        assert max(map(len, done.stdout.splitlines())) <= columns
-        assert bool(words) == ("--quiet" in done.stdout)
-        assert columns < 100 or words not in (["convert"], ["check"]) or "Engine[@version]" in done.stdout
+        text = help_of(columns, *words)
+        assert "<bool>" not in text and max(map(len, text.splitlines())) <= columns
+        assert bool(words) == ("--quiet" in text)
+        assert words not in (["convert"], ["check"]) or "Engine[@version]" in text
+
+
+@pytest.mark.parametrize("columns", [40, 60, 79, 80, 100])
+def test_help_cuts_no_name(columns, help_of):
+    for name, command in get_command(app).commands.items():
+        text = help_of(columns, name)
+        assert "…" not in text
+        assert all(option in text for param in command.params for option in param.opts if option.startswith("-"))
 
 
 def test_version_has_a_short_option():

@@ -14,7 +14,7 @@ import qbridge
 from qbridge.commands import proving
 from qbridge.targets import proving as contract
 from qbridge.targets.registry import find_target
-from support import ROOT, cli, copy_fixture
+from support import ROOT, copy_fixture
 
 LAYER = "model.layers.0.mlp.down_proj"
 # A prover that gives what EDIT makes of the report of a sound checkpoint.
@@ -160,15 +160,14 @@ def test_an_engine_without_a_prover_and_one_that_is_not_there(dst, tmp_path):
 
 
 def test_transformers_of_this_python_loads_a_fixture_and_no_damaged_one(dst):
-    done = cli("prove", dst, "--in", "transformers", "--json")
-    answer = json.loads(done.stdout)
-    assert (done.returncode, answer["verdict"], answer["quantized"]) == (0, "loads", 7), done.stdout + done.stderr
+    answer = qbridge.prove(dst, "transformers")
+    assert answer.ok and answer.quantized == 7, str(answer)
     file = dst / "model.safetensors"
     tensors = load_file(file)
     del tensors[f"{LAYER}.weight_scale"]
     save_file(tensors, file, {"format": "pt"})
-    done = cli("prove", dst, "--in", "transformers", "--python", sys.executable)
-    assert done.returncode == 1 and f"{LAYER}.weight_scale" in done.stderr and "does not load" in done.stdout
+    answer = qbridge.prove(dst, "transformers", python=sys.executable)
+    assert answer.verdict == "does not load" and f"{LAYER}.weight_scale" in answer.missing
 
 
 def test_the_page_names_every_code_and_every_engine():

@@ -134,6 +134,17 @@ def test_there_is_no_rate_before_anything_is_done(capsys, monkeypatch):
     assert faults("progress.json", first) == faults("progress.json", second) == []
 
 
+def test_what_an_earlier_run_has_written_is_no_rate(capsys, monkeypatch):
+    clock = iter([0.0, 0.0, 5.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with progress("json", None) as advance:
+        advance(Advance(80, 100, "b", 1, 2))
+        advance(Advance(90, 100, "b", 1, 3))
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["bytes_per_second"] is None and first["seconds_left"] is None
+    assert second["bytes_per_second"] == 2 and second["seconds_left"] == 5.0
+
+
 def test_a_field_that_no_schema_names_is_seen(src):
     answer = qbridge.inspect(src).as_dict()
     assert faults("inspect.json", json.loads(json.dumps({**answer, "more": 1})))

@@ -47,7 +47,9 @@ class Reader:
     the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers. `indexed`: whether it
     knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not. `hybrid`:
     whether it knows the layers of Nemotron-H by the names that transformers 5.17 gave them. `implied` are the model
-    types of which it asks for keys that their classes in transformers 5 no longer save.
+    types of which it asks for keys that their classes in transformers 5 no longer save, and `newer` those that no
+    transformers 4 knows, so that a transformers 5 reads them whatever `versions` are. Those of `untied` have their
+    heads tied where config.json does not say, and those of `head_dims` are asked for head_dim.
     """
 
     versions: tuple[int, ...] = (4, 5)
@@ -56,6 +58,15 @@ class Reader:
     indexed: bool = True
     hybrid: bool = True
     implied: frozenset[str] = frozenset()
+    untied: frozenset[str] = frozenset()
+    head_dims: frozenset[str] = frozenset()
+    newer: frozenset[str] = frozenset()
+
+    def of(self, config: Mapping[str, Any]) -> Reader:
+        """The reader of one config, nested ones aside: a transformers 5 where no other knows its model type."""
+        if str(config.get("model_type")) not in self.newer:
+            return self
+        return replace(self, versions=(5,), plain_rope=True)
 
 
 ANY_READER = Reader(indexed=False)
@@ -160,6 +171,7 @@ def _holders(config: Mapping[str, Any], prefix: str = "", is_text: bool = True) 
 def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[str, dict[str, Any]]:
     """By word that the reader does not understand, the keys to write; nested configs aside."""
     changes: dict[str, dict[str, Any]] = {}
+    reader = reader.of(config)
     if rope := _rope_changes(config, reader, is_text):
         changes["rope_parameters" if "rope_parameters" in config else "rope_scaling"] = rope
     layers = config.get("layer_types")
@@ -168,8 +180,7 @@ def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[s
     for key in _BLOCK_TYPES if not reader.hybrid and config.get("model_type") == "nemotron_h" else ():
         if isinstance(kinds := config.get(key), list) and kinds != (old := _old_blocks(kinds)):
             changes[key] = {key: old}
-    if str(config.get("model_type")) in reader.implied:
-        changes |= {key: {key: value} for key, value in by_class.missing(config).items() if value is not None}
+    changes |= _unsaid(config, reader)
     if 4 not in reader.versions:
         return changes
     dtype = config.get("dtype")
@@ -227,6 +238,26 @@ def unread_tokenizer(tokenizer: Mapping[str, Any], reader: Reader) -> list[str]:
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         facts.append("extra_special_tokens is a list")
     return facts
+
+
+def _unsaid(config: Mapping[str, Any], reader: Reader) -> dict[str, dict[str, Any]]:
+    """By key that a reader asks for or takes otherwise where it is absent, what the class of a config means."""
+    kind, found = str(config.get("model_type")), dict[str, Any]()
+    if kind in reader.implied:
+        found |= {key: value for key, value in by_class.missing(config).items() if value is not None}
+    if kind in reader.untied and "tie_word_embeddings" not in config:
+        found["tie_word_embeddings"] = False
+    if kind in reader.head_dims and (head_dim := _head_dim(config)):
+        found["head_dim"] = head_dim
+    return {key: {key: value} for key, value in found.items()}
+
+
+def _head_dim(config: Mapping[str, Any]) -> int | None:
+    """head_dim where config.json does not say it: hidden_size / num_attention_heads."""
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if config.get("head_dim") is not None or type(hidden) is not int or type(heads) is not int or heads < 1:
+        return None
+    return hidden // heads
 
 
 def spell_tokenizer(text: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-QUANTIZATION_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config")
+# The last is mlx-lm's, which says the same under the first as well (mlx-lm 0.32.2, utils.py, quantize_model).
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "sparseml_quantization_config", "quantization")
 NESTED = ("text_config", "llm_config", "language_config")  # keys of a multimodal model's text model
 
 

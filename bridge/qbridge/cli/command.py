@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from itertools import takewhile
+from shutil import get_terminal_size
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from qbridge import display, render
@@ -26,6 +28,7 @@ from qbridge.findings.finding import Finding, QBridgeError, Severity, error
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # the one that typer exports is of this class
 
 _NOTHING = "nothing was written"
+_TABLES = 80  # columns of a terminal, at which no table cuts a name
 
 
 def stdout() -> Console:
@@ -52,6 +55,15 @@ class _Flags:
 
 class Command(_Flags, TyperCommand):
     """A command whose options of one value are given at most once: the last of two would win in silence."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help: in tables, or plainly where their columns would cut the names of options."""
+        if get_terminal_size().columns < _TABLES:
+            self.rich_markup_mode = None
+            shown: list[Any] = self.params
+            for row in shown:
+                row.help = Text.from_markup(row.help or "").plain
+        super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse; a usage error for an option that is given twice."""

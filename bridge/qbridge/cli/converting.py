@@ -11,6 +11,7 @@ import qbridge
 from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
+    Config,
     DryRun,
     Dst,
     Experts,
@@ -24,6 +25,7 @@ from qbridge.cli.options import (
     Overwrite,
     Progressing,
     RenamePrefix,
+    ReportFile,
     ShardSize,
     Sizes,
     Source,
@@ -81,6 +83,8 @@ def convert(
     memory: Memory = "512MB",
     no_proof: NoProof = False,
     no_card: NoCard = False,
+    config: Config = None,
+    report: ReportFile = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Convert SRC into DST for a target, losslessly or not at all."""
@@ -91,6 +95,8 @@ def convert(
         Options(sizes, pad, regroup, bits, not no_passes, dtype, experts, rename_prefix=prefixes)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
+    if limit is not None and dst.suffix == ".gguf":
+        raise typer.BadParameter("--max-shard-size goes with a folder, and DST is one file")
     if dtype and to.lower() != "dense":
         raise typer.BadParameter("--dtype goes with --to dense")
     with shown(progress) as advance:
@@ -118,6 +124,8 @@ def convert(
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
             card=not no_card,
+            config=config or "",
+            report=report,
         )
 
 
@@ -131,6 +139,7 @@ def restore(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     no_proof: NoProof = False,
+    config: Config = None,
     progress: Progressing = "auto",
 ) -> Report:
     """Undo what qbridge.json beside SRC records: the original's tensors and config at DST."""
@@ -146,6 +155,7 @@ def restore(
             jobs=jobs,
             memory=value("--memory", memory_of, memory),
             proof=not no_proof,
+            config=config or "",
         )
 
 

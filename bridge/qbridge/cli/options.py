@@ -114,6 +114,10 @@ Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", help="Write a page of the result, which loads nothing."),
+]
 NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as it is: no model card.")]
 ShardSize = Annotated[
     str | None,
@@ -131,6 +135,10 @@ Experts = Annotated[
 Graft = Annotated[
     Path | None,
     typer.Option("--graft", metavar="ORIGINAL", help="Take what SRC lacks from the unquantized original; proved."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="ORIGINAL", help="Take config and tokenizer of a GGUF file from the original."),
 ]
 RenamePrefix = Annotated[
     list[str] | None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.results import Result, as_json
+from qbridge.commands.whole_file import WholeFile
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import io_as_finding
 from qbridge.write import staging
@@ -40,8 +42,12 @@ def clean(dst: PathLike) -> Cleaning:
     """
     out = Path(dst)
     with io_as_finding(str(dst)):
-        sizes = {path: _size(path) for path in leftovers(out)}
-        removed = staging.clean(out)
+        stage = WholeFile(out).stage
+        sizes = {path: _size(path) for path in (*leftovers(out), *leftovers(stage), stage) if path.exists()}
+        removed = [*staging.clean(out), *staging.clean(stage)]
+        if stage.is_dir():
+            shutil.rmtree(stage)
+            removed.append(stage)
     return Cleaning(str(out), tuple(map(str, removed)), sum(sizes.get(path, 0) for path in removed))
 
 

@@ -15,10 +15,13 @@ from typing import Any
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
-from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.architecture.sizes import judge_sizes
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
+from qbridge.commands.reporting import with_report
 from qbridge.commands.restructuring import restructured
+from qbridge.commands.whole_file import WholeFile, whole_file
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import io_as_finding
 from qbridge.formats.registry import named, side_files
@@ -33,6 +36,7 @@ from qbridge.plan.planner import Recorded, best_plan
 from qbridge.plan.survey import survey
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import TOKENIZER, Source
+from qbridge.source.storage import Storage
 from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
@@ -46,6 +50,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @checked
+@with_report("src", written="dst")
 def convert(
     src: PathLike,
     dst: PathLike,
@@ -57,6 +62,7 @@ def convert(
     overwrite: bool = False,
     max_shard_size: int | None = None,
     progress: Progress | None = None,
+    report: PathLike | None = None,
     tp: int | Sequence[int] = 1,
     pad: bool = False,
     regroup: int | None = None,
@@ -71,6 +77,7 @@ def convert(
     memory: int = MEMORY,
     proof: bool = True,
     card: bool = True,
+    config: PathLike = "",
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
 
@@ -79,21 +86,8 @@ def convert(
     `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
     it stopped, and after its end it finds that all is done (`Report.already_done`). Raises QBridgeError.
 
-    The output is legal at every tensor-parallel size of `tp`. `pad` lets MLPs grow for that, `regroup` is a group
-    size and `bits` a width (4 or 8) to have; without `passes` nothing but the layout changes. `dtype` is for the
-    target `dense` alone: float16, bfloat16 or float32, by default config.json's.
-
-    `experts`, "fused" or "separate", is how unquantized experts are stored; they are left as they are, or as the
-    target needs them, where it is empty.
-
-    `graft` is the unquantized original of `src`, whose tensors are copied where `src` has none. `rename_prefix` has
-    pairs of what names begin with and shall begin with (`{"model.language_model": "model"}`). With `link` each file
-    whose bytes do not change is linked to that of `src`: blocks shared, a hard link, or a symbolic one.
-
-    `jobs` threads (0: one for each core) work in `memory` bytes; `proof` reads back each layer and compares it, those
-    of linked files excepted. `card` writes README.md anew: metadata that holds, what was done, and below it the text
-    of `src`'s, which is carried over as it is otherwise. ValueError for what means nothing, TypeError for what is of
-    another type.
+    `report` is the file of a page of the report. Everything from `tp` on is a field of `Options`, which says what it
+    means. Raises ValueError too for what means nothing, TypeError for what is of another type.
 
     >>> convert("fixtures/awq/llama_gemm/model", "model-gptq", "gptq", dry_run=True)
     <Report: awq to gptq (gptq), 7 reversible, planned>
@@ -101,7 +95,7 @@ def convert(
     start = time.monotonic()
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError("max_shard_size is a number of bytes, 1 or more")
-    wanted = find_target(target)
+    wanted, storage = find_target(target), with_original(src, config)
     options = Options.of(
         wanted,
         tp,
@@ -120,7 +114,9 @@ def convert(
         card=card,
     )
     out = Path(dst)
-    with io_as_finding(str(src)), open_checkpoint(src, source, allow, plans=True) as opened:
+    if file := whole_file(out, wanted, max_shard_size):
+        return _convert_to_file(storage, file, wanted, source, options, allow, dry_run, overwrite, progress, start)
+    with io_as_finding(str(src)), open_checkpoint(storage, source, allow, plans=True) as opened:
         there = opened.source.storage.path()
         if not dry_run:
             recover(out, there)
@@ -145,8 +141,43 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
-    return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+    done = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(done, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def _convert_to_file(
+    src: PathLike | Storage,
+    file: WholeFile,
+    target: Target,
+    source: str | None,
+    options: Options,
+    allow: Iterable[str],
+    dry_run: bool,
+    overwrite: bool,
+    progress: Progress | None,
+    start: float,
+) -> Report:
+    """`convert` into one file: what lies beside a folder's weights is in its metadata, as far as it is needed."""
+    with io_as_finding(str(file.path)), open_checkpoint(src, source, allow, plans=True) as opened:
+        there, effort = opened.source.storage.path(), Effort.of(options)
+        if not dry_run:
+            recover(file.stage, there)
+        stands = file.path.is_file() and not overwrite
+        if not stands:
+            file.check(there, overwrite)
+        opened, changes = restructured(opened, options)
+        plan = prepare(opened, target, options)
+        record = manifest.build(opened.source, plan, changes.record(), _shaping(options, None))
+        plan = file.with_records(plan, record)
+        shards = [replace(shard, name=file.path.name) for shard in files_of(plan, opened, options.link)]
+        stands = stands and file.is_finished(opened.source, plan, shards, effort)
+        if not stands:
+            file.check(there, overwrite)
+            if not dry_run:
+                write(opened, plan, shards, {}, file.stage, overwrite, effort, progress, sides=())
+                file.publish(shards)
+    report = Report.of_plan(opened.source.url, file.path, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(report, grafted=changes.graft.as_dict(), already_done=stands)
 
 
 def _shaping(options: Options, max_shard_size: int | None) -> dict[str, Any]:
@@ -205,6 +236,7 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
     QBridgeError for what cannot be decoded or is not there.
     """
     judge(opened.model, opened.source.tensors, opened.findings)
+    judge_sizes(opened.model, opened.findings, mild=True)
     if small:
         survey(opened.source, opened.model, opened.findings)
         opened.findings.stop_on_errors()
@@ -230,7 +262,7 @@ def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_
 
 def _rewritten(opened: Checkpoint, target: Target) -> dict[str, str]:
     """The side files in words that the target's transformers knows, where it does not know those that are there."""
-    if not unread_tokenizer(opened.model.tokenizer, target.reader):
+    if not unread_tokenizer(opened.model.tokenizer, target.reader.of(opened.model.config)):
         return {}
     text = opened.source.file(TOKENIZER).read().decode()
     return {TOKENIZER: spell_tokenizer(text)}
@@ -245,12 +277,13 @@ def write(
     overwrite: bool,
     effort: Effort,
     progress: Progress | None = None,
+    sides: Sequence[str] | None = None,
 ) -> dict[str, int]:
-    """Carry out a plan: shards, `documents`, and the side files that are neither those nor about quantization.
+    """Carry out a plan: shards, `documents` and `sides`, by default those that are neither nor about quantization.
 
     How many files were linked, by the kind of link.
     """
-    source, sides = opened.source, _carried_over(opened, documents)
+    source, sides = opened.source, _carried_over(opened, documents) if sides is None else sides
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum(source.file(name).size for name in sides)
     links: dict[str, int] = {}

@@ -149,7 +149,7 @@ def _expected(
     if original is not None:
         with open_checkpoint(original, allow=allow, strict=False) as opened:
             return _named(frozenset(opened.specs), report["stored"]), "source"
-    recorded = manifest.load(Folder(folder)) if folder.is_dir() else None
+    recorded = manifest.beside(Folder(folder)) if folder.is_dir() else None
     if recorded and (names := manifest.quantized(recorded)):
         return _named(names, report["stored"]), "manifest"
     return report["stored"], "tensors"

@@ -100,7 +100,7 @@ class Report(Result):
             flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
             dry_run=dry_run,
             seconds=round(time.monotonic() - start, 3),
-            serve=plan.target.command(plan.result, plan.format.NAME, str(dst), tp),
+            serve=plan.target.command(plan.result, plan.format.NAME, str(dst), tp, shards[0].name if shards else ""),
             findings=tuple(opened.findings),
         )
 

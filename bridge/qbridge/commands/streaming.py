@@ -11,13 +11,13 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import prepare
 from qbridge.commands.restructuring import restructured
 from qbridge.findings.arguments import checked
+from qbridge.findings.extras import imported
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.findings.hints import one_line
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_files import plan_shards
 from qbridge.plan.plan import OutputTensor, Plan
-from qbridge.source.storage import load_json
 from qbridge.targets.registry import find_target
 from qbridge.write.budget import Effort
 from qbridge.write.jobs import encoded
@@ -44,6 +44,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the target, converted when it is asked for."""
+        imported("torch", "torch", "a stream gives torch tensors")
         for shard in plan_shards(self._plan.outputs):
             for tensor in shard.tensors:
                 yield tensor.name, self.tensor(tensor.name)
@@ -66,9 +67,7 @@ class Stream:
 
     def side_file(self, name: str) -> Any:
         """A JSON file beside the weights of the source, None where there is none."""
-        if name not in self._opened.source.side_files:
-            return None
-        return load_json(self._opened.source.file(name))
+        return self._opened.source.document(name)
 
     @property
     def total_size(self) -> int:

@@ -22,6 +22,7 @@ from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
+from qbridge.commands.reporting import with_report
 from qbridge.commands.restructured import align, one_by_one, without_grafts
 from qbridge.commands.unquantized import unlike_tensors, unlike_weights
 from qbridge.findings.arguments import checked
@@ -45,6 +46,7 @@ _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
 
 
 @checked
+@with_report("b")
 def verify(
     a: PathLike,
     b: PathLike,
@@ -54,13 +56,14 @@ def verify(
     jobs: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    report: PathLike | None = None,
 ) -> Verification:
     """Compare two checkpoints of any formats layer by layer; `same` is the answer. Raises QBridgeError.
 
     What qbridge.json says was grafted into one of them is compared with the original: `graft`, or the path that was
     given to `convert`. Names are compared as they are after the renaming that it records.
     `jobs` threads (0: one for each core) work in `memory` bytes. `progress` is called with an `Advance`: the bytes
-    and shards of `a` that are compared.
+    and shards of `a` that are compared. `report` is the file of a page.
 
     >>> verify("fixtures/awq/llama_gemm/model", "fixtures/awq/llama_gemm/model").same
     True
@@ -199,7 +202,7 @@ class _Comparison:
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense for spec in specs) or _one_is_folded(*specs):
+        if any(spec.weight.is_dense or spec.weight.is_computed for spec in specs) or _one_is_folded(*specs):
             facts = unlike_weights(self.left.layer(name), self.right.layer(name), self.pads.get(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
@@ -330,7 +333,7 @@ def _small_parts(opened: Checkpoint, name: str) -> Layer:
 
 
 def _differing_parts(a: Layer, b: Layer) -> tuple[str, ...]:
-    parts = () if a.spec.weight.is_dense else (("scales", "scale"), ("zero-points", "zero"))
+    parts = () if a.spec.weight.is_dense else (("scales", "scale"), ("zero-points", "zero"), ("offsets", "offset"))
     found = [name for name, part in parts if not (_same_bits(a, b, part) or _same_values(a, b, part))]
     found += [part for part in ("global_scale", "input_global_scale") if _outer(a, part) != _outer(b, part)]
     for part in ("bias", "input_zero"):
@@ -376,8 +379,8 @@ def _same_values(a: Layer, b: Layer, part: str) -> bool:
 
 
 def _values_of(layer: Layer, part: str, rows: slice, expand: bool) -> Array:
-    """Scales or zero-points [out, groups] of some output features; [out, in] if they are to be expanded."""
-    values = _scales(layer, rows) if part == "scale" else _zeros(layer, rows)
+    """Scales, zero-points or offsets [out, groups] of some output features; [out, in] if they are to be expanded."""
+    values = _zeros(layer, rows) if part == "zero" else _floats(layer, part, rows)
     return values[:, group_index(layer.spec, layer.arrays.get("g_idx"))] if expand else values
 
 
@@ -385,9 +388,11 @@ def _order(layer: Layer) -> bytes:
     return layer.arrays["g_idx"].tobytes() if "g_idx" in layer.arrays else b""
 
 
-def _scales(layer: Layer, rows: slice) -> Array:
-    """Scale values in float64 of some output features."""
-    return to_float64(layer.arrays["scale"][row_index(layer.spec)[rows]], layer.spec.scale_dtype)
+def _floats(layer: Layer, part: str, rows: slice) -> Array:
+    """Scales or offsets in float64 of some output features; no offset is zero."""
+    if part not in layer.arrays:
+        return np.zeros((rows.stop - rows.start, layer.spec.scale_shape[1]))
+    return to_float64(layer.arrays[part][row_index(layer.spec)[rows]], layer.spec.scale_dtype)
 
 
 def _zeros(layer: Layer, rows: slice) -> Array:

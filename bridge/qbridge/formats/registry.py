@@ -26,6 +26,7 @@ BUILTIN = (
     "gguf",
     "gptq",
     "marlin",
+    "mlx",
     "modelopt",
     "mxfp4",
     "smooth-quant",
@@ -43,7 +44,7 @@ def registry() -> Mapping[str, str]:
 
 
 _MEMBERS = ("NAME", "SUMMARY", "ALIASES", "RULES", "sniff", "read", "settle", "layout", "config")
-_OPTIONAL = ("metadata", "computed", "CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS")
+_OPTIONAL = ("metadata", "computed", "CONFIG_FILES", "side_files", "KEEPS_INPUT_DETAILS", "BLOCK_KEYS")
 
 
 @cache

@@ -1,10 +1,11 @@
 """The canonical quantized IR: one meaning, whatever the bytes.
 
-    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]  [* or / global_scale]
+    W[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]  [+ offset[o, g(i)]]  [* or / global_scale]
 
 A `Spec` describes one quantized linear without data, a `Layer` is a spec with arrays, a `Model` holds the specs
 of a checkpoint with everything that is not quantized. Integer codes are signed two's complement whatever
-a format stores, zeros live in the same signed domain; float codes are raw bits; scales keep their stored dtype.
+a format stores, zeros live in the same signed domain; float codes are raw bits; codes with float offsets (`affine`)
+count from 0; scales keep their stored dtype.
 """
 
 from __future__ import annotations

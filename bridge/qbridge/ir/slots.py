@@ -74,6 +74,10 @@ class Codec:
         """
         raise NotImplementedError
 
+    def factors(self, stored: Array) -> Array:
+        """The scales and minima in whole stored blocks, flat float16, of weights that are computed from blocks."""
+        raise NotImplementedError
+
     def holds_zeros(self, stored: Array, shape: tuple[int, int]) -> bool:
         """Whether every value of an integer part of `shape` is 0."""
         return not np.any(self.decode(stored, DType.I16, shape))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qbridge.ir.dtypes import Array, to_float64
+from qbridge.ir.dtypes import Array, DType, to_float64
 from qbridge.ir.floats import VALUES
 from qbridge.ir.layer import Layer, Spec
-from qbridge.ir.scheme import DENSE, GLOBAL_SCALE, Granularity
+from qbridge.ir.scheme import DENSE, GLOBAL_SCALE, INTEGERS, Granularity
 
 
 def group_index(spec: Spec, g_idx: Array | None = None) -> npt.NDArray[np.intp]:
@@ -31,7 +31,7 @@ def row_index(spec: Spec) -> npt.NDArray[np.intp]:
 
 def code_values(codes: Array, kind: str) -> npt.NDArray[np.float64]:
     """What codes are worth before zero and scale: integers themselves, floats by their bits."""
-    if kind == "int":
+    if kind in INTEGERS:
         return codes.astype(np.float64)
     values: npt.NDArray[np.float64] = VALUES[kind][codes]
     return values
@@ -40,9 +40,11 @@ def code_values(codes: Array, kind: str) -> npt.NDArray[np.float64]:
 def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
     """W [out_features, in_features]: exact (a code times its scale, or times two, has 53 significant bits at most).
 
-    A quotient by a global scale is rounded once.
+    A quotient by a global scale is rounded once, and so is a sum with a float32 offset of a much different exponent.
     """
     spec = layer.spec
+    if spec.weight.is_computed:
+        return to_float64(layer.arrays["code"], DType.F64)
     if spec.weight.is_dense:
         return to_float64(layer.arrays["code"], DENSE[spec.weight.type])
     g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
@@ -50,11 +52,16 @@ def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
     codes = code_values(layer.arrays["code"], spec.weight.type)
     if "zero" in layer.arrays:
         codes -= layer.arrays["zero"].astype(np.float64)[rows, columns]
-    return _scaled(codes, to_float64(layer.arrays["scale"], spec.scale_dtype)[rows, columns], layer)
+    values = _scaled(codes, to_float64(layer.arrays["scale"], spec.scale_dtype)[rows, columns], layer)
+    if "offset" in layer.arrays:
+        values += to_float64(layer.arrays["offset"], spec.scale_dtype)[rows, columns]
+    return values
 
 
-def code_table(layer: Layer, scale: Array, zero: Array | None = None) -> npt.NDArray[np.float64]:
-    """The weight that each code stands for under scales (and zero-points) of a layer, [*scale.shape, codes].
+def code_table(
+    layer: Layer, scale: Array, zero: Array | None = None, offset: Array | None = None
+) -> npt.NDArray[np.float64]:
+    """The weight that each code stands for under scales (zero-points, offsets) of a layer, [*scale.shape, codes].
 
     As `dequantize` has it. Codes are in the order of their lowest `bits` bits: of integers 0, 1, ... come first and
     -1 last.
@@ -67,7 +74,8 @@ def code_table(layer: Layer, scale: Array, zero: Array | None = None) -> npt.NDA
     values = code_values(codes, scheme.type)
     if zero is not None:
         values = values - zero.astype(np.float64)[..., None]
-    return _scaled(values, to_float64(scale, layer.spec.scale_dtype)[..., None], layer)
+    values = _scaled(values, to_float64(scale, layer.spec.scale_dtype)[..., None], layer)
+    return values if offset is None else values + to_float64(offset, layer.spec.scale_dtype)[..., None]
 
 
 def _scaled(codes: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], layer: Layer) -> npt.NDArray[np.float64]:

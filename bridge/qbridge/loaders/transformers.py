@@ -13,6 +13,7 @@ from typing import Any
 from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.streaming import Stream, stream
 from qbridge.findings.arguments import checked
+from qbridge.findings.extras import imported
 from qbridge.findings.finding import error
 from qbridge.plan.options import MEMORY
 
@@ -51,13 +52,10 @@ def load(
 
     No second copy is written: a tensor is converted when transformers fills the parameter, so that memory holds the
     model, and `memory` bytes besides it. `options` are those of `from_pretrained`: device_map, dtype (by default what
-    config.json says). Raises QBridgeError: what `convert` refuses, QB711 for a transformers that is
-    missing, older than 5, or has no class for the model.
+    config.json says). Raises QBridgeError: what `convert` refuses, QB603 without transformers,
+    QB711 for one that is older than 5, or has no class for the model.
     """
-    try:
-        import transformers
-    except ImportError as fault:
-        raise error("QB711", str(src), (str(fault),)) from fault
+    transformers: Any = imported("transformers", "transformers", "it builds the model and fills it")
     if int(transformers.__version__.partition(".")[0]) < _OLDEST:
         raise error("QB711", str(src), (f"transformers {transformers.__version__} is installed",))
     with stream(src, "transformers", source, allow=allow, memory=memory) as tensors:

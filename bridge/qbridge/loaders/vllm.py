@@ -11,6 +11,7 @@ vLLM reads the config, before it touches a GPU. Source: vllm 0.32.0 and 0.33.0, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -90,7 +91,7 @@ def _planned(config: Mapping[str, Any]) -> Iterator[None]:
 
     read = PretrainedConfig.__dict__["get_config_dict"]
 
-    def planned(cls: Any, path: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def planned(cls: Any, path: Any, /, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return dict(config), {name: value for name, value in options.items() if name not in _PLACES}
 
     PretrainedConfig.get_config_dict = classmethod(planned)
@@ -132,6 +133,7 @@ def _loader() -> type:
             """Every tensor, converted when it is asked for."""
             if getattr(model, "secondary_weights", ()):
                 raise error("QB712", model_config.model, (f"{type(model).__name__} reads a second checkpoint",))
+            self.counter_before_loading_weights = time.perf_counter()  # vLLM logs the time that it took
             tp = get_current_vllm_config().parallel_config.tensor_parallel_size
             with converted(model_config.model, model_config.revision, tp) as tensors:
                 yield from tensors

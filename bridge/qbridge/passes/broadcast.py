@@ -16,7 +16,7 @@ class Broadcast(Pass):
     """Granularity tensor to channel; every weight keeps its value."""
 
     name = "broadcast"
-    parts = frozenset({"scale", "zero"})
+    parts = frozenset({"scale", "zero", "offset"})
 
     def plan(self, spec: Spec) -> Spec:
         """The spec with granularity channel."""

@@ -33,7 +33,7 @@ class Dequantize(Pass):
 
     name = "dequantize"
     exactness = Exactness.DEQUANTIZED  # the codes are gone
-    parts = frozenset({"code", "scale", "zero", "g_idx", "global_scale"})
+    parts = frozenset({"code", "scale", "zero", "offset", "g_idx", "global_scale"})
 
     dtype: DType
 
@@ -56,6 +56,8 @@ class Dequantize(Pass):
         return Layer(self.plan(layer.spec), arrays)
 
     def _weights(self, layer: Layer) -> Array:
+        if layer.spec.weight.is_computed:
+            return self._rounded(layer.arrays["code"])
         spec, codes = layer.spec, layer.arrays["code"].view(np.uint8)
         g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
         rows, columns = row_index(spec), group_index(spec, g_idx).astype(np.uint32)
@@ -70,9 +72,19 @@ class Dequantize(Pass):
             lost: Array = np.isfinite(exact) & ~is_finite(table, self.dtype)
             if np.logical_or.reduce(lost, axis=1)[entries].any():
                 beyond += int(np.count_nonzero(_looked_up(*own, lost)))
+        self._check(beyond)
+        return weights
+
+    def _rounded(self, exact: Array) -> Array:
+        """Weights of float64, rounded."""
+        weights = from_float64(exact.astype(np.float64, copy=False), self.dtype)
+        self._check(int(np.count_nonzero(np.isfinite(exact) & ~is_finite(weights, self.dtype))))
+        return weights
+
+    def _check(self, beyond: int) -> None:
+        """ValueError if weights are beyond the range of the dtype."""
         if beyond:
             raise Counted(beyond, f"weights are beyond the range of {NAMES[self.dtype]}")
-        return weights
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """ValueError: the codes are gone."""
@@ -88,7 +100,7 @@ def _tables(layer: Layer) -> Iterator[tuple[int, npt.NDArray[np.uint32], npt.NDA
 
     Scales of one byte, without zero-points, are few: one table has an entry for every byte.
     """
-    scale, shape = layer.arrays["scale"], layer.spec.scale_shape
+    scale, shape, beside = layer.arrays["scale"], layer.spec.scale_shape, ("zero", "offset")
     if scale.itemsize == 1 and "zero" not in layer.arrays:
         every = np.arange(256, dtype=np.uint8)[:, None]
         yield 0, scale.view(np.uint8).astype(np.uint32), code_table(layer, every)[:, 0]
@@ -96,7 +108,8 @@ def _tables(layer: Layer) -> Iterator[tuple[int, npt.NDArray[np.uint32], npt.NDA
     share = max(1, _ENTRIES // (shape[1] * 2**layer.spec.weight.bits))
     for first in range(0, shape[0], share):
         own = slice(first, first + share)
-        exact = code_table(layer, scale[own], layer.arrays["zero"][own] if "zero" in layer.arrays else None)
+        zero, offset = (layer.arrays[part][own] if part in layer.arrays else None for part in beside)
+        exact = code_table(layer, scale[own], zero, offset)
         entries = np.arange(exact.shape[0] * shape[1], dtype=np.uint32).reshape(-1, shape[1])
         yield first, entries, exact.reshape(entries.size, -1)
 

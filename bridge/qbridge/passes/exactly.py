@@ -16,7 +16,7 @@ from qbridge.passes.bits import Kept, array_of
 from qbridge.passes.counted import Counted
 from qbridge.passes.dequantize import NAMES, Dequantize
 
-_CODED = frozenset({"code", "scale", "zero", "g_idx", "global_scale"})
+_CODED = frozenset({"code", "scale", "zero", "offset", "g_idx", "global_scale"})
 _INPUTS = frozenset({"input_scale", "input_zero", "input_global_scale"})
 
 
@@ -99,8 +99,8 @@ def _codes(weights: Array, layer: Layer) -> Array:
     bits = spec.weight.bits
     codes = np.empty(spec.dims, np.uint8)
     for number, row in enumerate(rows):
-        zero = arrays["zero"][row] if "zero" in arrays else None
-        table = code_table(layer, arrays["scale"][row], zero)[columns]
+        zero, offset = (arrays[part][row] if part in arrays else None for part in ("zero", "offset"))
+        table = code_table(layer, arrays["scale"][row], zero, offset)[columns]
         same = table.view(np.int64) == weights[number].view(np.int64)[:, None]  # 0.0 and -0.0 are two codes
         if not same.any(axis=1).all():
             raise ValueError("a weight is not the value of a code any more")

@@ -40,7 +40,9 @@ class Recast(Pass):
         return not self.rounded and not survives(spec.scale_dtype, self.dtype)
 
     def plan(self, spec: Spec) -> Spec:
-        """The spec with the new scale dtype."""
+        """The spec with the new scale dtype; ValueError for codes with offsets, which are of the scales' dtype."""
+        if spec.weight.type == "affine":
+            raise ValueError(f"{spec.name}: offsets are of the dtype of its scales")
         return replace(spec, scale_dtype=self.dtype)
 
     def apply(self, layer: Layer) -> Layer:

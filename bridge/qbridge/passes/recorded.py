@@ -23,6 +23,7 @@ REVERSIBLE: tuple[type[Pass], ...] = (
     Broadcast,
     DequantizeExactly,
     DynamicInputs,
+    FoldZeros,
     Invert,
     Pad,
     PlainInputs,
@@ -38,7 +39,7 @@ _BY_NAME: Mapping[object, type[Pass]] = {kind.name: kind for kind in REVERSIBLE}
 def is_final(recorded: Mapping[str, Any]) -> bool:
     """Whether a recorded pass is not undone: a conversion back, or one of which what undo needs is not recorded."""
     if recorded["pass"] == FoldZeros.name:
-        return True
+        return not recorded.get("recorded", True) or bool(recorded.get("undo"))
     if not recorded.get("rounded"):
         return bool(recorded.get("undo"))
     return bool(recorded.get("undo")) or recorded["pass"] != Invert.name

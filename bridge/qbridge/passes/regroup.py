@@ -23,7 +23,7 @@ class Regroup(Pass):
     """
 
     name = "regroup"
-    parts = frozenset({"scale", "zero", "g_idx"})
+    parts = frozenset({"scale", "zero", "offset", "g_idx"})
 
     group_size: int | None
 
@@ -88,7 +88,7 @@ def _regrouped(layer: Layer, after: Spec) -> dict[str, Array]:
     was, now = group_index(layer.spec), group_index(after)
     first = np.searchsorted(now, np.arange(after.scale_shape[1]))
     found = {}
-    for part in ("scale", "zero"):
+    for part in ("scale", "zero", "offset"):
         if part not in layer.arrays:
             continue
         array = layer.arrays[part]

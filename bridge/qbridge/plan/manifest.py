@@ -28,7 +28,8 @@ from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.plan import LayerPlan, Plan
 from qbridge.plan.repair import Rewritten, why_not
 from qbridge.plan.resizing import as_resized
-from qbridge.source.json_text import MAX_HEADER
+from qbridge.source.gguf_files import MANIFEST_KEY
+from qbridge.source.json_text import MAX_HEADER, parse_json
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
 from qbridge.source.storage import File, Storage, load_json
@@ -125,6 +126,8 @@ def describe(spec: Spec) -> dict[str, Any]:
     fields = asdict(spec)
     for key in ("name", "out_features", "in_features"):
         del fields[key]
+    if not spec.weight.blocks:
+        del fields["weight"]["blocks"]
     return fields
 
 
@@ -149,11 +152,11 @@ def revive(name: str, out_features: int, in_features: int, fields: Mapping[str, 
     )
 
 
-def load(source: Source | Storage) -> Mapping[str, Any] | None:
-    """The manifest beside a checkpoint, or None if there is none that this version understands."""
-    file = File(source, MANIFEST) if isinstance(source, Storage) else source.file(MANIFEST)
+def load(source: Source) -> Mapping[str, Any] | None:
+    """The manifest beside a checkpoint or in its one file, or None if none is there that this version understands."""
     try:
-        value = load_json(file)
+        inside = source.metadata.get(MANIFEST_KEY)
+        value = load_json(source.file(MANIFEST)) if inside is None else parse_json(str(inside).encode())
     except (OSError, ValueError):
         return None  # provenance only: the tensors are read from config and headers
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
@@ -165,6 +168,15 @@ def added(recorded: Mapping[str, Any]) -> frozenset[str]:
         return frozenset(map(str, recorded["source"].get("added", ())))
     except MALFORMED:
         return frozenset()
+
+
+def beside(storage: Storage) -> Mapping[str, Any] | None:
+    """The manifest in a folder, whatever the tensors in it are like; None as `load`."""
+    try:
+        value = load_json(File(storage, MANIFEST))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
 
 
 def quantized(recorded: Mapping[str, Any]) -> frozenset[str]:

@@ -31,23 +31,25 @@ class Options:
 
     Decided before anything is written (convert, stream, a dry run; check asks for `tp` alone):
 
-    - `tp`: tensor-parallel sizes at which the output is legal.
-    - `pad`: MLPs may grow for that.
+    - `tp`: tensor-parallel sizes, one or several, at each of which the output is legal.
+    - `pad`: MLPs may grow for that; exact, and undone by restore.
     - `regroup`: the group size to have, in weights of a row, 8 or more.
     - `bits`: the width to widen narrower codes to, 4 or 8.
     - `passes`: False allows nothing but a change of layout.
     - `dtype`: of dense weights: float16, bfloat16 or float32; empty: config.json's.
     - `experts`: how unquantized ones are stored, fused or separate; empty: as they are, or as the target needs them.
     - `graft`: the unquantized original, whose tensors are taken where the source has none; empty: none.
-    - `rename_prefix`: (old, new) beginnings of names, each of whole modules.
-    - `link`: files whose bytes do not change are linked, not written.
+    - `rename_prefix`: what names begin with and shall begin with, each of whole modules; pairs, or a mapping such as
+      `{"model.language_model": "model"}`.
+    - `link`: files whose bytes do not change are linked, not written: blocks shared, a hard link, or a symbolic one.
 
     Kept to while it works (convert, stream, restore, verify):
 
     - `jobs`: threads; 0: one for each core.
     - `memory`: bytes to work in beyond the idle program's, `LEAST_MEMORY` or more.
-    - `proof`: what is written is read back and compared.
-    - `card`: README.md says what was done (convert); without it the source's is carried over as it is.
+    - `proof`: what is written is read back and compared, layer by layer; linked files are not.
+    - `card`: README.md is written anew (convert): metadata that holds, what was done, and below it the source's text;
+      without it the source's is carried over as it is.
     """
 
     tp: tuple[int, ...] = (1,)

@@ -88,7 +88,7 @@ class LayerPlan:
 
     def copied(self, part: str) -> bool:
         """Whether the part's bytes do not change, so that the tensor is copied and not decoded."""
-        together = {part, *parts_inside(self.write, part)}
+        together = {part, *parts_inside(self.write, part), *self.write[part].codec.needs}
         kept = together.isdisjoint(self.touched) and part in self.read
         return kept and self.read[part].same_bytes(self.write[part])
 

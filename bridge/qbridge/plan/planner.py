@@ -30,6 +30,7 @@ from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.resizing import resized
+from qbridge.plan.serving import check_served
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
@@ -244,8 +245,8 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     config = follow(result.config, result.specs)
     config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
     block = destination.config(result)
-    if block:
-        config["quantization_config"] = block
+    if block and (result.specs or result.kv_cache):
+        config |= dict.fromkeys(getattr(destination, "BLOCK_KEYS", ("quantization_config",)), block)
     others = rearranged_layers(result)
     plan = Plan(model, candidate.target, destination, layers, outputs, config, others=others)
     if compute := getattr(destination, "computed", None):
@@ -254,6 +255,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         plan = replace(plan, metadata=describe(result, candidate.values, findings))
     _derive(plan, findings)
     check_experts(plan, candidate.options, findings)
+    check_served(candidate.target, replace(result, config=config), candidate.options.tp, findings)
     return plan
 
 

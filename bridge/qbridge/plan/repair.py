@@ -79,6 +79,8 @@ def repair(
                     break
             if step is None or fault or len(passes) == _MOST_PASSES:
                 _note(findings, rule, spec, problem, fault)
+                if step and rule.first and spec.weight.is_computed:  # the others are judged as if it were allowed
+                    return Rewritten(step.plan(spec), (*passes, step))
                 break
             passes.append(step)
             spec = step.plan(spec)

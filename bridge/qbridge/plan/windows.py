@@ -97,7 +97,7 @@ def read_layer(source: Source, spec: Spec, slots: Mapping[str, Slot], window: Wi
 
 def part_of(slot: Slot, part: str, spec: Spec, window: Window) -> Rectangle | None:
     """Where of a stored matrix the window of a part lies; None if it is no rectangle, or the part has no features."""
-    if part not in ("code", "scale", "zero") or len(slot.shape) != 2 or not _step(slot):
+    if part not in ("code", "scale", "zero", "offset") or len(slot.shape) != 2 or not _step(slot):
         return None
     if part != "code" and spec.weight.granularity not in (Granularity.CHANNEL, Granularity.GROUP):
         return None
@@ -114,7 +114,7 @@ def _step(slot: Slot) -> int:
 def _rows(part: str, array: Array, spec: Spec, window: Window) -> Array:
     """The window's rows of a canonical array."""
     start, end = window.start, window.start + window.rows(spec)
-    if part in ("scale", "zero"):
+    if part in ("scale", "zero", "offset"):
         if spec.weight.granularity is Granularity.TENSOR:
             return array
         if spec.weight.block:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin
 
+from qbridge.findings.extras import install
 from qbridge.findings.finding import QBridgeError, error
 from qbridge.findings.way import Way
 from qbridge.source.addresses import HUB
@@ -103,8 +104,7 @@ def _library() -> Any:
         import huggingface_hub
         import huggingface_hub.constants
     except ImportError:
-        fix = "Install it: pip install 'qbridge-llm[hub]'"
-        raise error("QB062", "huggingface_hub", ("it is not installed",), fix=fix) from None
+        raise error("QB062", "huggingface_hub", ("it is not installed",), fix=install("hub")) from None
     return huggingface_hub
 
 

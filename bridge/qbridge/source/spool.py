@@ -21,6 +21,7 @@ import numpy as np
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.folder import read_all
+from qbridge.source.positioned import write_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,9 +100,7 @@ class Spool:
     def _fill(self, name: str, file: _File, number: int) -> None:
         buffer = np.empty(min(BLOCK, self._sizes[name] - number * BLOCK), np.uint8)
         self._fetch(name, number * BLOCK, buffer)
-        view, done = buffer.data, 0
-        while done < len(view):
-            done += os.pwrite(file.descriptor, view[done:], number * BLOCK + done)
+        write_at(file.descriptor, buffer.data, number * BLOCK)
 
 
 def _has_failed(block: Future[None]) -> bool:

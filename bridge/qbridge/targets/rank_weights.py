@@ -24,7 +24,7 @@ from qbridge.targets.common import model_dtype
 from qbridge.targets.parallel import Parallel
 
 _BY_COLUMN = frozenset({Granularity.GROUP, Granularity.BLOCK})  # scales that lie along in_features
-_KINDS: Mapping[str, int] = {"code": 0, "scale": 1, "zero": 1, "g_idx": 2}  # what else there is: 3
+_KINDS: Mapping[str, int] = {"code": 0, "scale": 1, "zero": 1, "offset": 1, "g_idx": 2}  # what else there is: 3
 _Bytes = tuple[int, int, int, int]  # of codes; of scales and zero-points; of g_idx; of what else there is
 
 

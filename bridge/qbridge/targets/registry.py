@@ -16,7 +16,7 @@ from qbridge.findings.catalogue import complete_by, known
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean, folded
-from qbridge.formats.common_rules import plain_activations
+from qbridge.formats.common_rules import no_computed_weights, plain_activations
 from qbridge.formats.registry import aliases, find, named, usable
 from qbridge.formats.rules import LayerRule, Rule
 from qbridge.targets.choice import Choice
@@ -25,7 +25,7 @@ from qbridge.targets.plugins import load, plugins
 from qbridge.targets.target import Target
 
 # Modules beside this one, each with its TARGETS; those of other packages are entry points `qbridge.targets`.
-BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers", "llamacpp")
+BUILTIN = ("lmdeploy", "vllm", "sglang", "gptqmodel", "transformers", "llamacpp", "mlx")
 # Formats under another name, with what their dialect must be.
 _VARIANTS = (
     Target(
@@ -187,11 +187,16 @@ def source_formats(name: str) -> tuple[str, ...]:
 def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> tuple[Rule, ...]:
     """The format's own limits, then the engine's, then those of a rank at some tensor-parallel sizes.
 
-    A format that does not say `KEEPS_INPUT_DETAILS` has no word for a limit of inputs, or for how scales are rounded.
+    A format that does not say `KEEPS_INPUT_DETAILS` has no word for a limit of inputs, or for how scales are rounded;
+    one that does not say `TAKES_COMPUTED_WEIGHTS` has codes with one scale each.
     """
     format_ = choice.format
-    keeps = getattr(format_, "KEEPS_INPUT_DETAILS", False)
-    plain = () if keeps else (plain_activations(format_.NAME, f"docs/formats, the page of {format_.NAME}"),)
+    page = f"docs/formats, the page of {format_.NAME}"
+    plain: tuple[Rule, ...] = ()
+    if not getattr(format_, "TAKES_COMPUTED_WEIGHTS", False):
+        plain = (no_computed_weights(page),)
+    if not getattr(format_, "KEEPS_INPUT_DETAILS", False):
+        plain = (*plain, plain_activations(format_.NAME, page))
     rules = (*plain, *format_.RULES, *target.limits(choice, sizes))
     return tuple(sorted(rules, key=lambda rule: not (isinstance(rule, LayerRule) and rule.first)))
 

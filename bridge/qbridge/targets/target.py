@@ -113,10 +113,17 @@ class Target:
         """Of these limits those that depend on how ranks share the model."""
         return (choice.parallel or self.parallel).rules(choice.format.NAME, sizes)
 
-    def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
-        """The command that serves a checkpoint of one of its formats, empty where it has no server."""
+    def command(self, model: Model, format_name: str, path: str, tp: int, first: str = "") -> str:
+        """The command that serves a checkpoint of one of its formats, empty where it has no server.
+
+        `path` is its folder, or its file; `first` the name of the first file of its weights.
+        """
         choice = self.choice_of(format_name)
-        return choice.serve(model, word_of_command(path), tp) if choice and choice.serve else ""
+        if not choice or not choice.serve:
+            return ""
+        if choice.served_file and not path.endswith(first):
+            path = f"{path.rstrip('/')}/{first}"
+        return choice.serve(model, word_of_command(path), tp)
 
     def choice_of(self, format_name: str) -> Choice | None:
         """Its first choice of a format, None if it does not load the format."""

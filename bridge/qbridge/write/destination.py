@@ -13,6 +13,7 @@ from qbridge.findings.finding import error
 from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Way
 from qbridge.source.foreign import CONFIG, stage_name
+from qbridge.source.positioned import BINARY, NO_FOLLOW
 
 _ADDRESS = re.compile(r"(hf|https?|s3|gs|az|file|ssh):/")  # as a Path has it, with one slash
 
@@ -136,7 +137,7 @@ def lines_of(journal: int) -> list[dict[str, object]]:
 def journal_lines(journal: Path) -> list[dict[str, object]]:
     """What the journal of another process says, as far as there is one."""
     try:
-        descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(journal, os.O_RDONLY | NO_FOLLOW | BINARY)
     except OSError:
         return []
     try:

@@ -47,6 +47,14 @@ def is_finished(
     )
 
 
+def is_finished_file(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort) -> bool:
+    """Whether `file` is the one file of a plan: by its header first, then by values."""
+    if not (file.is_file() and _is_shard(file, shard) and _latest(source) <= file.stat().st_mtime_ns):
+        return False
+    with ThreadPoolExecutor(effort.threads, "qbridge-proof") as working:
+        return _holds(file, source, plan, shard, effort, working)
+
+
 def _looks_finished(
     dst: Path,
     source: Source,

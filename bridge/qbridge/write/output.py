@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.folder import read_all
+from qbridge.source.positioned import BINARY, write_at
 
 _flush_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
@@ -51,18 +52,16 @@ class FileOutput(Output):
     @classmethod
     def new(cls, path: Path) -> FileOutput:
         """A file that is not there yet."""
-        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666))
 
     @classmethod
     def of(cls, path: Path) -> FileOutput:
         """A file that is there, to be read back."""
-        return cls(os.open(path, os.O_RDONLY))
+        return cls(os.open(path, os.O_RDONLY | BINARY))
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write every byte at its place."""
-        view, done = memoryview(data), 0
-        while done < len(view):
-            done += os.pwrite(self._descriptor, view[done:], offset + done)
+        write_at(self._descriptor, memoryview(data), offset)
 
     def read_into(self, offset: int, buffer: Array) -> bool:
         """Fill `buffer` (bytes) from an offset; whether the file had that many."""

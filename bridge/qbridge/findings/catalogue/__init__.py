@@ -17,6 +17,7 @@ from qbridge.findings.catalogue import (
     contradictions,
     derived,
     engine,
+    mlx,
     outcome,
     proof,
     remote,
@@ -47,7 +48,7 @@ __all__ = [
 
 _GROUPS = (
     *(source, containers, tensors, contradictions, scheme, engine, derived),
-    *(checks, outcome, structure, completeness, usage, remote, proof),
+    *(checks, outcome, structure, completeness, usage, remote, mlx, proof),
 )
 CATALOGUE: Mapping[str, Code] = {entry.code: entry for group in _GROUPS for entry in group.ENTRIES}
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qbridge.findings.catalogue.code import BUG, IO, Code
+from qbridge.findings.catalogue.code import BUG, IO, UNREADABLE, Code
 
 ENTRIES = (
     Code(
@@ -183,6 +183,16 @@ ENTRIES = (
         "pip uninstall --yes qbridge qbridge-llm && pip install qbridge-llm",
         "qbridge 0.5.1, qbridge/__init__.py",
         exit=IO,
+    ),
+    Code(
+        "QB603",
+        "a package that this needs is not installed",
+        "qbridge reads, converts and checks with numpy and numba alone; pickled weights and streams need torch.",
+        "Nothing was read or written.",
+        "qbridge convert bin-checkpoint out --to vllm --allow pickle, without torch",
+        "Install the extra that the finding names: pip install 'qbridge-llm[torch]'",
+        "pyproject.toml of qbridge-llm (optional-dependencies)",
+        exit=UNREADABLE,
     ),
     Code(
         "QB900",

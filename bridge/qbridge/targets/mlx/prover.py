@@ -1,0 +1,99 @@
+"""Prove that mlx_lm loads a checkpoint, on a CPU.
+
+    PYTHON prover.py CKPT... [--json F] [--trace]                      with a Python that has mlx-lm
+
+Real: config.json, the model class, `sanitize`, the quantized modules that load_model builds, and its strict loading.
+proving.py beside this folder describes the report of this prover.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+STUBS = ("forward pass: not run", "a GPU of Apple: MLX runs on the CPU")
+
+
+def _helper(name: str) -> Any:
+    """A module beside this folder, by its path: this folder has namesakes of installed packages."""
+    spec = importlib.util.spec_from_file_location(f"qbridge_{name}", HERE.parent / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Mlx:
+    """mlx_lm, imported once, and its proof of one checkpoint."""
+
+    def __init__(self, proving: Any) -> None:
+        """Import the engine."""
+        from mlx import nn
+        from mlx_lm import utils
+
+        self.proving, self.utils, self.module = proving, utils, nn.Module
+        self.version = importlib.metadata.version("mlx-lm")
+
+    def prove(self, path: str, report: dict[str, Any]) -> None:
+        """Load one checkpoint as mlx_lm does, and sort what does not fit."""
+        from mlx.utils import tree_flatten
+
+        given: dict[str, Any] = {}
+        load_weights = self.module.load_weights
+
+        def watching(model: Any, weights: Any, strict: bool = True) -> Any:
+            given.update(dict(weights))
+            given["model"] = model
+            return load_weights(model, weights, strict)
+
+        self.module.load_weights = watching
+        try:
+            model, config = self.utils.load_model(Path(path), lazy=True)
+        finally:
+            self.module.load_weights = load_weights
+            if given:
+                model = given.pop("model")
+                self._compare(dict(tree_flatten(model.parameters())), given, report)
+        block = config.get("quantization") or {}
+        report["config"] = {"class": type(model).__module__, "method": block.get("mode", "affine")}
+        report["model"] = type(model).__module__
+        for name, module in model.named_modules():
+            if hasattr(module, "weight"):
+                mode = getattr(module, "mode", None)
+                method = None if mode is None else f"{mode}, {module.bits} bits, groups of {module.group_size}"
+                report["modules"][name] = {"class": type(module).__name__, "method": method}
+        report["quantized"] = {
+            name: entry["method"] is not None
+            for name, entry in report["modules"].items()
+            if f"{name}.weight" in given
+        }
+
+    def _compare(self, wanted: dict[str, Any], given: dict[str, Any], report: dict[str, Any]) -> None:
+        """What is missing, unexpected or misshapen, as strict loading sees it."""
+        report["missing"] = sorted(wanted.keys() - given.keys())
+        report["unexpected"] = sorted(given.keys() - wanted.keys())
+        for name in sorted(wanted.keys() & given.keys()):
+            shapes = list(given[name].shape), list(wanted[name].shape)
+            if shapes[0] != shapes[1]:
+                entry = {"tensor": name, "parameter": name, "given": shapes[0], "wanted": shapes[1]}
+                report["misshapen"].append(entry)
+
+
+def main() -> int:
+    """Prove the checkpoints of the command line; the exit status."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+    proving = _helper("proving")
+    args = proving.arguments(__doc__).parse_args()
+    proving.settle()
+    engine = Mlx(proving)
+    start = lambda path: proving.empty_report("mlx", engine.version, path, STUBS)  # noqa: E731
+    return int(proving.run([engine.prove], start, args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -134,6 +134,7 @@ class SGLang:
                 tp_size=self.tp,
                 skip_tokenizer_init=True,
                 disable_cuda_graph=True,
+                enable_multimodal=True if "vision_config" in self.proving.config_of(path) else None,
             )
             publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank))
             _join(self.torch, self.tp, rank)

@@ -81,8 +81,10 @@ def report_unusable(findings: Findings) -> None:
 
 
 def targets() -> list[Target]:
-    """Every engine at every version in the table, then every format by its own name."""
-    return [*builtin(), *_others(), *map(_by_format, usable()), *_VARIANTS]
+    """Every engine at every version in the table, then every format by its own name, unless that is an engine's."""
+    engines = [*builtin(), *_others()]
+    taken = {target.engine for target in engines}
+    return [*engines, *(of_format(name) for name in usable() if name not in taken), *_VARIANTS]
 
 
 def codes() -> Mapping[str, Code]:
@@ -96,7 +98,8 @@ def messages() -> tuple[Message, ...]:
     return tuple(message for target in (*builtin(), *_others()) for message in target.messages)
 
 
-def _by_format(name: str) -> Target:
+def of_format(name: str) -> Target:
+    """A format by its id as a target, without the limits of an engine, even one of its name."""
     return Target(name, find(name).SUMMARY, (Choice(named(name)),))
 
 
@@ -111,6 +114,8 @@ def _names() -> Iterator[str]:
 def find_target(name: str) -> Target:
     """A target by name, in letters of any case; `engine@X.Y` is its newest patch in the table. Else QB030.
 
+    Where an engine and a format have the same name it is the engine's.
+
     Those of other packages are imported only if none of this one has the name; QB032 if the one asked for fails.
     """
     typed("target", name, str)
@@ -118,7 +123,7 @@ def find_target(name: str) -> Target:
     if target := _newest(builtin(), name):
         return target
     if not at and folded(name) in {folded(each) for each in aliases()}:
-        return _by_format(find(name).NAME)
+        return of_format(find(name).NAME)
     if target := next((target for target in _VARIANTS if target.name == folded(name)), None):
         return target
     if target := _newest(_others(), name):
@@ -203,6 +208,8 @@ def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> t
 
 def _by_name(target: Target) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:
     """How a target is pickled: by its name where that finds it again, because rules may be closures."""
+    if target.is_format and target == of_format(target.name):
+        return of_format, (target.name,)
     with suppress(QBridgeError):  # a target that is in no table
         if find_target(target.name) == target:
             return find_target, (target.name,)

@@ -1,4 +1,4 @@
-"""CLI transcripts: every `$ qbridge` line in tests/cli/*.md, README.md and docs/commands.md says what the program says.
+"""CLI transcripts: every `$ qbridge` line in tests/cli/*.md, README.md and docs/commands.md is what the program says.
 
 `pytest --accept` rewrites them.
 """

@@ -1,4 +1,4 @@
-"""CLI transcripts: every `$ qbridge` line in tests/cli/*.md and README.md says what the program says.
+"""CLI transcripts: every `$ qbridge` line in tests/cli/*.md, README.md and docs/commands.md is what the program says.
 
 `pytest --accept` rewrites them.
 """
@@ -16,7 +16,7 @@ import pytest
 
 from support import ROOT
 
-PAGES = [*sorted((ROOT / "tests/cli").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "tests/cli").glob("*.md")), ROOT / "README.md", ROOT / "docs/commands.md"]
 BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 VOLATILE = [
     (re.compile(r"(?m)^(time +)[\d.]+ s$"), r"\g<1>0.0 s"),

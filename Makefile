@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test lint types dist wheels sbom engines architectures laws fuzz pins newest clean
+.PHONY: help demo test lint types docs dist wheels sbom page engines architectures laws fuzz pins newest clean
 
 help:
 	@echo "make demo     convert a real llm-compressor checkpoint for LMDeploy, verify and show it"
 	@echo "make test     the whole suite, and the seconds of each folder"
 	@echo "make lint     ruff"
 	@echo "make types    mypy --strict"
+	@echo "make docs     the documentation site, strict, its links and its search tried"
 	@echo "make dist     wheel and sdist, built twice and compared, by twine's and the schemas' checks"
 	@echo "make wheels   the wheel in an empty environment: size, seconds, a conversion; PYTHONS='python3.10 python3.13'"
 	@echo "make sbom     the software bill of materials and the licences of what is installed along"
+	@echo "make page     pages of --report in Chromium, every control and axe-core's rules"
 	@echo "make newest   the suite with the newest version of every package, and what moved"
 	@echo "make pins     constraints.txt anew, from the newest versions"
 	@echo "make fuzz     the fuzzer on hostile checkpoints, FUZZ_SECONDS=3600"
@@ -73,6 +75,11 @@ dist: build/tools/.ready
 	$(TOOLS)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(TOOLS)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
+# The site, strict; then its links, and its search for what engines print (in Chromium, where there is one).
+docs: build/tools/.ready $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/mkdocs build --quiet
+	SITE=$(abspath build/site) $(BIN)/pytest -q -p no:xdist tests/site
+
 PYTHONS ?= $(PYTHON)
 
 wheels: dist
@@ -112,6 +119,11 @@ fuzz: $(STAMP)
 	nice -n 15 $(BIN)/python tests/fuzz/run.py header $$(($(FUZZ_SECONDS) / 10))
 	nice -n 15 $(BIN)/python tests/fuzz/run.py gguf $$(($(FUZZ_SECONDS) / 10))
 	nice -n 15 $(BIN)/python tests/fuzz/run.py folder $$(($(FUZZ_SECONDS) * 8 / 10))
+
+# Pages of --report in Chromium, with axe-core, which wants npm.
+page: $(STAMP)
+	npm install --silent --no-fund --no-audit --prefix build/axe axe-core@4
+	AXE=$(abspath build/axe/node_modules/axe-core/axe.min.js) $(BIN)/pytest -q -p no:xdist tests/page
 
 architectures: $(STAMP)
 	ARCHITECTURES=all nice -n 15 $(BIN)/pytest -q -n 2 tests/architectures

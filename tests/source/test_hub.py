@@ -26,10 +26,11 @@ from hub_server import Faults
 import qbridge
 from qbridge.source import patience, remote, spool, web
 from qbridge.source.addresses import is_bare_name, local_name
-from qbridge.source.hub import Repository
+from qbridge.source.hub import HubStorage, Repository
 from qbridge.source.opening import storage_of
+from qbridge.source.remote import Entry
 from qbridge.source.storage import Range
-from qbridge.source.web import Client, Locked, shown
+from qbridge.source.web import Answer, Client, Locked, shown
 from qbridge.testing import FILES, check_storage
 from support import ROOT
 
@@ -395,3 +396,14 @@ def test_readmes_second_example(hub, monkeypatch):
     )
     assert f"for {name}\nreading headers: " in done.stderr
     assert "2   yes" in done.stdout and done.returncode in (0, 1), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("header", "value"), [("x-linked-size", "6"), ("x-repo-commit", "f" * 40), ("x-linked-etag", '"another"')]
+)
+def test_what_a_hub_tells_of_a_file_is_held_against_its_listing(header, value):
+    told = {"x-linked-size": "5", "x-repo-commit": "0" * 40, "x-linked-etag": '"e"'}
+    storage = HubStorage("hf://a/b", "https://hub.example", "a/b", "0" * 40, {"x": Entry(5, "e")})
+    storage._check("x", Answer("https://cdn.example", "", told))
+    with pytest.raises(qbridge.QBridgeError, match="QB063"):
+        storage._check("x", Answer("https://cdn.example", "", {**told, header: value}))

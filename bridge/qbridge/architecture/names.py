@@ -109,6 +109,11 @@ def is_embedding(module: str) -> bool:
     return module.rpartition(".")[2] in EMBEDDINGS
 
 
+def is_classifier(module: str) -> bool:
+    """Whether a head gives scores of classes, and not of the vocabulary, by its last name."""
+    return module.rpartition(".")[2] == "score"
+
+
 def is_head(module: str) -> bool:
     """Whether the module maps hidden states to the vocabulary, by its last name."""
     return module.rpartition(".")[2] in HEADS

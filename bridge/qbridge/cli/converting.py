@@ -27,6 +27,7 @@ from qbridge.cli.options import (
     Part,
     Progressing,
     RenamePrefix,
+    ReportFile,
     ShardSize,
     Sizes,
     Source,
@@ -91,20 +92,21 @@ def convert(
         bool, typer.Option("--pr", help="Ask for a pull request to the repository of an hf:// DST.")
     ] = False,
     config: Config = None,
+    report: ReportFile = None,
     progress: Progressing = "auto",
 ) -> Report | PartReport:
     """Convert SRC into DST for a target, losslessly or not at all."""
     options = _library_options(locals())
     number = None if part is None else value("--part", part_of, part)
-    if part is not None and (dry_run or overwrite or config):
-        raise typer.BadParameter("--part goes with none of --dry-run, --overwrite, --config")
+    if part is not None and (dry_run or overwrite or config or report):
+        raise typer.BadParameter("--part goes with none of --dry-run, --overwrite, --config, --report")
     if (public or pr) and not dst.startswith("hf://"):
         raise typer.BadParameter("--public and --pr go with a DST hf://org/name")
     with shown(progress) as advance:
         if number is not None:
             return qbridge.convert_part(src, dst, to, *number, progress=advance, **options)
-        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr, "config": config or ""}
-        return qbridge.convert(src, dst, to, progress=advance, **options)
+        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr}
+        return qbridge.convert(src, dst, to, progress=advance, config=config or "", report=report, **options)
 
 
 def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
@@ -113,7 +115,7 @@ def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
 
 
 # options of convert that its plan does not have
-_NOT_PLANNED = ("dry_run", "overwrite", "part", "progress", "public", "pr", "config")
+_NOT_PLANNED = ("dry_run", "overwrite", "part", "progress", "public", "pr", "config", "report")
 plan.__signature__ = (_of_convert := inspect.signature(convert, eval_str=True)).replace(  # type: ignore[attr-defined]
     parameters=[each for name, each in _of_convert.parameters.items() if name not in _NOT_PLANNED],
     return_annotation=PartReport,

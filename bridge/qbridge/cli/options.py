@@ -95,6 +95,10 @@ Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Bytes to work in beyond the idle program's; 64MB or more.")
 ]
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", help="Write a page of the result, which loads nothing."),
+]
 NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as it is: no model card.")]
 ShardSize = Annotated[
     str | None,

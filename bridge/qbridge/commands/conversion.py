@@ -16,10 +16,12 @@ from typing import Any
 from qbridge.architecture.config import spell_tokenizer, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
+from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
 from qbridge.commands.far_output import write_far
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
+from qbridge.commands.reporting import with_report
 from qbridge.commands.restructuring import Changes, restructured
 from qbridge.commands.whole_file import WholeFile, whole_file
 from qbridge.findings.arguments import checked
@@ -53,6 +55,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @checked
+@with_report("src", written="dst")
 def convert(
     src: PathLike,
     dst: PathLike,
@@ -64,6 +67,7 @@ def convert(
     overwrite: bool = False,
     max_shard_size: int | None = None,
     progress: Progress | None = None,
+    report: PathLike | None = None,
     tp: int | Sequence[int] = 1,
     pad: bool = False,
     regroup: int | None = None,
@@ -89,8 +93,8 @@ def convert(
     `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
     it stopped, and after its end it finds that all is done (`Report.already_done`). Raises QBridgeError.
 
-    Everything from `tp` to `card` is a field of `Options`, which says what it means. Raises ValueError too for what
-    means nothing, TypeError for what is of another type.
+    `report` is the file of a page of the report. Everything from `tp` to `card` is a field of `Options`, which says
+    what it means. Raises ValueError too for what means nothing, TypeError for what is of another type.
 
     `dst` may be `hf://org/name[@branch]`: one commit there, or a pull request with `pr`. A repository that is not
     there is made, private unless it is to be `public`; shards have 5 GB unless `max_shard_size` says otherwise.
@@ -141,8 +145,8 @@ def convert(
             check_destination(out, there, overwrite)
             if not dry_run:
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
-    report = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
-    return replace(report, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+    done = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(done, grafted=changes.graft.as_dict(), links=links, already_done=stands)
 
 
 def _convert_far(
@@ -296,6 +300,7 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
     QBridgeError for what cannot be decoded or is not there.
     """
     judge(opened.model, opened.source.tensors, opened.findings)
+    judge_sizes(opened.model, opened.findings, mild=True)
     if small:
         survey(opened.source, opened.model, opened.findings)
         opened.findings.stop_on_errors()

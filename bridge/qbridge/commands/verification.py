@@ -22,6 +22,7 @@ from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
+from qbridge.commands.reporting import with_report
 from qbridge.commands.restructured import align, one_by_one, without_grafts
 from qbridge.commands.unquantized import unlike_tensors, unlike_weights
 from qbridge.findings.arguments import checked
@@ -45,6 +46,7 @@ _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
 
 
 @checked
+@with_report("b")
 def verify(
     a: PathLike,
     b: PathLike,
@@ -54,13 +56,14 @@ def verify(
     jobs: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    report: PathLike | None = None,
 ) -> Verification:
     """Compare two checkpoints of any formats layer by layer; `same` is the answer. Raises QBridgeError.
 
     What qbridge.json says was grafted into one of them is compared with the original: `graft`, or the path that was
     given to `convert`. Names are compared as they are after the renaming that it records.
     `jobs` threads (0: one for each core) work in `memory` bytes. `progress` is called with an `Advance`: the bytes
-    and shards of `a` that are compared.
+    and shards of `a` that are compared. `report` is the file of a page.
 
     >>> verify("fixtures/awq/llama_gemm/model", "fixtures/awq/llama_gemm/model").same
     True

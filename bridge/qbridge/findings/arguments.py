@@ -22,6 +22,7 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("target", "gpu", "text"), (str,)),
     **dict.fromkeys(("dry_run", "overwrite", "public", "pr", "link", "strict", "plans", "values"), (bool,)),
     "max_shard_size": (int, _NONE),
+    "report": (*_PATH, _NONE),
 }
 
 

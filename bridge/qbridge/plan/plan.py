@@ -284,6 +284,10 @@ class Plan:
     others: Mapping[str, LayerPlan] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    def needs_index(self, files: int) -> bool:
+        """Whether an index is written beside so many files: of several, or for who looks for towers in it."""
+        return not self.metadata and (files > 1 or self.model.architecture in self.target.towers_by_index)
+
     @property
     def result(self) -> Model:
         """The model that is written."""

@@ -238,7 +238,7 @@ class Encoded:
             return same_values(stored, source.read(self.tensor.origin))
         part = self.tensor.part
         layer = self.layer.run(source, frozenset({part}), window)
-        if slot.codec.fixed or part not in layer.arrays:
+        if slot.codec.fixed or slot.codec.rounds or part not in layer.arrays:
             return same_values(stored, encode_part(layer, part, slot))
         inside = parts_inside(self.layer.write, part)
         codecs = {part: slot.codec, **{other: self.layer.write[other].codec for other in inside}}

@@ -134,7 +134,7 @@ def write_checkpoint(
     write_shards(stage, source, plan, [shard for shard in shards if shard.file is None], effort, progress)
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
-    if len(shards) > 1 and not plan.metadata:
+    if plan.needs_index(len(shards)):
         write_document(stage.folder / INDEX, index_of(shards))
     for name in sides:
         copy_file(source.file(name), stage.folder / name)

@@ -12,6 +12,7 @@ import qbridge
 from qbridge.cli.completion import one_of
 from qbridge.cli.options import (
     Allow,
+    Cast,
     Config,
     DryRun,
     Dst,
@@ -63,6 +64,10 @@ def convert(
             "--bits", metavar="4|8", help="Width to widen narrower codes to.", autocompletion=one_of("4", "8")
         ),
     ] = None,
+    cast: Cast = "",
+    keep_undo: Annotated[
+        bool, typer.Option("--keep-undo", help="Store what a cast forgets, so that restore gives identical tensors.")
+    ] = False,
     no_passes: Annotated[bool, typer.Option("--no-passes", help="Change the layout only.")] = False,
     dtype: Annotated[
         str,
@@ -105,8 +110,8 @@ def convert(
     with shown(progress) as advance:
         if number is not None:
             return qbridge.convert_part(src, dst, to, *number, progress=advance, **options)
-        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr}
-        return qbridge.convert(src, dst, to, progress=advance, config=config or "", report=report, **options)
+        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr, "config": config or ""}
+        return qbridge.convert(src, dst, to, progress=advance, report=report, **options)
 
 
 def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
@@ -136,7 +141,7 @@ def _library_options(typed: Mapping[str, Any]) -> dict[str, Any]:
         "tp": value("--tp", sizes_of, typed["tp"]),
         "passes": not typed["no_passes"],
         "rename_prefix": value("--rename-prefix", prefixes_of, typed["rename_prefix"] or ()),
-        **{name: typed[name] for name in ("pad", "regroup", "bits", "dtype", "experts")},
+        **{name: typed[name] for name in ("pad", "regroup", "bits", "cast", "keep_undo", "dtype", "experts")},
     }
     try:
         Options(**shape)

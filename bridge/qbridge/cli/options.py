@@ -14,6 +14,7 @@ from rich.console import Console
 from qbridge.cli import completion
 from qbridge.commands.arguments import PROGRESS, progress_of
 from qbridge.findings.catalogue.code import ALLOW
+from qbridge.plan.casting import CASTS, FP8, INT8, MXFP8, NVFP4
 from qbridge.plan.distribution import qbridge_version
 from qbridge.progress import progress
 from qbridge.write.writer import Advance
@@ -103,6 +104,15 @@ NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as
 ShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", metavar="SIZE", help="For example 5GB; default: the source's shards."),
+]
+Cast = Annotated[
+    str,
+    typer.Option(
+        "--cast",
+        metavar="|".join((FP8, NVFP4, MXFP8, INT8)),
+        help="Number format to have, of MXFP4 or symmetric int4; exact, or refused.",
+        autocompletion=completion.one_of(*CASTS),
+    ),
 ]
 Experts = Annotated[
     str,

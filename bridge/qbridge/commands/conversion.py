@@ -35,6 +35,7 @@ from qbridge.plan.options import DEFAULTS, MEMORY, Options
 from qbridge.plan.output_files import Shard, plan_shards
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import Recorded, best_plan
+from qbridge.plan.residue import residue_shard
 from qbridge.plan.survey import survey
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import TOKENIZER, Source
@@ -72,6 +73,8 @@ def convert(
     pad: bool = False,
     regroup: int | None = None,
     bits: int | None = None,
+    cast: str = "",
+    keep_undo: bool = False,
     passes: bool = True,
     dtype: str = "",
     experts: str = "",
@@ -112,6 +115,8 @@ def convert(
         pad=pad,
         regroup=regroup,
         bits=bits,
+        cast=cast,
+        keep_undo=keep_undo,
         passes=passes,
         dtype=dtype,
         experts=experts,
@@ -284,7 +289,8 @@ def files_of(plan: Plan, opened: Checkpoint, link: bool, max_shard_size: int | N
     if link:
         shards = linked_shards(shards, opened.source, opened.findings)
         opened.findings.stop_on_errors()
-    return shards
+    residue = residue_shard(opened.source, plan.residue)
+    return [*shards, residue] if residue else shards
 
 
 def prepare(opened: Checkpoint, target: Target, options: Options = DEFAULTS) -> Plan:

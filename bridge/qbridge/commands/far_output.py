@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.findings.finding import error
 from qbridge.plan.distribution import qbridge_version
-from qbridge.plan.output_files import Shard, index_of
+from qbridge.plan.output_files import Shard, index_of, weights_of
 from qbridge.plan.plan import Plan
 from qbridge.plan.shared_plan import PLAN, described, parsed
 from qbridge.source.weight_files import INDEX
@@ -33,7 +33,7 @@ def write_far(
     there, QB066 where another conversion has begun.
     """
     place.room(max((shard.size for shard in shards), default=0))
-    if len(shards) > 1 and not plan.metadata:
+    if plan.needs_index(len(weights_of(shards))):
         documents = {INDEX: index_of(shards), **documents}
     texts = {name: text_of(value) for name, value in documents.items()}
     text = described(opened.source, plan, shards, sides, texts, {}, qbridge_version(), {})

@@ -17,7 +17,7 @@ from qbridge.commands.restructuring import restructured
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.options import Options
-from qbridge.plan.output_files import index_of
+from qbridge.plan.output_files import index_of, weights_of
 from qbridge.plan.shared_plan import PLAN, SharedPlan, changed, described, parsed, tensors_read
 from qbridge.source.addresses import at_commit
 from qbridge.source.opening import storage_of
@@ -146,7 +146,7 @@ class Wanted:
             plan, shards = planned_files(opened, find_target(self.target), options, self.source, self.max_shard_size)
             documents = documents_of(opened, plan, changes, options, self.max_shard_size)
             sides = carried_over(opened, documents)
-            if len(shards) > 1 and not plan.metadata:
+            if plan.needs_index(len(weights_of(shards))):
                 documents = {INDEX: index_of(shards), **documents}
             texts = {name: text_of(value) for name, value in documents.items()}
             report = Report.of_plan(SRC, Path(DST), opened, plan, shards, True, 0.0, max(options.tp))

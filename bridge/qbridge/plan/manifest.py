@@ -26,6 +26,7 @@ from qbridge.passes.undo import Undo
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.plan import LayerPlan, Plan
 from qbridge.plan.repair import Rewritten, why_not
+from qbridge.plan.residue import StoredResidue, open_residue
 from qbridge.plan.resizing import as_resized
 from qbridge.source.gguf import is_gguf
 from qbridge.source.gguf_files import MANIFEST_KEY
@@ -211,11 +212,12 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewrit
     try:
         if manifest is None or manifest["source"]["format"] != format_name:
             return {}
+        residue = open_residue(source)
         model = as_resized(source, model, [name for entry in manifest["steps"] for name in entry["layers"]])
         for entry in manifest["steps"]:
             for name in entry["layers"]:
                 kept = manifest.get("kept", {}).get(name, {})
-                if name in model.specs and (back := _undo(source, model, name, entry, kept)):
+                if name in model.specs and (back := _undo(source, model, name, entry, kept, residue)):
                     found[name] = back
         resized = {name for entry in manifest["steps"] if "dims" in entry for name in entry["layers"]}
         if not resized <= found.keys():  # an MLP is cropped as a whole or not at all
@@ -226,7 +228,7 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewrit
 
 
 def _undo(
-    source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str]
+    source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str], residue: Source
 ) -> Rewritten | None:
     if any(is_final(fields) for fields in entry["passes"]):
         return None
@@ -238,7 +240,7 @@ def _undo(
         return None
     walked, back = before, list[Pass]()
     for fields in entry["passes"]:
-        step = from_dict(fields, kept)
+        step = from_dict(fields, kept).with_residue(StoredResidue(residue, name))
         back.insert(0, Undo(step, walked))
         walked = step.plan(walked)
     if replace(walked, dialect=()) != replace(after, dialect=()):

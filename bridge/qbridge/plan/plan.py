@@ -73,7 +73,10 @@ class LayerPlan:
 
     @property
     def exactness(self) -> Exactness:
-        """The weakest promise of its passes."""
+        """The weakest promise of its passes; undo is identical where it is kept, whatever passes there are."""
+        asked = any(step.gives_back for step in self.passes)
+        if asked and not any(step.is_final for step in self.passes):
+            return weakest(*(p.exactness for p in self.passes if p.exactness is not Exactness.EQUAL))
         return weakest(*(p.exactness for p in self.passes))
 
     @property
@@ -255,14 +258,14 @@ class Writers(Protocol):
         """What gives a tensor its content; None for one that belongs to no layer."""
 
 
-def writer_of(
-    tensor: OutputTensor, layers: Mapping[str, LayerPlan], others: Mapping[str, LayerPlan]
-) -> Writer | None:
-    """What gives a tensor its content, among quantized layers and `others`; None for one that belongs to no layer."""
-    among = others if tensor.layer in others else layers
+def writer_of(tensor: OutputTensor, *tables: Mapping[str, LayerPlan]) -> Writer | None:
+    """What gives a tensor its content, from the first table that has its layer; None where it belongs to no layer."""
+    if not tensor.layer:
+        return None
+    layers = next(table for table in tables if tensor.layer in table)
     if tensor.beside:
-        return Woven(tuple(among[name] for name in (tensor.layer, *tensor.beside)))
-    return among[tensor.layer] if tensor.layer else None
+        return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
+    return layers[tensor.layer]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,7 +273,8 @@ class Plan:
     """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name.
 
     `layers` are the quantized ones, `others` unquantized linears that are written elsewhere than they lie. `metadata`
-    are those of the files, for a format whose files have any.
+    are those of the files, for a format whose files have any. `residue` has what is stored of layers beside the
+    manifest, by tensor.
     """
 
     model: Model
@@ -283,6 +287,7 @@ class Plan:
     rewritten: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, LayerPlan] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    residue: Mapping[str, LayerPlan] = field(default_factory=dict)
 
     def needs_index(self, files: int) -> bool:
         """Whether an index is written beside so many files: of several, or for who looks for towers in it."""
@@ -310,7 +315,7 @@ class Plan:
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""
-        return writer_of(tensor, self.layers, self.others)
+        return writer_of(tensor, self.residue, self.others, self.layers)
 
     @property
     def pass_counts(self) -> dict[str, int]:

@@ -41,8 +41,9 @@ class SharedPlan:
 
     `identity` has what it was made of: the version, the options and the source; `shards` are the files of weights,
     `sides` the names and sizes of the files that are carried over, `documents` the texts of the others by name, those
-    that make the output a checkpoint last. `layers`, `others` and `tensors` are as in `Plan` and `Source`, `memory`
-    as in `Source`; `storages` says how many places the files lie in. `facts` is what a report says.
+    that make the output a checkpoint last. `layers`, `others` (the residue with them) and `tensors` are as in `Plan`
+    and `Source`, `memory` as in `Source`; `storages` says how many places the files lie in. `facts` is what a report
+    says.
     """
 
     identity: Mapping[str, Any]
@@ -58,7 +59,7 @@ class SharedPlan:
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """As `Plan.layer_of`."""
-        return writer_of(tensor, self.layers, self.others)
+        return writer_of(tensor, self.others, self.layers)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -111,7 +112,7 @@ def described(
         "sides": {name: source.file(name).size for name in sides},
         "documents": documents,
         "layers": table.add(plan.layers),
-        "others": table.add(plan.others),
+        "others": table.add({**plan.others, **plan.residue}),
         "tensors": [[files[each.file], *_plain(each)] for each in (source.tensors[name] for name in read)],
         "memory": {name: _text(array.tobytes()) for name, array in computed.items()},
         "facts": table.add(facts),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qbridge.findings.finding import error
-from qbridge.plan.output_files import Shard, index_of
+from qbridge.plan.output_files import Shard, index_of, weights_of
 from qbridge.plan.plan import Plan, Writers
 from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
@@ -134,7 +134,7 @@ def write_checkpoint(
     write_shards(stage, source, plan, [shard for shard in shards if shard.file is None], effort, progress)
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
-    if plan.needs_index(len(shards)):
+    if plan.needs_index(len(weights_of(shards))):
         write_document(stage.folder / INDEX, index_of(shards))
     for name in sides:
         copy_file(source.file(name), stage.folder / name)

@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test lint types engines architectures laws fuzz pins newest clean
+.PHONY: help demo test lint types docs dist wheels sbom page engines architectures laws fuzz pins newest clean
 
 help:
 	@echo "make demo     convert a real llm-compressor checkpoint for LMDeploy, verify and show it"
 	@echo "make test     the whole suite, and the seconds of each folder"
 	@echo "make lint     ruff"
 	@echo "make types    mypy --strict"
+	@echo "make docs     the documentation site, strict, its links and its search tried"
+	@echo "make dist     wheel and sdist, built twice and compared, by twine's and the schemas' checks"
+	@echo "make wheels   the wheel in an empty environment: size, seconds, a conversion; PYTHONS='python3.10 python3.13'"
+	@echo "make sbom     the software bill of materials and the licences of what is installed along"
+	@echo "make page     pages of --report in Chromium, every control and axe-core's rules"
 	@echo "make newest   the suite with the newest version of every package, and what moved"
 	@echo "make pins     constraints.txt anew, from the newest versions"
 	@echo "make fuzz     the fuzzer on hostile checkpoints, FUZZ_SECONDS=3600"
@@ -34,7 +39,7 @@ pins:
 	build/pins/bin/pip install --quiet --disable-pip-version-check --upgrade uv
 	echo "$(TORCH)" > build/pins/torch.txt
 	build/pins/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-annotate --no-header \
-	  --extra dev --constraint build/pins/torch.txt pyproject.toml --output-file build/pins/constraints.txt
+	  --extra dev --extra docs --extra release --constraint build/pins/torch.txt pyproject.toml --output-file build/pins/constraints.txt
 	(echo "# Every package of the environment, for each Python; written by: make pins"; \
 	  grep -v -e '^nvidia-' -e '^cuda-' -e '^triton' build/pins/constraints.txt) > constraints.txt
 
@@ -46,6 +51,47 @@ newest:
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	$(NEWEST)/bin/python tests/house/moved.py constraints.txt
 	$(NEWEST)/bin/pytest -q -n 2
+
+# The tools of docs and releases, in an environment of their own.
+TOOLS := build/tools/bin
+
+build/tools/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/tools
+	$(TOOLS)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs,release]"
+	touch $@
+
+# The date of the files in both distributions; the same tree gives the same bytes on every machine.
+export SOURCE_DATE_EPOCH ?= 1764288000
+
+dist: build/tools/.ready
+	rm -rf dist build/again
+	$(TOOLS)/pyproject-build --no-isolation --outdir dist .
+	$(TOOLS)/pyproject-build --no-isolation --outdir build/again .
+	cd dist && sha256sum *.whl *.tar.gz > ../build/again/SHA256
+	cd build/again && sha256sum --check SHA256
+	$(TOOLS)/twine check --strict dist/*
+	$(TOOLS)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(TOOLS)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(TOOLS)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(TOOLS)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+# The site, strict; then its links, and its search for what engines print (in Chromium, where there is one).
+docs: build/tools/.ready $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/mkdocs build --quiet
+	SITE=$(abspath build/site) $(BIN)/pytest -q -p no:xdist tests/site
+
+PYTHONS ?= $(PYTHON)
+
+wheels: dist
+	cd tests && $(abspath $(TOOLS))/python house/wheel_on.py $(abspath dist)/*.whl $(PYTHONS)
+
+# What the base installation and its extra `hub` bring along: CycloneDX, and a table of licences.
+sbom: build/tools/.ready
+	rm -rf build/sbom && mkdir -p dist
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ".[hub]"
+	$(TOOLS)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml build/sbom/bin/python > dist/sbom.cdx.json
+	$(TOOLS)/python tests/house/licences.py dist/sbom.cdx.json > dist/licences.md
 
 DEMO := $(or $(TMPDIR),/tmp)/qbridge-demo
 SRC := fixtures/compressed_tensors/llama_w8a8/model
@@ -74,6 +120,11 @@ fuzz: $(STAMP)
 	nice -n 15 $(BIN)/python tests/fuzz/run.py gguf $$(($(FUZZ_SECONDS) / 10))
 	nice -n 15 $(BIN)/python tests/fuzz/run.py folder $$(($(FUZZ_SECONDS) * 8 / 10))
 
+# Pages of --report in Chromium, with axe-core, which wants npm.
+page: $(STAMP)
+	npm install --silent --no-fund --no-audit --prefix build/axe axe-core@4
+	AXE=$(abspath build/axe/node_modules/axe-core/axe.min.js) $(BIN)/pytest -q -p no:xdist tests/page
+
 architectures: $(STAMP)
 	ARCHITECTURES=all nice -n 15 $(BIN)/pytest -q -n 2 tests/architectures
 
@@ -84,7 +135,7 @@ laws: $(STAMP)
 	LAWS=all nice -n 15 $(BIN)/pytest -q -n 2 $(LAWS)
 
 engines: $(STAMP)
-	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel
+	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel sglang gguf
 	$(BIN)/pytest -q -p no:xdist -m engine tests/engines
 
 clean:

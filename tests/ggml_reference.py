@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ggml_k_quants import WITHOUT_ONE_SCALE
 from qbridge.ir.floats import VALUES
 
 
-def reference(kind, block):
-    """The weights of one block by the formulas of ggml-quants.c, an element at a time."""
-    f16 = lambda at: float(np.array(block[at : at + 2], np.uint8).view(np.float16)[0])  # noqa: E731
+def reference(kind, block, number=float):
+    """The weights of one block by the formulas of ggml-quants.c, an element at a time, in float or Fraction."""
+    f16 = lambda at: number(float(np.array(block[at : at + 2], np.uint8).view(np.float16)[0]))  # noqa: E731
     b = [int(byte) for byte in block]
     if kind == "Q4_0":
         return [f16(0) * ((b[2 + j % 16] >> 4 * (j // 16) & 15) - 8) for j in range(32)]
@@ -28,6 +29,8 @@ def reference(kind, block):
         at = [(m, n) for n in range(5) for m in range(32)] + [(32 + m, n) for n in range(5) for m in range(16)]
         at += [(48 + m, n) for n in range(4) for m in range(4)]
         return [f16(52) * ((((b[m] * 3**n & 255) * 3) >> 8) - 1) for m, n in at]
+    if kind in WITHOUT_ONE_SCALE:
+        return WITHOUT_ONE_SCALE[kind](b, f16)
     e2m1 = VALUES["e2m1"]
     if kind == "MXFP4":
         return [e2m1[b[1 + j % 16] >> 4 * (j // 16) & 15] * 2.0 ** (b[0] - 127) for j in range(32)]
@@ -49,6 +52,7 @@ def tensor(kind, dims, data):
 
 
 SIZES = {
+    **{"Q4_1": 20, "Q5_1": 24, "Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210},
     "Q4_0": 18,
     "Q5_0": 22,
     "Q8_0": 34,

@@ -10,25 +10,29 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
 from qbridge import render
+from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.explanation import Explanation, Listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
+from qbridge.commands.parts import Finished, PartReport
 from qbridge.commands.possibilities import Possibilities
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.results import Result
 from qbridge.commands.settings import Settings
 from qbridge.commands.verdicts import Check, CheckTable
-from qbridge.findings.finding import Finding, Severity
+from qbridge.findings.finding import Finding, QBridgeError, Severity
 
 _SHOW: Mapping[type[Result], Callable[[Console, Any], None]] = {
     Check: render.check,
     CheckTable: render.check,
     Cleaning: render.cleaning,
     Explanation: render.explanation,
+    Finished: render.finished,
     Inspection: render.inspection,
     Listing: render.listing,
     Names: render.names,
+    PartReport: render.part,
     Possibilities: render.possibilities,
     Report: render.report,
     Settings: render.names,
@@ -77,6 +81,22 @@ def html(result: Result) -> str:
     console = _recorder()
     answer(result, console, console)
     return console.export_html(theme=_THEME, code_format=_ELEMENT, inline_styles=True)
+
+
+def page(result: Result, path: PathLike, source: str | None, allow: Iterable[str]) -> str:
+    """A whole page of a result and of the checkpoint at `path`."""
+    from qbridge.page.contents import Place, contents_of
+    from qbridge.page.document import page_of
+
+    return page_of(contents_of(result, Place(path, source, allow)))
+
+
+def refusal_page(command: str, fault: QBridgeError, path: PathLike, source: str | None, allow: Iterable[str]) -> str:
+    """The page of a command that came to nothing."""
+    from qbridge.page.contents import Place, refusal
+    from qbridge.page.document import page_of
+
+    return page_of(refusal(command, fault, Place(path, source, allow)))
 
 
 def _recorder() -> Console:

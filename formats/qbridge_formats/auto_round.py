@@ -6,7 +6,8 @@ auto_round:gptqmodel      GPTQ                             version 2 (as they ar
 auto_round                GPTQ, without g_idx              version 2                    anything else
 auto_round:auto_awq       AWQ in its GEMM layout           as they are                  4 bits, some asymmetric
 
-Linears that were float8 with a scale per block before may stay so (`float8_blocks`); such a mixture is read alone.
+Linears that were float8 with a scale per block before may stay so (`float8_blocks`); such a mixture is read alone,
+and so are checkpoints of which all linears are so (auto_round:fp8).
 Codes of 3, 5, 6 and 7 bits are a stream across words, for AWQ with every eight in its order. Which modules are
 quantized is decided by the tensors: AutoRound lists some in extra_config that it has left alone. Sources: auto-round
 0.16.1, export/export_to_autoround, export/export_to_awq/utils.py and inference/convert_model.py; vllm 0.32.0,
@@ -62,6 +63,7 @@ SUMMARY = "AutoRound's own format: 2 to 8 bits in GPTQ's or AWQ's tensors"
 ALIASES: tuple[str, ...] = ()
 
 GPTQ, GPTQMODEL, RAW, AWQ = "auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round", "auto_round:auto_awq"
+FLOAT8 = "auto_round:fp8"
 _ZEROS = {GPTQ: Zeros("v1"), GPTQMODEL: Zeros("v2"), RAW: Zeros("v2")}
 CONFIG_FILES = ("quantization_config.json",)
 _METHODS = (NAME, f"intel/{NAME}")
@@ -73,10 +75,10 @@ def sniff(source: Source) -> Match | str:
     method = (find_block(source.config) or NO_BLOCK).method
     if method not in _METHODS:
         return f"quant_method is {method!r}"
-    packed = modules_of(source)
-    return (
-        Match(2, f"quant_method is {method!r} and {len(packed)} modules have a qweight") if packed else "no qweight"
-    )
+    if packed := modules_of(source):
+        return Match(2, f"quant_method is {method!r} and {len(packed)} modules have a qweight")
+    coded = _float8.float8_modules(source)
+    return Match(2, f"quant_method is {method!r} and {len(coded)} modules are float8") if coded else "no qweight"
 
 
 def read(source: Source, findings: Findings) -> Model:
@@ -119,6 +121,9 @@ def read(source: Source, findings: Findings) -> Model:
 def _check_block(found_block: Block, findings: Findings) -> None:
     """Findings for a block that says too little (QB013), another packing or data type (QB101), or more (QB102)."""
     key_path, block, packing = found_block.key, found_block.raw, _packing_format(found_block.raw)
+    if packing == FLOAT8:
+        _check_float8(found_block, findings)
+        return
     for key, kind in (("bits", int), ("group_size", int), ("sym", bool)):
         if type(block.get(key)) is not kind:
             findings.add("QB013", f"{key_path}.{key}", (f"it is {block.get(key)!r}",))
@@ -126,6 +131,18 @@ def _check_block(found_block: Block, findings: Findings) -> None:
         findings.add("QB101", key_path, (f"AutoRound {packing!r}, {block.get('data_type', 'int')}",))
     if block.get("rotation_config"):
         findings.add("QB102", f"{key_path}.rotation_config")
+
+
+def _check_float8(found_block: Block, findings: Findings) -> None:
+    """QB101 for float8 of another kind than e4m3 with a scale per block and dynamic inputs."""
+    block = found_block.raw
+    read = {"bits": 8, "group_size": [128, 128], "act_bits": 8, "act_dynamic": True}
+    assumed = {"fmt": "e4m3", "sym": True, "activation_scheme": "dynamic"}
+    others = {key: block.get(key) for key, value in read.items() if block.get(key) != value}
+    others |= {key: block[key] for key, value in assumed.items() if block.get(key, value) != value}
+    if others:
+        facts = ", ".join(f"{key} {value!r}" for key, value in others.items())
+        findings.add("QB101", found_block.key, (f"AutoRound {FLOAT8!r}, {facts}",))
 
 
 def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assumed] | None:
@@ -140,6 +157,8 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
         return None
     _check_block(found_block, findings)
     require(block, findings)
+    if _packing_format(block) == FLOAT8:
+        raise ValueError("which linears are float8 only tensors show")
     if any(_is_float(entry) for entry in _extra(block).values()):
         raise ValueError("extra_config has linears of floats")
     if any(is_head(key) and not _skips(entry) for key, entry in _extra(block).items()):
@@ -170,6 +189,8 @@ def _inputs(
 ) -> ActivationScheme | None:
     """How the inputs of a float8 linear are quantized, as extra_config says; assumed (QB021) where it does not."""
     own = next((entry for name in names if isinstance(entry := _extra(block).get(name), dict)), {})
+    if _packing_format(block) == FLOAT8:
+        own = {**block, **own}
     if own.get("act_bits") == _UNQUANTIZED:
         return None
     if own.get("act_bits") != 8 or own.get("act_dynamic", True) is not True:
@@ -187,6 +208,8 @@ def _packing_format(block: Mapping[str, Any]) -> str:
     named, backend = str(block.get("packing_format", "auto")), str(block.get("backend", "auto"))
     if named != "auto":
         return {"auto_round:gptq": GPTQ, "auto_round:awq": AWQ}.get(named, named)
+    if str(block.get("data_type")) in ("fp", "fp8") and isinstance(block.get("group_size"), list):
+        return FLOAT8
     if "gptqmodel" in backend:
         return GPTQMODEL
     if "awq" in backend:

@@ -46,6 +46,7 @@ SUMMARY = "plain bfloat16, float16 or float32 weights, rounded once (--dtype); w
 ALIASES: tuple[str, ...] = ()
 WRITE_ONLY = True
 KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
+TAKES_COMPUTED_WEIGHTS = True  # each is rounded once, like any other
 
 
 def sniff(source: Source) -> Match | str:

@@ -361,6 +361,15 @@ def test_check_says_what_convert_would_rewrite(tmp_path):
     assert {"QB205", "QB265"}.isdisjoint(codes(qbridge.check(src, "vllm")))
 
 
+def test_words_of_transformers_5_are_read_where_no_other_has_the_class(tmp_path):
+    src = copy_fixture(tmp_path)
+    edit_json(src / "config.json", lambda config: config.update(model_type="qwen3_5_text"))
+    assert {"QB205", "QB265"}.isdisjoint(codes(qbridge.check(src, "lmdeploy")))
+    qbridge.convert(src, tmp_path / "out", "lmdeploy", allow=["incomplete"])
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (src, tmp_path / "out"))
+    assert after["rope_parameters"] == before["rope_parameters"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -16,7 +16,9 @@ import small
 from small import HEAD, HIDDEN, VOCAB, WIDE
 
 BF16 = torch.bfloat16
-TABLES = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "position_embedding", "pos_embed"})
+TABLES = frozenset(
+    {"embed", "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "position_embedding", "pos_embed"}
+)
 Q, KV = HIDDEN, 2 * HEAD  # rows of queries, and of keys or values
 DRAFTED = {  # classes with a layer for multi-token prediction, and how it is called
     **dict.fromkeys(("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeForCausalLM"), "layers"),
@@ -32,6 +34,7 @@ SAID = {
     "AfmoeForCausalLM": {"n_group": 1, "route_norm": True, "score_func": "sigmoid", "topk_group": 1},
     "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "DeepseekV4ForCausalLM": {"topk_method": "noaux_tc", "expert_dtype": "fp8"},
     "Glm4MoeForCausalLM": {"head_dim": HEAD},
     "Glm4MoeLiteForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc"},
     "GlmMoeDsaForCausalLM": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
@@ -56,6 +59,15 @@ UNJUDGED = {
     "Step3p7ForConditionalGeneration": "it reads a tower by keys of the repository that transformers' class has not",
     "VoxtralForConditionalGeneration": "it reads the audio tower of Mistral's own files alone",
 }
+# How repositories call what transformers saves otherwise.
+CALLED = {
+    "DeepseekV4ForCausalLM": (
+        (r"^model\.hc_head\.hc_", "hc_head_"),
+        (r"^model\.embed_tokens\.", "embed."),
+        (r"^model\.", ""),
+        (r"\.attn\.norm\.", ".attn.kv_norm."),
+    ),
+}
 # Where repositories have the towers of CLIP and SigLIP; transformers 5.24.0 saves them without a part of the name.
 TOWER = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
 
@@ -65,6 +77,9 @@ def checkpoint(architecture):
     if architecture in REMOTE:
         return (*REMOTE[architecture](), TABLES)
     tensors, config, tables = small.shapes(architecture)
+    for pattern, name in CALLED.get(architecture, ()):
+        tables = {*tables, "embed"}
+        tensors = {re.sub(pattern, name, stored): value for stored, value in tensors.items()}
     if architecture in FUSED:
         tensors = one_by_one(tensors, architecture)
     if architecture in DRAFTED:

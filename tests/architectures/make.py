@@ -100,6 +100,7 @@ def is_quantized(module, shape):
         len(shape) == 2
         and bool(LAYER.search(f"{module}."))
         and TOWERS.isdisjoint(parts)
+        and "compressor" not in parts
         and parts[-1] not in LEFT
         and not re.search(r"norm|embed|head", parts[-1])
         and shape[1] % 128 == 0

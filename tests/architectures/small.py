@@ -76,7 +76,7 @@ OTHER = {
         "num_hash_layers": 0,
         "o_groups": 2,
         "o_lora_rank": 128,
-        "head_dim": 64,
+        "head_dim": 128,
         "mlp_layer_types": ["moe"] * 2,
     },
     "FalconForCausalLM": {"num_kv_heads": 1, "ffn_hidden_size": 4 * HIDDEN},

@@ -15,7 +15,7 @@ import qbridge
 from goldens import ALLOW
 from qbridge.formats.assumed import assumed_model
 from qbridge.source.folder import Folder
-from support import ROOT, cli, copy_fixture, edit_json
+from support import ROOT, SINGLE, cli, copy_fixture, edit_json, facts
 
 CASES = [
     "auto_round/llama_gptq_sym",
@@ -141,3 +141,23 @@ def test_where_the_block_lies_is_judged(tmp_path):
         src / "config.json", lambda c: c.update(llm_config={**c, "quantization_config": c.pop("quantization_config")})
     )
     assert "QB283" in {f.code for f in qbridge.check(src, "vllm").findings}
+
+
+@pytest.mark.parametrize(
+    "partial", [".cache/huggingface/download/x.incomplete", "model.safetensors.incomplete", f"{SINGLE}.aria2"]
+)
+def test_a_download_that_has_not_ended_is_said(partial, tmp_path):
+    src = bare(tmp_path, "fp8/llama_blocks")
+    assert "download" not in facts(qbridge.check(src, "vllm").findings)
+    (src / partial).parent.mkdir(parents=True, exist_ok=True)
+    (src / partial).write_bytes(b"half")
+    answer = qbridge.check(src, "vllm")
+    (found,) = (finding for finding in answer.findings if finding.code == "QB261")
+    assert found.facts[0] == f"a download has not ended: {partial}" and "it goes on where it stopped" in found.fix
+    assert answer.assumed and answer.needs_tensors
+
+
+def test_an_adapter_beside_a_config_is_said_to_be_no_model(tmp_path):
+    src = bare(tmp_path, "fp8/llama_blocks")
+    (src / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    assert "it holds an adapter of org/base and not the model" in facts(qbridge.check(src, "vllm").findings)

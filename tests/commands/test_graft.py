@@ -156,14 +156,51 @@ def test_what_is_not_proved_can_be_allowed(lost, tmp_path):
     assert raw(tmp_path / "dst")[NORM] == raw(src)[NORM]
 
 
-def test_an_original_that_is_quantized_itself_or_is_the_source_is_refused(lost, tmp_path):
+def test_the_source_is_no_original_of_itself(lost):
     src, _ = lost
     assert "SRC itself" in facts(refused((src, src), "QB321"))
     assert "SRC itself" in facts(refused((src, src.parent / "original/../src"), "QB321"))
-    again = shutil.copytree(LOST / "quantized", tmp_path / "again")
-    assert "quantization_config" in facts(refused((src, again), "QB321"))
-    edit_json(again / "config.json", lambda config: config.pop("quantization_config") and None)
-    assert "I32" in facts(refused((src, again), "QB321"))
+
+
+BLOCK = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def in_float8(original, leave):
+    """The original with its linears in float8, but those whose names contain `leave`; the codes do not matter."""
+
+    def coded(tensors):
+        for name in [name for name in tensors if "_proj.weight" in name and leave not in name]:
+            _, shape, data = tensors[name]
+            blocks = [-(-size // 128) for size in shape]
+            tensors[name] = ("F8_E4M3", shape, bytes(len(data) // 2))
+            tensors[f"{name}_scale_inv"] = ("F32", blocks, bytes(4 * blocks[0] * blocks[1]))
+        tensors["model.layers.0.self_attn.k_scale"] = ("F32", [1], bytes(4))
+
+    edit(original, coded)
+    edit_json(original / "config.json", lambda config: config.update(quantization_config=BLOCK))
+
+
+def test_what_a_quantized_original_has_unquantized_is_grafted(lost, tmp_path):
+    src, original = lost
+    in_float8(original, leave=LAST)
+    report = qbridge.convert(src, tmp_path / "dst", "vllm", graft=original)
+    taken = {name for name in raw(original) if name.startswith(LAST)}
+    assert report.grafted["tensors"] == len(taken) == 29
+    assert raw(tmp_path / "dst").keys() == raw(src).keys() | taken
+    assert qbridge.verify(src, tmp_path / "dst").same
+    qbridge.restore(tmp_path / "dst", tmp_path / "back")
+    assert raw(tmp_path / "back") == raw(src)
+    edit(original, lambda tensors: tensors.update({NORM: flipped(tensors[NORM])}))
+    assert NORM in facts(refused(lost, "QB323"))
+
+
+def test_what_an_original_has_quantized_is_not_grafted(lost):
+    _, original = lost
+    in_float8(original, leave="nothing")
+    (finding,) = refused(lost, "QB321")
+    assert "model.layers.2.self_attn.q_proj" in finding.where and NORM not in finding.where
+    assert all(name.startswith(LAST) for name in finding.where)
+    assert finding.help[0] == f"qbridge convert {original} {original}-dense --to dense"
 
 
 def test_an_original_without_what_is_missing_has_nothing_to_graft(lost):

@@ -318,6 +318,8 @@ def hybrid(tmp_path):
 def test_float8_blocks_beside_autorounds_integers_are_read(hybrid, tmp_path):
     src, names = hybrid
     assert places(refusal(src, 1, "QB021")["QB021"]) == set(names)
+    told = qbridge.check(src, "vllm", allow=["assumed-activations"]).findings
+    assert set(names) == places(finding for finding in told if finding.code == "QB224")
     report = qbridge.convert(src, tmp_path / "out", "compressed-tensors", allow=["assumed-activations", "rounded"])
     assert len(block_of(tmp_path / "out")["config_groups"]) == 2 and report.layers > len(names)
     assert qbridge.verify(src, tmp_path / "out", allow=["assumed-activations"]).same

@@ -9,11 +9,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
 import qbridge
 from ggml_reference import tensor
-from gguf_files import entry, gguf
+from gguf_files import entry, gguf, padded
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales
+from qbridge.codecs.ggml_values import VALUE_STRUCTS, BlockValues
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import DType, to_float64
 from qbridge.ir.floats import VALUES
@@ -30,7 +33,7 @@ CT, GPTQ = "compressed_tensors", "gptq"
 WRITTEN = [
     (f"{CT}/llama_w4a16", "Q4_0", "reversible"),
     (f"{CT}/llama_w4a16_channel", "Q4_0", "equal"),
-    (f"{CT}/llama_w4a16_asym", "Q5_0", "equal"),
+    (f"{CT}/llama_w4a16_asym", "Q5_0", "reversible"),
     (f"{CT}/llama_w5a16", "Q5_0", "reversible"),
     (f"{CT}/llama_w8a16", "Q8_0", "equal"),
     (f"{CT}/llama_w1a16", "Q4_0", "equal"),
@@ -41,9 +44,9 @@ WRITTEN = [
     (f"{CT}/qwen2_w4a16_tied", "Q4_0", "reversible"),
     (f"{CT}/qwen3_moe_w4a16", "Q4_0", "reversible"),
     (f"{CT}/qwen3_partial", "Q8_0", "equal"),
-    (f"{GPTQ}/llama_2bit", "Q4_0", "equal"),
-    (f"{GPTQ}/llama_v2_asym", "Q5_0", "equal"),
-    ("awq/llama_gemm", "Q5_0", "equal"),
+    (f"{GPTQ}/llama_2bit", "Q4_0", "reversible"),
+    (f"{GPTQ}/llama_v2_asym", "Q5_0", "reversible"),
+    ("awq/llama_gemm", "Q5_0", "reversible"),
 ]
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -257,6 +260,8 @@ def test_a_tokenizer_is_written_or_a_finding(tmp_path):
     shutil.copy(ROOT / "fixtures/compressed_tensors/qwen2_w4a16_tied/model/tokenizer.json", src)
     report = qbridge.convert(src, tmp_path / "out", "llama.cpp")
     assert report.serve == f"llama-server -m {tmp_path / 'out'}/model.gguf"
+    report = qbridge.convert(src, tmp_path / "out.gguf", "llama.cpp")
+    assert report.serve == f"llama-server -m {tmp_path / 'out.gguf'}"
     found = contents(tmp_path / "out").metadata
     assert len(found["tokenizer.ggml.tokens"]) == 256 == found["tokenizer.ggml.token_type"].size
     assert found["tokenizer.ggml.model"] == "gpt2"
@@ -273,6 +278,18 @@ def test_the_command_says_what_it_did(tmp_path):
 GOLDENS = sorted((ROOT / "fixtures/gguf").glob("*/model.gguf"))
 
 
+def decoded(kind, stored, dims):
+    """float64 weights of stored rows."""
+    if kind in VALUE_STRUCTS:
+        return BlockValues(kind).decode(stored, DType.F64, dims)
+    struct, float4 = STRUCTS[kind], kind in ("MXFP4", "NVFP4")
+    codes = BlockCodes(kind).decode(stored, DType.U8 if float4 else DType.I8, dims)
+    group = struct.group or struct.elements
+    scales = BlockScales(kind).decode(stored, struct.scale_dtype, (dims[0], dims[1] // group))
+    values = VALUES["e2m1"][codes] if float4 else codes.astype(np.float64)
+    return values * np.repeat(to_float64(scales, struct.scale_dtype), group, axis=1)
+
+
 @pytest.mark.parametrize("file", GOLDENS, ids=lambda file: file.parent.name)
 def test_blocks_have_the_values_that_the_tool_gives_them(file):
     expected = json.loads((file.parent / "expected.json").read_text())["weights"]
@@ -280,15 +297,8 @@ def test_blocks_have_the_values_that_the_tool_gives_them(file):
     assert expected.keys() == {name for name, info in header.tensors.items() if TYPES[info.kind].dtype is None}
     for name, wanted in expected.items():
         info = header.tensors[name]
-        struct, rows = STRUCTS[info.kind], (-1, info.shape[-1])
-        stored = np.frombuffer(data[info.begin : info.end], np.uint8).reshape(rows)
-        dims = (stored.shape[0], wanted["shape"][-1])
-        float4 = info.kind in ("MXFP4", "NVFP4")
-        codes = BlockCodes(info.kind).decode(stored, DType.U8 if float4 else DType.I8, dims)
-        group = struct.group or struct.elements
-        scales = BlockScales(info.kind).decode(stored, struct.scale_dtype, (dims[0], dims[1] // group))
-        values = VALUES["e2m1"][codes] if float4 else codes.astype(np.float64)
-        values = (values * np.repeat(to_float64(scales, struct.scale_dtype), group, axis=1)).astype("<f4")
+        stored = np.frombuffer(data[info.begin : info.end], np.uint8).reshape(-1, info.shape[-1])
+        values = decoded(info.kind, stored, (stored.shape[0], wanted["shape"][-1])).astype("<f4")
         values += np.float32(0)  # -0 as 0
         assert hashlib.sha256(values.tobytes()).hexdigest() == wanted["sha256"], name
 
@@ -314,13 +324,76 @@ def test_there_and_back(case, kind, tmp_path):
         assert qbridge.verify(tmp_path / "gguf", tmp_path / "back").same
 
 
-def test_types_without_an_integer_form_are_refused(tmp_path):
-    blocks = np.zeros(2 * 144, np.uint8)
-    data = gguf(llama(), [entry("blk.0.ffn_up.weight", (256, 2), 12, 0)], blocks.tobytes())
-    (tmp_path / "model.gguf").write_bytes(data)
+def one_layer(folder, number, blocks):
+    """A file with one linear of 2 rows of 256 weights, of a type of ggml by its number."""
+    data = gguf(llama(), [entry("blk.0.ffn_up.weight", (256, 2), number, 0)], blocks.tobytes())
+    (folder / "model.gguf").write_bytes(data)
+    return folder / "model.gguf"
+
+
+def test_types_without_tables_here_are_refused(tmp_path):
     with pytest.raises(qbridge.QBridgeError) as excinfo:
-        qbridge.open(tmp_path / "model.gguf")
-    assert "QB119" in codes(excinfo) and "Q4_K" in str(excinfo.value)
+        qbridge.open(one_layer(tmp_path, 23, np.zeros(2 * 136 + 16, np.uint8)[: 2 * 136]))
+    assert "QB121" in codes(excinfo) and "IQ4_XS" in str(excinfo.value)
+
+
+def test_scales_of_k_quants_that_are_no_numbers_are_found(tmp_path):
+    blocks = np.zeros((2, 144), np.uint8)
+    blocks[1, 2:4] = 0xFF  # a minimum that is NaN
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.convert(one_layer(tmp_path, 12, blocks), tmp_path / "out", "dense")
+    assert "QB017" in codes(excinfo)
+
+
+K_QUANTS = ROOT / "fixtures/gguf/llama_k_quants/model.gguf"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_k_quants_become_plain_weights(dtype, tmp_path):
+    report = qbridge.convert(K_QUANTS, tmp_path / "out", "dense", dtype=dtype)
+    assert report.exactness == {"dequantized": 7} and report.passes == {"dequantize": 7}
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as opened:
+        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    with qbridge.open(K_QUANTS) as source:
+        for name in source.specs:
+            wanted = torch.from_numpy(dequantize(source.layer(name))).to(getattr(torch, dtype))
+            assert torch.equal(found[f"{name}.weight"], wanted), name
+
+
+def test_k_quants_are_refused_for_codes_unless_rounding_is_allowed(tmp_path):
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.convert(K_QUANTS, tmp_path / "out", "compressed-tensors")
+    assert codes(excinfo) == {"QB119"} and "--to dense" in excinfo.value.findings[0].entry.fix
+    report = qbridge.convert(K_QUANTS, tmp_path / "out", "compressed-tensors", allow=["dequantized"])
+    assert report.exactness == {"dequantized": 7} and report.passes == {"unquantize": 7}
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert codes(excinfo) <= {"QB037", "QB010"}
+
+
+def test_a_file_of_several_types_keeps_the_codes_that_there_are(tmp_path):
+    """As llama-quantize writes Q4_0: the head is Q6_K."""
+    src = tmp_path / "model.gguf"
+    rng, norm = np.random.default_rng(0), np.ones(256, np.float32)
+    q4_0, q6_k = rng.integers(0, 256, (256, 8, 18), np.uint8), rng.integers(0, 256, (32, 210), np.uint8)
+    q4_0[..., 1], q6_k[:, 209] = 0x20, 0x20
+    offsets, data = padded(norm, q4_0, q6_k)
+    names = [("blk.0.attn_norm", (256,), 0), ("blk.0.ffn_up", (256, 256), 2), ("output", (256, 32), 14)]
+    entries = [entry(f"{n}.weight", dims, kind, at) for (n, dims, kind), at in zip(names, offsets, strict=True)]
+    src.write_bytes(gguf(llama(embedding_length=256, feed_forward_length=256), entries, data))
+    options = {"allow": ["dequantized", "incomplete"]}
+    report = qbridge.convert(src, tmp_path / "out", "compressed-tensors", **options)
+    assert report.exactness == {"reversible": 1, "dequantized": 1}
+
+
+def test_dst_may_lie_beside_the_file(tmp_path):
+    shutil.copy(K_QUANTS, tmp_path / "model.gguf")
+    done = cli("convert", tmp_path / "model.gguf", tmp_path / "out", "--to", "dense")
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        qbridge.convert(tmp_path / "model.gguf", tmp_path, "dense", overwrite=True)
+    assert codes(excinfo) == {"QB031"}
 
 
 def llama(**changes):
@@ -379,12 +452,108 @@ def test_the_rope_of_llama_3_is_a_tensor_of_factors(tmp_path):
     assert "QB117" in codes(excinfo)
 
 
-def test_restore_gives_back_identical_tensors_or_says_why_not(tmp_path):
-    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+def stored(folder):
+    """Every tensor of the safetensors files of a folder."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    return found
+
+
+def same_tensors(a, b):
+    """Whether two checkpoints have the same tensors, bit for bit."""
+    here, there = stored(a), stored(b)
+    same = (tensor.numpy().tobytes() == there[name].numpy().tobytes() for name, tensor in here.items())
+    return here.keys() == there.keys() and all(same)
+
+
+ASYMMETRIC = [f"{CT}/llama_w4a16_asym", "awq/llama_gemm", f"{GPTQ}/llama_v2_asym", f"{GPTQ}/llama_2bit"]
+
+
+@pytest.mark.parametrize("case", [f"{CT}/llama_w4a16", *ASYMMETRIC])
+def test_restore_gives_back_identical_tensors(case, tmp_path):
+    src = ROOT / "fixtures" / case / "model"
     convert(src, tmp_path / "out")
     qbridge.restore(tmp_path / "out", tmp_path / "back")
-    assert (tmp_path / "back/model.safetensors").read_bytes() == (src / "model.safetensors").read_bytes()
-    convert(ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model", tmp_path / "folded")
+    assert same_tensors(tmp_path / "back", src)
+
+
+def test_zero_points_that_are_too_many_are_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("qbridge.formats.common_rules._MOST_ZEROS", 5)
+    report = convert(ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model", tmp_path / "out")
+    assert set(report.exactness) == {"equal"}
     with pytest.raises(qbridge.QBridgeError) as excinfo:
-        qbridge.restore(tmp_path / "folded", tmp_path / "none")
+        qbridge.restore(tmp_path / "out", tmp_path / "none")
     assert codes(excinfo) == {"QB037"}
+
+
+@pytest.mark.parametrize("case", [f"{CT}/llama_w4a16", *ASYMMETRIC])
+def test_one_file_has_all_of_it(case, tmp_path):
+    src = ROOT / "fixtures" / case / "model"
+    convert(src, tmp_path / "new/out.gguf")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.gguf"]
+    first = (tmp_path / "new/out.gguf").read_bytes()
+    assert convert(src, tmp_path / "new/out.gguf").already_done
+    convert(src, tmp_path / "new/out.gguf", overwrite=True)
+    assert (tmp_path / "new/out.gguf").read_bytes() == first
+    assert qbridge.verify(src, tmp_path / "new/out.gguf").same
+    qbridge.restore(tmp_path / "new/out.gguf", tmp_path / "back", config=src, allow=["outside-links"])
+    assert same_tensors(tmp_path / "back", src)
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((src / "config.json").read_text())
+
+
+def test_a_file_in_the_way_of_one_file_is_left_alone(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+    (tmp_path / "a.gguf").write_bytes(b"something else")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(src, tmp_path / "a.gguf")
+    assert codes(excinfo) == {"QB031"} and (tmp_path / "a.gguf").read_bytes() == b"something else"
+    with pytest.raises(ValueError, match="one file"):
+        convert(src, tmp_path / "b.gguf", max_shard_size=1000)
+    convert(src, tmp_path / "b.gguf")
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(tmp_path / "b.gguf", tmp_path / "b.gguf", overwrite=True)
+    assert codes(excinfo) == {"QB031"}
+
+
+def test_a_run_that_was_cut_before_its_last_step_is_made_again_or_cleaned(tmp_path, monkeypatch):
+    src = ROOT / "fixtures/compressed_tensors/llama_w4a16/model"
+
+    def cut(self, shards):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        with pytest.raises(KeyboardInterrupt):
+            convert(src, tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
+    assert len(qbridge.clean(tmp_path / "a.gguf").removed) == 1 and not list(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        with pytest.raises(KeyboardInterrupt):
+            convert(src, tmp_path / "a.gguf")
+    convert(src, tmp_path / "a.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_config_and_tokenizer_come_from_the_original(tmp_path):
+    src = copy_fixture(tmp_path, f"{CT}/llama_w4a16")
+    convert(src, tmp_path / "alone/a.gguf")
+    done = cli("convert", tmp_path / "alone/a.gguf", tmp_path / "out", "--to", "vllm", "--config", src)
+    assert done.returncode == 0 and "QB120" not in done.stderr, done.stderr
+    assert {"tokenizer.json", "config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert qbridge.verify(src, tmp_path / "out").same
+    done = cli("convert", tmp_path / "alone", tmp_path / "more", "--to", "vllm", "--config", src)
+    assert done.returncode == 0, done.stderr
+    for wrong in ((src, src), (tmp_path / "alone/a.gguf", tmp_path)):
+        done = cli("convert", wrong[0], tmp_path / "none", "--to", "vllm", "--config", wrong[1])
+        assert done.returncode == 3 and "QB001" in done.stderr
+
+
+def test_splits_are_read_and_one_file_made_of_them(tmp_path):
+    src = ROOT / "fixtures/compressed_tensors/qwen3_w8a8/model"
+    convert(src, tmp_path / "out", max_shard_size=200_000)
+    first = min((tmp_path / "out").glob("*.gguf"))
+    convert(first, tmp_path / "one.gguf")
+    assert qbridge.verify(first, tmp_path / "one.gguf").same

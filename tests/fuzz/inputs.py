@@ -14,7 +14,7 @@ import operator
 import struct
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ import qbridge
 from gguf_files import gguf, small, u16, u32
 from qbridge import render
 from qbridge.ir.dtypes import DType, nbytes
+from qbridge.source.folder import Folder
+from qbridge.source.gguf import read_gguf
 from qbridge.source.safetensors import HeaderError
+from qbridge.source.storage import File
 from support import header_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,18 +60,18 @@ def console() -> Console:
     return Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8"), highlight=False, soft_wrap=True)
 
 
-def _say(value: Any, show: Callable[[Console, Any], None]) -> None:
+def say(value: Any, show: Callable[[Console, Any], None]) -> None:
     json.dumps(value.as_dict())
     show(console(), value)
     render.findings(console(), value.findings)
 
 
 def _inspect(folder: Path, reader: str | None) -> None:
-    _say(qbridge.inspect(folder, reader), render.inspection)
+    say(qbridge.inspect(folder, reader), render.inspection)
 
 
 def _check(target: str, tp: int, gpu: str = "sm90", **options: Any) -> Command:
-    return lambda folder, reader: _say(qbridge.check(folder, target, tp, gpu, reader, **options), render.check)
+    return lambda folder, reader: say(qbridge.check(folder, target, tp, gpu, reader, **options), render.check)
 
 
 def _check_config(target: str) -> Command:
@@ -83,17 +86,17 @@ def _check_config(target: str) -> Command:
 
 
 def _verify(folder: Path, _: str | None) -> None:
-    _say(qbridge.verify(folder, folder, jobs=1), render.verification)
+    say(qbridge.verify(folder, folder, jobs=1), render.verification)
 
 
 def _plan(target: str, **options: Any) -> Command:
-    return lambda folder, reader: _say(
+    return lambda folder, reader: say(
         qbridge.convert(folder, folder.parent / "dst", target, reader, dry_run=True, **options), render.report
     )
 
 
 def _restore(folder: Path, reader: str | None) -> None:
-    _say(qbridge.restore(folder, folder.parent / "dst", dry_run=True), render.report)
+    say(qbridge.restore(folder, folder.parent / "dst", dry_run=True), render.report)
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -108,6 +111,16 @@ COMMANDS: tuple[Command, ...] = (
     *(_check(target, tp, "sm80") for target in OLDER for tp in (1, 2)),
     *(_check(target, 1, allow=("incomplete", "unknown-tensors")) for target in ("vllm", "lmdeploy", "transformers")),
     *(_check_config(target) for target in ("vllm", "lmdeploy", "lmdeploy-turbomind", "transformers", *OLDER)),
+)
+
+
+GGUF_TARGETS = ("llama.cpp", "vllm", "lmdeploy", "transformers", "compressed-tensors", "mxfp4")
+GGUF_COMMANDS: tuple[Command, ...] = (
+    _inspect,
+    _open,
+    _verify,
+    *(_check(target, 2) for target in GGUF_TARGETS),
+    *(_plan(target) for target in (*GGUF_TARGETS, "gguf", "dense")),
 )
 
 
@@ -166,21 +179,23 @@ def run_header(data: bytes, folder: Path) -> int:
 
 
 def run_gguf(data: bytes, folder: Path) -> int:
-    """The exit code for one GGUF file: what it is, said and shown."""
-    folder.mkdir(exist_ok=True)
-    file = folder / "model.gguf"
-    file.write_bytes(data)
-    return outcome(lambda: _inspect(file, None))
+    """The exit code of one command on a GGUF file: a byte for the command, the number of zeros after it, the file."""
+    file, zeros = folder / "in" / "model.gguf", min(int.from_bytes(data[1:5], "little"), MOST_DATA)
+    file.parent.mkdir(exist_ok=True, parents=True)
+    with open(file, "wb") as stream:
+        stream.write(data[5:])
+        stream.truncate(stream.tell() + zeros)
+    return outcome(lambda: GGUF_COMMANDS[data[0] % len(GGUF_COMMANDS) if data else 0](file, None))
 
 
-def outcome(command: Callable[[], None]) -> int:
+def outcome(command: Callable[[], None], codes: Collection[int] = (1, 3)) -> int:
     """0, or the exit code of a QBridgeError; only the answer no and unreadable input come from content."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
             command()
         except qbridge.QBridgeError as fault:
-            if fault.exit_code not in (1, 3):
+            if fault.exit_code not in codes:
                 raise
             json.dumps([finding.as_dict() for finding in fault.findings])
             render.findings(console(), fault.findings)
@@ -199,8 +214,8 @@ def join(picked: bytes, files: dict[str, bytes]) -> bytes:
 def seeds() -> Iterator[bytes]:
     """Every fixture as an input, its first decoder layer alone, for a few commands; one in three in two shards."""
     for number, model in enumerate(sorted(ROOT.glob("fixtures/*/*/model"))):
-        files = {name: _compact(model / name) for name in FILES if name not in (INDEX, *SHARDS)}
-        shards = _shards(_short_header(model), 2 if number % 3 == 0 else 1)
+        files = {name: compact(model / name) for name in FILES if name not in (INDEX, *SHARDS)}
+        shards = _shards(short_header(model), 2 if number % 3 == 0 else 1)
         if len(shards) > 1 or (model / INDEX).is_file():
             names = {name: file for file, header in shards.items() for name in header}
             files[INDEX] = dump({"weight_map": names})
@@ -210,7 +225,7 @@ def seeds() -> Iterator[bytes]:
     yield from _converted()
 
 
-def _compact(file: Path) -> bytes:
+def compact(file: Path) -> bytes:
     """A JSON file without spaces; nothing where there is none, or one so long that an input would be slow."""
     return dump(json.loads(file.read_bytes())) if file.is_file() and file.stat().st_size < LONG else b""
 
@@ -230,8 +245,8 @@ def _converted() -> Iterator[bytes]:
         with tempfile.TemporaryDirectory() as place:
             made = Path(place) / "made"
             qbridge.convert(ROOT / "fixtures" / case / "model", made, target)
-            files = {name: _compact(made / name) for name in (CONFIG, "qbridge.json")}
-            files[SHARD] = dump(relaid(_short_header(made, "")))
+            files = {name: compact(made / name) for name in (CONFIG, "qbridge.json")}
+            files[SHARD] = dump(relaid(short_header(made, "")))
         for command in (
             COMMANDS.index(_restore),
             2 + 2 * len(TARGETS) + TARGETS.index(case.split("/")[0].replace("_", "-")),
@@ -239,7 +254,7 @@ def _converted() -> Iterator[bytes]:
             yield join(bytes((1 + command, 1, 3, 1)), files)
 
 
-def _short_header(model: Path, layers: str = ".layers.0.") -> dict[str, Any]:
+def short_header(model: Path, layers: str = ".layers.0.") -> dict[str, Any]:
     tensors = {}
     for file in sorted(model.glob("*.safetensors")):
         tensors |= header_of(file)
@@ -279,11 +294,18 @@ def header_seeds() -> Iterator[bytes]:
 
 
 def gguf_seeds() -> Iterator[bytes]:
-    """Small whole GGUF files."""
+    """Small whole GGUF files, and the headers of converted models for every command."""
     array = 9, struct.pack("<IQ", 6, 2) + bytes(8)
-    yield small(**{"a.names": ["x", "yz"], "a.scores": array, "a.count": 7, "a.eps": 0.5, "a.yes": True})
-    yield small(**{"split.no": u16(0), "split.count": u16(1), "split.tensors.count": 2})
-    yield gguf({"general.alignment": u32(64)}, [], version=2, alignment=64)
-
-
-SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {"folder": seeds, "header": header_seeds, "gguf": gguf_seeds}
+    yield bytes(5) + small(**{"a.names": ["x", "yz"], "a.scores": array, "a.count": 7, "a.eps": 0.5, "a.yes": True})
+    yield bytes(5) + small(**{"split.no": u16(0), "split.count": u16(1), "split.tensors.count": 2})
+    yield bytes(5) + gguf({"general.alignment": u32(64)}, [], version=2, alignment=64)
+    for case in ("gptq/llama_g128", "compressed_tensors/llama_mxfp4"):
+        with tempfile.TemporaryDirectory() as place:
+            made = Path(place) / "made"
+            qbridge.convert(ROOT / "fixtures" / case / "model", made, "llama.cpp", allow={"no-tokenizer"})
+            (file,) = made.glob("*.gguf")
+            header = read_gguf(File(Folder(made), file.name))
+            begin = min(tensor.begin for tensor in header.tensors.values())
+            whole = file.read_bytes()
+        zeros = (len(whole) - begin).to_bytes(4, "little")
+        yield from (bytes((command,)) + zeros + whole[:begin] for command in range(len(GGUF_COMMANDS)))

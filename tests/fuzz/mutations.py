@@ -178,6 +178,21 @@ def _deepened(value: Any, rng: random.Random) -> bytes:
 PICKED = (*(CONFIG,) * 5, *(INDEX,) * 2, *(SHARDS[0],) * 5, *(SHARDS[1],) * 2, *FILES[3:])
 
 
+HUB_PARTS = ("config", "header", "pages", "revision", "link", "html", "status", "headers", "headers", "command")
+STATUSES: tuple[Any, ...] = (200, 204, 206, 301, 302, 304, 307, 401, 403, 404, 410, 416, 429, 500, 503, 999, -1, "x")
+LIES: tuple[Any, ...] = (
+    *({"Content-Length": value} for value in (0, 1, 10**6, 10**30, -1, "x", "")),
+    *({"Content-Range": value} for value in ("bytes 0-0/1", "bytes */9", "bytes 5-4/3", "x", f"bytes 0-7/{10**18}")),
+    *({"Location": value} for value in ("", "/", "http://a/", "https://10.0.0.1/x", "https://[", "https://h:99999/")),
+    *({"Location": value} for value in ("https://u@h/x", "?x", "//h", "file:///etc/passwd", "https://h/\r\nX: y")),
+    *({"ETag": value} for value in ("", "x", 'W/"abc"', "a" * 70000)),
+    *({"X-Linked-Size": value} for value in (0, "x", -1, 10**30)),
+    *({"X-Repo-Commit": "x"}, {"X-Linked-ETag": ""}, {"Content-Encoding": "gzip"}, {"Retry-After": "99999"}),
+    *({"Retry-After": value} for value in ("\u0663", "x", "-1", "Fri, 99 Nov", "1e400")),
+    *({"Transfer-Encoding": "chunked"}, {"Link": '<x>; rel="next"'}, {"Connection": "close"}, {"a\nb": "c"}),
+)
+
+
 class Mutator:
     """Mutates inputs: mostly as JSON, else as bytes by the engine's own `mutate`."""
 
@@ -215,17 +230,38 @@ class Mutator:
         return (length.to_bytes(8, "little") + text + bytes(size))[:max_size]
 
     def gguf(self, data: bytes, max_size: int, seed: int) -> bytes:
-        """A GGUF file with some numbers of its header changed to those that lie, mostly."""
+        """A command and a GGUF file with some numbers of its header changed to those that lie, mostly."""
         rng = random.Random(seed)
-        if rng.random() < 0.5 or len(data) < 32:
+        if rng.random() < 0.4 or len(data) < 32:
             return self.mutate(data, max_size)
         changed = bytearray(data)
+        if rng.random() < 0.3:
+            changed[0] = rng.randrange(256)
         for _ in range(rng.choice((1, 1, 2, 4))):
             width = rng.choice((1, 2, 4, 8))
-            place = rng.randrange(4, len(data) - width + 1)
+            place = rng.randrange(1, len(data) - width + 1)
             number = rng.choice((0, 1, 2, 8, 9, 31, 32, 33, 2**16, 2**31, 2**63, 2**64 - 1, rng.randrange(64)))
             changed[place : place + width] = (number % 2 ** (8 * width)).to_bytes(width, "little")
         return bytes(changed)[:max_size]
+
+    def hub(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """An input of `run_hub` with one part of what the server says changed."""
+        rng = random.Random(seed)
+        try:
+            said = json.loads(data)
+            part = rng.choice(("", "", *HUB_PARTS))
+            if not part:
+                return dump(mutate_json(said, self.words, rng))[:max_size]
+            mutate = {"config": mutate_block, "header": mutate_tensors}.get(part, mutate_json)
+            if part in ("status", "headers"):
+                kind = rng.choice(("revision", "tree", "resolve", "bytes", "html"))
+                lie = rng.choice(LIES) if part == "headers" else rng.choice(STATUSES)
+                said[part] = {**said.get(part, {}), kind: lie}
+            else:
+                said[part] = mutate(said.get(part), self.words, rng)
+            return dump(said)[:max_size]
+        except (ValueError, RecursionError, OverflowError, AttributeError, TypeError):
+            return self.mutate(data, max_size)
 
     def _text(self, text: bytes, name: str, max_size: int, rng: random.Random) -> bytes:
         """The text of a file, changed; an absent file mostly stays absent."""

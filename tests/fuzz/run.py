@@ -1,4 +1,4 @@
-"""The fuzzer: `python tests/fuzz/run.py folder|header|gguf SECONDS` (atheris; Linux).
+"""The fuzzer: `python tests/fuzz/run.py folder|header|gguf|hub SECONDS` (atheris; Linux).
 
 Prints what it saw as one JSON line.
 
@@ -40,7 +40,7 @@ with atheris.instrument_imports(
     for _name in qbridge.list_formats():
         qbridge.formats.load(_name)
 
-from fuzz import inputs, mutations
+from fuzz import inputs, mutations, targets
 
 LIMIT = 10  # seconds of CPU time for one input; the slowest honest ones compile a kernel
 MEMORY = 16 << 30  # of addresses: an allocation as large as a header claims fails here
@@ -59,7 +59,7 @@ class Run:
     """One run: how many inputs, which exit codes, what went wrong."""
 
     def __init__(self, target: str, keep: Path, folder: Path, report: Path) -> None:
-        self.one = getattr(inputs, f"run_{target}")
+        self.one = targets.RUN[target]
         self.target, self.keep, self.folder, self.report = target, keep, folder, report
         self.executions, self.codes, self.found = 0, Counter[int](), dict[str, str]()
         self.start = self.told = time.monotonic()
@@ -114,12 +114,17 @@ def fuzz(wanted: argparse.Namespace, home: Path, run: Run) -> None:
     corpus = wanted.corpus or home / "corpus"
     for place in (corpus, home / "src"):
         place.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(inputs.SEEDS[wanted.target]()):
+    for number, seed in enumerate(targets.SEEDS[wanted.target]()):
         (corpus / f"seed-{number}").write_bytes(seed)
     mutator = mutations.Mutator(lambda text, size: atheris.Mutate(text, size))
     signal.signal(signal.SIGPROF, hang)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    flags = [f"-max_total_time={wanted.seconds}", f"-max_len={LONGEST}", "-timeout=120", "-rss_limit_mb=4096"]
+    flags = [
+        f"-max_total_time={wanted.seconds}",
+        f"-max_len={LONGEST}",
+        f"-timeout={60 * LIMIT}",
+        "-rss_limit_mb=4096",
+    ]
     flags += [f"-artifact_prefix={home}/", "-len_control=0", "-print_final_stats=0", f"-seed={wanted.seed}"]
     flags += ["-verbosity=0"] if not sys.stderr.isatty() else []
     arguments = [sys.argv[0], *flags, str(corpus), *map(str, inputs.CORPUS.glob(wanted.target))]
@@ -129,7 +134,7 @@ def fuzz(wanted: argparse.Namespace, home: Path, run: Run) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=tuple(inputs.SEEDS))
+    parser.add_argument("target", choices=tuple(targets.SEEDS))
     parser.add_argument("seconds", type=int)
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"))
     parser.add_argument("--corpus", type=Path, help="working corpus to go on from")

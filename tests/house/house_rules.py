@@ -24,7 +24,7 @@ ORDER = (
     {"plan"},
     {"write"},
     {"commands"},
-    {"render", "progress", "testing"},
+    {"render", "progress", "testing", "page"},
     {"display"},
     {"cli"},
     {"__main__"},
@@ -46,6 +46,9 @@ NAMES_ALLOWED = {
     # ggml calls one of its tensor types so
     ("bridge/qbridge/source/ggml_types.py", "MXFP4"),
     ("bridge/qbridge/codecs/ggml_blocks.py", "MXFP4"),
+    # number formats that the public option --cast names, of which two formats have the name
+    ("bridge/qbridge/plan/casting.py", "fp8"),
+    ("bridge/qbridge/plan/casting.py", "mxfp4"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks
     ("bridge/qbridge/architecture/from_config.py", "auto-round"),
     ("bridge/qbridge/architecture/from_config.py", "compressed-tensors"),
@@ -69,6 +72,9 @@ FILES_ALLOWED = (
     "bridge/qbridge/targets/proving.py",
     # the user's config file, which is no file of a checkpoint
     "bridge/qbridge/commands/settings.py",
+    # its own style sheet and script; a page that is there already
+    "bridge/qbridge/page/document.py",
+    "bridge/qbridge/commands/reporting.py",
     # until a storage reads them: the manifest and side files beside config.json, the laws' own output
     "bridge/qbridge/plan/manifest.py",
     "bridge/qbridge/commands/conversion.py",

@@ -14,7 +14,7 @@ import qbridge
 from goldens import ALLOW, ROOT
 from qbridge.findings.catalogue.code import ALLOW as WORDS
 
-TARGETS = ("vllm", "lmdeploy", "lmdeploy-turbomind", "transformers", "gptqmodel")
+TARGETS = ("vllm", "lmdeploy", "lmdeploy-turbomind", "transformers", "gptqmodel", "sglang")
 SEED = os.environ.get("LAWS", "20261127")
 FIXTURES = [str(model.parent.relative_to(ROOT / "fixtures")) for model in sorted(ROOT.glob("fixtures/*/*/model"))]
 OLDER = ("vllm@0.23.0", "vllm@0.5.4", "vllm-gptq", "lmdeploy@0.6.2")
@@ -28,6 +28,7 @@ ALWAYS = [
     ("compressed_tensors/llama_w2a16", "vllm@0.5.4"),
     ("compressed_tensors/llama_w4a16_asym", "vllm@0.5.4"),
     ("awq/llama_gptqmodel_8bit", "vllm@0.23.0"),
+    ("compressed_tensors/llama_w3a16_asym", "vllm"),  # groups of 8, which its AWQ kernel stops at
 ]
 SAMPLE = PAIRS if SEED == "all" else [*ALWAYS, *random.Random(SEED).sample(PAIRS, 20)]
 # Mixers that no list makes quantized, a tower, a mixture, a tied head, and modules of other names in memory.

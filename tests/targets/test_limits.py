@@ -44,6 +44,12 @@ def test_what_an_engine_does_not_serve_is_named(case, target, code, tmp_path):
     assert all(f.where for f in caught.value.findings) and not list(tmp_path.iterdir())
 
 
+def test_a_scheme_that_no_pass_makes_legal_is_named_as_it_is_stored(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_w8a8")
+    [finding] = refusal(src, 1, "QB240", "lmdeploy-turbomind")["QB240"]
+    assert len(finding.where) == 14 and "int8 symmetric per channel" in finding.facts[0]
+
+
 def broken(target, code, model):
     """What the rules of this code say about a model, layer by layer or as a whole."""
     found = []

@@ -141,6 +141,9 @@ def test_asymmetric_experts_do_not_load():
 TOWER = "vision_tower.transformer.layers.0.attention.q_proj"
 PROJECTOR, AUDIO = "multi_modal_projector.linear", "audio_tower.layers.0.fc1"
 VISUAL = "visual.blocks.0.attn.proj"
+CLIP = "vision_tower.vision_model.encoder.layers.0.mlp.fc1"
+IN_MEMORY = "model.vision_tower.encoder.layers.0.mlp.fc1"
+COMPRESSOR = "layers.0.attn.compressor.wkv"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,14 @@ VISUAL = "visual.blocks.0.attn.proj"
         ("PaliGemmaForConditionalGeneration", PROJECTOR, "compressed-tensors", ["re:multi_modal.*"], True),
         ("Qwen2AudioForConditionalGeneration", AUDIO, "compressed-tensors", [AUDIO], True),
         ("Qwen2AudioForConditionalGeneration", AUDIO, "compressed-tensors", [f"model.{AUDIO}"], False),
+        ("Cohere2VisionForConditionalGeneration", f"model.{CLIP}", "compressed-tensors", [f"model.{CLIP}"], True),
+        ("Cohere2VisionForConditionalGeneration", f"model.{CLIP}", "compressed-tensors", [IN_MEMORY], False),
+        ("MllamaForConditionalGeneration", "vision_model.x", "compressed-tensors", ["vision_model.x"], True),
+        ("MllamaForConditionalGeneration", "vision_model.x", "compressed-tensors", ["model.vision_model.x"], False),
+        ("Qwen2_5OmniThinkerForConditionalGeneration", AUDIO, "compressed-tensors", [AUDIO], True),
+        ("Qwen2_5OmniThinkerForConditionalGeneration", AUDIO, "compressed-tensors", [f"model.{AUDIO}"], False),
+        ("DeepseekV4ForCausalLM", COMPRESSOR, "compressed-tensors", [COMPRESSOR], True),
+        ("DeepseekV4ForCausalLM", COMPRESSOR, "compressed-tensors", ["re:.*self_attn.compressor.kv_proj"], False),
         ("GPTNeoXForCausalLM", "gpt_neox.layers.0.attention.dense", "compressed-tensors", ["re:.*dense"], False),
         ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["vision_tower"], False),
         ("Mistral3ForConditionalGeneration", TOWER, "fp8", ["model.vision_tower"], False),

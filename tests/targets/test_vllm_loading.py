@@ -213,3 +213,47 @@ def test_one_scale_of_blooms_fused_attention_is_repeated_for_each_channel(source
     assert not stops(tmp_path / "out") and qbridge.verify(src, tmp_path / "out").same
     qbridge.restore(tmp_path / "out", tmp_path / "back")
     assert qbridge.verify(src, tmp_path / "back").equal == 0
+
+
+V4 = "DeepseekV4ForCausalLM"
+
+
+@pytest.mark.parametrize(("name", "stopped"), [(V4, True), ("DeepseekV3ForCausalLM", False)])
+def test_norms_of_latents_under_the_name_that_transformers_saves(name, stopped):
+    norm = "layers.0.attn.norm.weight"
+    model = model_of(name, ["layers.0.attn.wq_a"], BLOCKS, DYNAMIC)
+    model = replace(model, tensors={norm: TensorInfo(DType.BF16, (128,), norm)})
+    assert problems("vllm", "fp8", "QB291", model) == ({norm} if stopped else set())
+
+
+@pytest.mark.parametrize(
+    ("weight", "given", "wrong"),
+    [
+        (BLOCKS, {"topk_method": "noaux_tc", "expert_dtype": "fp8"}, set()),
+        (BLOCKS, {"expert_dtype": "fp8"}, {"layers.0.ffn.gate.bias"}),
+        (BLOCKS, {"topk_method": "noaux_tc"}, {"expert_dtype"}),
+        (BLOCKS, {"topk_method": "noaux_tc", "expert_dtype": "fp4"}, {"expert_dtype"}),
+    ],
+)
+def test_keys_that_say_what_experts_and_routers_are(weight, given, wrong):
+    bias = "layers.0.ffn.gate.bias"
+    model = model_of(V4, ["layers.0.ffn.experts.0.w1"], weight, DYNAMIC)
+    model = replace(
+        model,
+        format="fp8",
+        tensors={bias: TensorInfo(DType.F32, (4,), bias)},
+        config={**model.config, **given},
+    )
+    assert problems("vllm", "fp8", "QB330", model) == wrong
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.side_proj", "model.layers.7.mlp.down_proj"])
+@pytest.mark.parametrize(("architecture", "stopped"), [("LlamaForCausalLM", True), ("UnheardOf", False)])
+def test_what_a_class_has_no_place_for_stops_it(name, architecture, stopped):
+    model = model_of(architecture, ["model.layers.0.mlp.down_proj"], CHANNEL, DYNAMIC)
+    model = replace(
+        model,
+        config={**model.config, "num_hidden_layers": 1},
+        tensors={f"{name}.weight": TensorInfo(DType.BF16, (64, 64), f"{name}.weight")},
+    )
+    assert problems("vllm", "compressed-tensors", "QB291", model) == ({name} if stopped else set())

@@ -319,7 +319,7 @@ CLASSES: Mapping[str, ModelClass] = {
     "Mistral3ForConditionalGeneration": _TIED,
     "MistralForCausalLM": _LLAMA,
     "MixtralForCausalLM": ModelClass(MIXTRAL, mlp="block_sparse_moe", sparse=True),
-    "MllamaForConditionalGeneration": replace(_LLAMA, mixers=(CROSS_ATTENTION,)),
+    "MllamaForConditionalGeneration": replace(_LLAMA, mixers=(CROSS_ATTENTION,), more_tokens=8),
     "MptForCausalLM": _MPT,
     "NemotronForCausalLM": ModelClass(NEMOTRON, biased=_NORMS_BIASED),
     "NemotronHForCausalLM": _NEMOTRON_H,

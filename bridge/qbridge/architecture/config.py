@@ -47,7 +47,8 @@ class Reader:
     the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers. `indexed`: whether it
     knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not. `hybrid`:
     whether it knows the layers of Nemotron-H by the names that transformers 5.17 gave them. `implied` are the model
-    types of which it asks for keys that their classes in transformers 5 no longer save. Those of `untied` have their
+    types of which it asks for keys that their classes in transformers 5 no longer save, and `newer` those that no
+    transformers 4 knows, so that a transformers 5 reads them whatever `versions` are. Those of `untied` have their
     heads tied where config.json does not say, and those of `head_dims` are asked for head_dim. `lifted` are keys of
     the text model's config, by the model's type, which it reads beside that config.
     """
@@ -60,7 +61,14 @@ class Reader:
     implied: frozenset[str] = frozenset()
     untied: frozenset[str] = frozenset()
     head_dims: frozenset[str] = frozenset()
+    newer: frozenset[str] = frozenset()
     lifted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+    def of(self, config: Mapping[str, Any]) -> Reader:
+        """The reader of one config, nested ones aside: a transformers 5 where no other knows its model type."""
+        if str(config.get("model_type")) not in self.newer:
+            return self
+        return replace(self, versions=(5,), plain_rope=True)
 
 
 ANY_READER = Reader(indexed=False)
@@ -165,6 +173,7 @@ def _holders(config: Mapping[str, Any], prefix: str = "", is_text: bool = True) 
 def _changes(config: Mapping[str, Any], reader: Reader, is_text: bool) -> dict[str, dict[str, Any]]:
     """By word that the reader does not understand, the keys to write; nested configs aside."""
     changes: dict[str, dict[str, Any]] = {}
+    reader = reader.of(config)
     if rope := _rope_changes(config, reader, is_text):
         changes["rope_parameters" if "rope_parameters" in config else "rope_scaling"] = rope
     layers = config.get("layer_types")

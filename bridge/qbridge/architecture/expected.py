@@ -126,6 +126,11 @@ def _tree(names: Iterable[str], columns: Collection[str], usual: str = "") -> _T
     return _Tree(prefix, dict(found[prefix]), modules, frozenset(dotted))
 
 
+def decoder_of(architecture: Architecture, names: Iterable[str]) -> str:
+    """The name before the numbers of the decoder's layers in a checkpoint with tensors of these names."""
+    return _tree(names, architecture.split.columns, _usual_name(architecture)).prefix
+
+
 def judge(model: Model, names: Iterable[str], findings: Findings, side: str = "") -> None:
     """What an engine needs and would not find, and what it would find and not know, by stored tensors' `names`.
 

@@ -67,8 +67,12 @@ GRANITE_MOE = Family(
     QKV | {"input_linear"}, frozenset({"o_proj", "output_linear"}), gated=False, merged=frozenset({"input_linear"})
 )
 CHATGLM = replace(FALCON, merged=frozenset({"dense_h_to_4h"}))
-# Attention of its own kind: names as transformers has them, on the hub they are others.
-DEEPSEEK_V4 = Family(frozenset({"gate_proj", "up_proj", "w1", "w3"}), frozenset({"down_proj", "w2"}))
+# Attention of its own kind: of its linears, the names on the hub; of shared experts, those of transformers too.
+DEEPSEEK_V4 = Family(
+    frozenset({"gate_proj", "up_proj", "w1", "w3", "wq_b", "wo_a"}),
+    frozenset({"down_proj", "w2", "wo_b"}),
+    whole=frozenset({"wq_a", "wkv", "wgate", "weights_proj"}),
+)
 QWEN = Family(frozenset({"c_attn", "w1", "w2"}), frozenset({"c_proj"}), gated=False)
 
 

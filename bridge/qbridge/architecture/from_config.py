@@ -11,6 +11,7 @@ from typing import Any
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.decoder import INDEXERS, MOST
+from qbridge.architecture.names import is_classifier
 from qbridge.architecture.quantization_block import NO_BLOCK, QUANTIZATION_KEYS, find_block
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
@@ -39,18 +40,23 @@ def assumed_linears(storage: Storage) -> tuple[Mapping[str, Any], dict[str, tupl
     Raises QBridgeError (QB262).
     """
     config = config_alone(storage)
+    return config, dims_by_config(config, storage.url)
+
+
+def dims_by_config(config: Mapping[str, Any], where: str = CONFIG) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) by linear, without the head; QBridgeError (QB262) where that says too little."""
     architecture = Architecture.of(config)
     if not architecture.known:
-        raise error("QB262", storage.url, ("its architecture is not in qbridge's table",))
+        raise error("QB262", where, ("its architecture is not in qbridge's table",))
     if not (architecture.row.assumed and architecture.row.judged):
-        raise error("QB262", storage.url, ("the sizes of its linears are not in config.json",))
+        raise error("QB262", where, ("the sizes of its linears are not in config.json",))
     try:
         _check_sizes(architecture.text)
-        return config, dict(linears(architecture))
+        return dict(linears(architecture))
     except (KeyError, TypeError, ZeroDivisionError) as fault:
-        raise error("QB262", storage.url, (f"it does not say {fault}",)) from fault
+        raise error("QB262", where, (f"it does not say {fault}",)) from fault
     except ValueError as fault:
-        raise error("QB262", storage.url, (str(fault),)) from fault
+        raise error("QB262", where, (str(fault),)) from fault
 
 
 def assumed_head(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -58,7 +64,12 @@ def assumed_head(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     architecture = Architecture.of(config)
     name, text = architecture.row.head, architecture.text
     sizes = text.get("vocab_size"), text.get("hidden_size")
-    if not name or architecture.tied or not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
+    if (
+        not name
+        or is_classifier(name)
+        or architecture.tied
+        or not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes)
+    ):
         return {}
     return {name: (text["vocab_size"], text["hidden_size"])}
 

@@ -1,7 +1,7 @@
 """Keys that a class of transformers 5 no longer saves, for it has no choice there, and that older readers ask for.
 
-Sources: transformers 5.24.0, models/{deepseek_v2,deepseek_v3,deepseek_v32,glm_moe_dsa,hy_v3,qwen3_5,qwen3_next},
-their configuration_*.py and modeling_*.py (TopkRouter, MoE, route_tokens_to_experts); the same classes in 4.57.6.
+Sources: transformers 5.24.0, models/{deepseek_v2,deepseek_v3,deepseek_v32,deepseek_v4,glm_moe_dsa,hy_v3,qwen3_5} and
+qwen3_next, configuration_*.py and modeling_*.py (TopkRouter, MoE, route_tokens_to_experts); the same in 4.57.6.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ _IMPLIED: Mapping[str, Mapping[str, Implied]] = {
     "deepseek_v2": {"moe_layer_freq": _every_layer, "scoring_func": _always("softmax")},
     "deepseek_v3": _SIGMOID,
     "deepseek_v32": _SIGMOID,
+    "deepseek_v4": {"topk_method": _always("noaux_tc")},
     "glm_moe_dsa": {**_SIGMOID, "first_k_dense_replace": _dense_layers},
     "hy_v3": {"first_k_dense_replace": _dense_layers},
     # a tower without them, which readers that know Qwen3-VL's take for one with three

@@ -32,6 +32,7 @@ class ModelClass:
     split: Family
     norms: tuple[str, ...] = TWO_NORMS  # of a layer, with weights; those of latent attention are added to them
     ends: tuple[str, ...] = ("embed_tokens", "norm")  # the embedding and the last norm
+    more_tokens: int = 0  # rows of the embedding beyond vocab_size
     tied: bool = False  # lm_head is the embedding unless config.json says otherwise
     biased: frozenset[str] = frozenset()  # what has a bias whatever config.json says
     biased_if: tuple[str, frozenset[str]] = ("", frozenset())  # what has one unless config.json denies it by this key

@@ -14,7 +14,17 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.model import TensorInfo
 
 EMBEDDINGS = frozenset(
-    {"embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
+    {
+        "embed",
+        "embed_tokens",
+        "embed_positions",
+        "wte",
+        "wpe",
+        "word_embeddings",
+        "tok_embeddings",
+        "embed_in",
+        "embeddings",
+    }
     | {"embed_tokens_per_layer", "position_embedding", "pos_embed", "tile_embedding", "embedding"}
     | {"audio_bos_eos_token"}
 )
@@ -97,6 +107,11 @@ def is_mask(name: str) -> bool:
 def is_embedding(module: str) -> bool:
     """Whether the module is a lookup table, by its last name."""
     return module.rpartition(".")[2] in EMBEDDINGS
+
+
+def is_classifier(module: str) -> bool:
+    """Whether a head gives scores of classes, and not of the vocabulary, by its last name."""
+    return module.rpartition(".")[2] == "score"
 
 
 def is_head(module: str) -> bool:

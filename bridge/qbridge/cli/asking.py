@@ -21,6 +21,7 @@ from qbridge.cli.options import (
     NoValues,
     OnGpu,
     Progressing,
+    ReportFile,
     Sizes,
     Source,
     Text,
@@ -48,12 +49,13 @@ def check(
     allow: Allow = None,
     v1_zeros: V1Zeros = None,
     no_values: NoValues = False,
+    report: ReportFile = None,
 ) -> Check | CheckTable:
     """Say whether an engine would load and rightly serve SRC as it is, by shapes alone; exit 1 if not everywhere."""
     sizes = value("--tp", positive_sizes_of, tp)
     several = sizes if len(sizes) > 1 else sizes[0]
     answer: Check | CheckTable = qbridge.check(
-        src, target, several, gpu, source, allow=words(allow, v1_zeros), values=not no_values
+        src, target, several, gpu, source, allow=words(allow, v1_zeros), values=not no_values, report=report
     )
     return answer
 
@@ -65,9 +67,15 @@ def what(
     return qbridge.what(src, source, tp=value("--tp", positive_sizes_of, tp), allow=words(allow, v1_zeros))
 
 
-def inspect(src: Source, source: From = None, allow: Allow = None, v1_zeros: V1Zeros = None) -> Inspection:
+def inspect(
+    src: Source,
+    source: From = None,
+    allow: Allow = None,
+    v1_zeros: V1Zeros = None,
+    report: ReportFile = None,
+) -> Inspection:
     """Say what a checkpoint is: format, schemes, dims, sizes."""
-    return qbridge.inspect(src, source, allow=words(allow, v1_zeros))
+    return qbridge.inspect(src, source, allow=words(allow, v1_zeros), report=report)
 
 
 def verify(
@@ -79,6 +87,7 @@ def verify(
     jobs: Jobs = 0,
     memory: Memory = "512MB",
     progress: Progressing = "auto",
+    report: ReportFile = None,
 ) -> Verification:
     """Compare two checkpoints layer by layer, across formats; exit 1 if they are not the same model."""
     with shown(progress) as advance:
@@ -90,6 +99,7 @@ def verify(
             jobs=jobs,
             memory=value("--memory", memory_of, memory),
             progress=advance,
+            report=report,
         )
 
 

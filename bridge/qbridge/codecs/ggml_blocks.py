@@ -293,6 +293,10 @@ class PairedRows(Codec):
         heads = rows.reshape(-1, self.head // 2, 2, *rows.shape[1:])
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
+    def factors(self, stored: Array) -> Array:
+        """Those of its codec."""
+        return self.codec.factors(stored)
+
     def _pair(self, array: Array) -> Array:
         heads = array.reshape(-1, 2, self.head // 2, *array.shape[1:])
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(array.shape)

@@ -11,6 +11,7 @@ from qbridge.commands.checkpoint import PathLike, no_garbage
 from qbridge.commands.judging import Judge, Subject, Verdict
 from qbridge.commands.releases import between
 from qbridge.commands.remedies import JUDGING, WRITTEN, Remedies, Remedy, Sizes
+from qbridge.commands.reporting import with_report
 from qbridge.commands.verdicts import BackendVerdict, Check, CheckTable, SizeVerdict
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Finding, Findings, Severity, in_order
@@ -32,6 +33,7 @@ def check(
     *,
     allow: Iterable[str] = (),
     values: bool = True,
+    report: PathLike | None = None,
 ) -> Check: ...
 
 
@@ -45,10 +47,12 @@ def check(
     *,
     allow: Iterable[str] = (),
     values: bool = True,
+    report: PathLike | None = None,
 ) -> CheckTable: ...
 
 
 @checked
+@with_report("src")
 @no_garbage()
 def check(
     src: PathLike,
@@ -59,14 +63,15 @@ def check(
     *,
     allow: Iterable[str] = (),
     values: bool = True,
+    report: PathLike | None = None,
 ) -> Check | CheckTable:
     """Judge a checkpoint for a target as it is, by shapes alone; nothing is converted and no weight is read.
 
     Several sizes of `tp` give a table, which is a yes if each of them is. `gpu` is a compute capability such as sm90
     or a name such as H100. A folder with nothing but config.json is judged by the dims that it names. A version of an
     engine between two of our tables is judged by both. Without `values` headers are all that is read, and the answer
-    is no where a value would be needed (QB064). Raises QBridgeError where the folder cannot be read at all;
-    ValueError for a `tp` that is not positive, TypeError for what is of another type.
+    is no where a value would be needed (QB064). `report` is the file of a page. Raises QBridgeError where the folder
+    cannot be read at all; ValueError for a `tp` that is not positive, TypeError for what is of another type.
 
     >>> check("fixtures/awq/llama_gemm/model", "vllm")
     <Check: yes, for vllm@0.33.0, tp 1, sm80>

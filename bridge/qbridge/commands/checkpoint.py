@@ -8,9 +8,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.gguf_names import config_of
+from qbridge.architecture.quantization_block import without_quantization
 from qbridge.codecs.parts import decode
 from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
@@ -24,12 +26,15 @@ from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
 from qbridge.plan.options import allowed
+from qbridge.source.gguf_files import config_inside, storage_with_original
 from qbridge.source.opening import open_source, storage_of
 from qbridge.source.reader import FEW, Source
 from qbridge.source.storage import Storage
 from qbridge.targets.registry import source_formats
 
 _LOG = logging.getLogger(__name__)
+
+TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model"})
 
 PathLike = str | os.PathLike[str]
 
@@ -85,6 +90,12 @@ class Checkpoint:
         self.close()
 
 
+def with_original(path: PathLike, original: PathLike) -> PathLike | Storage:
+    """A path, or the GGUF model that lies there with config.json and tokenizer of the folder `original`, if any."""
+    typed("config", original, str, os.PathLike)
+    return storage_with_original(Path(path), Path(original)) if os.fspath(original) else path
+
+
 @contextmanager
 def no_garbage() -> Iterator[None]:
     """Pause the garbage collector: opening makes many objects and no cycles; it took a third of the time."""
@@ -125,7 +136,7 @@ def open_checkpoint(
     with io_as_finding(where):
         source = _opened(storage_of(path), findings)
         source.values = values
-        if source.metadata and not source.config:
+        if source.metadata:
             _take_config(source, findings)
     try:
         with (
@@ -153,6 +164,11 @@ def open_checkpoint(
 
 def _take_config(source: Source, findings: Findings) -> None:
     """The config that the metadata of files give, where no config.json lies beside them; QBridgeError (QB117)."""
+    if source.config:
+        source.config = without_quantization(source.config)  # that of the original: the types of GGUF say it all
+        if config_inside(source.metadata) and not TOKENIZERS.intersection(source.side_files):
+            findings.add("QB120", source.url, ("its config.json is in it",))
+        return
     embedding = source.tensors.get("token_embd.weight")
     vocabulary = embedding.shape[0] if embedding else 0
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from qbridge.architecture.names import dense_linears
 from qbridge.commands.checkpoint import PathLike, no_garbage, open_checkpoint
 from qbridge.commands.report import schemes
+from qbridge.commands.reporting import with_report
 from qbridge.commands.results import Result, as_json, counted
 from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Finding, Findings, io_as_finding
@@ -50,9 +51,12 @@ class Inspection(Result):
 
 
 @checked
+@with_report("path")
 @no_garbage()
-def inspect(path: PathLike, source: str | None = None, *, allow: Iterable[str] = ()) -> Inspection:
-    """Say what a checkpoint is. Raises QBridgeError where it cannot be read.
+def inspect(
+    path: PathLike, source: str | None = None, *, allow: Iterable[str] = (), report: PathLike | None = None
+) -> Inspection:
+    """Say what a checkpoint is; `report` is the file of a page. Raises QBridgeError where it cannot be read.
 
     >>> inspect("fixtures/awq/llama_gemm/model")
     <Inspection: awq, LlamaForCausalLM, 7 layers>

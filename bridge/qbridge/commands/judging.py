@@ -13,7 +13,8 @@ from typing import Any
 from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
-from qbridge.architecture.names import is_head
+from qbridge.architecture.names import VISION, is_head
+from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
@@ -22,6 +23,7 @@ from qbridge.formats.assumed import assumed_model
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, Problem, Rule, ValueRule, broken
 from qbridge.ir.model import Model
+from qbridge.source.foreign import no_weights
 from qbridge.source.opening import storage_of
 from qbridge.source.reader import TOKENIZER
 from qbridge.source.storage import Storage
@@ -43,7 +45,7 @@ class Subject:
     `path` is the place as a person named it, `storage` where its files lie; `config` is config.json as it is,
     `tensors` the names of all tensors, None where nothing names them; `findings` are what is wrong whatever the
     target. `source` is the format that was asked for, if any. Without `values` none may be read; `opened` is what was
-    read then, or of a checkpoint on a server.
+    read then, or of a checkpoint on a server. `first` is the name of the first file of its weights.
     """
 
     path: str
@@ -55,6 +57,7 @@ class Subject:
     findings: Findings
     opened: Checkpoint | None = None
     values: bool = True
+    first: str = ""
 
     @classmethod
     def of(cls, path: PathLike, source: str | None, findings: Findings, values: bool = True) -> Subject:
@@ -64,6 +67,7 @@ class Subject:
         model, config, tensors, opened = _model(storage, source, findings, values)
         if tensors is not None:
             judge(model, tensors, findings)
+            judge_sizes(model, findings)
         return cls(
             storage.url,
             storage,
@@ -74,6 +78,7 @@ class Subject:
             findings,
             opened if storage.is_far or not values else None,
             values,
+            opened.source.shards[0] if opened and opened.source.shards else "",
         )
 
     @property
@@ -131,6 +136,7 @@ class Judge:
         self._choice = choice or replace(target.choices[0], format=named(model.format), rules=())
         if self.subject.tensors is not None:
             _index_followed(target, findings)
+            _tower_found(self.subject, target, findings)
         _spelling(model, target, findings)
         if model.specs:
             _walk(target.whole_limits(choice) if choice else (), model, findings)
@@ -151,7 +157,9 @@ class Judge:
         _derived(self._deviations, findings)
         kernels = target.serving(model, tp, self.gpu.capability)
         _unserved(kernels, str(self.gpu), findings)
-        serve = "" if findings.errors else target.command(model, model.format, self.subject.path, tp)
+        serve = (
+            "" if findings.errors else target.command(model, model.format, self.subject.path, tp, self.subject.first)
+        )
         return Verdict(tp, tuple(findings), kernels, serve)
 
     @property
@@ -191,7 +199,9 @@ def _model(
         if not bare or weight_files(storage):
             raise
     model = assumed_model(storage)
-    findings.add("QB261", storage.url, (f"{len(model.specs)} linears of {model.architecture}",))
+    instead, fix = no_weights(storage) or ("", "")
+    facts = filter(None, (instead, f"{len(model.specs)} linears of {model.architecture}"))
+    findings.add("QB261", storage.url, tuple(facts), fix=fix)
     index = weight_map(storage, findings) if storage.has(INDEX) else None
     return model, config_alone(storage), None if index is None else frozenset(index), None
 
@@ -200,7 +210,7 @@ def _spelling(model: Model, target: Target, findings: Findings) -> None:
     """What the model's config files say in words that the engine's transformers does not know, but convert does."""
     if words := unread(model.config, target.reader):
         findings.add("QB265", "config.json", words, (CONVERT,))
-    if facts := unread_tokenizer(model.tokenizer, target.reader):
+    if facts := unread_tokenizer(model.tokenizer, target.reader.of(model.config)):
         findings.add("QB205", TOKENIZER, facts, (CONVERT,))
 
 
@@ -208,6 +218,14 @@ def _index_followed(target: Target, findings: Findings) -> None:
     """An index of other files stops the engines that look at it first, though the single file is complete."""
     if target.version and not target.single_first and any(finding.code == "QB040" for finding in findings):
         findings.add("QB003", INDEX, (f"{target.name} follows the index, not {SINGLE}",), (CONVERT,))
+
+
+def _tower_found(subject: Subject, target: Target, findings: Findings) -> None:
+    """Without an index, some engines look for no tower: what is stored of it is left out."""
+    towers = [name for name in subject.tensors or () if any(part in VISION for part in name.split("."))]
+    if towers and subject.model.architecture in target.towers_by_index and not subject.storage.has(INDEX):
+        fact = f"{target.name} builds the tower where {INDEX} names its tensors, and there is none"
+        findings.add("QB269", sorted(towers), (fact,), (CONVERT,))
 
 
 def _walk(rules: Iterable[Rule], model: Model, findings: Findings) -> None:

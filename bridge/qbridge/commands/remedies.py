@@ -23,6 +23,7 @@ from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
 from qbridge.source.addresses import local_name
 from qbridge.source.folder import model_name
+from qbridge.source.gguf_files import SUFFIX
 from qbridge.source.opening import MANIFEST
 from qbridge.source.storage import Storage
 from qbridge.targets.gpus import Gpu
@@ -31,7 +32,7 @@ from qbridge.targets.target import Target
 JUDGING = frozenset({"assumed-version"})  # words that mean nothing to convert
 OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
 # Words that change what convert writes, nothing that is read.
-WRITTEN = frozenset({"drop-activation-details", "drop-kv-scales", "rounded"})
+WRITTEN = frozenset({"dequantized", "drop-activation-details", "drop-kv-scales", "rounded"})
 CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
 _CONVERSIONS = ("Convert it", "Write ")  # how fixes of the catalogue begin that are conversions
 Sizes = tuple[int, ...]  # tensor-parallel sizes at which an output is to be legal
@@ -298,7 +299,7 @@ def lacking_words(findings: Iterable[Finding], allow: frozenset[str]) -> frozens
 
 def new_folder(src: str, *purpose: str) -> str:
     """A folder that is not there yet, named after the model at `src` and what it is for."""
-    base = "-".join((model_name(local_name(src)), *purpose))
+    base = "-".join((model_name(local_name(src)).removesuffix(SUFFIX), *purpose))
     return next(out for out in (base, *(f"{base}-{count}" for count in range(2, 1000))) if not Path(out).exists())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.architecture.expected import judge
-from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
+from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
 from qbridge.commands.conversion import files_of, stands_there, write
 from qbridge.commands.model_card import CARD, is_written
 from qbridge.commands.report import Report
@@ -46,16 +46,18 @@ def restore(
     jobs: int = 0,
     memory: int = MEMORY,
     proof: bool = True,
+    config: PathLike = "",
 ) -> Report:
     """Write the checkpoint that `src` was converted from into the folder `dst`: identical tensors and config.
 
-    The manifest alone says how; other options are those of `convert`. Raises QBridgeError: QB036 where there is no
+    The manifest alone says how; `config` is the folder of the original of a GGUF file, whose tokenizer is taken.
+    Other options are those of `convert`. Raises QBridgeError: QB036 where there is no
     manifest, QB037 where it cannot be followed.
     """
     start = time.monotonic()
     effort = Effort.of(Options(jobs=jobs, memory=memory, proof=proof))
     out = Path(dst)
-    with io_as_finding(str(src)), open_checkpoint(src, None, allow) as opened:
+    with io_as_finding(str(src)), open_checkpoint(with_original(src, config), None, allow) as opened:
         there = opened.source.storage.path()
         if not dry_run:
             recover(out, there)

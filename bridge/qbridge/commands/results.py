@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from qbridge.findings.catalogue.code import REFUSED
-from qbridge.findings.finding import Finding, Severity
+from qbridge.findings.finding import Finding, QBridgeError, Severity
 from qbridge.findings.hints import one_line
 
 SCHEMA = 1
@@ -22,6 +22,14 @@ class Display(Protocol):
     def html(self, result: Result) -> str:
         """The same as an element of a page."""
 
+    def page(self, result: Result, path: Any, source: str | None, allow: Iterable[str]) -> str:
+        """A whole page of a result and of the checkpoint at `path`, read in the format `source`."""
+
+    def refusal_page(
+        self, command: str, fault: QBridgeError, path: Any, source: str | None, allow: Iterable[str]
+    ) -> str:
+        """The page of a command that came to nothing."""
+
 
 _DISPLAYS: list[Callable[[], Display]] = []
 
@@ -29,6 +37,11 @@ _DISPLAYS: list[Callable[[], Display]] = []
 def displayed_by(load: Callable[[], Display]) -> None:
     """Name what shows results, which lies in a room further down; it is loaded when a result is first shown."""
     _DISPLAYS[:] = [load]
+
+
+def display() -> Display:
+    """What shows results."""
+    return _DISPLAYS[0]()
 
 
 class Result:
@@ -51,13 +64,13 @@ class Result:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        return _DISPLAYS[0]().text(self)
+        return display().text(self)
 
     def __repr__(self) -> str:
         return one_line(self, self.line)
 
     def _repr_html_(self) -> str:
-        return _DISPLAYS[0]().html(self)
+        return display().html(self)
 
 
 def counted(findings: Sequence[Finding]) -> str:

@@ -11,6 +11,7 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.conversion import prepare
 from qbridge.commands.restructuring import restructured
 from qbridge.findings.arguments import checked
+from qbridge.findings.extras import imported
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.findings.hints import one_line
 from qbridge.ir.dtypes import nbytes
@@ -42,6 +43,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the target, converted when it is asked for."""
+        imported("torch", "torch", "a stream gives torch tensors")
         from qbridge.ir.torch_tensors import to_torch
 
         for shard in plan_shards(self._plan.outputs):
@@ -75,6 +77,7 @@ def stream(
     pad: bool = False,
     regroup: int | None = None,
     bits: int | None = None,
+    cast: str = "",
     passes: bool = True,
     dtype: str = "",
     experts: str = "",
@@ -94,6 +97,7 @@ def stream(
         pad=pad,
         regroup=regroup,
         bits=bits,
+        cast=cast,
         passes=passes,
         dtype=dtype,
         experts=experts,

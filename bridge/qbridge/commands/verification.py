@@ -22,6 +22,7 @@ from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
+from qbridge.commands.reporting import with_report
 from qbridge.commands.restructured import align, one_by_one, without_grafts
 from qbridge.commands.unquantized import unlike_tensors, unlike_weights
 from qbridge.findings.arguments import checked
@@ -45,6 +46,7 @@ _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
 
 
 @checked
+@with_report("b")
 def verify(
     a: PathLike,
     b: PathLike,
@@ -54,13 +56,14 @@ def verify(
     jobs: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    report: PathLike | None = None,
 ) -> Verification:
     """Compare two checkpoints of any formats layer by layer; `same` is the answer. Raises QBridgeError.
 
     What qbridge.json says was grafted into one of them is compared with the original: `graft`, or the path that was
     given to `convert`. Names are compared as they are after the renaming that it records.
     `jobs` threads (0: one for each core) work in `memory` bytes. `progress` is called with an `Advance`: the bytes
-    and shards of `a` that are compared.
+    and shards of `a` that are compared. `report` is the file of a page.
 
     >>> verify("fixtures/awq/llama_gemm/model", "fixtures/awq/llama_gemm/model").same
     True
@@ -199,7 +202,7 @@ class _Comparison:
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense for spec in specs) or _one_is_folded(*specs):
+        if any(spec.weight.is_dense or spec.weight.is_computed for spec in specs) or _have_other_codes(*specs):
             facts = unlike_weights(self.left.layer(name), self.right.layer(name), self.pads.get(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
@@ -307,9 +310,10 @@ def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ..
     return differing
 
 
-def _one_is_folded(a: Spec, b: Spec) -> bool:
-    """Whether only one of two layers of integers has zero-points, so that their codes cannot be the same."""
-    return a.weight.symmetric is not b.weight.symmetric and (a.activation, a.dims) == (b.activation, b.dims)
+def _have_other_codes(a: Spec, b: Spec) -> bool:
+    """Whether two layers are alike but for the number format or the zero-points, so that only values can be equal."""
+    kinds = [(w.type, w.symmetric, bool(w.global_scale)) for w in (a.weight, b.weight)]
+    return kinds[0] != kinds[1] and (a.activation, a.dims, a.bias) == (b.activation, b.dims, b.bias)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:

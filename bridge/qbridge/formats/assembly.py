@@ -8,6 +8,7 @@ from typing import Any
 from qbridge.architecture.names import canonical_tensor, module_of
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import Findings
+from qbridge.formats.mismatch import mismatch
 from qbridge.formats.registry import _account, config_files
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, TensorInfo
@@ -60,8 +61,9 @@ def _check_slots(source: Source, layers: Mapping[str, tuple[Spec, Mapping[str, S
             if tensor is None:
                 missing.setdefault(slot.tensor.removeprefix(stored), []).append(stored)
             elif (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
-                is_, wanted = f"{tensor.dtype}{list(tensor.shape)}", f"{slot.dtype}{list(slot.shape)}"
-                findings.add("QB016", slot.tensor, (f"it is {is_}, the scheme gives {wanted}",))
+                leaf = slot.tensor.rpartition(".")[2]
+                fact = mismatch(leaf, (tensor.dtype, tensor.shape), (slot.dtype, slot.shape))
+                findings.add("QB016", slot.tensor, (fact,))
             elif part != "code" and not slot.codec.inside and tensor.end - tensor.begin > SMALL:
                 findings.add("QB028", slot.tensor, (f"{tensor.end - tensor.begin} bytes",))
     for suffix, names in missing.items():

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
+from qbridge.architecture.config import compute_dtype
 from qbridge.architecture.names import KV_BOTH, is_kv_scale, module_of
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, ValueRule, Values
 from qbridge.ir.dtypes import DType
@@ -16,11 +17,16 @@ from qbridge.ir.model import Model
 from qbridge.ir.scheme import GlobalScale, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
+from qbridge.passes.dequantize import NAMES
+from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.invert import Invert
 from qbridge.passes.plain import PlainInputs
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
+from qbridge.passes.unquantize import Unquantize
 from qbridge.passes.widen import Widen
+
+_MOST_ZEROS = 90_000_000  # zero-points that a manifest records: 60 MB of those of 4 bits
 
 
 def drop_kv_scales(model: Model) -> Model:
@@ -99,6 +105,26 @@ def kv_scales_are_stored(source: str) -> ModelRule:
             yield Problem(("kv cache declared static, and no scale is stored",), where=("kv_cache_scheme",))
 
     return ModelRule("QB113", check, source, drop_kv_scales)
+
+
+def no_computed_weights(source: str) -> LayerRule:
+    """Codes with one scale each (QB119); weights that have none are rounded to the model's dtype where allowed."""
+
+    def check(spec: Spec, model: Model) -> Problem | None:
+        return Problem((f"weights {spec.weight.blocks}",)) if spec.weight.is_computed else None
+
+    def fix(spec: Spec, model: Model) -> Pass | None:
+        dtype = compute_dtype(model.config, DType.BF16)
+        return Unquantize(dtype) if dtype in NAMES else None
+
+    return LayerRule("QB119", check, source, fix, first=True)
+
+
+def folded_zeros(model: Model, bits: int) -> FoldZeros:
+    """Zero-points folded into codes of `bits` bits, and recorded where a manifest holds those of the whole model."""
+    asymmetric = (spec for spec in model.specs.values() if not spec.weight.symmetric)
+    count = model.once("zero-points", lambda: sum(prod(spec.scale_shape) for spec in asymmetric))
+    return FoldZeros(bits, recorded=count <= _MOST_ZEROS)
 
 
 Check = Callable[[Spec, Model], Problem | None]

@@ -24,12 +24,13 @@ class Match:
 class Format(Protocol):
     """One on-disk layout.
 
-    Six things a module may leave out: `metadata(model, source, findings)`, the metadata of files of GGUF, which the
+    Seven things a module may leave out: `metadata(model, source, findings)`, the metadata of files of GGUF, which the
     format is then written in; `computed(model)`, float32 tensors by name that follow from the config alone;
     `CONFIG_FILES`, the names of the files beside config.json in which its tools say again how the model is quantized;
     `side_files(block)`, those of them that are written, by name, from the block that `config` gives;
-    `KEEPS_INPUT_DETAILS`, whether its config can say a limit of inputs, or how scales are rounded; and `BLOCK_KEYS`,
-    the keys of config.json under which the block stands, `quantization_config` alone where there are none.
+    `KEEPS_INPUT_DETAILS`, whether its config can say a limit of inputs, or how scales are rounded;
+    `TAKES_COMPUTED_WEIGHTS`, whether it writes weights that are no code times one scale; and `BLOCK_KEYS`, the keys
+    of config.json under which the block stands, `quantization_config` alone where there are none.
     """
 
     @property

@@ -73,9 +73,9 @@ class Spec:
 
     def parts(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """Canonical dtype and shape of every array a layer of this spec has."""
-        code = DENSE.get(self.weight.type, DType.I8 if self.weight.type == "int" else DType.U8)
+        code = {**DENSE, "int": DType.I8, "float64": DType.F64}.get(self.weight.type, DType.U8)
         found: dict[str, tuple[DType, tuple[int, ...]]] = {"code": (code, self.dims)}
-        if not self.weight.is_dense:
+        if not (self.weight.is_dense or self.weight.is_computed):
             found["scale"] = (self.scale_dtype, self.scale_shape)
         if self.weight.type == "affine":
             found["offset"] = (self.scale_dtype, self.scale_shape)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from qbridge.ir.dtypes import DType
 
-CodeType = Literal["int", "affine", "e4m3fn", "e5m2", "e2m1", "float16", "bfloat16", "float32"]
+CodeType = Literal["int", "affine", "e4m3fn", "e5m2", "e2m1", "float16", "bfloat16", "float32", "float64"]
 Dialect = tuple[tuple[str, str], ...]
 
 INTEGERS = ("int", "affine")  # codes of any width: signed ones, and ones from 0 on to which an offset is added
@@ -21,7 +21,10 @@ GlobalScale = Literal[
 GLOBAL_SCALE = DType.F32
 
 DENSE: Mapping[str, DType] = {"float16": DType.F16, "bfloat16": DType.BF16, "float32": DType.F32}
-CODE_BITS: Mapping[str, int] = {"e4m3fn": 8, "e5m2": 8, "e2m1": 4, "float16": 16, "bfloat16": 16, "float32": 32}
+CODE_BITS: Mapping[str, int] = {
+    **{"e4m3fn": 8, "e5m2": 8, "e2m1": 4},
+    **{"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64},
+}
 
 
 class Granularity(str, Enum):
@@ -41,7 +44,11 @@ class Granularity(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class WeightScheme:
-    """How the weight of a linear is quantized; group_size counts weights along in_features."""
+    """How the weight of a linear is quantized; group_size counts weights along in_features.
+
+    Where no code times one scale is the weight, the type is float64, which holds every weight exactly, and `blocks`
+    names the type of blocks that the weights are computed from.
+    """
 
     bits: int
     granularity: Granularity
@@ -50,13 +57,11 @@ class WeightScheme:
     group_size: int | None = None
     block: tuple[int, int] | None = None
     global_scale: GlobalScale | None = None
+    blocks: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a scheme that has no meaning (ValueError)."""
-        if self.type in INTEGERS and not 1 <= self.bits <= 8:
-            raise ValueError(f"integer codes have 1 to 8 bits, not {self.bits}")
-        if self.type not in INTEGERS and self.bits != CODE_BITS[self.type]:
-            raise ValueError(f"{self.type} codes have {CODE_BITS[self.type]} bits, not {self.bits}")
+        self._check_codes()
         if (self.granularity is Granularity.GROUP) != (self.group_size is not None):
             raise ValueError("group_size goes with granularity group, and only with it")
         if (self.granularity is Granularity.BLOCK) != (self.block is not None):
@@ -73,10 +78,23 @@ class WeightScheme:
         if not all(1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f"group and block sizes are 1 to {MAX_SIZE}")
 
+    def _check_codes(self) -> None:
+        if self.is_computed != bool(self.blocks):
+            raise ValueError("weights of float64 are computed from blocks, and no others are")
+        if self.type in INTEGERS and not 1 <= self.bits <= 8:
+            raise ValueError(f"integer codes have 1 to 8 bits, not {self.bits}")
+        if self.type not in INTEGERS and self.bits != CODE_BITS[self.type]:
+            raise ValueError(f"{self.type} codes have {CODE_BITS[self.type]} bits, not {self.bits}")
+
     @property
     def is_dense(self) -> bool:
         """Whether the codes are the weights themselves, without a scale (what `dense` writes)."""
         return self.type in DENSE
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether there are weights alone, computed from blocks that have no code times one scale."""
+        return self.type == "float64"
 
     def scale_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Shape of scale and zero: [1, 1], [out, 1], [out, groups] or [block rows, block columns]."""
@@ -87,8 +105,8 @@ class WeightScheme:
         return (out_features, -(-in_features // self.group_size) if self.group_size else 1)
 
     def __str__(self) -> str:
-        if self.is_dense:
-            return self.type
+        if self.is_dense or self.is_computed:
+            return self.blocks or self.type
         kind = f"{self.type}{self.bits}" if self.type in INTEGERS else self.type
         size = self.group_size or ("x".join(map(str, self.block)) if self.block else "")
         where = f"{self.granularity}{f' {size}' if size else ''}{' and tensor' if self.global_scale else ''}"

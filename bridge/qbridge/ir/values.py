@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qbridge.ir.dtypes import Array, to_float64
+from qbridge.ir.dtypes import Array, DType, to_float64
 from qbridge.ir.floats import VALUES
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.scheme import DENSE, GLOBAL_SCALE, INTEGERS, Granularity
@@ -43,6 +43,8 @@ def dequantize(layer: Layer) -> npt.NDArray[np.float64]:
     A quotient by a global scale is rounded once, and so is a sum with a float32 offset of a much different exponent.
     """
     spec = layer.spec
+    if spec.weight.is_computed:
+        return to_float64(layer.arrays["code"], DType.F64)
     if spec.weight.is_dense:
         return to_float64(layer.arrays["code"], DENSE[spec.weight.type])
     g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None

@@ -56,6 +56,8 @@ class Dequantize(Pass):
         return Layer(self.plan(layer.spec), arrays)
 
     def _weights(self, layer: Layer) -> Array:
+        if layer.spec.weight.is_computed:
+            return self._rounded(layer.arrays["code"])
         spec, codes = layer.spec, layer.arrays["code"].view(np.uint8)
         g_idx = layer.arrays["g_idx"].astype(np.int32) if spec.g_idx else None
         rows, columns = row_index(spec), group_index(spec, g_idx).astype(np.uint32)
@@ -70,9 +72,19 @@ class Dequantize(Pass):
             lost: Array = np.isfinite(exact) & ~is_finite(table, self.dtype)
             if np.logical_or.reduce(lost, axis=1)[entries].any():
                 beyond += int(np.count_nonzero(_looked_up(*own, lost)))
+        self._check(beyond)
+        return weights
+
+    def _rounded(self, exact: Array) -> Array:
+        """Weights of float64, rounded."""
+        weights = from_float64(exact.astype(np.float64, copy=False), self.dtype)
+        self._check(int(np.count_nonzero(np.isfinite(exact) & ~is_finite(weights, self.dtype))))
+        return weights
+
+    def _check(self, beyond: int) -> None:
+        """ValueError if weights are beyond the range of the dtype."""
         if beyond:
             raise Counted(beyond, f"weights are beyond the range of {NAMES[self.dtype]}")
-        return weights
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """ValueError: the codes are gone."""

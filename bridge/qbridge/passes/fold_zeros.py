@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from qbridge.ir.dtypes import DType
+from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.values import group_index, row_index
 from qbridge.passes import Pass
+from qbridge.passes.bits import Kept, array_of
 from qbridge.passes.counted import Counted
 
 
@@ -16,14 +21,36 @@ from qbridge.passes.counted import Counted
 class FoldZeros(Pass):
     """Asymmetric integer weights as symmetric ones of `bits` bits: the old codes minus their zero-points.
 
-    Every weight keeps its value. Zero-points are not recorded, so that nothing undoes it.
+    Every weight keeps its value. Undo finds the old codes by `kept`, the bits of the zero-points, unless these are
+    too many to be `recorded`.
     """
 
     name = "fold-zeros"
     parts = frozenset({"code", "zero"})
-    is_final = True
 
     bits: int
+    recorded: bool = True
+    kept: Kept = ()
+
+    @property
+    def exactness(self) -> Exactness:
+        """Undo is exact where the zero-points are recorded."""
+        return Exactness.REVERSIBLE if self.recorded else Exactness.EQUAL
+
+    @property
+    def recorded_parts(self) -> frozenset[str]:
+        """The zero-points."""
+        return frozenset({"zero"}) if self.recorded else frozenset()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether they are not."""
+        return not self.recorded
+
+    @property
+    def whole(self) -> bool:
+        """What is kept has all output features."""
+        return bool(self.kept)
 
     def needs_values(self, spec: Spec) -> bool:
         """Unless there is a bit more: zero-points are codes of the old width, or the one above the highest."""
@@ -54,5 +81,27 @@ class FoldZeros(Pass):
         return Layer(after, arrays)
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
-        """ValueError: many zero-points lead to the same codes."""
-        raise ValueError("zero-points that were folded into codes are not recorded")
+        """The codes with the zero-points that are kept; ValueError where a code does not fit or nothing is kept."""
+        kept = dict(self.kept)
+        if "zero" not in kept:
+            raise ValueError("zero-points that were folded into codes are not recorded")
+        arrays = dict(layer.arrays)
+        zeros = array_of(kept["zero"], DType.I16, before.scale_shape)
+        if "code" in arrays:
+            rows, columns = row_index(before)[:, None], group_index(before)[None, :]
+            codes = arrays["code"].astype(np.int16) + zeros.astype(np.int16)[rows, columns]
+            half = 1 << (before.weight.bits - 1)
+            if outside := int(np.count_nonzero((codes < -half) | (codes >= half))):
+                raise Counted(outside, f"codes and their zero-points do not fit {before.weight.bits} bits")
+            arrays["code"] = codes.astype(np.int8)
+        return Layer(before, {**arrays, "zero": zeros})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name and bits, and that nothing is recorded; `kept` differs from layer to layer and stands elsewhere."""
+        return {"pass": self.name, "bits": self.bits, **({} if self.recorded else {"recorded": False})}
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any], bits: Mapping[str, str]) -> FoldZeros:
+        """One that gives back the zero-points of these bits."""
+        kept = tuple((part, digits) for part, digits in bits.items() if part == "zero")
+        return cls(recorded["bits"], recorded.get("recorded", True), kept)

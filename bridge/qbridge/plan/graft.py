@@ -1,9 +1,10 @@
-"""What a checkpoint lacks, taken from the unquantized original (`--graft`), once it is proved to be the original."""
+"""What a checkpoint lacks, taken unquantized from the original (`--graft`), once it is proved to be the original."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,8 +13,7 @@ from typing import Any
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.config import with_draft_layers
 from qbridge.architecture.counterparts import Places, outermost
-from qbridge.architecture.names import canonical_tensor, is_head, module_of, natural
-from qbridge.architecture.quantization_block import find_block
+from qbridge.architecture.names import canonical_tensor, is_head, is_kv_scale, module_of, natural
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import DType, nbytes
 from qbridge.ir.model import Model, TensorInfo
@@ -48,24 +48,24 @@ class Graft:
 
 
 def graft(source: Source, model: Model, original: str, findings: Findings) -> tuple[Model, Graft]:
-    """The model with what `source` lacks of the unquantized original, whose tensors `source` adopts.
+    """The model with what `source` lacks of the original, whose tensors `source` adopts.
 
-    QBridgeError with the findings QB321 (the original is quantized), QB322 (nothing to take) and QB323 (it is not
-    proved that it is the original); nothing is adopted then.
+    The original may be quantized, where what is taken of it is not. QBridgeError with the findings QB321 (what would
+    be taken is quantized, or it is the source itself), QB322 (nothing to take) and QB323 (it is not proved that it is
+    the original); nothing is adopted then.
     """
     findings_there = Findings(findings.allow)
     with closing(open_source(storage_of(original), findings_there)) as other:
-        _check_plain(source, other, original, findings)
+        if other.storage.identity == source.storage.identity:
+            findings.add("QB321", original, ("it is SRC itself",))
         findings.stop_on_errors()
         lacking, common = compare_names(model, other)
+        _check_unquantized(lacking, other, original, findings)
         if not lacking:
             findings.add("QB322", original, (f"{len(common)} tensors are in both, and it has no others",))
         findings.stop_on_errors()
         if faults := unproved(source, model, other, common):
             findings.add("QB323", original, faults)
-        findings.stop_on_errors()
-        if strange := [name for name in lacking if other.tensors[name].dtype not in _PLAIN]:
-            findings.add("QB321", strange, ("they are no plain floats",))
         findings.stop_on_errors()
         source.adopt(other, lacking)
         drafts = any(is_draft(name, other.config) for name in lacking)
@@ -80,18 +80,23 @@ def graft(source: Source, model: Model, original: str, findings: Findings) -> tu
     return grown, Graft(original, tuple(lacking), size, modules)
 
 
-def _check_plain(source: Source, other: Source, original: str, findings: Findings) -> None:
-    """A finding where the original is the source, or quantized."""
-    if other.storage.identity == source.storage.identity:
-        findings.add("QB321", original, ("it is SRC itself",))
-    elif block := find_block(other.config):
-        findings.add("QB321", original, (f"config.json has {block.key}",))
-    elif coded := [name for name, tensor in other.tensors.items() if _is_coded(tensor.dtype, tensor.shape)]:
-        findings.add("QB321", coded, (f"the first is {other.tensors[coded[0]].dtype}",))
+def _check_unquantized(lacking: Collection[str], other: Source, original: str, findings: Findings) -> None:
+    """A finding for what is lacking and is quantized in the original, with the way to what can be taken."""
+    coded = {module_of(name)[0] for name in other.tensors if _is_coded(other, name)}
+    strange = [name for name in lacking if _is_coded(other, name) or module_of(name)[0] in coded]
+    if strange:
+        modules = natural({module_of(name)[0] for name in strange})
+        dense = f"{original.rstrip('/')}-dense"
+        help = (
+            f"qbridge convert {shlex.quote(original)} {shlex.quote(dense)} --to dense",
+            f"--graft {shlex.quote(dense)} then takes them, each weight rounded once",
+        )
+        findings.add("QB321", modules, (f"SRC lacks {len(modules)} modules that {original} has quantized",), help)
 
 
-def _is_coded(dtype: DType, shape: tuple[int, ...]) -> bool:
-    return dtype not in _PLAIN and len(shape) > 1
+def _is_coded(source: Source, name: str) -> bool:
+    """Whether a tensor holds codes, or scales in a dtype of their own, as no unquantized checkpoint does."""
+    return source.tensors[name].dtype not in _PLAIN
 
 
 def _info(source: Source, name: str) -> TensorInfo:
@@ -100,14 +105,19 @@ def _info(source: Source, name: str) -> TensorInfo:
 
 
 def compare_names(model: Model, other: Source) -> tuple[list[str], list[str]]:
-    """(what a model lacks of another checkpoint, unquantized tensors of both), by their names there."""
+    """(what a model lacks of another checkpoint, unquantized tensors of both), by their names there.
+
+    Scales of a key-value cache belong to the quantization of that checkpoint: they are neither.
+    """
     stored = (dict(spec.dialect).get("stored_as") for spec in model.specs.values())
     places = Places([*model.specs, *(name for name in stored if name)], model.tensors)
     tied = Architecture.of_model(model).tied
     lacking, common = [], []
     for name in natural(other.tensors):
+        if is_kv_scale(name):
+            continue
         if canonical_tensor(name) in model.tensors:
-            common.append(name)
+            common += [] if _is_coded(other, name) else [name]
         elif not places.take(name) and not (tied and is_head(module_of(name)[0])):
             lacking.append(name)
     return lacking, common

@@ -16,6 +16,7 @@ from qbridge.ir.model import Model
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.plan import LayerPlan
+from qbridge.source.ggml_types import TYPES
 from qbridge.source.reader import Source
 
 _LOG = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def survey(source: Source, model: Model, findings: Findings, layers: Collection[
         if layers is not None and name not in layers:
             continue
         for part, slot in model.slots[name].items():
+            if spec.weight.is_computed and part == "code":
+                _check_finite(_factors(source, slot), slot, DType.F16, findings)
             if part in ("scale", "offset", "input_scale", "global_scale", "input_global_scale"):
                 found = _in_windows(values, name, part) if slot.codec.inside else _as_stored(source, slot, spec, part)
                 _check_finite(found, slot, spec.parts()[part][0], findings)
@@ -81,6 +84,12 @@ def _as_stored(source: Source, slot: Slot, spec: Spec, part: str) -> Iterator[Ar
     """A part that is stored as it is, in blocks."""
     dtype = spec.parts()[part][0].numpy
     return (block.view(dtype) for block in source.blocks(slot.tensor, CHUNK_BYTES))
+
+
+def _factors(source: Source, slot: Slot) -> Iterator[Array]:
+    """The scales and minima of blocks, some whole blocks at a time."""
+    size = TYPES[slot.codec.block].size
+    return (slot.codec.factors(block) for block in source.blocks(slot.tensor, CHUNK_BYTES // size * size))
 
 
 def _in_windows(values: SourceValues, layer: str, part: str) -> Iterator[Array]:

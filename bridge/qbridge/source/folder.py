@@ -13,6 +13,7 @@ from typing import Any
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.json_text import MAX_HEADER
+from qbridge.source.positioned import BINARY, read_at
 from qbridge.source.storage import Storage
 
 SCANNED = 1000  # entries of a folder that are looked at, where it is asked what it is
@@ -76,15 +77,15 @@ class Folder(Storage):
 
     def has(self, name: str) -> bool:
         """Whether it is a file; OSError for a name that no file can have."""
-        return (self._root / name).is_file()
+        return (self._at(name)).is_file()
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        return os.stat(self._root / name).st_size
+        return os.stat(self._at(name)).st_size
 
     def stamp(self, name: str) -> str:
         """Its size and the time of its last change, in ns."""
-        status = os.stat(self._root / name)
+        status = os.stat(self._at(name))
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def read_into(self, name: str, offset: int, buffer: Array) -> bool:
@@ -93,7 +94,7 @@ class Folder(Storage):
 
     def read(self, name: str, most: int = MAX_HEADER) -> bytes:
         """The first bytes of a file, which is not left open."""
-        with open(self._root / name, "rb") as stream:
+        with open(self._at(name), "rb") as stream:
             return stream.read(most)
 
     def descriptor(self, name: str) -> int:
@@ -107,11 +108,14 @@ class Folder(Storage):
             return handles[name]
         while len(handles) >= self._open_files:
             os.close(handles.popitem(last=False)[1])
-        handles[name] = os.open(self._root / name, os.O_RDONLY)
+        handles[name] = os.open(self._at(name), os.O_RDONLY | BINARY)
         return handles[name]
 
     def path(self, name: str = "") -> Path:
         """The folder, or a file in it."""
+        return self._at(name)
+
+    def _at(self, name: str) -> Path:
         return self._root / name
 
     def strays(self, name: str) -> bool:
@@ -120,7 +124,7 @@ class Folder(Storage):
         A folder of the cache has its own blobs; `--local-dir` of huggingface_hub before 0.23 left links into the
         cache.
         """
-        file = self._root / name
+        file = self._at(name)
         if file.parent == self._root and not file.is_symlink():
             return False
         home, there = self._root.resolve(), file.resolve()
@@ -148,7 +152,7 @@ def read_all(descriptor: int, buffer: Array, offset: int) -> bool:
     """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
     view, done = buffer.data.cast("B"), 0
     while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
+        count = read_at(descriptor, view[done:], offset + done)
         if count == 0:
             return False
         done += count

@@ -105,10 +105,18 @@ def _gguf(names: Collection[str]) -> Said | None:
     return (fact, _GGUF) if there else None
 
 
+def not_ended(storage: Storage) -> tuple[str, ...]:
+    """That downloads into a place have not ended, as a fact, if there are such."""
+    partial = storage.unfinished()
+    if len(partial) == 1:
+        return (f"a download has not ended: {partial[0]}",)
+    return (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
+
+
 def no_weights(storage: Storage) -> Said | None:
     """What a place with config.json has in place of weights."""
-    if partial := storage.unfinished():
-        return f"{len(partial)} downloads have not ended, such as {partial[0]}", _AGAIN
+    if partial := not_ended(storage):
+        return partial[0], _AGAIN
     names = [name for name in storage.names() if "/" not in name]
     if said := _gguf(names):
         return said

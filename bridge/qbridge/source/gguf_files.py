@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbridge.findings.finding import Findings
+from qbridge.findings.finding import Findings, error
 from qbridge.source.folder import Folder, entries
+from qbridge.source.foreign import CONFIG
 from qbridge.source.gguf import GgufHeader, is_gguf, read_gguf
+from qbridge.source.json_text import parse_json
 from qbridge.source.safetensors import HeaderError
 from qbridge.source.storage import File, Storage
 from qbridge.source.stored import StoredTensor
 
 SUFFIX = ".gguf"
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"  # llama.cpp b10359, src/llama-arch.cpp
+CONFIG_KEY, MANIFEST_KEY = "qbridge.config", "qbridge.manifest"  # texts of JSON in a file that holds all of an output
 _PROJECTOR = "mmproj"
 _SIDE_FILES = (".json", ".jinja", "tokenizer.model", "merges.txt")
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")  # src/llama.cpp (llama_split_path)
@@ -118,26 +121,52 @@ def _contradictions(names: Sequence[str], headers: Sequence[GgufHeader], tensors
     return found
 
 
-class GgufStorage(Folder):
-    """The files of one GGUF model, and what lies beside them that is no weights."""
+def config_inside(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config.json that qbridge has put into a file; None where there is none, or it is no object of JSON."""
+    try:
+        found = parse_json(str(metadata.get(CONFIG_KEY, "")).encode())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
-    def __init__(self, path: Path) -> None:
+
+def storage_with_original(path: Path, original: Path) -> GgufStorage:
+    """The model of a GGUF file, or of a folder with one, with config.json and tokenizer of the folder `original`.
+
+    QBridgeError (QB001) where the one is no GGUF model, or the other has no config.json.
+    """
+    if not (original / CONFIG).is_file():
+        raise error("QB001", str(original), (f"there is no {CONFIG} in it",), fix="Name the folder of the original.")
+    if not gguf_path(path):
+        first = gguf_model(Folder(path)) if path.is_dir() else ""
+        if not first:
+            fact = "it is no model in GGUF, and every other has its config.json"
+            raise error("QB001", str(path), (fact,), fix="Leave out --config.")
+        path = path / first
+    return GgufStorage(path, original)
+
+
+class GgufStorage(Folder):
+    """The files of one GGUF model, and what lies beside them or in the folder of its original and is no weights."""
+
+    def __init__(self, path: Path, original: Path | None = None) -> None:
         """By the path of one of its files."""
         super().__init__(path.parent)
         self._path = path
+        self._beside = path.parent if original is None else original
 
     def __getstate__(self) -> dict[str, Any]:
-        """As a folder, with the path."""
-        return {**super().__getstate__(), "path": self._path}
+        """As a folder, with the paths."""
+        return {**super().__getstate__(), "path": self._path, "beside": self._beside}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The same files, with none open."""
-        GgufStorage.__init__(self, state["path"])
+        GgufStorage.__init__(self, state["path"], state["beside"])
         self.limit(state["open_files"])
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the model of the same file, as a copy in another process is."""
-        return isinstance(other, GgufStorage) and self._path == other._path
+        return isinstance(other, GgufStorage) and (self._path, self._beside) == (other._path, other._beside)
 
     def __hash__(self) -> int:
         """That of its path."""
@@ -161,8 +190,25 @@ class GgufStorage(Folder):
     def names(self) -> Sequence[str]:
         """Its splits, as far as they are there, and the files beside them that no other model is in."""
         splits = [name for name in _splits(self.first) if self.has(name)]
-        beside = entries(self.path())
+        beside = entries(self._beside)
         return [*splits, *sorted(name for name in beside if not name.startswith(".") and self._is_side_file(name))]
+
+    def path(self, name: str = "") -> Path:
+        """The file that was named, or one beside it."""
+        return super().path(name) if name else self._path
+
+    def _at(self, name: str) -> Path:
+        return (self._root if name in _splits(self.first) else self._beside) / name
+
+    def strays(self, name: str) -> bool:
+        """As of the folder that it lies in."""
+        folder = self._root if name in _splits(self.first) else self._beside
+        return Folder(folder).strays(name)
+
+    @property
+    def has_original(self) -> bool:
+        """Whether config.json and tokenizer are of another folder, as they were asked for."""
+        return self._beside != self._root
 
     def has(self, name: str) -> bool:
         """Whether it is one of these files."""

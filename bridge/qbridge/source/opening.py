@@ -17,9 +17,10 @@ from qbridge.source.foreign import (
     component_of_diffusers,
     foreign_names,
     no_checkpoint,
+    not_ended,
     pointers,
 )
-from qbridge.source.gguf_files import GgufStorage, gguf_model, gguf_path, open_gguf
+from qbridge.source.gguf_files import GgufStorage, config_inside, gguf_model, gguf_path, open_gguf
 from qbridge.source.reader import Source
 from qbridge.source.safetensors import HeaderError, prefetch_headers, read_header
 from qbridge.source.storage import File, Range, Storage
@@ -41,6 +42,7 @@ from qbridge.source.weight_files import (
 )
 
 MANIFEST = "qbridge.json"
+RESIDUE = "qbridge.residue"
 _SMALL = 1 << 16  # bytes of a file that is fetched with the config where each read waits for a server
 
 
@@ -154,6 +156,8 @@ def _open_pickled(storage: Storage, config: dict[str, Any], findings: Findings) 
 def _open_gguf(storage: Storage, first: str, config: dict[str, Any], findings: Findings) -> Source:
     """The source of a model that lies in GGUF files, without what its own tensors repeat of the config."""
     opened = open_gguf(storage, first, findings)
+    if isinstance(storage, GgufStorage) and not storage.has_original:
+        config = config_inside(opened.metadata) or config
     names = [file.name for file in opened.files]
     if pointing := pointers(opened.files):
         raise error("QB045", pointing)
@@ -173,9 +177,7 @@ def _is_inside(storage: Storage, name: str, findings: Findings) -> bool:
     except OSError:  # a name that no file can have
         there = False
     if not there:
-        partial = storage.unfinished()
-        facts = (f"{len(partial)} downloads have not ended, such as {partial[0]}",) if partial else ()
-        findings.add("QB003", name, facts)
+        findings.add("QB003", name, not_ended(storage))
         return False
     return not storage.strays(name) or _may_stray(name, findings)
 
@@ -220,7 +222,7 @@ def _check_index(
 
 def _side_files(storage: Storage, read: Collection[str], findings: Findings) -> list[str]:
     """Every file to carry over that is not `read`, those in folders included."""
-    ours = {CONFIG, INDEX, MANIFEST, *read}
+    ours = {CONFIG, INDEX, MANIFEST, RESIDUE, *read}
     found, behind = [], []
     for name in storage.names():
         if name in ours:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qbridge.findings.extras import imported
 from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import Array, DType
 from qbridge.source.storage import File
@@ -33,8 +34,7 @@ def read_pickles(files: Sequence[File], findings: Findings) -> tuple[dict[str, S
 
 
 def _read(file: File, findings: Findings) -> Mapping[str, tuple[DType, tuple[int, ...], Array]]:
-    import torch
-
+    torch = imported("torch", "torch", "pickled weights are read by its weights_only loader")
     from qbridge.ir.torch_tensors import dtype_of
 
     path = file.path

@@ -34,7 +34,7 @@ class Choice:
     limits on what a rank holds where another of its engines loads the format. `serve` gives the command that serves
     the checkpoint, or two lines of Python where there is no server. `experts` stands for what the target says of
     unquantized experts. A `spare` one is written only where no other can hold the model, also where it is the
-    source's own format.
+    source's own format. `served_file`: `serve` is given the first file of the weights, not their folder.
     """
 
     format: Format
@@ -46,3 +46,4 @@ class Choice:
     serve: Serve | None = None
     spare: bool = False
     experts: Arrange | None = None
+    served_file: bool = False

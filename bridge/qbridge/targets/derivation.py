@@ -114,7 +114,9 @@ def unseen(config: Mapping[str, Any], keys: Iterable[str], engine: str) -> Itera
     block = find_block(config)
     if block is None or seen(config, keys) is not None:
         return
-    fact = f"it is {block.key}; {engine} looks at {', '.join(keys)}"
+    keys = tuple(keys)
+    looks = f"it is {block.key}; {engine} looks at {', '.join(keys)}"
+    fact = f"{block.key} is no JSON object" if block.key in keys else looks
     yield (
         "QB283",
         Problem((fact, f"{engine} takes the codes for weights, or stops at their names"), where=(block.key,)),

@@ -32,7 +32,7 @@ class Gpu:
         return f"{self.name} ({sm}{f', {self.memory // 10**9} GB' if self.memory else ''})"
 
 
-_CAPABILITIES = (60, 61, 70, 72, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+CAPABILITIES = (60, 61, 70, 72, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 # By compute capability, names with gigabytes (10^9 bytes).
 _NAMES: Mapping[int, Mapping[str, int | None]] = {
     60: {"P100": None},
@@ -74,7 +74,7 @@ _GPUS: Mapping[str, Gpu] = {
 
 def known_gpus() -> tuple[Gpu, ...]:
     """Every GPU of the table by name, then the compute capabilities."""
-    return (*_LISTED, *(Gpu(f"sm{capability}", capability) for capability in _CAPABILITIES))
+    return (*_LISTED, *(Gpu(f"sm{capability}", capability) for capability in CAPABILITIES))
 
 
 def gpu_of(text: str) -> Gpu:
@@ -86,7 +86,7 @@ def gpu_of(text: str) -> Gpu:
         return known
     match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)[af]?", text.strip().lower())
     number = int(match[1] + match[2]) if match else 0
-    if number in _CAPABILITIES:
+    if number in CAPABILITIES:
         return Gpu(f"sm{number}", number)
     fix = "Name a GPU of the table, or its compute capability, such as sm80 or sm90."
     raise error("QB030", f"--gpu {text}", help=_nearest(text, number), fix=fix)
@@ -95,7 +95,7 @@ def gpu_of(text: str) -> Gpu:
 def _nearest(text: str, number: int) -> tuple[str, ...]:
     """Help lines: the nearest capabilities of a number, or the nearest names, and examples."""
     if number:
-        near = sorted(_CAPABILITIES, key=lambda each: (abs(each - number), each))[:NEAREST]
+        near = sorted(CAPABILITIES, key=lambda each: (abs(each - number), each))[:NEAREST]
         return (f"the nearest compute capabilities: {', '.join(f'sm{each}' for each in sorted(near))}",)
     folded = difflib.get_close_matches(_folded(text), _GPUS, n=NEAREST, cutoff=0.5)
     names = list(dict.fromkeys(_GPUS[each].name for each in folded))

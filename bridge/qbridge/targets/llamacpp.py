@@ -13,14 +13,14 @@ from qbridge.targets.target import Target
 
 
 def _serve(model: Model, path: str, tp: int) -> str:
-    """Its server, on the first file of a folder (a quoted path)."""
-    return f"llama-server -m {path}/model.gguf"
+    """Its server, on a file (a quoted path)."""
+    return f"llama-server -m {path}"
 
 
 TARGETS = (
     Target(
         "llama.cpp@10359",
         "llama.cpp, and what is built on it (ollama, LM Studio): GGUF",
-        (Choice(named("gguf"), serve=_serve),),
+        (Choice(named("gguf"), serve=_serve, served_file=True),),
     ),
 )

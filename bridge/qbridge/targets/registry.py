@@ -16,7 +16,7 @@ from qbridge.findings.catalogue import complete_by, known
 from qbridge.findings.catalogue.code import Code
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.findings.hints import did_you_mean, folded
-from qbridge.formats.common_rules import plain_activations
+from qbridge.formats.common_rules import no_computed_weights, plain_activations
 from qbridge.formats.registry import aliases, find, named, usable
 from qbridge.formats.rules import LayerRule, Rule
 from qbridge.targets.choice import Choice
@@ -81,10 +81,8 @@ def report_unusable(findings: Findings) -> None:
 
 
 def targets() -> list[Target]:
-    """Every engine at every version in the table, then every format by its own name, unless that is an engine's."""
-    engines = [*builtin(), *_others()]
-    taken = {target.engine for target in engines}
-    return [*engines, *(of_format(name) for name in usable() if name not in taken), *_VARIANTS]
+    """Every engine at every version in the table, then every format by its own name."""
+    return [*builtin(), *_others(), *map(of_format, usable()), *_VARIANTS]
 
 
 def codes() -> Mapping[str, Code]:
@@ -123,7 +121,7 @@ def find_target(name: str) -> Target:
     if target := _newest(builtin(), name):
         return target
     if not at and folded(name) in {folded(each) for each in aliases()}:
-        return of_format(find(name).NAME)
+        return _newest(builtin(), find(name).NAME) or of_format(find(name).NAME)
     if target := next((target for target in _VARIANTS if target.name == folded(name)), None):
         return target
     if target := _newest(_others(), name):
@@ -192,11 +190,16 @@ def source_formats(name: str) -> tuple[str, ...]:
 def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> tuple[Rule, ...]:
     """The format's own limits, then the engine's, then those of a rank at some tensor-parallel sizes.
 
-    A format that does not say `KEEPS_INPUT_DETAILS` has no word for a limit of inputs, or for how scales are rounded.
+    A format that does not say `KEEPS_INPUT_DETAILS` has no word for a limit of inputs, or for how scales are rounded;
+    one that does not say `TAKES_COMPUTED_WEIGHTS` has codes with one scale each.
     """
     format_ = choice.format
-    keeps = getattr(format_, "KEEPS_INPUT_DETAILS", False)
-    plain = () if keeps else (plain_activations(format_.NAME, f"docs/formats, the page of {format_.NAME}"),)
+    page = f"docs/formats, the page of {format_.NAME}"
+    plain: tuple[Rule, ...] = ()
+    if not getattr(format_, "TAKES_COMPUTED_WEIGHTS", False):
+        plain = (no_computed_weights(page),)
+    if not getattr(format_, "KEEPS_INPUT_DETAILS", False):
+        plain = (*plain, plain_activations(format_.NAME, page))
     rules = (*plain, *format_.RULES, *target.limits(choice, sizes))
     return tuple(sorted(rules, key=lambda rule: not (isinstance(rule, LayerRule) and rule.first)))
 

@@ -38,8 +38,9 @@ class Target:
     and proves that the engine loads a folder; None where there is none. `experts` says how unquantized experts that
     lie in some way must be stored instead; None where any way will do. `renames` are classes whose loader takes
     linears of experts under either of the names that classes have for them; a reader may take the names that they
-    have `in_memory`. `backends` are the engines among which it chooses by itself, by the word that names one, each
-    with its own limits.
+    have `in_memory`. `towers_by_index` are classes that it builds a tower of only where the index names tensors of
+    one, so that a single file needs an index. `backends` are the engines among which it chooses by itself, by the
+    word that names one, each with its own limits.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Target:
     experts: Arrange | None = None
     renames: frozenset[str] = frozenset()
     in_memory: bool = False
+    towers_by_index: frozenset[str] = frozenset()
     backends: Mapping[str, Target] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -111,10 +113,17 @@ class Target:
         """Of these limits those that depend on how ranks share the model."""
         return (choice.parallel or self.parallel).rules(choice.format.NAME, sizes)
 
-    def command(self, model: Model, format_name: str, path: str, tp: int) -> str:
-        """The command that serves a checkpoint of one of its formats, empty where it has no server."""
+    def command(self, model: Model, format_name: str, path: str, tp: int, first: str = "") -> str:
+        """The command that serves a checkpoint of one of its formats, empty where it has no server.
+
+        `path` is its folder, or its file; `first` the name of the first file of its weights.
+        """
         choice = self.choice_of(format_name)
-        return choice.serve(model, word_of_command(path), tp) if choice and choice.serve else ""
+        if not choice or not choice.serve:
+            return ""
+        if choice.served_file and not path.endswith(first):
+            path = f"{path.rstrip('/')}/{first}"
+        return choice.serve(model, word_of_command(path), tp)
 
     def choice_of(self, format_name: str) -> Choice | None:
         """Its first choice of a format, None if it does not load the format."""

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from qbridge.codecs.parts import decode, encode
 from qbridge.commands.checkpoint import open_checkpoint
 from qbridge.findings.catalogue import CATALOGUE
+from qbridge.findings.extras import imported
 from qbridge.findings.finding import Findings
 from qbridge.formats.protocol import Format
 from qbridge.formats.registry import find, registry
@@ -34,6 +35,8 @@ from qbridge.ir.model import Model, TensorInfo
 from qbridge.ir.slots import NOTHING, Codec, Parts, Slot
 from qbridge.ir.values import dequantize
 from qbridge.passes import Pass
+from qbridge.passes.bits import bits_of
+from qbridge.passes.recorded import from_dict
 from qbridge.plan.repair import repair
 from qbridge.testing.strategies import every_common_spec, grouped_layers, layers, random_layer, specs
 
@@ -120,11 +123,12 @@ def check_layer(format_: Format, layer: Layer) -> bool:
     _require(same_values(back, layer), "a value moved")
     if any(step.is_final for step in passes):
         return True  # nothing leads back
-    walked = [layer.spec]
+    walked = [layer]
     for step in passes:
-        walked.append(step.plan(walked[-1]))
+        walked.append(step.apply(walked[-1]))
     for step, before in zip(reversed(passes), reversed(walked[:-1]), strict=True):
-        back = step.undo(back, before)
+        recorded = {part: before.arrays[part] for part in step.recorded_parts & before.arrays.keys()}
+        back = from_dict(step.as_dict(), bits_of(recorded)).undo(back, before.spec)
     _require(identical(back, layer), "undo does not give the layer back")
     return True
 
@@ -207,7 +211,7 @@ def through(format_: Format, layer: Layer) -> Layer:
 
 def write_model(folder: Path, format_: Format, written: Sequence[Layer], others: Mapping[str, Array]) -> Model:
     """A checkpoint of legal layers and float16 tensors in `folder`, by the format's own layout and config."""
-    from safetensors.numpy import save_file
+    save_file = imported("safetensors.numpy", "laws", "the laws write checkpoints with it").save_file
 
     tensors = {name: TensorInfo(DType.F16, array.shape, name) for name, array in others.items()}
     specs_ = {layer.spec.name: layer.spec for layer in written}

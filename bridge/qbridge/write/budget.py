@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from dataclasses import dataclass
 
 from qbridge.plan.options import MEMORY, Options, check_effort
@@ -40,6 +39,10 @@ class Effort:
     @property
     def open_files(self) -> int:
         """Shards of the source that a thread may keep open, so that all stay below what a process may open."""
+        try:
+            import resource
+        except ImportError:  # Windows, where a process may open more than any conversion does
+            return OPEN_FILES
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = OPEN_FILES if soft == resource.RLIM_INFINITY else (soft - _OTHER_FILES) // (self.threads + 2)
         return max(1, min(OPEN_FILES, most))

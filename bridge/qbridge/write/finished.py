@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from qbridge.plan.output_files import Shard, index_of
+from qbridge.plan.output_files import Shard, index_of, weights_of
 from qbridge.plan.plan import Plan
 from qbridge.source.reader import Source
 from qbridge.source.storage import File
@@ -40,11 +40,19 @@ def is_finished(
     Two fine-tunes of one model are alike in all but values, so the proof that follows each writing is made here too.
     """
     fixed = {name: value for name, value in documents.items() if name not in editable}
-    if len(shards) > 1 and not plan.metadata:
+    if plan.needs_index(len(weights_of(shards))):
         fixed[INDEX] = index_of(shards)
     return _looks_finished(dst, source, shards, fixed, sides, editable) and _has_values(
         dst, source, plan, shards, effort
     )
+
+
+def is_finished_file(file: Path, source: Source, plan: Plan, shard: Shard, effort: Effort) -> bool:
+    """Whether `file` is the one file of a plan: by its header first, then by values."""
+    if not (file.is_file() and _is_shard(file, shard) and _latest(source) <= file.stat().st_mtime_ns):
+        return False
+    with ThreadPoolExecutor(effort.threads, "qbridge-proof") as working:
+        return _holds(file, source, plan, shard, effort, working)
 
 
 def _looks_finished(

@@ -8,7 +8,7 @@ that nothing here opens an output that is there already for writing. A symbolic 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 from pathlib import Path
 
@@ -43,6 +43,10 @@ def link(file: File, to: Path) -> str:
 
 def _share_blocks(file: Path, to: Path) -> None:
     """A new file of the same blocks, flushed to the disk; OSError, and no file, where that cannot be done."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from None
     read = os.open(file, os.O_RDONLY)
     try:
         write = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from qbridge.ir.dtypes import Array
 from qbridge.source.folder import read_all
+from qbridge.source.positioned import BINARY, write_at
 
 _flush_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
@@ -51,18 +53,16 @@ class FileOutput(Output):
     @classmethod
     def new(cls, path: Path) -> FileOutput:
         """A file that is not there yet."""
-        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666))
 
     @classmethod
     def of(cls, path: Path) -> FileOutput:
         """A file that is there, to be read back."""
-        return cls(os.open(path, os.O_RDONLY))
+        return cls(os.open(path, os.O_RDONLY | BINARY))
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write every byte at its place."""
-        view, done = memoryview(data), 0
-        while done < len(view):
-            done += os.pwrite(self._descriptor, view[done:], offset + done)
+        write_at(self._descriptor, memoryview(data), offset)
 
     def read_into(self, offset: int, buffer: Array) -> bool:
         """Fill `buffer` (bytes) from an offset; whether the file had that many."""
@@ -85,3 +85,18 @@ class FileOutput(Output):
     def descriptor(self) -> int:
         """The open file."""
         return self._descriptor
+
+
+def fsync_folder(folder: str | Path) -> None:
+    """Have the names in a folder outlast a loss of power."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -23,11 +22,15 @@ from pathlib import Path
 
 from qbridge.findings.finding import QBridgeError, error
 from qbridge.source.foreign import CONFIG
+from qbridge.source.positioned import BINARY, NO_FOLLOW
 from qbridge.source.weight_files import INDEX
 from qbridge.write.destination import Paths, check_destination, is_moving, lines_of, named, paths_for
+from qbridge.write.locks import is_free
+from qbridge.write.output import fsync_folder
 
 _LOG = logging.getLogger(__name__)
 
+_JOURNAL_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_FOLLOW | BINARY
 _TRIES = 6  # renames that a virus scanner or a Windows drive may refuse at first
 
 
@@ -78,12 +81,12 @@ def staged(dst: Path, src: Path | None, overwrite: bool, identity: str, size: in
             _check_space(paths, size)
             yield Stage(paths.part, finished, False, journal)
             for folder, _, _ in os.walk(paths.part):
-                _fsync_folder(folder)
+                fsync_folder(folder)
             check_destination(dst, src, overwrite)  # hours may have passed
         _swap_in(paths, journal)
         _LOG.info("all is in its place: %s", dst)
         for parent in made:
-            _fsync_folder(parent.parent)
+            fsync_folder(parent.parent)
     except BaseException as fault:
         if journal is not None:
             _clean_up(paths, journal, fault)
@@ -183,15 +186,11 @@ def _open_journal_locked(paths: Paths) -> int:
         fact = "it holds files and no journal of qbridge lies beside it"
         raise error("QB031", str(paths.part), (fact,), fix="Move it away, or choose another DST.")
     while True:
-        journal = os.open(paths.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            if fault.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(journal)
-                fix = "Wait until it has ended, or choose another DST."
-                raise error("QB031", str(paths.part), ("another qbridge is writing it",), fix=fix) from None
-            # a file system without locks: there is nothing to hold
+        journal = os.open(paths.journal, _JOURNAL_FLAGS, 0o666)
+        if not is_free(journal):
+            os.close(journal)
+            fix = "Wait until it has ended, or choose another DST."
+            raise error("QB031", str(paths.part), ("another qbridge is writing it",), fix=fix)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(journal), os.stat(paths.journal)):
                 return journal
@@ -215,7 +214,7 @@ def _resumed(paths: Paths, journal: int, identity: str) -> frozenset[str]:
     same = bool(lines) and lines[0].get("identity") == identity
     sizes = {line["shard"]: line.get("size") for line in lines if "shard" in line} if same else {}
     paths.part.mkdir(exist_ok=True)
-    _fsync_folder(paths.home)  # a stage without its journal would be refused for ever
+    fsync_folder(paths.home)  # a stage without its journal would be refused for ever
     finished = set()
     for entry in paths.part.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -263,7 +262,7 @@ def _swap_in(paths: Paths, journal: int) -> None:
         if paths.aside.exists() and paths.part.exists():
             _rename(paths.aside, paths.dst)
         raise
-    _fsync_folder(paths.dst.parent)
+    fsync_folder(paths.dst.parent)
     if paths.aside.exists():
         _rename(paths.aside, paths.trash)  # half a checkpoint must never look like the old one
         shutil.rmtree(paths.trash)
@@ -289,9 +288,9 @@ def _move_inside(paths: Paths) -> None:
             raise error("QB031", str(paths.dst), (fact,), fix="Remove that file; the same command goes on.")
     for name in names:
         if name == CONFIG:
-            _fsync_folder(paths.dst)
+            fsync_folder(paths.dst)
         _rename(paths.part / name, paths.dst / name)
-    _fsync_folder(paths.dst)
+    fsync_folder(paths.dst)
     paths.part.rmdir()
 
 
@@ -311,14 +310,3 @@ def _remove_journal(paths: Paths) -> None:
     """The last thing that is removed: it is the lock."""
     with contextlib.suppress(FileNotFoundError):
         paths.journal.unlink()
-
-
-def _fsync_folder(folder: str | Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as fault:
-        if fault.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
-            raise
-    finally:
-        os.close(descriptor)

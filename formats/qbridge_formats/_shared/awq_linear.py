@@ -12,6 +12,7 @@ import numpy as np
 
 from qbridge.codecs.arrays import TRANSPOSED, Filled, Padded, ScaledZeros
 from qbridge.codecs.bits import BitPacked, Tiled
+from qbridge.formats.mismatch import mismatch
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import Granularity, WeightScheme
@@ -82,10 +83,11 @@ def read_spec(source: Source, module: str, version: str, bits: int, size: int) -
     for part in ("scale", "zero"):
         slot = slots[part]
         tensor = source.tensors.get(slot.tensor)
-        if tensor is None or (tensor.dtype, tensor.shape) != (slot.dtype, slot.shape):
-            is_ = "absent" if tensor is None else f"{tensor.dtype}{list(tensor.shape)}"
-            leaf = slot.tensor.rpartition(".")[2]
-            raise ValueError(f"{leaf} is {is_}, the scheme gives {slot.dtype}{list(slot.shape)}")
+        leaf, wanted = slot.tensor.rpartition(".")[2], (slot.dtype, slot.shape)
+        if tensor is None:
+            raise ValueError(f"{leaf} is absent, the scheme gives {slot.dtype}{list(slot.shape)}")
+        if (tensor.dtype, tensor.shape) != wanted:
+            raise ValueError(mismatch(leaf, (tensor.dtype, tensor.shape), wanted))
     if slot.codec.needs:
         return spec
     symmetric = slot.codec.holds_zeros(source.read_small(slot.tensor), spec.scale_shape)

@@ -10,8 +10,9 @@ import numpy as np
 from qbridge.architecture.config import compute_dtype
 from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, module_of_gguf
 from qbridge.architecture.names import module_of
-from qbridge.codecs.arrays import AsFloat32
+from qbridge.codecs.arrays import AsFloat32, PlusOne
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
+from qbridge.codecs.ggml_values import VALUE_STRUCTS, BlockValues
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
 from qbridge.ir.dtypes import DType, from_float64, to_float64
@@ -27,7 +28,7 @@ _BITS: Mapping[str, int] = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8, "Q1_0": 2, "Q2_0": 
 
 
 def read_model(name: str, source: Source, findings: Findings) -> Model:
-    """The model; findings: QB117 for names that are not known, QB119 for blocks that no integer format holds."""
+    """The model; findings: QB117 for names that are not known, QB121 for blocks that are not decoded."""
     try:
         names = GgufNames(source.config)
     except (KeyError, ValueError) as fault:
@@ -38,30 +39,30 @@ def read_model(name: str, source: Source, findings: Findings) -> Model:
         findings.add("QB117", "config.json", (f"the files are of {said}, the config is of {names.architecture}",))
     if ROPE_FACTORS in source.tensors and names.rope_factors is None:
         findings.add("QB117", ROPE_FACTORS, ("the files have factors of a rope, of which the config does not say",))
-    _take_names(source, findings)
+    _take_names(source, names.architecture, findings)
     wanted = compute_dtype(source.config, DType.F32)
-    inexact: dict[str, list[str]] = {}
+    unread: dict[str, list[str]] = {}
     layers = {}
     for tensor, stored in source.tensors.items():
         module, leaf = module_of(tensor)
-        if stored.kind in STRUCTS and leaf == "weight":
+        if leaf == "weight" and stored.kind in (*STRUCTS, *VALUE_STRUCTS):
             layers[module] = _layer(source, module, stored.kind, _head(names, module), wanted)
         elif TYPES[stored.kind].dtype is None:
-            inexact.setdefault(stored.kind, []).append(tensor)
-    for kind, tensors in inexact.items():
-        findings.add("QB119", tensors, (f"{kind}: {len(tensors)} tensors",))
-    refused = {module_of(tensor)[0] for tensors in inexact.values() for tensor in tensors}
+            unread.setdefault(stored.kind, []).append(tensor)
+    for kind, tensors in unread.items():
+        findings.add("QB121", tensors, (f"{kind}: {len(tensors)} tensors",))
+    refused = {module_of(tensor)[0] for tensors in unread.values() for tensor in tensors}
     model = assemble(name, source, source.config, layers, findings, refused=refused)
     return _as_transformers(model, source, names, wanted)
 
 
-def _take_names(source: Source, findings: Findings) -> None:
+def _take_names(source: Source, architecture: str, findings: Findings) -> None:
     """Have every tensor under its name in transformers, stacks of experts as slices; QB117 for those without one."""
     renamed, stacks, unknown = dict[str, str](), dict[str, tuple[int, ...]](), list[str]()
     source.leave_out({ROPE_FACTORS})
     for name, tensor in source.tensors.items():
         module, _, leaf = name.rpartition(".")
-        known = module_of_gguf(module)
+        known = module_of_gguf(module, architecture)
         if known is None or leaf not in ("weight", "bias", "scale"):
             unknown.append(name)
             continue
@@ -88,23 +89,17 @@ def _head(names: GgufNames, module: str) -> int:
 
 def _layer(source: Source, module: str, kind: str, head: int, wanted: DType) -> tuple[Spec, dict[str, Slot]]:
     """A linear in blocks, its bias in the dtype that is wanted where that has all its values."""
-    struct, stored = STRUCTS[kind], source.tensors[f"{module}.weight"]
+    stored = source.tensors[f"{module}.weight"]
     out_features, in_features = TYPES[kind].shape(stored.shape)
     bias, outer = source.tensors.get(f"{module}.bias"), source.tensors.get(f"{module}.scale")
-    scheme = WeightScheme(
-        _BITS.get(kind, 4),
-        Granularity.GROUP,
-        type="int" if kind in _BITS else "e2m1",
-        group_size=struct.group or struct.elements,
-        global_scale="multiply" if outer else None,
-    )
     dtype = _narrowed(source, f"{module}.bias", wanted) if bias else None
-    spec = Spec(module, out_features, in_features, scheme, struct.scale_dtype, bias=dtype)
-    slots = {
-        "code": Slot(f"{module}.weight", DType.U8, stored.shape, paired(BlockCodes(kind), head)),
-        "scale": Slot(f"{module}.weight", DType.U8, stored.shape, paired(BlockScales(kind), head)),
-    }
-    if outer:
+    scheme, scale_dtype = _scheme(kind, outer is not None)
+    spec = Spec(module, out_features, in_features, scheme, scale_dtype, bias=dtype)
+    codes = BlockValues(kind) if scheme.is_computed else BlockCodes(kind)
+    slots = {"code": Slot(f"{module}.weight", DType.U8, stored.shape, paired(codes, head))}
+    if not scheme.is_computed:
+        slots["scale"] = replace(slots["code"], codec=paired(BlockScales(kind), head))
+    if outer and scheme.global_scale:
         slots["global_scale"] = Slot(f"{module}.scale", DType.F32, (1,))
     if bias and dtype:
         codec = AsFloat32(dtype) if dtype is not bias.dtype else PLAIN
@@ -112,12 +107,30 @@ def _layer(source: Source, module: str, kind: str, head: int, wanted: DType) -> 
     return spec, slots
 
 
-def _narrowed(source: Source, tensor: str, wanted: DType) -> DType:
-    """The dtype of a tensor that llama.cpp has as float32 for its one dim: the model's, if that has all values."""
+def _scheme(kind: str, has_outer: bool) -> tuple[WeightScheme, DType]:
+    """(scheme, dtype of scales) of a type of blocks; `has_outer` where a tensor beside it scales the whole."""
+    if kind in VALUE_STRUCTS:
+        return WeightScheme(64, Granularity.TENSOR, type="float64", blocks=kind), DType.F64
+    struct = STRUCTS[kind]
+    scheme = WeightScheme(
+        _BITS.get(kind, 4),
+        Granularity.GROUP,
+        type="int" if kind in _BITS else "e2m1",
+        group_size=struct.group or struct.elements,
+        global_scale="multiply" if has_outer and kind not in _BITS else None,
+    )
+    return scheme, struct.scale_dtype
+
+
+def _narrowed(source: Source, tensor: str, wanted: DType, less: int = 0) -> DType:
+    """The dtype of a tensor that llama.cpp has as float32 for its one dim: the model's, if that has all values.
+
+    `less` is what they have more than they should.
+    """
     stored = source.tensors[tensor]
     if stored.dtype is not DType.F32 or len(stored.shape) != 1 or wanted is DType.F32:
         return stored.dtype
-    values = to_float64(source.read_small(tensor), DType.F32)
+    values = to_float64(source.read_small(tensor), DType.F32) - less
     return wanted if np.array_equal(to_float64(from_float64(values, wanted), wanted), values) else DType.F32
 
 
@@ -125,11 +138,14 @@ def _as_transformers(model: Model, source: Source, names: GgufNames, wanted: DTy
     """The model with unquantized rows of q and k in their own order, and what has one dim in the model's dtype."""
     moved, tensors = dict[str, Rearranged](), dict(model.tensors)
     for name, info in model.tensors.items():
-        head, dtype = _head(names, module_of(name)[0]), _narrowed(source, info.stored, wanted)
-        if info.dtype not in DENSE.values() or (not head and dtype is info.dtype):
+        module, leaf = module_of(name)
+        one = leaf == "weight" and names.adds_one(module)
+        head, dtype = _head(names, module), _narrowed(source, info.stored, wanted, less=int(one))
+        if info.dtype not in DENSE.values() or not (head or one or dtype is not info.dtype):
             continue
         dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
-        codec = paired(AsFloat32(dtype) if dtype is not info.dtype else PLAIN, head)
+        widened = PlusOne(dtype) if one else AsFloat32(dtype)
+        codec = paired(widened if one or dtype is not info.dtype else PLAIN, head)
         read, write = Slot(info.stored, info.dtype, info.shape, codec), Slot(name, dtype, info.shape)
         moved[name] = Rearranged(plain_spec(name, dims, dtype), read, write)
         tensors[name] = replace(info, dtype=dtype)

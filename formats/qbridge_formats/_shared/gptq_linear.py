@@ -16,6 +16,7 @@ from qbridge.architecture.architecture import Architecture
 from qbridge.codecs.arrays import TRANSPOSED, ZEROS, Filled, GroupIndex
 from qbridge.codecs.bits import BitPacked
 from qbridge.findings.finding import Findings
+from qbridge.formats.mismatch import mismatch
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.scheme import Granularity, WeightScheme
@@ -124,7 +125,7 @@ def _zeros(
         return True
     wanted = _zero_codec(spec, "v2").stored_shape(spec.scale_shape, unit.itemsize * 8)
     if tensor.shape != wanted or tensor.dtype is not unit:
-        raise ValueError(f"qzeros is {tensor.dtype}{list(tensor.shape)}, the scheme gives {unit}{list(wanted)}")
+        raise ValueError(mismatch("qzeros", (tensor.dtype, tensor.shape), (unit, wanted)))
     stored = source.read_small(tensor.name)
     word = _only_word(stored, spec)
     version = _believed(_decoded(stored, word, spec, "v2"), spec, scheme, said.version, findings)

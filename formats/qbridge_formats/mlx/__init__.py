@@ -31,7 +31,7 @@ from qbridge.architecture.mlx_names import MlxNames, known_model_types
 from qbridge.architecture.names import dense_linears, is_embedding, module_of
 from qbridge.codecs.affine import biases_of
 from qbridge.findings.finding import Findings
-from qbridge.formats.common_rules import first_of, no_blocks, no_kv_scales, scales_per_row
+from qbridge.formats.common_rules import first_of, folded_zeros, no_blocks, no_kv_scales, scales_per_row
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
 from qbridge.ir.dtypes import DType
@@ -42,7 +42,6 @@ from qbridge.ir.scheme import DENSE, INTEGERS, Dialect
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.passes.exactly import DequantizeExactly
-from qbridge.passes.fold_zeros import FoldZeros
 from qbridge.passes.recast import Recast
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.unquantized_inputs import UnquantizedInputs
@@ -63,7 +62,7 @@ from qbridge_formats.mlx.reader import quantized_modules, read_model
 
 NAME = "mlx"
 SUMMARY = "MLX of mlx-lm: affine codes of 2 to 8 bits with scales and biases, mxfp4, mxfp8, nvfp4"
-ALIASES: tuple[str, ...] = ()
+ALIASES: tuple[str, ...] = ("mlx-lm",)
 KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
 BLOCK_KEYS = ("quantization", "quantization_config")
 
@@ -201,7 +200,7 @@ def _zero_points(spec: Spec, model: Model) -> Problem | None:
 
 def _folded(spec: Spec, model: Model) -> Pass:
     """Into codes of a bit more, of the widths that there are."""
-    return FoldZeros(next((width for width in WIDTHS if width > spec.weight.bits), WIDTHS[-1]))
+    return folded_zeros(model, next((width for width in WIDTHS if width > spec.weight.bits), WIDTHS[-1]))
 
 
 def _width(spec: Spec, model: Model) -> Problem | None:

@@ -11,6 +11,7 @@ REFUSED, USAGE, UNREADABLE, IO, BUG, INTERRUPTED = 1, 2, 3, 4, 70, 130
 ALLOW: Mapping[str, str] = {
     "assumed-activations": "assume dynamic activations where nothing says how they are quantized",
     "assumed-version": "judge a version of an engine by the nearer release where those around it differ (check)",
+    "dequantized": "write layers that the target has no codes for as plain weights, each rounded once",
     "drop-activation-details": "quantize inputs without the limit or the rounding of scales that the source asks for",
     "drop-kv-scales": "leave out stored kv-cache scales, which the target cannot load",
     "dynamic-activations": "quantize inputs as they come, symmetric per token, where the engine has no other way",

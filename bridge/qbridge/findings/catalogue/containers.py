@@ -1,4 +1,4 @@
-"""QB049, QB117 to QB120: files of GGUF, the container of llama.cpp."""
+"""QB049, QB117 to QB121: files of GGUF, the container of llama.cpp."""
 
 from __future__ import annotations
 
@@ -39,22 +39,34 @@ ENTRIES = (
     Code(
         "QB119",
         "blocks of these types have no exact integer form",
-        "K-quants have products of two scales and float minima, Q4_1 and Q5_1 have minima, IQ types look weights up: "
-        "none is a code of so many bits times a scale that an integer format stores.",
+        "K-quants have products of two scales and float minima, Q4_1 and Q5_1 have minima: no weight is a code of so "
+        "many bits times a scale that an integer format stores.",
         "Other codes would have to be chosen, and every weight would change.",
         "Q4_K_M files: Q4_K and Q6_K",
-        "Take the safetensors checkpoint that the file was made from, or a file of Q4_0, Q5_0, Q8_0 or MXFP4.",
+        "Write plain weights (--to dense), each rounded once from its exact value: every engine loads them. Or take "
+        "a file of Q4_0, Q5_0, Q8_0 or MXFP4, or the checkpoint that the file was made from.",
         "llama.cpp b10359, ggml/src/ggml-common.h",
+        allow="dequantized",
     ),
     Code(
         "QB120",
         "config.json is made from the metadata of a GGUF file, and no tokenizer is",
-        "No config.json lies beside the file. Its sizes, rope and norms are in the metadata; the tokenizer is too, "
-        "in a form of llama.cpp's own, which is not turned into tokenizer.json.",
+        "No config.json, or no tokenizer, lies beside the file. Its sizes, rope and norms are in the metadata; the "
+        "tokenizer is too, in a form of llama.cpp's own, which is not turned into tokenizer.json.",
         "Engines that tokenize by themselves need tokenizer.json and tokenizer_config.json of the original.",
         "qbridge convert model-Q4_0.gguf out --to vllm",
-        "Put config.json and the tokenizer's files of the original beside the file, or into DST afterwards.",
+        "Name the folder of the original (--config ORIGINAL of convert and restore), whose config.json and tokenizer "
+        "are taken, or put them beside the file.",
         "llama.cpp b10359, gguf-py/gguf/constants.py (Keys)",
         severity="warning",
+    ),
+    Code(
+        "QB121",
+        "blocks of these types are not decoded here",
+        "IQ types look groups of weights up in tables of llama.cpp's own, Q8_1 and Q8_K are types of its inputs.",
+        "Without the tables nothing says what the weights are.",
+        "IQ4_XS: 84 tensors",
+        "Take a file of another type of the same model, such as Q4_K_M, or the checkpoint that it was made from.",
+        "llama.cpp b10359, ggml/src/ggml-common.h (iq2xxs_grid and others)",
     ),
 )

@@ -1,4 +1,4 @@
-"""QB042 to QB044, QB046, QB047: config, files beside it and index against the tensors, which decide."""
+"""QB042 to QB044, QB046, QB047, QB052: config, files beside it and index against the tensors, which decide."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ ENTRIES = (
         "Correct the width and the group size in config.json (and in the file beside it, where there is one).",
         "qbridge.formats.contradictions",
         UNREADABLE,
+    ),
+    Code(
+        "QB052",
+        "config.json gives other sizes than the tensors have",
+        "hidden_size, intermediate_size, vocab_size, numbers or sizes of heads lead to other dims of linears, "
+        "embedding or head than the tensors have.",
+        "Engines build the model by its config.json: they stop at the first tensor that does not fit.",
+        "hidden_size 512, and an embedding of 256 columns",
+        "Correct the sizes in config.json: take the original's.",
+        "vllm 0.33.0, model_executor/layers/vocab_parallel_embedding.py and linear.py (weight_loader); "
+        "transformers 5.17.0, modeling_utils.py (size mismatch)",
     ),
     Code(
         "QB047",

@@ -122,8 +122,8 @@ ENTRIES = (
         "It stops: Weight input_size_per_partition is not divisible by min_thread_k, or output_size by min_thread_n; "
         "or its kernel has no configuration for the shape.",
         "Qwen2-72B-Instruct-GPTQ-Int4 on two GPUs",
-        "Pad the MLP, choose another tensor-parallel size, or a newer vLLM. --quantization gptq does not help where "
-        "groups straddle, and enforce-eager has nothing to do with shapes.",
+        "Pad the MLP, choose another tensor-parallel size, or take vLLM from 0.24 on. --quantization gptq does not "
+        "help where groups straddle, and enforce-eager has nothing to do with shapes.",
         "vllm 0.5.4 and 0.23.0, model_executor/layers/quantization/utils/marlin_utils.py; sglang 0.5.23, "
         "srt/layers/quantization/marlin_utils.py",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qbridge.findings.catalogue.code import BUG, IO, Code
+from qbridge.findings.catalogue.code import BUG, IO, UNREADABLE, Code
 
 ENTRIES = (
     Code(
@@ -66,6 +66,36 @@ ENTRIES = (
         "--regroup 256 where two groups of 128 have other scales",
         "Leave the option out, or ask for less: a divisor of the group size always works.",
         "qbridge.passes",
+    ),
+    Code(
+        "QB311",
+        "there is no exact cast of these weights",
+        "`--cast` was asked for, and the number format that it names does not hold every value of the weights' own.",
+        "Codes would have to be rounded to others, which is another model.",
+        "--cast fp8 of NVFP4: 6 times a scale of 1.125 has five significant bits, a float8 has four",
+        "Leave the cast out, or convert to plain weights (`--to dense`), which rounds each weight once.",
+        "OCP microscaling formats specification 1.0; OCP 8-bit floating point specification 1.0",
+    ),
+    Code(
+        "QB312",
+        "scales are too far apart for the cast",
+        "Many groups get one scale by the cast, and under every scale some group has a weight that the new format "
+        "does not hold: too large, or too small.",
+        "Such weights would be clamped or become zero; other tools do that in silence.",
+        "--cast fp8 of MXFP4 where a block of 128 x 128 has groups under 2^-20 and 2^3",
+        "Cast to a format that keeps the scale of every group: `--cast mxfp8` or `--cast int8`.",
+        "OCP microscaling formats specification 1.0; OCP 8-bit floating point specification 1.0",
+    ),
+    Code(
+        "QB313",
+        "activations are quantized otherwise after the cast",
+        "Weights keep every value, but the number format that was asked for is served with other inputs than the "
+        "source's: dynamic float8, or none that are quantized.",
+        "The model computes with other activations, so its outputs move a little.",
+        "--cast fp8 of MXFP4 weights whose inputs are MXFP4 as well",
+        "Compare a few answers, or choose a target that serves the weights with the inputs that they have.",
+        "docs/casts.md",
+        severity="warning",
     ),
     Code(
         "QB048",
@@ -183,6 +213,16 @@ ENTRIES = (
         "pip uninstall --yes qbridge qbridge-llm && pip install qbridge-llm",
         "qbridge 0.5.1, qbridge/__init__.py",
         exit=IO,
+    ),
+    Code(
+        "QB603",
+        "a package that this needs is not installed",
+        "qbridge reads, converts and checks with numpy and numba alone; pickled weights and streams need torch.",
+        "Nothing was read or written.",
+        "qbridge convert bin-checkpoint out --to vllm --allow pickle, without torch",
+        "Install the extra that the finding names: pip install 'qbridge-llm[torch]'",
+        "pyproject.toml of qbridge-llm (optional-dependencies)",
+        exit=UNREADABLE,
     ),
     Code(
         "QB900",

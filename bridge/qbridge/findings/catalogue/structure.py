@@ -16,13 +16,13 @@ ENTRIES = (
     ),
     Code(
         "QB321",
-        "the original that is to be grafted from is quantized",
-        "--graft copies unquantized tensors as they are, and ORIGINAL has a quantization block, or codes, or is SRC "
-        "itself.",
-        "A quantized tensor without the scales and the block that it belongs to is garbage, and what was quantized "
-        "proves nothing about the original.",
-        "--graft DeepSeek-V3, which is fp8 itself",
-        "Name the bfloat16, float16 or float32 checkpoint that SRC was quantized from.",
+        "what is to be grafted is quantized in the original",
+        "--graft copies unquantized tensors as they are, and what SRC lacks has codes and scales in ORIGINAL, or "
+        "ORIGINAL is SRC itself. A quantized ORIGINAL is taken where all that SRC lacks is unquantized in it.",
+        "A quantized tensor without the scales and the block that it belongs to is garbage.",
+        "the MTP layer of DeepSeek-V3, whose linears are float8; its norms alone are not",
+        "Name the bfloat16, float16 or float32 checkpoint that SRC was quantized from, or convert the quantized one "
+        "to dense and name that.",
         "qbridge.plan.graft",
     ),
     Code(

@@ -35,4 +35,14 @@ ENTRIES = (
         "qbridge.commands.settings",
         USAGE,
     ),
+    Code(
+        "QB804",
+        "no page can be written there",
+        "The file of --report lies in no folder, or is there already and is no page.",
+        "Nothing was done, so that no file is replaced by mistake.",
+        "qbridge inspect model --report model/config.json",
+        "Name a file that ends in .html, in a folder that is there.",
+        "qbridge.commands.reporting",
+        USAGE,
+    ),
 )

@@ -48,7 +48,9 @@ _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 # and of those of two kinds of layers it takes theta 10000 (get_rope_theta there).
 # Of these classes it reads keys that transformers 5 does not save: pytorch/models and configurations.
 _ASKED = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "hy_v3", "qwen3_next"})
-READER = Reader((4,), old_dtype=False, plain_rope=False, implied=_ASKED)
+# No transformers 4 has a class for Qwen3.5 (QB248), and rope_parameters are what transformers 5 reads of it.
+_NEWER_TYPES = frozenset({"qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"})
+READER = Reader((4,), old_dtype=False, plain_rope=False, implied=_ASKED, newer=_NEWER_TYPES)
 OLD_READER = Reader((4,))
 
 # Classes of 0.6.2 that do not take hidden_size / num_attention_heads for the dims they rotate.

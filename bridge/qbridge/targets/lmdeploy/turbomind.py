@@ -59,7 +59,7 @@ def _groups_of(*sizes: int) -> tuple[LayerRule, ...]:
     """Every layer in groups of one of `sizes`, largest first."""
 
     def check(spec: Spec, model: Model) -> Problem | None:
-        if spec.weight.group_size in sizes:
+        if spec.weight.group_size in sizes or _four_bits(spec, model):  # no groups help other weights
             return None
         return Problem((f"weights {spec.weight}: TurboMind has groups of {' or '.join(map(str, sizes))}",))
 

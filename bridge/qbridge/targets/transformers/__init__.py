@@ -112,6 +112,15 @@ def _needs(package: str) -> ModelRule:
     return ModelRule("QB288", check, f"{_NEWEST}, quantizers/auto.py")
 
 
+def _auto_round_float8(model: Model) -> Iterator[Problem]:
+    """AutoRound's package has no linear for its float8 with a scale per block."""
+    where = tuple(name for name, spec in model.specs.items() if spec.weight.type != "int")
+    if where:
+        yield Problem(
+            (f"auto-round 0.16.1 has no backend for {len(where)} linears of float8 in blocks",), where=where
+        )
+
+
 def _serve(model: Model, path: str, tp: int) -> str:
     """Two lines of Python, for transformers alone has no server; `device_map` shares layers among GPUs."""
     images = model.architecture.endswith("ForConditionalGeneration")
@@ -183,7 +192,14 @@ AS_IS = (
         for choice, more in zip(gptqmodel.CHOICES, (gptq.RULES, ()), strict=True)
     ),
     Choice(
-        named("auto-round"), (_BIASES, _needs("auto-round"), unquantized_tensors(DType.F32, _LOADING)), serve=_serve
+        named("auto-round"),
+        (
+            _BIASES,
+            _needs("auto-round"),
+            ModelRule("QB284", _auto_round_float8, "auto-round 0.16.1, inference/backend.py (BackendInfos)"),
+            unquantized_tensors(DType.F32, _LOADING),
+        ),
+        serve=_serve,
     ),
 )
 CODES = (

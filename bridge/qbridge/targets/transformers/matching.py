@@ -37,11 +37,25 @@ _Renames = tuple[tuple[str, str], ...]
 _LLAVA: _Renames = (
     (r"^language_model\.lm_head", "lm_head"),
     (r"^language_model(?:\.model)?", "model.language_model"),
-    (r"^(vision_tower|multi_modal_projector|audio_tower)", r"model.\1"),
+    (r"^(vision_tower|vision_model|multi_modal_projector|audio_tower)", r"model.\1"),
 )
 _QWEN2_VL: _Renames = (
     (r"^visual", "model.visual"),
     (r"^model(?!\.(?:language_model|visual))", "model.language_model"),
+)
+_THINKER: _Renames = (
+    (r"^(audio_tower|visual)", r"model.\1"),
+    (r"^model(?!\.(?:language_model|visual|audio_tower))", "model.language_model"),
+)
+_DEEPSEEK_V4: _Renames = (
+    *((r"^head\b", "lm_head"), (r"^layers\.", "model.layers."), (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp.")),
+    *((r"\.indexer\.compressor\.", ".compressor.indexer."), (r"\.indexer\.wq_b\b", ".compressor.indexer.q_b_proj")),
+    *(
+        (rf"\.w{old}\b", f".{new}_proj")
+        for old, new in (("q_a", "q_a"), ("q_b", "q_b"), ("kv", "kv"), ("gate", "gate"))
+    ),
+    *((r"\.wo_([ab])\b", r".o_\1_proj"), (r"\.shared_experts\.w1\b", ".shared_experts.gate_proj")),
+    *((rf"\.shared_experts\.w{old}\b", f".shared_experts.{new}_proj") for old, new in ((2, "down"), (3, "up"))),
 )
 # Of classes whose linears are called otherwise on disk than in memory; experts and routers left out.
 _RENAMES: Mapping[str, _Renames] = {
@@ -51,22 +65,37 @@ _RENAMES: Mapping[str, _Renames] = {
             *("LlavaNextForConditionalGeneration", "Mistral3ForConditionalGeneration"),
             *("AyaVisionForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"),
             *("LlavaOnevisionForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
+            *(
+                "Kimi_K25ForConditionalGeneration",
+                "KimiK25ForConditionalGeneration",
+                "MllamaForConditionalGeneration",
+            ),
             *("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration"),
         ],
         _LLAVA,
     ),
-    "DeepseekV4ForCausalLM": ((r"^head$", "lm_head"),),
+    "DeepseekV4ForCausalLM": _DEEPSEEK_V4,
     "GPTNeoXForCausalLM": ((r"^embed_out", "lm_head"),),
     **dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _QWEN2_VL),
     **dict.fromkeys(
+        ["Qwen2_5OmniThinkerForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"], _THINKER
+    ),
+    **dict.fromkeys(
         [
+            *("Cohere2VisionForConditionalGeneration", "Exaone4_5_ForConditionalGeneration"),
+            *("Gemma4ForConditionalGeneration", "Glm46VForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
+            *("GlmOcrForConditionalGeneration", "Idefics3ForConditionalGeneration", "Lfm2VlForConditionalGeneration"),
+            *(
+                "LightOnOcrForConditionalGeneration",
+                "Llama4ForConditionalGeneration",
+                "SmolVLMForConditionalGeneration",
+            ),
             *("Glm4vForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3_5ForConditionalGeneration"),
             *("Qwen3VLMoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
         ],
         (),
     ),
 }
-_OTHERWISE = frozenset({"DeepseekV4ForCausalLM"})  # text models whose layers have other names in memory
 _LEFT_ASIDE = (*STACKS, "router.layer")
 _BLOCKS = (128, 128)
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
@@ -88,16 +117,14 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
     renames = _RENAMES.get(model.architecture, ())
     built = list(_built(model, renames))
     how, answer = method(block, built, lambda name: _renamed(name, renames))
-    layers_named = model.architecture not in _OTHERWISE
-    known = model.architecture in _RENAMES and layers_named
+    known = model.architecture in _RENAMES
     architecture = Architecture.of_model(model)
 
     def asked(unit: Built) -> Answer:
         head = unit.kind == "head"
         decoder = head or all(map(architecture.is_decoder, (*unit.quantized, *unit.plain)))
         said = answer(unit)
-        named = architecture.known and (layers_named or head)
-        return said if known or (decoder and named) or said is False else None
+        return said if known or (decoder and architecture.known) or said is False else None
 
     yield from deviations(built, asked, ENGINE, how)
 

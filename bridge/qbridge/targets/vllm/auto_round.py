@@ -1,4 +1,4 @@
-"""What vLLM takes of AutoRound's own format, which its INC config hands to Marlin, to AWQ's kernels or to Humming.
+"""What vLLM takes of AutoRound's own format: INC hands it to Marlin, AWQ's kernels, Humming, or those of float8.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/inc/schemes: inc_wna16_scheme.py and inc_wna16_linear.py;
 humming-kernels 0.1.19, schema/gptq.py and awq.py.
@@ -16,6 +16,9 @@ _MARLIN = (4, 8)  # the others go to Humming (CUDA_HUMMING_SUPPORTED_BITS)
 
 
 def _kernel(spec: Spec, model: Model) -> Problem | None:
+    if spec.weight.type != "int":  # one data type is the whole model's (inc/config_parser.py, resolve)
+        beside = any(other.weight.type == "int" for other in model.specs.values())
+        return Problem((f"weights {spec.weight} beside integers: it has one data type for all",)) if beside else None
     why = _awq(spec) if "awq" in dict(spec.dialect).get("packing_format", "") else _gptq(spec)
     return Problem((f"weights {spec.weight}: {why}",)) if why else None
 

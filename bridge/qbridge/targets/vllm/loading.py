@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.expected import surplus
 from qbridge.architecture.mixers import stored_modules, unnamed_layers
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
@@ -131,6 +132,53 @@ def _is_decoded(spec: Spec) -> bool:
     return weight.type == "e4m3fn" and not shared and spec.input_scale_dtype is None
 
 
+_V4 = "DeepseekV4ForCausalLM"
+_DEEPSEEK = "vllm 0.33.0, models/deepseek_v4/nvidia/model.py (load_weights, _make_deepseek_v4_weights_mapper)"
+
+
+def _norms_of_v4(model: Model) -> Iterator[Problem]:
+    """Norms of latents under the name that transformers' save gives them."""
+    if model.architecture == _V4:
+        where = tuple(name for name in model.tensors if name.endswith(".attn.norm.weight"))
+        if where:
+            fact = (
+                "vLLM 0.33.0 stops: KeyError, for its class reads attn.kv_norm, as the model's own repository has it"
+            )
+            yield Problem((fact,), ("call attn.norm in the files attn.kv_norm; the values are the same",), where)
+
+
+def _keys_of_v4(model: Model) -> Iterator[Problem]:
+    """Keys that say what routers and experts are, where the tensors say otherwise."""
+    if model.architecture != _V4:
+        return
+    if model.config.get("topk_method") != "noaux_tc":
+        where = tuple(name for name in model.tensors if name.endswith(".ffn.gate.bias"))
+        if where:
+            fact = "its routers have biases, which vLLM 0.33.0 builds only for one topk_method: it stops at them"
+            yield Problem((fact,), ('write "topk_method": "noaux_tc" into config.json',), where)
+    stated = model.config.get("expert_dtype", "fp4")
+    kinds = {"e4m3fn": "fp8", "e2m1": "fp4"}
+    types = {spec.weight.type for name, spec in model.specs.items() if ".ffn.experts." in name}
+    stored = {kinds[type_] for type_ in types if type_ in kinds}
+    if len(stored) == 1 and stated not in stored and model.format == "fp8":
+        (kind,) = stored
+        fact = f"vLLM 0.33.0 builds experts of {stated}, and the stored ones are {kind}: it stops at their shapes"
+        yield Problem((fact,), (f'write "expert_dtype": "{kind}" into config.json',), ("expert_dtype",))
+
+
+# Classes whose loaders stop at the first tensor that is none of theirs: a linear, a layer, a weight beside codes.
+# Others may skip some. Cohere, DeepSeek-V3 and Llama were tried, the rest has the same AutoWeightsLoader.
+_STRICT = frozenset(["CohereForCausalLM", "DeepseekV3ForCausalLM", "LlamaForCausalLM"])
+_LOADERS = "vllm 0.33.0, model_executor/models/utils.py (AutoWeightsLoader) and the load_weights of each class"
+
+
+def _surplus(model: Model) -> Iterator[Problem]:
+    where = tuple(surplus(model)) if model.architecture in _STRICT else ()
+    if where:
+        fact = f"{model.architecture} has no place for them (QB264), and vLLM 0.33.0 stops at the first"
+        yield Problem((fact,), ("remove them, or correct the number of layers or experts in config.json",), where)
+
+
 _FROM_INPUTS = frozenset({"gptq", "awq", "auto-round"})  # their first axis is that of the inputs
 
 
@@ -177,4 +225,7 @@ def rules(format_name: str) -> tuple[Rule, ...]:
         biases_rule("vLLM 0.33.0", _BIASED_IF_ASKED.split(), _BIAS_KEYS, _BIASES),
         ModelRule("QB331", _gates, _STEP35),
         ModelRule("QB291", _indexers, _INDEXER),
+        ModelRule("QB291", _norms_of_v4, _DEEPSEEK),
+        ModelRule("QB291", _surplus, _LOADERS),
+        ModelRule("QB330", _keys_of_v4, _DEEPSEEK),
     )

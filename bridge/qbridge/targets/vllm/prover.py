@@ -54,6 +54,8 @@ LEFT_OUT = re.compile(
     r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.[kv]_scale$|\.(k|v)_proj\.output_scale$|\.g_idx$|\.weight_shape$"
     r"|vision_tower\..*post_layernorm\.(weight|bias)$|(^|\.)image_newline$"
 )
+# Made for more heads than the model has, as kernels want; those behind the model's own start without effect.
+PADDED = re.compile(r"\.attn_sink$")
 TOWER_LAYER = re.compile(r"(.*(?:vision|visual|audio|vpm).*?layers\.)(\d+)\.")
 # This vLLM, or the transformers beside it, has no class for the config and no remote code may run; or the config is
 # of a later transformers.
@@ -260,7 +262,8 @@ class Vllm:
         missing, unfilled = trace.finish()
         dropped = _dropped_scales(trace.model)
         report["missing"] = [name for name in missing if not OPTIONAL.search(name) and name not in dropped]
-        report["unfilled"] = [entry for entry in unfilled if not OPTIONAL.search(entry["parameter"])]
+        partly = re.compile(f"{OPTIONAL.pattern}|{PADDED.pattern}")
+        report["unfilled"] = [entry for entry in unfilled if not partly.search(entry["parameter"])]
         report["quantized"] = self.proving.by_module(trace.origins, report["modules"])
         unread = _dropped_names(getattr(trace.model, "hf_to_vllm_mapper", None))
         skipped = _skipped_layers(config.model_config.hf_text_config)

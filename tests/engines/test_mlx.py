@@ -126,6 +126,14 @@ def test_classes_are_loaded_under_the_names_of_their_experts(name, tmp_path):
     assert distance(tmp_path / "out", twin_of(src, tmp_path / "twin"), tmp_path) < NEAR
 
 
+def test_gemma_3_has_windows_in_turns(tmp_path):
+    src = made("Gemma3-w4a16", tmp_path / "made")
+    config = json.loads((src / "config.json").read_text())
+    (src / "config.json").write_text(json.dumps(config | {"sliding_window_pattern": 2}))  # of two layers
+    qbridge.convert(src, tmp_path / "out", "mlx")
+    assert distance(tmp_path / "out", twin_of(src, tmp_path / "twin"), tmp_path) < NEAR
+
+
 @pytest.mark.parametrize("case", ["mlx/gemma3_affine", "mlx/qwen3_moe_affine"])
 def test_offsets_stay_what_they_are(case, tmp_path):
     qbridge.convert(fixture(case), tmp_path / "out", "mlx")

@@ -43,14 +43,18 @@ def test_a_head_that_scores_has_no_place(tmp_path):
 
 def test_scales_of_another_dtype_are_warned_of(tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_g128")
-    edit_json(src / "config.json", lambda config: config.update(torch_dtype="bfloat16"))
+    edit_json(src / "config.json", lambda config: config.update(torch_dtype="bfloat16", dtype="bfloat16"))
     report = qbridge.convert(src, tmp_path / "out", TARGET)
     assert "QB258" in {finding.code for finding in report.findings}
 
 
+def untied(config):
+    config.pop("tie_word_embeddings", None)
+
+
 def test_a_head_of_its_own_stays_one(tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_g128")
-    edit_json(src / "config.json", lambda config: config.pop("tie_word_embeddings", None))
+    edit_json(src / "config.json", untied)
     qbridge.convert(src, tmp_path / "out", TARGET)
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
 
@@ -69,12 +73,13 @@ def test_what_it_reads_elsewhere_or_asks_for_is_written():
 
 def test_the_name_is_that_of_the_engine_and_the_format_has_no_limits_of_it():
     assert find_target(TARGET).version and of_format("mlx").is_format
+    assert find_target("mlx-lm") == find_target(TARGET)
     assert pickle.loads(pickle.dumps(of_format("mlx"))) == of_format("mlx")
 
 
 def test_the_server_is_started_with_the_folder(tmp_path):
     src = copy_fixture(tmp_path, "mlx/llama_affine")
-    assert qbridge.check(src, TARGET).served
+    assert qbridge.check(src, TARGET).ok
     target = find_target(TARGET)
     with qbridge.open(src) as opened:
         assert target.command(opened.model, "mlx", "/models/it's", 1) == "mlx_lm.server --model '/models/it'\"'\"'s'"

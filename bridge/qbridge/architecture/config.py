@@ -61,8 +61,8 @@ class Reader:
     implied: frozenset[str] = frozenset()
     untied: frozenset[str] = frozenset()
     head_dims: frozenset[str] = frozenset()
-    lifted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     newer: frozenset[str] = frozenset()
+    lifted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def of(self, config: Mapping[str, Any]) -> Reader:
         """The reader of one config, nested ones aside: a transformers 5 where no other knows its model type."""

@@ -81,10 +81,8 @@ def report_unusable(findings: Findings) -> None:
 
 
 def targets() -> list[Target]:
-    """Every engine at every version in the table, then every format by its own name, unless that is an engine's."""
-    engines = [*builtin(), *_others()]
-    taken = {target.engine for target in engines}
-    return [*engines, *(of_format(name) for name in usable() if name not in taken), *_VARIANTS]
+    """Every engine at every version in the table, then every format by its own name."""
+    return [*builtin(), *_others(), *map(of_format, usable()), *_VARIANTS]
 
 
 def codes() -> Mapping[str, Code]:
@@ -123,7 +121,7 @@ def find_target(name: str) -> Target:
     if target := _newest(builtin(), name):
         return target
     if not at and folded(name) in {folded(each) for each in aliases()}:
-        return of_format(find(name).NAME)
+        return _newest(builtin(), find(name).NAME) or of_format(find(name).NAME)
     if target := next((target for target in _VARIANTS if target.name == folded(name)), None):
         return target
     if target := _newest(_others(), name):

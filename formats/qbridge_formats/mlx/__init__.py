@@ -62,7 +62,7 @@ from qbridge_formats.mlx.reader import quantized_modules, read_model
 
 NAME = "mlx"
 SUMMARY = "MLX of mlx-lm: affine codes of 2 to 8 bits with scales and biases, mxfp4, mxfp8, nvfp4"
-ALIASES: tuple[str, ...] = ()
+ALIASES: tuple[str, ...] = ("mlx-lm",)
 KEEPS_INPUT_DETAILS = True  # inputs are not quantized any more, in whatever detail they were
 BLOCK_KEYS = ("quantization", "quantization_config")
 

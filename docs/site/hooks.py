@@ -158,9 +158,24 @@ def spelled(nav: Sequence[Any]) -> list[Any]:
     return found
 
 
+def named(nav: Sequence[Any]) -> Iterator[str]:
+    """Every page of a navigation."""
+    for each in nav:
+        for entry in each.values() if isinstance(each, dict) else [each]:
+            yield from named(entry) if isinstance(entry, list) else [entry]
+
+
+def whole(nav: Sequence[Any]) -> list[Any]:
+    """The navigation spelled out, with the pages that nobody has put into it yet at its end."""
+    found = spelled(nav)
+    there = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").glob("**/*.md")}
+    others = sorted(there - set(named(found)))
+    return [*found, {"More": others}] if others else found
+
+
 def on_config(config):  # type: ignore[no-untyped-def]
     """Spell the navigation out."""
-    config.nav = spelled(config.nav)
+    config.nav = whole(config.nav)
     return config
 
 

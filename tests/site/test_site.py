@@ -59,17 +59,11 @@ def test_every_code_is_a_heading():
     assert [code for code in codes() if f"## {code}: " not in page] == []
 
 
-def leaves(nav):
-    """Every page of a navigation."""
-    for each in nav:
-        for entry in each.values() if isinstance(each, dict) else [each]:
-            yield from leaves(entry) if isinstance(entry, list) else [entry]
-
-
 def test_every_page_is_in_the_navigation():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     pages = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").glob("**/*.md")} | PAGES.keys()
-    assert sorted(leaves(hooks.spelled(nav))) == sorted(pages)
+    assert sorted(hooks.named(hooks.whole(nav))) == sorted(pages)
+    assert hooks.whole(["index.md"])[-1]["More"]
 
 
 def test_text_of_the_catalogue_is_no_markup():

@@ -19,6 +19,7 @@ from qbridge.commands.cleaning import Cleaning, clean
 from qbridge.commands.conversion import convert
 from qbridge.commands.explanation import Explanation, explain
 from qbridge.commands.inspection import Inspection, inspect
+from qbridge.commands.parts import Finished, PartReport, convert_part, finish, plan_parts
 from qbridge.commands.possibilities import Possibilities, Possibility, what
 from qbridge.commands.proof import Proof
 from qbridge.commands.proving import prove
@@ -78,11 +79,13 @@ __all__ = [
     "Explanation",
     "Finding",
     "Findings",
+    "Finished",
     "Granularity",
     "Inspection",
     "Layer",
     "Model",
     "Options",
+    "PartReport",
     "Possibilities",
     "Possibility",
     "Proof",
@@ -101,12 +104,15 @@ __all__ = [
     "check",
     "clean",
     "convert",
+    "convert_part",
     "explain",
+    "finish",
     "identical",
     "inspect",
     "list_formats",
     "list_targets",
     "load",
+    "plan_parts",
     "prove",
     "restore",
     "stream",

@@ -46,6 +46,9 @@ NAMES_ALLOWED = {
     # ggml calls one of its tensor types so
     ("bridge/qbridge/source/ggml_types.py", "MXFP4"),
     ("bridge/qbridge/codecs/ggml_blocks.py", "MXFP4"),
+    # number formats that the public option --cast names, of which two formats have the name
+    ("bridge/qbridge/plan/casting.py", "fp8"),
+    ("bridge/qbridge/plan/casting.py", "mxfp4"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks
     ("bridge/qbridge/architecture/from_config.py", "auto-round"),
     ("bridge/qbridge/architecture/from_config.py", "compressed-tensors"),

@@ -14,6 +14,7 @@ from rich.console import Console
 from qbridge.cli import completion
 from qbridge.commands.arguments import PROGRESS, progress_of
 from qbridge.findings.catalogue.code import ALLOW
+from qbridge.plan.casting import CASTS, FP8, INT8, MXFP8, NVFP4
 from qbridge.plan.distribution import qbridge_version
 from qbridge.progress import progress
 from qbridge.write.writer import Advance
@@ -21,7 +22,9 @@ from qbridge.write.writer import Advance
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A folder, org/name\\[@revision] of the Hub, or https://host/folder.")
 ]
-Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
+Dst = Annotated[
+    str, typer.Argument(metavar="DST", help="The folder to write, which must not exist; or hf://org/name\\[@branch].")
+]
 From = Annotated[
     str | None,
     typer.Option(
@@ -102,6 +105,15 @@ ShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", metavar="SIZE", help="For example 5GB; default: the source's shards."),
 ]
+Cast = Annotated[
+    str,
+    typer.Option(
+        "--cast",
+        metavar="|".join((FP8, NVFP4, MXFP8, INT8)),
+        help="Number format to have, of MXFP4 or symmetric int4; exact, or refused.",
+        autocompletion=completion.one_of(*CASTS),
+    ),
+]
 Experts = Annotated[
     str,
     typer.Option(
@@ -124,6 +136,10 @@ RenamePrefix = Annotated[
     typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
 ]
 Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
+Part = Annotated[
+    str | None,
+    typer.Option("--part", metavar="I/N", help="Make the I-th of N parts; finish makes them a checkpoint."),
+]
 NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
 Progressing = Annotated[
     str,

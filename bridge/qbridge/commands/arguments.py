@@ -58,6 +58,14 @@ def jobs_of(text: str) -> int:
     return int(text)
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """The part of --part, and how many there are."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError("a part and how many there are, such as 1/8")
+    return int(match[1]), int(match[2])
+
+
 def progress_of(text: str) -> str:
     """The word of --progress."""
     if text not in PROGRESS:

@@ -127,9 +127,10 @@ def command_of(
     words = ["qbridge", "convert", SRC, DST, "--to", target]
     words += ["--from", source] if source else []
     words += ["--tp", ",".join(map(str, options.tp))] if max(options.tp) > 1 else []
-    for name in ("regroup", "bits", "dtype", "experts"):
+    for name in ("regroup", "bits", "cast", "dtype", "experts"):
         words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) else []
     words += ["--pad"] if options.pad else []
+    words += ["--keep-undo"] if options.keep_undo else []
     words += [] if options.passes else ["--no-passes"]
     words += ["--graft", ORIGINAL] if options.graft else []
     words += [word for old, new in options.rename_prefix for word in ("--rename-prefix", f"{old}={new}")]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from qbridge.commands.report import Report
 from qbridge.findings.hints import size
+from qbridge.source.opening import RESIDUE
 
 _MODULES = 4  # grafted modules that are named
 
@@ -55,13 +56,25 @@ def report_rows(done: Report) -> list[tuple[str, str]]:
         *size_rows(done),
         *(grafted_rows(done, done.grafted["original"]) if done.grafted else ()),
         *_linked(done),
-        (verb, f"{done.destination}: {size(sum(done.files.values()))} in {counted(len(done.files), 'shard')}"),
+        (verb, f"{done.destination}: {size(sum(done.files.values()))} in {counted(_shards(done), 'shard')}"),
+        *_residue(done),
     ]
     if done.already_done:
         rows.append(("", "compared byte for byte; nothing was written"))
     elif not done.dry_run:
         rows.append(("time", f"{done.seconds:.1f} s"))
     return [*rows, *serve_rows(done.serve)]
+
+
+def _shards(done: Report) -> int:
+    """How many files have weights."""
+    return len(done.files.keys() - {RESIDUE})
+
+
+def _residue(done: Report) -> list[tuple[str, str]]:
+    """What is stored for restore, and no engine reads."""
+    stored = done.files.get(RESIDUE)
+    return [] if stored is None else [("residue", f"{size(stored)} in {RESIDUE}: what the cast forgets, for restore")]
 
 
 def serve_rows(command: str) -> list[tuple[str, str]]:

@@ -202,7 +202,7 @@ class _Comparison:
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense or spec.weight.is_computed for spec in specs) or _one_is_folded(*specs):
+        if any(spec.weight.is_dense or spec.weight.is_computed for spec in specs) or _have_other_codes(*specs):
             facts = unlike_weights(self.left.layer(name), self.right.layer(name), self.pads.get(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
@@ -310,9 +310,10 @@ def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ..
     return differing
 
 
-def _one_is_folded(a: Spec, b: Spec) -> bool:
-    """Whether only one of two layers of integers has zero-points, so that their codes cannot be the same."""
-    return a.weight.symmetric is not b.weight.symmetric and (a.activation, a.dims) == (b.activation, b.dims)
+def _have_other_codes(a: Spec, b: Spec) -> bool:
+    """Whether two layers are alike but for the number format or the zero-points, so that only values can be equal."""
+    kinds = [(w.type, w.symmetric, bool(w.global_scale)) for w in (a.weight, b.weight)]
+    return kinds[0] != kinds[1] and (a.activation, a.dims, a.bias) == (b.activation, b.dims, b.bias)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from qbridge.ir.dtypes import Array
 from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
+
+
+class Residue(Protocol):
+    """What was stored of one layer because a pass forgets it (`passes.residue` says of which kinds)."""
+
+    def rows(self, kind: str, before: Spec, start: int) -> Array:
+        """What there was of one kind, canonical, of a layer or of some output features of one (`before`).
+
+        These begin at `start`. ValueError where it is not there any more.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,11 @@ class Pass(ABC):
         return frozenset()
 
     @property
+    def stored(self) -> frozenset[str]:
+        """The kinds of residue (`passes.residue`) that undo reads, because it cannot compute them."""
+        return frozenset()
+
+    @property
     def unquantizes(self) -> bool:
         """Whether its weights stand among the unquantized tensors of a model, in whatever format the others are."""
         return False
@@ -65,6 +81,10 @@ class Pass(ABC):
     def needs_values(self, spec: Spec) -> bool:
         """Whether `apply` may refuse a layer of this spec (ValueError), so that its parts must be read to know."""
         return False
+
+    def decisive(self, spec: Spec) -> frozenset[str]:
+        """The parts to read to know whether `apply` refuses: codes are large, and most passes cannot for them."""
+        return self.parts if self.needs_values(spec) else self.parts - {"code"}
 
     def recodes(self, spec: Spec) -> bool:
         """Whether the codes of a layer of this spec change; zero weights around them are no change."""
@@ -92,6 +112,19 @@ class Pass(ABC):
 
     def within(self, before: Spec, of: Callable[[Spec], Spec]) -> Pass:
         """The pass for some output features alone of a layer of spec `before`; `of` gives the spec of these."""
+        return self
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether undo is to give identical tensors, because a person asked for it."""
+        return False
+
+    def with_residue(self, residue: Residue) -> Pass:
+        """The pass that finds there what is `stored`."""
+        return self
+
+    def at(self, start: int) -> Pass:
+        """The pass for the output features of `within`, where these begin at `start` of those that it was for."""
         return self
 
     def as_dict(self) -> dict[str, Any]:

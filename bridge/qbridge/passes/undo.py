@@ -62,6 +62,10 @@ class Undo(Pass):
         """The pass for these output features, undone."""
         return replace(self, step=self.step.within(self.before, of), before=of(self.before))
 
+    def at(self, start: int) -> Undo:
+        """The pass's own, undone."""
+        return replace(self, step=self.step.at(start))
+
     def as_dict(self) -> dict[str, Any]:
         """The pass's own, marked."""
         return {**self.step.as_dict(), "undo": True}

@@ -26,7 +26,9 @@ from qbridge.passes.undo import Undo
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.plan import LayerPlan, Plan
 from qbridge.plan.repair import Rewritten, why_not
+from qbridge.plan.residue import StoredResidue, open_residue
 from qbridge.plan.resizing import as_resized
+from qbridge.source.gguf import is_gguf
 from qbridge.source.gguf_files import MANIFEST_KEY
 from qbridge.source.json_text import MAX_HEADER, parse_json
 from qbridge.source.opening import MANIFEST
@@ -35,6 +37,7 @@ from qbridge.source.storage import File, load_json
 
 SCHEMA = 1
 NOTHING: Mapping[str, Any] = {}
+_BEGINNING = 1 << 20  # bytes of a GGUF file that hold its names, or the first of them
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
@@ -115,8 +118,9 @@ def _digests(source: Source) -> dict[str, str]:
 
 
 def header_digest(file: File) -> str:
-    """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data."""
-    length = min(int.from_bytes(file.read(8), "little"), MAX_HEADER)
+    """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data; of GGUF its first bytes."""
+    begin = file.read(8)
+    length = _BEGINNING if is_gguf(file) else min(int.from_bytes(begin, "little"), MAX_HEADER)
     return hashlib.sha256(file.read(8 + length)[8:]).hexdigest()
 
 
@@ -208,11 +212,12 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewrit
     try:
         if manifest is None or manifest["source"]["format"] != format_name:
             return {}
+        residue = open_residue(source)
         model = as_resized(source, model, [name for entry in manifest["steps"] for name in entry["layers"]])
         for entry in manifest["steps"]:
             for name in entry["layers"]:
                 kept = manifest.get("kept", {}).get(name, {})
-                if name in model.specs and (back := _undo(source, model, name, entry, kept)):
+                if name in model.specs and (back := _undo(source, model, name, entry, kept, residue)):
                     found[name] = back
         resized = {name for entry in manifest["steps"] if "dims" in entry for name in entry["layers"]}
         if not resized <= found.keys():  # an MLP is cropped as a whole or not at all
@@ -223,7 +228,7 @@ def way_back(source: Source, model: Model, format_name: str) -> dict[str, Rewrit
 
 
 def _undo(
-    source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str]
+    source: Source, model: Model, name: str, entry: Mapping[str, Any], kept: Mapping[str, str], residue: Source
 ) -> Rewritten | None:
     if any(is_final(fields) for fields in entry["passes"]):
         return None
@@ -235,7 +240,7 @@ def _undo(
         return None
     walked, back = before, list[Pass]()
     for fields in entry["passes"]:
-        step = from_dict(fields, kept)
+        step = from_dict(fields, kept).with_residue(StoredResidue(residue, name))
         back.insert(0, Undo(step, walked))
         walked = step.plan(walked)
     if replace(walked, dialect=()) != replace(after, dialect=()):

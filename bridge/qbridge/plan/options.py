@@ -19,6 +19,7 @@ from qbridge.ir.scheme import DENSE, Granularity
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.passes.widen import Widen
+from qbridge.plan.casting import CASTS
 from qbridge.targets.target import Target
 
 MEMORY = 512 * 10**6  # bytes beyond those of the idle program
@@ -44,6 +45,8 @@ class Options:
     - `pad`: MLPs may grow for that; exact, and undone by restore.
     - `regroup`: the group size to have, in weights of a row, 8 or more.
     - `bits`: the width to widen narrower codes to, 4 or 8.
+    - `cast`: the number format to have, fp8 (also fp8-block, fp8-channel, fp8-tensor), nvfp4, mxfp8 or int8.
+    - `keep_undo`: what a cast forgets is stored beside the manifest.
     - `passes`: False allows nothing but a change of layout.
     - `dtype`: of dense weights: float16, bfloat16 or float32; empty: config.json's.
     - `experts`: how unquantized ones are stored, fused or separate; empty: as they are, or as the target needs them.
@@ -75,6 +78,8 @@ class Options:
     memory: int = MEMORY
     proof: bool = True
     card: bool = True
+    cast: str = ""
+    keep_undo: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning, and values of another type (TypeError)."""
@@ -88,7 +93,11 @@ class Options:
             raise ValueError(f"dense weights are {', '.join(DENSE)}")
         if self.experts not in ("", FUSED, SEPARATE):
             raise ValueError(f"experts are {FUSED} or {SEPARATE}")
-        if not self.passes and (self.pad or self.regroup or self.bits):
+        if self.cast not in ("", *CASTS):
+            raise ValueError(f"a cast is one of {', '.join(CASTS)}")
+        if self.keep_undo and not self.cast:
+            raise ValueError("what a cast forgets is kept, and none is asked for")
+        if not self.passes and (self.pad or self.regroup or self.bits or self.cast):
             raise ValueError("no passes are allowed, and some are asked for")
         check_prefixes(self.rename_prefix)
         check_effort(self.jobs, self.memory)
@@ -122,6 +131,8 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "pad": (bool,),
     "regroup": (int, type(None)),
     "bits": (int, type(None)),
+    "cast": (str,),
+    "keep_undo": (bool,),
     "passes": (bool,),
     "dtype": (str,),
     "experts": (str,),

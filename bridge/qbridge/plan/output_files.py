@@ -13,6 +13,7 @@ from typing import Any
 
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.plan import OutputTensor
+from qbridge.source.opening import RESIDUE
 from qbridge.source.storage import File
 from qbridge.source.weight_files import SINGLE
 
@@ -50,7 +51,7 @@ def plan_shards(outputs: Sequence[OutputTensor], max_size: int | None = None) ->
     groups = in_groups(outputs, max_size)
     many = len(groups)
     names = [SINGLE] if many == 1 else [f"model-{i + 1:05}-of-{many:05}.safetensors" for i in range(many)]
-    return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
+    return [shard_of(name, group) for name, group in zip(names, groups, strict=True)]
 
 
 def in_groups(outputs: Sequence[OutputTensor], max_size: int | None = None) -> list[list[OutputTensor]]:
@@ -69,7 +70,8 @@ def in_groups(outputs: Sequence[OutputTensor], max_size: int | None = None) -> l
     return groups
 
 
-def _shard(name: str, group: Sequence[OutputTensor]) -> Shard:
+def shard_of(name: str, group: Sequence[OutputTensor]) -> Shard:
+    """A safetensors file of some tensors."""
     tensors = sorted(group, key=lambda t: (-t.dtype.itemsize, str(t.dtype), t.name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position, begins = 0, []
@@ -88,8 +90,14 @@ def _shard(name: str, group: Sequence[OutputTensor]) -> Shard:
     return Shard(name, header, tensors, [len(header) + begin for begin in begins])
 
 
+def weights_of(shards: Sequence[Shard]) -> list[Shard]:
+    """The files without that of the residue, in which nobody looks for weights."""
+    return [shard for shard in shards if shard.name != RESIDUE]
+
+
 def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
     """model.safetensors.index.json with the total size of all tensors."""
+    shards = weights_of(shards)
     tensors = sorted((t.name, shard.name) for shard in shards for t in shard.tensors)
     total = sum(nbytes(t.dtype, t.shape) for shard in shards for t in shard.tensors)
     return {"metadata": {"total_size": total}, "weight_map": dict(tensors)}

@@ -73,7 +73,10 @@ class LayerPlan:
 
     @property
     def exactness(self) -> Exactness:
-        """The weakest promise of its passes."""
+        """The weakest promise of its passes; undo is identical where it is kept, whatever passes there are."""
+        asked = any(step.gives_back for step in self.passes)
+        if asked and not any(step.is_final for step in self.passes):
+            return weakest(*(p.exactness for p in self.passes if p.exactness is not Exactness.EQUAL))
         return weakest(*(p.exactness for p in self.passes))
 
     @property
@@ -248,12 +251,30 @@ class OutputTensor:
     block: str = ""
 
 
+class Writers(Protocol):
+    """What knows who gives each output tensor its content."""
+
+    def layer_of(self, tensor: OutputTensor) -> Writer | None:
+        """What gives a tensor its content; None for one that belongs to no layer."""
+
+
+def writer_of(tensor: OutputTensor, *tables: Mapping[str, LayerPlan]) -> Writer | None:
+    """What gives a tensor its content, from the first table that has its layer; None where it belongs to no layer."""
+    if not tensor.layer:
+        return None
+    layers = next(table for table in tables if tensor.layer in table)
+    if tensor.beside:
+        return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
+    return layers[tensor.layer]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name.
 
     `layers` are the quantized ones, `others` unquantized linears that are written elsewhere than they lie. `metadata`
-    are those of the files, for a format whose files have any.
+    are those of the files, for a format whose files have any. `residue` has what is stored of layers beside the
+    manifest, by tensor.
     """
 
     model: Model
@@ -266,6 +287,11 @@ class Plan:
     rewritten: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, LayerPlan] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    residue: Mapping[str, LayerPlan] = field(default_factory=dict)
+
+    def needs_index(self, files: int) -> bool:
+        """Whether an index is written beside so many files: of several, or for who looks for towers in it."""
+        return not self.metadata and (files > 1 or self.model.architecture in self.target.towers_by_index)
 
     @property
     def result(self) -> Model:
@@ -289,10 +315,7 @@ class Plan:
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""
-        layers = self.others if tensor.layer in self.others else self.layers
-        if tensor.beside:
-            return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
-        return layers[tensor.layer] if tensor.layer else None
+        return writer_of(tensor, self.residue, self.others, self.layers)
 
     @property
     def pass_counts(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ the manifest records lose nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
@@ -24,11 +24,14 @@ from qbridge.ir.plain import as_tensors, plain_layout
 from qbridge.ir.scheme import DENSE
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
+from qbridge.plan.casting import Caster, Casting, castings
 from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
 from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged_layers
 from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
+from qbridge.plan.ranking import distance, in_words
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
+from qbridge.plan.residue import residue_layers
 from qbridge.plan.resizing import resized
 from qbridge.plan.serving import check_served
 from qbridge.plan.survey import SourceValues
@@ -58,6 +61,7 @@ class Candidate:
     recorded: Recorded
     options: Options
     by_headers: bool = False
+    casting: Casting | None = None
 
     @property
     def values(self) -> Source:
@@ -124,7 +128,7 @@ def draft(candidate: Candidate, findings: Findings) -> Draft:
     Every layer begins where its manifest leads back to, after the passes that a person asked for. MLPs grow where
     that was asked for. Each layer is repaired until it breaks no rule that a pass can mend. The whole is checked.
     """
-    starts = _begin(candidate, findings)
+    starts = _cast(candidate, _begin(candidate, findings), findings)
     candidate, starts = _grow(candidate, starts, findings)
     layers = _repair(candidate, starts, findings)
     result = _check(candidate, layers, findings)
@@ -145,6 +149,15 @@ def _begin(candidate: Candidate, findings: Findings) -> dict[str, Rewritten]:
         start = Rewritten(replace(spec, dialect=tuple(sorted(dialect.items()))), back)
         starts[name] = _asked_for(start, candidate.options, candidate.trial(name), findings)
     return starts
+
+
+def _cast(candidate: Candidate, starts: dict[str, Rewritten], findings: Findings) -> dict[str, Rewritten]:
+    """Every layer in the number format that a person asked for; what has no exact cast becomes a finding."""
+    if candidate.casting is None:
+        return starts
+    source = None if candidate.by_headers else candidate.source
+    caster = Caster(candidate.casting, candidate.model, source, candidate.choice.dialect)
+    return caster.run(starts, findings)
 
 
 def _asked_for(start: Rewritten, options: Options, trial: Trial, findings: Findings) -> Rewritten:
@@ -248,7 +261,16 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     if block and (result.specs or result.kv_cache):
         config |= dict.fromkeys(getattr(destination, "BLOCK_KEYS", ("quantization_config",)), block)
     others = rearranged_layers(result)
-    plan = Plan(model, candidate.target, destination, layers, outputs, config, others=others)
+    plan = Plan(
+        model,
+        candidate.target,
+        destination,
+        layers,
+        outputs,
+        config,
+        others=others,
+        residue=residue_layers(layers),
+    )
     if compute := getattr(destination, "computed", None):
         plan = replace(plan, outputs=[*outputs, *computed_tensors(candidate.values, compute(result))])
     if describe := getattr(destination, "metadata", None):
@@ -302,10 +324,11 @@ def best_plan(
     rejected: list[tuple[str, Finding]] = []  # (format, why not)
     drafts: list[Draft] = []
     second_best: tuple[Plan, Findings] | None = None
-    for choice in target.in_order(model.format):
+    for choice, casting in _tried(target, model, options):
         drafted = Findings(findings.allow)
         own = rearrange(source, model, target, choice, options, drafted)
-        candidate = Candidate(source, own, target, choice, recorded(choice.format.NAME), options, by_headers)
+        back = recorded(choice.format.NAME)
+        candidate = Candidate(source, own, target, choice, back, options, by_headers, casting)
         drafts.append(draft(candidate, drafted))
         tried = Findings(findings.allow)
         plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
@@ -333,7 +356,7 @@ def best_plan(
     for one in drafts:
         tried = Findings(findings.allow)
         refused.append((one.plan(tried, thorough=True), tried))
-    plan, nearest = min(refused, key=lambda entry: _distance(entry[1]))
+    plan, nearest = min(refused, key=lambda entry: distance(entry[1]))
     findings.merge(nearest)
     return plan
 
@@ -341,38 +364,32 @@ def best_plan(
 def refusal(model: Model, target: Target, allow: frozenset[str], options: Options = DEFAULTS) -> tuple[Finding, ...]:
     """Why headers alone refuse a model in every format of a target, by the nearest one; empty if some may hold it."""
     tried: list[Findings] = []
-    for choice in target.in_order(model.format):
-        tried.append(draft(Candidate(None, model, target, choice, {}, options), Findings(allow)).findings)
+    for choice, casting in _tried(target, model, options):
+        candidate = Candidate(None, model, target, choice, {}, options, casting=casting)
+        tried.append(draft(candidate, Findings(allow)).findings)
         if not tried[-1].errors:
             return ()
-    return min(tried, key=_distance).errors
+    return min(tried, key=distance).errors
+
+
+def _tried(target: Target, model: Model, options: Options) -> Iterator[tuple[Choice, Casting | None]]:
+    """The formats of a target, each with every cast that the options leave open."""
+    for choice in target.in_order(model.format):
+        for casting in castings(options.cast, options.keep_undo):
+            yield choice, casting
 
 
 def _because(candidate: Candidate, rejected: Sequence[tuple[str, Finding]]) -> str:
     """Why it is this format: it is the source's own, or those that come first cannot hold the model."""
     if candidate.target.keeps and candidate.model.format == candidate.choice.format.NAME:
         return _OWN
-    return "; ".join(f"not {name}: {_in_words(finding)}" for name, finding in rejected)
-
-
-def _in_words(finding: Finding) -> str:
-    """Why a format was not taken, for a report of what was: no error, for nothing is wrong."""
-    return f"{finding.message}{f' ({finding.facts[0]})' if finding.facts else ''}, {finding.code}"
+    return "; ".join(f"not {name}: {in_words(finding)}" for name, finding in rejected)
 
 
 def _is_copy(choice: Choice, model: Model) -> bool:
     """Whether the engine is given the format and the dtype that the source has."""
     same = not choice.dtype or compute_dtype(model.config, DType.F32) is DENSE[choice.dtype]
     return model.format == choice.format.NAME and same
-
-
-def _distance(findings: Findings) -> tuple[int, int]:
-    """How far a format is from holding the model: layers whose scheme it has no place for, then kinds of problems.
-
-    A mild problem counts as one, too: the format that has fewer of either kind says more of what is wrong.
-    """
-    without_place = sum(len(finding.where) for finding in findings.errors if finding.code in ("QB110", "QB219"))
-    return without_place, len({finding.code for finding in findings if finding.entry.severity == "error"})
 
 
 def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:

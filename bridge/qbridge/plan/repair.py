@@ -41,7 +41,7 @@ def why_not(source: Source, model: Model, name: str, passes: tuple[Pass, ...]) -
     plan = LayerPlan(spec, spec, passes, slots, slots)
     decisive: set[str] = set()
     for step in passes:
-        decisive |= step.parts if step.needs_values(spec) else step.parts - {"code"}
+        decisive |= step.decisive(spec)
         spec = step.plan(spec)
     try:
         for window in plan.windows(CHUNK_BYTES) if "code" in decisive else (EVERYTHING,):

@@ -47,7 +47,7 @@ class Window:
 
     def step(self, step: Pass, before: Spec) -> Pass:
         """The pass as it is for these output features, where a layer was `before` it."""
-        return step.within(before, self.of)
+        return step.within(before, self.of).at(self.start)
 
 
 EVERYTHING = Window(0, None)

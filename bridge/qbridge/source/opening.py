@@ -42,6 +42,7 @@ from qbridge.source.weight_files import (
 )
 
 MANIFEST = "qbridge.json"
+RESIDUE = "qbridge.residue"
 _SMALL = 1 << 16  # bytes of a file that is fetched with the config where each read waits for a server
 
 
@@ -221,7 +222,7 @@ def _check_index(
 
 def _side_files(storage: Storage, read: Collection[str], findings: Findings) -> list[str]:
     """Every file to carry over that is not `read`, those in folders included."""
-    ours = {CONFIG, INDEX, MANIFEST, *read}
+    ours = {CONFIG, INDEX, MANIFEST, RESIDUE, *read}
     found, behind = [], []
     for name in storage.names():
         if name in ours:

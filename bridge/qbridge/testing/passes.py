@@ -17,6 +17,7 @@ from qbridge.ir.layer import Layer, Spec, identical
 from qbridge.ir.values import dequantize
 from qbridge.passes import Pass
 from qbridge.passes.bits import bits_of
+from qbridge.passes.residue import Held
 
 _KEEP = (Exactness.REVERSIBLE, Exactness.EQUAL)
 
@@ -43,6 +44,7 @@ def check_pass(step: Pass, layer: Layer) -> bool:
         return False
     _require(result.spec == after, f"{name}: the spec is not the one that plan predicts")
     _check_parts(step, layer, result)
+    step = step.with_residue(Held(layer))
     if step.exactness in _KEEP:
         _check_values(step, layer, result)
         if not (step.recorded_parts or step.is_final):

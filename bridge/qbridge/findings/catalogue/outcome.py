@@ -68,6 +68,36 @@ ENTRIES = (
         "qbridge.passes",
     ),
     Code(
+        "QB311",
+        "there is no exact cast of these weights",
+        "`--cast` was asked for, and the number format that it names does not hold every value of the weights' own.",
+        "Codes would have to be rounded to others, which is another model.",
+        "--cast fp8 of NVFP4: 6 times a scale of 1.125 has five significant bits, a float8 has four",
+        "Leave the cast out, or convert to plain weights (`--to dense`), which rounds each weight once.",
+        "OCP microscaling formats specification 1.0; OCP 8-bit floating point specification 1.0",
+    ),
+    Code(
+        "QB312",
+        "scales are too far apart for the cast",
+        "Many groups get one scale by the cast, and under every scale some group has a weight that the new format "
+        "does not hold: too large, or too small.",
+        "Such weights would be clamped or become zero; other tools do that in silence.",
+        "--cast fp8 of MXFP4 where a block of 128 x 128 has groups under 2^-20 and 2^3",
+        "Cast to a format that keeps the scale of every group: `--cast mxfp8` or `--cast int8`.",
+        "OCP microscaling formats specification 1.0; OCP 8-bit floating point specification 1.0",
+    ),
+    Code(
+        "QB313",
+        "activations are quantized otherwise after the cast",
+        "Weights keep every value, but the number format that was asked for is served with other inputs than the "
+        "source's: dynamic float8, or none that are quantized.",
+        "The model computes with other activations, so its outputs move a little.",
+        "--cast fp8 of MXFP4 weights whose inputs are MXFP4 as well",
+        "Compare a few answers, or choose a target that serves the weights with the inputs that they have.",
+        "docs/casts.md",
+        severity="warning",
+    ),
+    Code(
         "QB048",
         "the model card speaks of the source's format",
         "README.md is carried over as it is (--no-card); its tags or code name the format that the checkpoint had.",

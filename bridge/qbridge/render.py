@@ -14,6 +14,7 @@ from qbridge.commands.cleaning import Cleaning
 from qbridge.commands.explanation import UNKNOWN, Explanation, Listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
+from qbridge.commands.parts import Finished, PartReport
 from qbridge.commands.possibilities import Possibilities, Possibility
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.report_rows import counted as _count
@@ -93,6 +94,28 @@ def _hanging(
 def report(console: Console, done: Report) -> None:
     """What a conversion did, or would do."""
     _rows(console, report_rows(done))
+
+
+def part(console: Console, done: PartReport) -> None:
+    """What a part of a conversion made, or the plan of all."""
+    files = f"{size(sum(done.files.values()))} in {_count(len(done.files), 'file')}"
+    there = f", {len(done.there)} of them there already" if done.there else ""
+    left = (
+        f"{_count(done.missing, 'file')} of all parts" if done.missing else "nothing: qbridge finish makes it whole"
+    )
+    head = f"part {done.part} of {done.of}" if done.part else "planned"
+    _rows(console, [(head, f"{done.destination}: {files}{there}"), ("plan", done.plan), ("missing", left)])
+
+
+def finished(console: Console, done: Finished) -> None:
+    """What parts have become."""
+    verb = "already done" if done.already_done else "finished"
+    exact = ", ".join(f"{count} {name}" for name, count in done.exactness.items())
+    rows = [
+        *([("target", f"{done.target}: {done.format}"), ("exactness", exact)] if done.target else ()),
+        (verb, f"{done.destination}: {size(sum(done.files.values()))} in {_count(len(done.files), 'file')}"),
+    ]
+    _rows(console, [*rows, *serve_rows(done.serve)])
 
 
 def verification(console: Console, done: Verification) -> None:

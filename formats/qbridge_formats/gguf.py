@@ -21,9 +21,11 @@ from dataclasses import replace
 from math import gcd
 from typing import Any
 
+import numpy as np
+
 from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, GgufPlace, known_classes
 from qbridge.architecture.names import is_kv_scale, module_of
-from qbridge.codecs.arrays import AsFloat32
+from qbridge.codecs.arrays import AsFloat32, PlusOne
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
 from qbridge.findings.finding import Findings
 from qbridge.formats.common_rules import (
@@ -35,8 +37,8 @@ from qbridge.formats.common_rules import (
     scales_per_row,
 )
 from qbridge.formats.protocol import Match
-from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
-from qbridge.ir.dtypes import Array, DType
+from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
+from qbridge.ir.dtypes import Array, DType, to_float64
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged, TensorInfo
 from qbridge.ir.plain import plain_spec
@@ -131,7 +133,8 @@ def settle(model: Model) -> Model:
     for name, info in model.tensors.items():
         module, leaf = module_of(name)
         there = model.rearranged[name].read if name in model.rearranged else Slot(info.stored, info.dtype, info.shape)
-        linear = _moved(name, info, there, names.place(module) or GgufPlace(module), leaf)
+        one = leaf == "weight" and names.adds_one(module)
+        linear = _moved(name, info, there, names.place(module) or GgufPlace(module), leaf, one)
         if linear is None:
             place = names.place(module)
             tensors[f"{place.name if place else module}.{leaf}"] = info
@@ -150,16 +153,17 @@ def _dialect(place: GgufPlace | None, name: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(said.items()))
 
 
-def _moved(name: str, info: TensorInfo, there: Slot, where: GgufPlace, leaf: str) -> Rearranged | None:
-    """A tensor that does not stay as it lies `there`; None for one that is copied."""
+def _moved(name: str, info: TensorInfo, there: Slot, where: GgufPlace, leaf: str, one: bool) -> Rearranged | None:
+    """A tensor that does not stay as it lies `there`, plus `one` or as it is; None for one that is copied."""
     rows = where.head and leaf in ("weight", "bias")
     widened = len(info.shape) == 1 and info.dtype is not DType.F32
-    plain = there.codec == PLAIN and not rows and not widened and where.expert < 0
+    plain = there.codec == PLAIN and not rows and not (widened or one) and where.expert < 0
     if plain or len(info.shape) > 2 or info.dtype not in DENSE.values():
         return None
     dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
     dtype = DType.F32 if widened else info.dtype
-    codec = paired(AsFloat32(info.dtype) if widened else PLAIN, where.head if rows else 0)
+    as_float32 = PlusOne(info.dtype) if one else AsFloat32(info.dtype)
+    codec = paired(as_float32 if widened or one else PLAIN, where.head if rows else 0)
     return Rearranged(plain_spec(name, dims, info.dtype), there, _slot(where, f".{leaf}", dtype, info.shape, codec))
 
 
@@ -288,6 +292,25 @@ def _named(model: Model) -> Iterator[Problem]:
         yield Problem((f"{names.architecture} of llama.cpp has no place for them",), where=tuple(lost))
 
 
+def _sums(model: Model, values: Values) -> Iterator[Problem]:
+    """The weights of norms plus 1, where llama.cpp has those, are float32; a warning: each is the nearest one."""
+    names = _names(model)
+    if isinstance(names, str):
+        return
+    rounded: dict[str, int] = {}
+    for name, info in model.tensors.items():
+        module, leaf = module_of(name)
+        if leaf != "weight" or not names.adds_one(module) or info.dtype not in DENSE.values():
+            continue
+        for block in values.blocks(name):
+            sums = to_float64(block, info.dtype) + 1
+            rounded[name] = rounded.get(name, 0) + int(np.count_nonzero(sums.astype(np.float32) != sums))
+    lost = {name: count for name, count in rounded.items() if count}
+    if lost:
+        fact = f"{sum(lost.values())} weights plus 1, as llama.cpp has those of norms, are rounded to float32"
+        yield Problem((fact, "by 2^-24 of their sum at most"), where=tuple(lost), mild=True)
+
+
 def _stacks(model: Model) -> Iterator[Problem]:
     """The experts of a layer are all there, and of one type."""
     names = _names(model)
@@ -318,5 +341,6 @@ RULES: tuple[Rule, ...] = (
     global_scales("GGUF", "multiply", _CONVERTER),
     ModelRule("QB117", _named, _CONVERTER),
     ModelRule("QB117", _stacks, _CONVERTER),
+    ValueRule("QB302", _sums, "llama.cpp b10359, conversion/gemma.py (norm_shift)"),
     no_kv_scales(_CONVERTER),
 )

@@ -457,8 +457,9 @@ def test_an_adapter_that_is_not_merged_is_refused(tmp_path):
 def test_convert_warns_of_what_no_engine_expects(tmp_path, dst):
     src, name = copy_fixture(tmp_path, "gptq/llama_v1_sym"), "model.layers.0.mlp.side_proj"
     rewrite_tensors(src, lambda tensors: tensors.update({f"{name}.weight": np.ones((4, 4), np.float16)}))
-    done = qbridge.convert(src, dst, "vllm")
+    done = qbridge.convert(src, dst, "compressed-tensors")
     assert places(finding for finding in done.findings if finding.code == "QB264") == {name}
+    assert places(refusal(src, 1, "QB291", "vllm")["QB291"]) == {name}
 
 
 def test_a_layer_under_two_prefixes_is_named_each_time(src, dst):

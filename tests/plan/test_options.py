@@ -44,11 +44,13 @@ def test_check_restore_and_verify_refuse_theirs(fixtures, tmp_path):
     source = fixtures / "gptq/llama_g128/model"
     for command in (
         lambda: qbridge.check(source, "vllm", 0),
+        lambda: qbridge.check(source, "vllm", 10**20),
+        lambda: qbridge.convert(source, tmp_path / "out", "vllm", tp=[1, 1 << 17]),
         lambda: qbridge.restore(source, tmp_path / "out", memory=1),
         lambda: qbridge.restore(source, tmp_path / "out", jobs=-1),
         lambda: qbridge.verify(source, source, memory=1),
     ):
-        with pytest.raises(ValueError, match=r"positive|64 MB at least|jobs are 0"):
+        with pytest.raises(ValueError, match=r"positive|at most 65536|64 MB at least|jobs are 0"):
             command()
 
 

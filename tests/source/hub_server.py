@@ -24,10 +24,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from hub_uploads import Uploads
+
 LARGE = 1 << 16
 PAGE = 500  # entries of a page of a tree
 # What may go wrong with a request for bytes; `fired` counts what did.
-FAULTS = ("429", "503", "cut", "expired", "size", "etag", "stall")
+FAULTS = ("429", "503", "cut", "expired", "size", "etag", "stall", "upload", "put")
 
 
 @dataclass
@@ -62,6 +64,11 @@ class Hub(ThreadingHTTPServer):
         self.token, self.gated, self.index = token, frozenset(gated), index
         self.requests, self.sent, self.lock = [], 0, threading.Lock()
         self.generation = 0  # of signed addresses: those of an older one are expired
+        self.person = {"name": "fx", "auth": {"accessToken": {"role": "write"}}, "orgs": []}
+        self.guarded = set()  # gated repositories that the token may read
+        self.private, self.objects, self.pieces, self.committed = set(), {}, {}, []  # what was uploaded
+        self.uploaded = self.requested = 0  # bytes; pull requests
+        self.commits = {}  # of folders that have another commit than their own: what `main` was before
         self.tree_names = None  # what a listing says in place of the names that are there
 
     @property
@@ -76,30 +83,36 @@ class Hub(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def commit_of(self, folder):
+        """The commit of a folder: of its path, and of what it holds."""
+        known = self.commits.get(folder)
+        return known or hashlib.sha1(f"{folder} {files_of(folder)}".encode()).hexdigest()
+
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
-def commit_of(folder):
-    return hashlib.sha1(str(folder).encode()).hexdigest()
+def files_of(folder):
+    """`_files` of a folder as it is now."""
+    return _files(folder, folder.stat().st_mtime_ns)
 
 
 @cache
-def files_of(folder):
+def _files(folder, time_of_change):
     """(name, size, is of Git LFS, digest) of each file; digests of sparse giants are of their names and sizes."""
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name, size = path.relative_to(folder).as_posix(), path.stat().st_size
             large = size >= LARGE or name.endswith(".safetensors")
-            known = f"{name} {size}".encode() if size > 1 << 20 else path.read_bytes()
+            known = f"{name} {size}".encode() if size > 1 << 28 else path.read_bytes()
             digest = hashlib.sha256(known).hexdigest() if large else hashlib.sha1(known).hexdigest()
             found.append((name, size, large, digest))
     return found
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
@@ -118,6 +131,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         for pattern, answer in (
             (r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", self.revision),
+            (r"/api/whoami-v2", self.whoami),
+            (r"/api/models/([^/]+/[^/]+)", self.info),
             (r"/api/models/([^/]+/[^/]+)/tree/([0-9a-f]{40})", self.tree),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
             (r"/cdn/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", self.signed),
@@ -139,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         """The folder of a repository at a revision or commit, None where there is none."""
         for path in (self.server.root / name, *self.server.root.glob(f"{name}@*")):
             branch = path.name.partition("@")[2] or "main"
-            if path.is_dir() and revision in (branch, commit_of(path)):
+            if path.is_dir() and revision in (branch, self.server.commit_of(path)):
                 return path
         return None
 
@@ -160,8 +175,10 @@ class Handler(BaseHTTPRequestHandler):
         folder = self.folder(name, revision)
         if folder is None:
             return self.reply(404, b"{}", X_Error_Code="RepoNotFound")
-        found = json.dumps({"id": name, "sha": commit_of(folder)})
-        self.reply(200, found.encode(), Content_Type="application/json")
+        names = [{"rfilename": each[0]} for each in files_of(folder)]
+        found = {"id": name, "sha": self.server.commit_of(folder), "siblings": names}
+        found |= {"private": name in self.server.private, "gated": "auto" if name in self.server.guarded else False}
+        self.reply(200, json.dumps(found).encode(), Content_Type="application/json")
 
     def tree(self, name, commit):
         if self.is_locked(name):
@@ -196,12 +213,12 @@ class Handler(BaseHTTPRequestHandler):
         if hub.faults.strikes("etag"):
             digest = digest[::-1]
         if not large:
-            return self.bytes_of(folder / file, digest, X_Repo_Commit=commit_of(folder))
-        there = f"/cdn/{name}/{commit_of(folder)}/{quote(file)}?Signature={hub.generation}"
+            return self.bytes_of(folder / file, digest, X_Repo_Commit=hub.commit_of(folder))
+        there = f"/cdn/{name}/{hub.commit_of(folder)}/{quote(file)}?Signature={hub.generation}"
         self.reply(
             302,
             Location=there,
-            X_Repo_Commit=commit_of(folder),
+            X_Repo_Commit=hub.commit_of(folder),
             X_Linked_Size=size,
             X_Linked_ETag=f'"{digest}"',
             ETag=f'"{digest}"',

@@ -15,20 +15,22 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import huggingface_hub
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from hub_server import Faults, Hub
+from hub_server import Faults
 
 import qbridge
 from qbridge.source import patience, remote, spool, web
 from qbridge.source.addresses import is_bare_name, local_name
-from qbridge.source.hub import Repository
+from qbridge.source.hub import HubStorage, Repository
 from qbridge.source.opening import storage_of
+from qbridge.source.remote import Entry
 from qbridge.source.storage import Range
-from qbridge.source.web import Client, Locked, shown
+from qbridge.source.web import Answer, Client, Locked, shown
 from qbridge.testing import FILES, check_storage
 from support import ROOT
 
@@ -36,29 +38,6 @@ EVERY = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 SAMPLE = EVERY if os.environ.get("HUB") == "all" else random.Random(20).sample(EVERY, 5)
 TOKEN = "hf_" + "Secret" * 5
 CASE = ROOT / "fixtures/gptq/llama_g128/model"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Starts a Hub that has the repository `fx/model`, a copy of a fixture; huggingface_hub asks it."""
-    started = []
-
-    def start(model=CASE, **options):
-        root = tmp_path / f"hub{len(started)}"
-        (root / "fx").mkdir(parents=True)
-        if model is not None:
-            shutil.copytree(model, root / "fx" / "model")
-        started.append(Hub(root, **options).__enter__())
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", started[-1].url)
-        return started[-1]
-
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    monkeypatch.setattr(patience, "FIRST", 0.001)
-    monkeypatch.setattr(spool, "BLOCK", 50_000)
-    monkeypatch.chdir(tmp_path)
-    yield start
-    for each in started:
-        each.__exit__()
 
 
 def files_below(folder):
@@ -106,6 +85,24 @@ def test_faults_that_pass_change_no_byte(hub, kind, tmp_path):
     qbridge.convert("fx/model", tmp_path / "far", "compressed-tensors")
     assert served.faults.fired[kind]
     assert files_below(tmp_path / "far") == files_below(tmp_path / "local")
+
+
+def test_bytes_that_are_not_of_their_digest_are_refused(hub, dst, monkeypatch):
+    served = hub()
+
+    def changed(self, name, commit, file):
+        path = self.folder(name, commit) / file
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        other = served.root / "changed"
+        other.write_bytes(data)
+        return self.bytes_of(other, "same")
+
+    qbridge.convert("fx/model", dst, "vllm")
+    monkeypatch.setattr(served.RequestHandlerClass, "signed", changed)
+    with pytest.raises(qbridge.QBridgeError, match="sha256"):
+        qbridge.convert("fx/model", dst.with_name("other"), "vllm")
+    assert not dst.with_name("other").exists()
 
 
 @pytest.mark.parametrize("kind", ["size", "etag"])
@@ -231,10 +228,16 @@ def test_a_listing_with_a_name_that_leads_out_is_refused(hub, name):
     refused("fx/model", "QB063")
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/model", "file:///etc", "ssh://h/m", "hf://org", "https://u:p@h/m"])
+@pytest.mark.parametrize("address", ["reference://x", "file:///etc", "ssh://h/m", "hf://org", "https://u:p@h/m"])
 def test_an_address_of_another_kind_is_refused_without_a_request(address):
     fault = refused(address, "QB061")
     assert fault.exit_code == 2 and "u:p" not in str(fault)
+
+
+def test_what_a_bucket_needs_is_named_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    assert "qbridge-llm[s3]" in refused("s3://bucket/model", "QB062").findings[0].fix
+    assert "adlfs" in refused("az://bucket/model", "QB062").findings[0].fix
 
 
 @pytest.mark.parametrize("address", ["zip://a::hf://b/c", "simplecache::hf://b/c", "http://example.org/model"])
@@ -308,10 +311,15 @@ def test_a_folder_of_a_web_server(hub, index, tmp_path):
         again.read_into("model.safetensors", 0, np.empty(8, np.uint8))
 
 
-@pytest.mark.parametrize("address", ["hf://fx/out", "s3://bucket/out", "https://host/out"])
-def test_nothing_is_written_to_an_address(address, hub, tmp_path):
-    with pytest.raises(qbridge.QBridgeError, match="QB031"):
+@pytest.mark.parametrize(
+    ("address", "code"), [("hf://fx/out", "QB068"), ("s3://bucket/out", "QB068"), ("https://host/out", "QB061")]
+)
+def test_no_folder_is_called_as_an_address(address, code, hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(qbridge.QBridgeError, match=code):
         qbridge.convert(CASE, address, "compressed-tensors")
+    with pytest.raises(qbridge.QBridgeError, match="QB031"):
+        qbridge.convert(CASE, Path(address), "compressed-tensors")
     assert not list(tmp_path.glob("*:*"))
 
 
@@ -388,3 +396,14 @@ def test_readmes_second_example(hub, monkeypatch):
     )
     assert f"for {name}\nreading headers: " in done.stderr
     assert "2   yes" in done.stdout and done.returncode in (0, 1), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("header", "value"), [("x-linked-size", "6"), ("x-repo-commit", "f" * 40), ("x-linked-etag", '"another"')]
+)
+def test_what_a_hub_tells_of_a_file_is_held_against_its_listing(header, value):
+    told = {"x-linked-size": "5", "x-repo-commit": "0" * 40, "x-linked-etag": '"e"'}
+    storage = HubStorage("hf://a/b", "https://hub.example", "a/b", "0" * 40, {"x": Entry(5, "e")})
+    storage._check("x", Answer("https://cdn.example", "", told))
+    with pytest.raises(qbridge.QBridgeError, match="QB063"):
+        storage._check("x", Answer("https://cdn.example", "", {**told, header: value}))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import make
 import qbridge
 from qbridge.findings.finding import QBridgeError
 from qbridge.formats.rules import broken
@@ -227,3 +228,17 @@ def test_the_advice_has_the_flags_that_rename_what_a_loader_does_not_take():
     assert problem.help == (f"convert it with {flags}",)
     renamed = [text.replace("model.language_model", "model"), tower.replace("model.visual", "visual")]
     assert broken_rules("Qwen2_5_VLForConditionalGeneration", renamed, model_type="qwen2_5_vl") == {}
+
+
+def test_a_tower_in_a_single_file_is_found_by_an_index(tmp_path):
+    case = next(case for case in make.cases() if case.name == "Llama4_cg-w4a16")
+    case.build(tmp_path / "case")
+    src = tmp_path / "case/model"
+    (found,) = (f for f in qbridge.check(src, "sglang").findings if f.severity is qbridge.Severity.ERROR)
+    assert found.code == "QB269" and all("vision" in name for name in found.where)
+    qbridge.convert(src, tmp_path / "out", "sglang")
+    assert qbridge.check(tmp_path / "out", "sglang").ok and (tmp_path / "out/model.safetensors.index.json").exists()
+    assert qbridge.verify(src, tmp_path / "out").same
+    qbridge.convert(src, tmp_path / "out", "sglang")
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    assert not (tmp_path / "back/model.safetensors.index.json").exists()

@@ -245,3 +245,15 @@ def test_keys_that_say_what_experts_and_routers_are(weight, given, wrong):
         config={**model.config, **given},
     )
     assert problems("vllm", "fp8", "QB330", model) == wrong
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.side_proj", "model.layers.7.mlp.down_proj"])
+@pytest.mark.parametrize(("architecture", "stopped"), [("LlamaForCausalLM", True), ("UnheardOf", False)])
+def test_what_a_class_has_no_place_for_stops_it(name, architecture, stopped):
+    model = model_of(architecture, ["model.layers.0.mlp.down_proj"], CHANNEL, DYNAMIC)
+    model = replace(
+        model,
+        config={**model.config, "num_hidden_layers": 1},
+        tensors={f"{name}.weight": TensorInfo(DType.BF16, (64, 64), f"{name}.weight")},
+    )
+    assert problems("vllm", "compressed-tensors", "QB291", model) == ({name} if stopped else set())

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qbridge.architecture.config import rope
+from qbridge.architecture.gguf_gemma import gemma3_numbers
 
 LLAMA3 = "llama3"
 ROPE_FACTORS = "rope_freqs.weight"  # the tensor of the factors of Llama 3
@@ -23,10 +24,23 @@ Number = int | float | str
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """What llama.cpp calls a class, and whether the rows of q and k of each head take turns in its files."""
+    """What llama.cpp calls a class, and how its files differ from those of transformers.
+
+    The rows of q and k of each head take turns (`pairs_rows`); the weights of norms are those plus 1 (`adds_one`).
+    `layer` has the names of modules of a layer that are called otherwise than in other classes, `activation` what
+    llama.cpp computes between gate and down.
+    """
 
     name: str
     pairs_rows: bool = False
+    adds_one: bool = False
+    layer: Mapping[str, str] = field(default_factory=dict)
+    activation: tuple[str, ...] = ("silu", "swish")
+
+    @property
+    def modules(self) -> Mapping[str, str]:
+        """Names of the modules of a layer."""
+        return {**_LAYER, **self.layer}
 
 
 _CLASSES: Mapping[str, _Class] = {
@@ -35,6 +49,16 @@ _CLASSES: Mapping[str, _Class] = {
     "Qwen2ForCausalLM": _Class("qwen2"),
     "Qwen3ForCausalLM": _Class("qwen3"),
     "Qwen3MoeForCausalLM": _Class("qwen3moe"),
+    "Gemma3ForCausalLM": _Class(
+        "gemma3",
+        adds_one=True,
+        layer={
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+        activation=("gelu_pytorch_tanh",),
+    ),
 }
 _TOP: Mapping[str, str] = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _LAYER: Mapping[str, str] = {
@@ -94,9 +118,13 @@ class GgufNames:
         if expert := _EXPERT.fullmatch(match[2]):
             leaf = _EXPERTS.get(expert[2])
             return GgufPlace(f"blk.{match[1]}.{leaf}", int(expert[1])) if leaf else None
-        own = _LAYER.get(match[2])
+        own = self._class.modules.get(match[2])
         paired = self._class.pairs_rows and own in ("attn_q", "attn_k")
         return GgufPlace(f"blk.{match[1]}.{own}", head=self.head if paired else 0) if own else None
+
+    def adds_one(self, module: str) -> bool:
+        """Whether the weights of a module are those of transformers plus 1."""
+        return self._class.adds_one and module.endswith("norm")
 
     def _size(self, key: str) -> int:
         value = self.config.get(key)
@@ -118,7 +146,7 @@ class GgufNames:
             "attention.value_length": self.head,
             "rope.dimension_count": self.head,
             "vocab_size": self._size("vocab_size"),
-            **self._rope(),
+            **(gemma3_numbers(self.config, self.head) if self._class.adds_one else self._rope()),
             **self._experts(),
         }
         self._check_unsaid()
@@ -146,8 +174,8 @@ class GgufNames:
 
         Its formula: transformers 5.24.0, modeling_rope_utils.py (_compute_llama3_parameters).
         """
-        theta, scaling, _ = rope(self.config)
-        if not scaling or scaling.get("rope_type") != LLAMA3:
+        theta, scaling, by_layer = rope(self.config)
+        if by_layer or not scaling or scaling.get("rope_type") != LLAMA3:
             return None
         factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
         context = float(scaling["original_max_position_embeddings"])
@@ -169,8 +197,10 @@ class GgufNames:
 
     def _check_unsaid(self) -> None:
         """ValueError for what config.json says and llama.cpp would not do."""
-        if self.config.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise ValueError(f"hidden_act is {self.config.get('hidden_act')!r}, llama.cpp computes silu")
+        computed = self._class.activation
+        activation = self.config.get("hidden_activation") or self.config.get("hidden_act", computed[0])
+        if activation not in computed:
+            raise ValueError(f"hidden_act is {activation!r}, llama.cpp computes {computed[0]}")
         if self.config.get("use_sliding_window") or (
             self._class.pairs_rows and self.config.get("sliding_window") is not None
         ):
@@ -261,15 +291,19 @@ def class_of(architecture: str) -> str:
     return found
 
 
-def module_of_gguf(name: str) -> tuple[str, bool] | None:
-    """(module, whether it is a stack of experts) that a name in GGUF, without its ending, stands for."""
+def module_of_gguf(name: str, architecture: str) -> tuple[str, bool] | None:
+    """(module, whether it is a stack of experts) that a name in GGUF, without its ending, stands for.
+
+    `architecture` is the name of a class in llama.cpp that is known here.
+    """
+    modules = _CLASSES[class_of(architecture)].modules
     for module, own in _TOP.items():
         if own == name:
             return module, False
     match = _BLOCK.fullmatch(name)
     if match is None:
         return None
-    for module, own in _LAYER.items():
+    for module, own in modules.items():
         if own == match[2]:
             return f"model.layers.{match[1]}.{module}", False
     stacks = {own: leaf for leaf, own in _EXPERTS.items()}

@@ -1,9 +1,10 @@
-"""convert, restore, clean: the commands that write."""
+"""convert, plan, finish, restore, clean: the commands that write."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,7 @@ from qbridge.cli.options import (
     NoCard,
     NoProof,
     Overwrite,
+    Part,
     Progressing,
     RenamePrefix,
     ReportFile,
@@ -36,8 +38,9 @@ from qbridge.cli.options import (
     value,
     words,
 )
-from qbridge.commands.arguments import bytes_of, memory_of, prefixes_of, sizes_of
+from qbridge.commands.arguments import bytes_of, memory_of, part_of, prefixes_of, sizes_of
 from qbridge.commands.cleaning import Cleaning
+from qbridge.commands.parts import Finished, PartReport
 from qbridge.commands.report import Report
 from qbridge.ir.scheme import DENSE
 from qbridge.plan.options import Options
@@ -88,63 +91,76 @@ def convert(
     memory: Memory = "512MB",
     no_proof: NoProof = False,
     no_card: NoCard = False,
+    part: Part = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository of an hf:// DST public.")] = False,
+    pr: Annotated[
+        bool, typer.Option("--pr", help="Ask for a pull request to the repository of an hf:// DST.")
+    ] = False,
     config: Config = None,
     report: ReportFile = None,
     progress: Progressing = "auto",
-) -> Report:
+) -> Report | PartReport:
     """Convert SRC into DST for a target, losslessly or not at all."""
-    limit = None if max_shard_size is None else value("--max-shard-size", bytes_of, max_shard_size)
-    sizes = value("--tp", sizes_of, tp)
-    prefixes = value("--rename-prefix", prefixes_of, rename_prefix or ())
+    options = _library_options(locals())
+    number = None if part is None else value("--part", part_of, part)
+    if part is not None and (dry_run or overwrite or config or report):
+        raise typer.BadParameter("--part goes with none of --dry-run, --overwrite, --config, --report")
+    if (public or pr) and not dst.startswith("hf://"):
+        raise typer.BadParameter("--public and --pr go with a DST hf://org/name")
+    with shown(progress) as advance:
+        if number is not None:
+            return qbridge.convert_part(src, dst, to, *number, progress=advance, **options)
+        options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr, "config": config or ""}
+        return qbridge.convert(src, dst, to, progress=advance, report=report, **options)
+
+
+def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
+    """Plan a conversion in parts: write DST/plan.json, and nothing else."""
+    return qbridge.plan_parts(src, dst, to, **_library_options({"dst": dst, "to": to, **typed}))
+
+
+# options of convert that its plan does not have
+_NOT_PLANNED = ("dry_run", "overwrite", "part", "progress", "public", "pr", "config", "report")
+plan.__signature__ = (_of_convert := inspect.signature(convert, eval_str=True)).replace(  # type: ignore[attr-defined]
+    parameters=[each for name, each in _of_convert.parameters.items() if name not in _NOT_PLANNED],
+    return_annotation=PartReport,
+)
+
+
+def finish(dst: Annotated[str, typer.Argument(metavar="DST", help="Where the parts are.")]) -> Finished:
+    """Make a checkpoint of parts that are all there: index, config and manifest are written."""
+    return qbridge.finish(dst)
+
+
+def _library_options(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a conversion as the library takes them; a usage error for what means nothing."""
+    if typed["dtype"] and typed["to"].lower() != "dense":
+        raise typer.BadParameter("--dtype goes with --to dense")
+    limit = typed["max_shard_size"]
+    shape = {
+        "tp": value("--tp", sizes_of, typed["tp"]),
+        "passes": not typed["no_passes"],
+        "rename_prefix": value("--rename-prefix", prefixes_of, typed["rename_prefix"] or ()),
+        **{name: typed[name] for name in ("pad", "regroup", "bits", "cast", "keep_undo", "dtype", "experts")},
+    }
     try:
-        Options(
-            sizes,
-            pad,
-            regroup,
-            bits,
-            not no_passes,
-            dtype,
-            experts,
-            rename_prefix=prefixes,
-            cast=cast,
-            keep_undo=keep_undo,
-        )
+        Options(**shape)
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from fault
-    if limit is not None and dst.suffix == ".gguf":
+    if limit is not None and typed["dst"].endswith(".gguf"):
         raise typer.BadParameter("--max-shard-size goes with a folder, and DST is one file")
-    if dtype and to.lower() != "dense":
-        raise typer.BadParameter("--dtype goes with --to dense")
-    with shown(progress) as advance:
-        return qbridge.convert(
-            src,
-            dst,
-            to,
-            source,
-            allow=words(allow, v1_zeros),
-            dry_run=dry_run,
-            overwrite=overwrite,
-            max_shard_size=limit,
-            progress=advance,
-            tp=sizes,
-            pad=pad,
-            regroup=regroup,
-            bits=bits,
-            cast=cast,
-            keep_undo=keep_undo,
-            passes=not no_passes,
-            dtype=dtype,
-            experts=experts,
-            graft=graft or "",
-            rename_prefix=prefixes,
-            link=link,
-            jobs=jobs,
-            memory=value("--memory", memory_of, memory),
-            proof=not no_proof,
-            card=not no_card,
-            config=config or "",
-            report=report,
-        )
+    return {
+        **shape,
+        "source": typed["source"],
+        "allow": words(typed["allow"], typed["v1_zeros"]),
+        "max_shard_size": None if limit is None else value("--max-shard-size", bytes_of, limit),
+        "graft": typed["graft"] or "",
+        "memory": value("--memory", memory_of, typed["memory"]),
+        "proof": not typed["no_proof"],
+        "card": not typed["no_card"],
+        "link": typed["link"],
+        "jobs": typed["jobs"],
+    }
 
 
 def restore(
@@ -178,7 +194,7 @@ def restore(
 
 
 def clean(
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="Where a conversion was interrupted.")],
+    dst: Annotated[str, typer.Argument(metavar="DST", help="Where a conversion was interrupted.")],
 ) -> Cleaning:
     """Remove what interrupted conversions have left at DST; a finished checkpoint stays."""
     return qbridge.clean(dst)

@@ -22,7 +22,9 @@ from qbridge.write.writer import Advance
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A folder, org/name\\[@revision] of the Hub, or https://host/folder.")
 ]
-Dst = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")]
+Dst = Annotated[
+    str, typer.Argument(metavar="DST", help="The folder to write, which must not exist; or hf://org/name\\[@branch].")
+]
 From = Annotated[
     str | None,
     typer.Option(
@@ -134,6 +136,10 @@ RenamePrefix = Annotated[
     typer.Option("--rename-prefix", metavar="OLD=NEW", help="Replace the beginning of names, config's lists too."),
 ]
 Link = Annotated[bool, typer.Option("--link", help="Link files that do not change instead of writing them.")]
+Part = Annotated[
+    str | None,
+    typer.Option("--part", metavar="I/N", help="Make the I-th of N parts; finish makes them a checkpoint."),
+]
 NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
 Progressing = Annotated[
     str,

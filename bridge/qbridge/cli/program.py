@@ -38,6 +38,8 @@ _EXAMPLE = "Example: qbridge"
 add(
     app, converting.convert, f"{_EXAMPLE} convert model-W8A8 model-lmdeploy --from llm-compressor --to lmdeploy", True
 )
+add(app, converting.plan, f"{_EXAMPLE} plan model-W8A8 model-lmdeploy --to lmdeploy")
+add(app, converting.finish, f"{_EXAMPLE} finish model-lmdeploy")
 add(app, converting.restore, writes=True)
 add(app, asking.check, f"{_EXAMPLE} check Qwen2-72B-GPTQ-Int4 --for vllm --tp 2 --gpu sm90")
 add(app, asking.what, f"{_EXAMPLE} what Qwen2-72B-GPTQ-Int4 --tp 2")

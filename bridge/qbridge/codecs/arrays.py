@@ -57,6 +57,27 @@ class AsFloat32(_ByRows):
 
 
 @dataclass(frozen=True, slots=True)
+class PlusOne(_ByRows):
+    """Floats of `dtype` stored plus 1 in float32, each sum rounded once: llama.cpp has the norms of Gemma so."""
+
+    dtype: DType
+
+    rounds = True
+
+    def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
+        """`array` plus 1 in the shape of `slot`."""
+        return (to_float64(array, self.dtype) + 1).astype(np.float32).reshape(slot.shape)
+
+    def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
+        """`stored` less 1; ValueError for a value that its dtype does not have."""
+        exact = stored.astype(np.float64) - 1
+        found = from_float64(exact, self.dtype)
+        if (to_float64(found, self.dtype) != exact).any():
+            raise ValueError(f"a value less 1 is no {self.dtype}")
+        return found.reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Constant(Codec):
     """A tensor whose content the spec alone decides; it stands for no part of the layer.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from qbridge.architecture.prefixes import Prefix, pairs_of
-from qbridge.plan.options import LEAST_MEMORY
+from qbridge.plan.options import LEAST_MEMORY, check_sizes
 
 PROGRESS = ("auto", "json", "none")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -47,8 +47,7 @@ def sizes_of(text: str) -> tuple[int, ...]:
 def positive_sizes_of(text: str) -> tuple[int, ...]:
     """The tensor-parallel sizes of check's --tp, each once."""
     sizes = tuple(dict.fromkeys(sizes_of(text)))
-    if any(size < 1 for size in sizes):
-        raise ValueError("tensor-parallel sizes are positive")
+    check_sizes(sizes)
     return sizes
 
 
@@ -57,6 +56,14 @@ def jobs_of(text: str) -> int:
     if not re.fullmatch(r"\d{1,6}", text.strip()):
         raise ValueError("a number of threads, 0 for one on each core")
     return int(text)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """The part of --part, and how many there are."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError("a part and how many there are, such as 1/8")
+    return int(match[1]), int(match[2])
 
 
 def progress_of(text: str) -> str:

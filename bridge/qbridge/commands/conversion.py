@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,13 +18,14 @@ from qbridge.architecture.expected import judge
 from qbridge.architecture.prefixes import Prefixes
 from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
+from qbridge.commands.far_output import write_far
 from qbridge.commands.model_card import CARD, DST, SRC, Conversion, card_of, command_of, judge_card
 from qbridge.commands.report import Report
 from qbridge.commands.reporting import with_report
-from qbridge.commands.restructuring import restructured
+from qbridge.commands.restructuring import Changes, restructured
 from qbridge.commands.whole_file import WholeFile, whole_file
 from qbridge.findings.arguments import checked
-from qbridge.findings.finding import io_as_finding
+from qbridge.findings.finding import error, io_as_finding
 from qbridge.formats.registry import named, side_files
 from qbridge.plan import manifest
 from qbridge.plan.distribution import qbridge_version
@@ -42,8 +44,11 @@ from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
+from qbridge.write.far_places import far_place
 from qbridge.write.finished import is_finished
 from qbridge.write.links import SYMBOLIC
+from qbridge.write.local_spool import SHARD
+from qbridge.write.places import Place
 from qbridge.write.staging import recover, staged
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
@@ -80,6 +85,8 @@ def convert(
     memory: int = MEMORY,
     proof: bool = True,
     card: bool = True,
+    public: bool = False,
+    pr: bool = False,
     config: PathLike = "",
 ) -> Report:
     """Convert the checkpoint `src` into the folder `dst` for a target, losslessly or not at all.
@@ -89,8 +96,11 @@ def convert(
     `Advance`. Nothing stands at `dst` unless the report is returned; after an interrupt the same call goes on where
     it stopped, and after its end it finds that all is done (`Report.already_done`). Raises QBridgeError.
 
-    `report` is the file of a page of the report. Everything from `tp` on is a field of `Options`, which says what it
-    means. Raises ValueError too for what means nothing, TypeError for what is of another type.
+    `report` is the file of a page of the report. Everything from `tp` to `card` is a field of `Options`, which says
+    what it means. Raises ValueError too for what means nothing, TypeError for what is of another type.
+
+    `dst` may be `hf://org/name[@branch]`: one commit there, or a pull request with `pr`. A repository that is not
+    there is made, private unless it is to be `public`; shards have 5 GB unless `max_shard_size` says otherwise.
 
     >>> convert("fixtures/awq/llama_gemm/model", "model-gptq", "gptq", dry_run=True)
     <Report: awq to gptq (gptq), 7 reversible, planned>
@@ -118,7 +128,9 @@ def convert(
         proof=proof,
         card=card,
     )
-    out = Path(dst)
+    out, place = Path(dst), far_place(os.fspath(dst), public, pr, overwrite)
+    if place is not None:
+        return _convert_far(place, storage, wanted, source, allow, dry_run, max_shard_size, options, progress)
     if file := whole_file(out, wanted, max_shard_size):
         return _convert_to_file(storage, file, wanted, source, options, allow, dry_run, overwrite, progress, start)
     with io_as_finding(str(src)), open_checkpoint(storage, source, allow, plans=True) as opened:
@@ -129,18 +141,10 @@ def convert(
         if not stands:
             check_destination(out, there, overwrite)
         opened, changes = restructured(opened, options)
-        plan = prepare(opened, wanted, options)
-        shards = files_of(plan, opened, options.link, max_shard_size)
-        plan = _with_card(opened, plan, shards, options, source, max_shard_size)
-        _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
+        plan, shards = planned_files(opened, wanted, options, source, max_shard_size)
         links: dict[str, int] = {}
         if stands or not dry_run:
-            block = plan.config.get("quantization_config", {})
-            documents: dict[str, Document] = {
-                MANIFEST: manifest.build(opened.source, plan, changes.record(), _shaping(options, max_shard_size))
-            }
-            documents |= plan.rewritten
-            documents |= {**side_files(plan.format, block), "config.json": plan.config}
+            documents = documents_of(opened, plan, changes, options, max_shard_size)
             stands = stands and stands_there(opened, plan, shards, documents, out, Effort.of(options))
         if not stands:
             check_destination(out, there, overwrite)
@@ -148,6 +152,66 @@ def convert(
                 links = write(opened, plan, shards, documents, out, overwrite, Effort.of(options), progress)
     done = Report.of_plan(opened.source.url, out, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(done, grafted=changes.graft.as_dict(), links=links, already_done=stands)
+
+
+def _convert_far(
+    place: Place,
+    src: PathLike | Storage,
+    target: Target,
+    source: str | None,
+    allow: Iterable[str],
+    dry_run: bool,
+    max_shard_size: int | None,
+    options: Options,
+    progress: Progress | None,
+) -> Report:
+    """`convert` to where a server is."""
+    start, stands = time.monotonic(), False
+    if options.link:
+        raise error("QB065", "--link", (f"{place.url} is no folder of this machine",))
+    with io_as_finding(place.url), open_checkpoint(src, source, allow, plans=True) as opened:
+        if not dry_run:
+            place.check_writable(opened.source.storage.restricted)
+        opened, changes = restructured(opened, options)
+        plan, shards = planned_files(opened, target, options, source, max_shard_size, SHARD)
+        if not dry_run:
+            documents = documents_of(opened, plan, changes, options, max_shard_size)
+            sides = carried_over(opened, documents)
+            stands = write_far(place, opened, plan, shards, documents, sides, Effort.of(options), progress)
+    report = Report.of_plan(opened.source.url, place.url, opened, plan, shards, dry_run, start, max(options.tp))
+    return replace(report, grafted=changes.graft.as_dict(), already_done=stands)
+
+
+def planned_files(
+    opened: Checkpoint,
+    target: Target,
+    options: Options,
+    source: str | None,
+    max_shard_size: int | None,
+    unasked_size: int | None = None,
+) -> tuple[Plan, list[Shard]]:
+    """The plan of a conversion, the model card included, and its files; `source` is the format that was asked for.
+
+    `unasked_size` is the most bytes of a shard where nobody asked for any.
+    """
+    plan = prepare(opened, target, options)
+    shards = files_of(plan, opened, options.link, max_shard_size or unasked_size)
+    plan = _with_card(opened, plan, shards, options, source, max_shard_size)
+    _LOG.info("planned: %d tensors in %d files", len(plan.outputs), len(shards))
+    return plan, shards
+
+
+def documents_of(
+    opened: Checkpoint, plan: Plan, changes: Changes, options: Options, max_shard_size: int | None
+) -> dict[str, Document]:
+    """The files that are neither weights nor carried over, by name: the manifest first, config.json last."""
+    block = plan.config.get("quantization_config", {})
+    return {
+        MANIFEST: manifest.build(opened.source, plan, changes.record(), _shaping(options, max_shard_size)),
+        **plan.rewritten,
+        **side_files(plan.format, block),
+        "config.json": plan.config,
+    }
 
 
 def _convert_to_file(
@@ -289,7 +353,7 @@ def write(
 
     How many files were linked, by the kind of link.
     """
-    source, sides = opened.source, _carried_over(opened, documents) if sides is None else sides
+    source, sides = opened.source, carried_over(opened, documents) if sides is None else sides
     size = sum(shard.size for shard in shards if shard.file is None)
     size += sum(source.file(name).size for name in sides)
     links: dict[str, int] = {}
@@ -311,11 +375,11 @@ def stands_there(
     effort: Effort,
 ) -> bool:
     """Whether DST is already what `write` would make of it; somebody may have edited the card since."""
-    sides, written_for_people = _carried_over(opened, documents), plan.rewritten.keys() & {CARD}
+    sides, written_for_people = carried_over(opened, documents), plan.rewritten.keys() & {CARD}
     return is_finished(dst, opened.source, plan, shards, documents, sides, effort, written_for_people)
 
 
-def _carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[str]:
+def carried_over(opened: Checkpoint, documents: Mapping[str, Document]) -> list[str]:
     """The files of the source that are carried over as they are."""
     replaced = opened.model.consumed.union(documents)
     return [name for name in opened.source.side_files if name not in replaced]

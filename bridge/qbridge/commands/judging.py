@@ -13,7 +13,7 @@ from typing import Any
 from qbridge.architecture.config import unread, unread_tokenizer
 from qbridge.architecture.expected import judge
 from qbridge.architecture.from_config import config_alone
-from qbridge.architecture.names import is_head
+from qbridge.architecture.names import VISION, is_head
 from qbridge.architecture.sizes import judge_sizes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.remedies import CONVERT
@@ -136,6 +136,7 @@ class Judge:
         self._choice = choice or replace(target.choices[0], format=named(model.format), rules=())
         if self.subject.tensors is not None:
             _index_followed(target, findings)
+            _tower_found(self.subject, target, findings)
         _spelling(model, target, findings)
         if model.specs:
             _walk(target.whole_limits(choice) if choice else (), model, findings)
@@ -217,6 +218,14 @@ def _index_followed(target: Target, findings: Findings) -> None:
     """An index of other files stops the engines that look at it first, though the single file is complete."""
     if target.version and not target.single_first and any(finding.code == "QB040" for finding in findings):
         findings.add("QB003", INDEX, (f"{target.name} follows the index, not {SINGLE}",), (CONVERT,))
+
+
+def _tower_found(subject: Subject, target: Target, findings: Findings) -> None:
+    """Without an index, some engines look for no tower: what is stored of it is left out."""
+    towers = [name for name in subject.tensors or () if any(part in VISION for part in name.split("."))]
+    if towers and subject.model.architecture in target.towers_by_index and not subject.storage.has(INDEX):
+        fact = f"{target.name} builds the tower where {INDEX} names its tensors, and there is none"
+        findings.add("QB269", sorted(towers), (fact,), (CONVERT,))
 
 
 def _walk(rules: Iterable[Rule], model: Model, findings: Findings) -> None:

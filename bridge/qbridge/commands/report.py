@@ -15,6 +15,7 @@ from qbridge.findings.finding import Finding
 from qbridge.ir.dtypes import nbytes
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
+from qbridge.source.addresses import served_name
 
 if TYPE_CHECKING:
     from qbridge.commands.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ class Report(Result):
     def of_plan(
         cls,
         src: str,
-        dst: Path,
+        dst: str | Path,
         opened: Checkpoint,
         plan: Plan,
         shards: Sequence[Shard],
@@ -100,7 +101,9 @@ class Report(Result):
             flops={side: _flops(specs, opened.model.config) for side, specs in _sides(plan)},
             dry_run=dry_run,
             seconds=round(time.monotonic() - start, 3),
-            serve=plan.target.command(plan.result, plan.format.NAME, str(dst), tp, shards[0].name if shards else ""),
+            serve=plan.target.command(
+                plan.result, plan.format.NAME, served_name(str(dst)), tp, shards[0].name if shards else ""
+            ),
             findings=tuple(opened.findings),
         )
 

@@ -24,7 +24,7 @@ from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
 from qbridge.write.finished import is_finished_file
-from qbridge.write.staging import fsync_folder
+from qbridge.write.output import fsync_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("src", "dst", "a", "b", "graft"), _PATH),
     **dict.fromkeys(("source", "format"), (str, _NONE)),
     **dict.fromkeys(("target", "gpu", "text"), (str,)),
-    **dict.fromkeys(("dry_run", "overwrite", "link", "strict", "plans", "values"), (bool,)),
+    **dict.fromkeys(("dry_run", "overwrite", "public", "pr", "link", "strict", "plans", "values"), (bool,)),
     "max_shard_size": (int, _NONE),
     "report": (*_PATH, _NONE),
 }

@@ -32,6 +32,7 @@ class Codec:
     exclusive: ClassVar[bool] = True  # the tensor holds nothing of other layers
     common: ClassVar[bool] = False  # layers that share the tensor have all of it, the same values
     redundant: ClassVar[bool] = False  # values may be stored that `encode` would never give
+    rounds: ClassVar[bool] = False  # what is stored may not give the values back: a proof encodes them again
     block: ClassVar[str] = ""  # the type of the blocks, where rows are blocks of scales and codes
     inside: ClassVar[str] = ""  # the part whose tensor holds this one too, and with which it is written
     needs: ClassVar[frozenset[str]] = frozenset()  # parts without which this one is neither read nor written

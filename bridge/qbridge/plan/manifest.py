@@ -28,6 +28,7 @@ from qbridge.plan.plan import LayerPlan, Plan
 from qbridge.plan.repair import Rewritten, why_not
 from qbridge.plan.residue import StoredResidue, open_residue
 from qbridge.plan.resizing import as_resized
+from qbridge.source.gguf import is_gguf
 from qbridge.source.gguf_files import MANIFEST_KEY
 from qbridge.source.json_text import MAX_HEADER, parse_json
 from qbridge.source.opening import MANIFEST
@@ -36,6 +37,7 @@ from qbridge.source.storage import File, load_json
 
 SCHEMA = 1
 NOTHING: Mapping[str, Any] = {}
+_BEGINNING = 1 << 20  # bytes of a GGUF file that hold its names, or the first of them
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what a lying manifest raises
 
 
@@ -116,8 +118,9 @@ def _digests(source: Source) -> dict[str, str]:
 
 
 def header_digest(file: File) -> str:
-    """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data."""
-    length = min(int.from_bytes(file.read(8), "little"), MAX_HEADER)
+    """sha256 of a shard's header: names, dtypes, shapes and offsets, without its data; of GGUF its first bytes."""
+    begin = file.read(8)
+    length = _BEGINNING if is_gguf(file) else min(int.from_bytes(begin, "little"), MAX_HEADER)
     return hashlib.sha256(file.read(8 + length)[8:]).hexdigest()
 
 

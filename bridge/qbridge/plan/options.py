@@ -24,6 +24,15 @@ from qbridge.targets.target import Target
 
 MEMORY = 512 * 10**6  # bytes beyond those of the idle program
 LEAST_MEMORY = 64 * 10**6  # of them: compiled kernels, and one thread
+MOST_RANKS = 1 << 16  # more than any engine runs on; what divides a size is counted up to it
+
+
+def check_sizes(sizes: tuple[int, ...]) -> None:
+    """ValueError for tensor-parallel sizes that there are not."""
+    if not sizes or min(sizes) < 1:
+        raise ValueError("tensor-parallel sizes are positive")
+    if max(sizes) > MOST_RANKS:
+        raise ValueError(f"a tensor-parallel size is at most {MOST_RANKS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,7 @@ class Options:
     def __post_init__(self) -> None:
         """Refuse what has no meaning, and values of another type (TypeError)."""
         _check_types(self)
-        if not self.tp or any(size < 1 for size in self.tp):
-            raise ValueError("tensor-parallel sizes are positive")
+        check_sizes(self.tp)
         if self.regroup is not None and self.regroup < 8:
             raise ValueError("a group has 8 weights or more")
         if self.bits not in (None, 4, 8):

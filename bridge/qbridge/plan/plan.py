@@ -251,6 +251,23 @@ class OutputTensor:
     block: str = ""
 
 
+class Writers(Protocol):
+    """What knows who gives each output tensor its content."""
+
+    def layer_of(self, tensor: OutputTensor) -> Writer | None:
+        """What gives a tensor its content; None for one that belongs to no layer."""
+
+
+def writer_of(tensor: OutputTensor, *tables: Mapping[str, LayerPlan]) -> Writer | None:
+    """What gives a tensor its content, from the first table that has its layer; None where it belongs to no layer."""
+    if not tensor.layer:
+        return None
+    layers = next(table for table in tables if tensor.layer in table)
+    if tensor.beside:
+        return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
+    return layers[tensor.layer]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Everything decided before a weight is read; `rewritten` has the text of side files that change, by name.
@@ -271,6 +288,10 @@ class Plan:
     others: Mapping[str, LayerPlan] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     residue: Mapping[str, LayerPlan] = field(default_factory=dict)
+
+    def needs_index(self, files: int) -> bool:
+        """Whether an index is written beside so many files: of several, or for who looks for towers in it."""
+        return not self.metadata and (files > 1 or self.model.architecture in self.target.towers_by_index)
 
     @property
     def result(self) -> Model:
@@ -294,10 +315,7 @@ class Plan:
 
     def layer_of(self, tensor: OutputTensor) -> Writer | None:
         """What gives a tensor its content; None for one that belongs to no layer."""
-        layers = next((own for own in (self.residue, self.others) if tensor.layer in own), self.layers)
-        if tensor.beside:
-            return Woven(tuple(layers[name] for name in (tensor.layer, *tensor.beside)))
-        return layers[tensor.layer] if tensor.layer else None
+        return writer_of(tensor, self.residue, self.others, self.layers)
 
     @property
     def pass_counts(self) -> dict[str, int]:

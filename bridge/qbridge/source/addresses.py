@@ -14,7 +14,10 @@ HUB = "hf://"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@\S+)?")
 _PATHS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".json", ".onnx", ".npz")  # what files are called
-_READ = "Addresses that are read: a folder, hf://org/name[@revision], org/name, https://host/folder/."
+_READ = (
+    "Addresses that are read: a folder, hf://org/name[@revision], org/name, https://host/folder/, "
+    "s3://bucket/folder, gs://bucket/folder, az://container/folder."
+)
 
 
 def far_storage(text: str) -> Storage | None:
@@ -42,6 +45,17 @@ def may_be_repository(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def at_commit(text: str, pinned: str) -> str:
+    """An address of the Hub at the commit that `pinned` names, where both are of one repository; else as it is."""
+    same = text.removeprefix(HUB).partition("@")[0] == pinned.removeprefix(HUB).partition("@")[0]
+    return pinned if same and pinned and (text.startswith(HUB) or is_bare_name(text)) else text
+
+
+def served_name(text: str) -> str:
+    """What an engine is given to serve a destination: a repository of the Hub by its bare name."""
+    return text.removeprefix(HUB).partition("@")[0] if text.startswith(HUB) else text
+
+
 def local_name(text: str) -> str:
     """The last name of an address or path, without a revision, as a folder may be called."""
     if not (_SCHEME.match(text) or is_bare_name(text)):
@@ -59,6 +73,10 @@ def _by_scheme(scheme: str, text: str) -> Storage:
         from qbridge.source.site import open_site
 
         return open_site(text)
+    if scheme in ("s3", "gs", "az"):
+        from qbridge.source.bucket import open_bucket
+
+        return open_bucket(text)
     raise error("QB061", f"{scheme}://", (f"{scheme}:// is not read",), fix=_READ)
 
 

@@ -45,7 +45,7 @@ class Repository(NamedTuple):
 
 def open_repository(url: str, repository: Repository) -> Storage:
     """A repository as it is at its revision now; QBridgeError (QB062) where it cannot be read."""
-    hub = _library()
+    hub = library()
     if hub.constants.HF_HUB_OFFLINE:
         return _cached(url, repository, hub)
     endpoint = str(hub.constants.ENDPOINT).rstrip("/")
@@ -53,7 +53,7 @@ def open_repository(url: str, repository: Repository) -> Storage:
     client = Client(endpoint, hub.get_token)
     try:
         api = f"{endpoint}/api/models/{repository.name}"
-        commit = _commit(client, f"{api}/revision/{quote(repository.revision, safe='')}", repository)
+        commit, restricted = _commit(client, f"{api}/revision/{quote(repository.revision, safe='')}", repository)
         files = dict(_tree(client, f"{api}/tree/{commit}?recursive=true&expand=false"))
     except Locked as fault:
         raise _locked(url, fault) from None
@@ -62,21 +62,33 @@ def open_repository(url: str, repository: Repository) -> Storage:
         raise error("QB062", url, (fact,), fix=_SPELLING) from None
     finally:
         client.close()
-    return HubStorage(url, endpoint, repository.name, commit, files)
+    return HubStorage(url, endpoint, repository.name, commit, files, restricted)
 
 
 class HubStorage(Remote):
     """The files of a repository at one commit."""
 
-    def __init__(self, url: str, endpoint: str, name: str, commit: str, files: Mapping[str, Entry]) -> None:
-        """`files` are those of the commit by name."""
-        self._endpoint, self._name, self._commit = endpoint, name, commit
+    def __init__(
+        self, url: str, endpoint: str, name: str, commit: str, files: Mapping[str, Entry], restricted: str = ""
+    ) -> None:
+        """`files` are those of the commit by name; `restricted` says why not everybody may read them."""
+        self._endpoint, self._name, self._commit, self._restricted = endpoint, name, commit, restricted
         identity = f"{endpoint}/{name}@{commit}"
-        super().__init__(url, identity, Client(endpoint, lambda: _library().get_token()), files)
+        super().__init__(url, identity, Client(endpoint, lambda: library().get_token()), files)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The same commit elsewhere, where the token is looked up anew."""
-        return HubStorage, (self._url, self._endpoint, self._name, self._commit, dict(self._files))
+        return HubStorage, (self._url, self._endpoint, self._name, self._commit, dict(self._files), self._restricted)
+
+    @property
+    def restricted(self) -> str:
+        """Whether it is gated or private."""
+        return self._restricted
+
+    @property
+    def pinned(self) -> str:
+        """The repository at its commit."""
+        return f"{HUB}{self._name}@{self._commit}"
 
     def _address(self, name: str) -> str:
         return f"{self._endpoint}/{self._name}/resolve/{self._commit}/{quote(name)}"
@@ -98,7 +110,7 @@ class HubStorage(Remote):
         return _locked(self._url, fault)
 
 
-def _library() -> Any:
+def library() -> Any:
     """huggingface_hub; QBridgeError (QB062) with what to install where it is not."""
     try:
         import huggingface_hub
@@ -113,13 +125,13 @@ def _host(endpoint: str) -> str:
     return host if port in (80, 443) else f"{host}:{port}"
 
 
-def _commit(client: Client, url: str, repository: Repository) -> str:
-    """The commit that a revision stands for now."""
+def _commit(client: Client, url: str, repository: Repository) -> tuple[str, str]:
+    """The commit that a revision stands for now, and why not everybody may read it."""
     found = _json(client.document(url)[0], url)
     commit = found.get("sha") if isinstance(found, dict) else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise error("QB063", shown(url), (f"it gives no commit for {repository.revision}",))
-    return commit
+    return commit, "gated" if found.get("gated") else "private" if found.get("private") else ""
 
 
 def _tree(client: Client, url: str) -> Iterator[tuple[str, Entry]]:

@@ -324,7 +324,12 @@ class Source:
         }.values()
 
     def check_unchanged(self) -> None:
-        """QBridgeError (QB038) if a shard has another size or time of change than when it was opened."""
+        """QBridgeError: QB038 if a shard has another size or time of change than when it was opened.
+
+        QB063 if what a server gave of a file is not what its digest says.
+        """
+        for storage in self._storages():
+            storage.check_read()
         changed = [file.name for file, stamp in self.stamps.items() if file.stamp != stamp]
         if changed:
             raise error("QB038", changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import abstractmethod
 from bisect import bisect_right
@@ -24,6 +25,7 @@ from qbridge.source.web import LOG, Answer, Client, Locked, shown
 CONNECTIONS = 64  # requests for small ranges that are under way at a time
 GAP = 1 << 17  # bytes between two ranges that cost less than a request does
 LARGEST = 16 << 20  # bytes of one request for small ranges
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # what tells the content of a file of Git LFS
 _SIGNED = 5  # addresses of one file that may have expired before they are asked
 HELD = 96 << 20  # bytes of prefetched ranges that are kept in memory
 
@@ -49,6 +51,7 @@ class Remote(Storage):
         self._fetching: ThreadPoolExecutor | None = None
         self._held = Held(HELD)
         self._spool: Spool | None = None
+        self._expected: list[Range] | None = None  # all that will be read, where that is known
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same content at the same place."""
@@ -91,6 +94,10 @@ class Remote(Storage):
         entry = self._entry(name)
         return f"{entry.size} {entry.etag}"
 
+    def etag(self, name: str) -> str:
+        """As the server lists it."""
+        return self._entry(name).etag
+
     def read_into(self, name: str, offset: int, buffer: Array) -> bool:
         """Fill `buffer` (bytes) from an offset of a file; whether the file has that many.
 
@@ -122,11 +129,21 @@ class Remote(Storage):
             self._fetching = ThreadPoolExecutor(CONNECTIONS, "qbridge-fetch")
         list(self._fetching.map(self._hold, chosen))
 
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Fetch nothing else before it is asked for."""
+        self._expected = list(ranges)
+
     def spool(self, folder: Path, memory: int, files: int) -> None:
         """Read whole files from now on, through unnamed files of a folder."""
         if self._spool is None:
             sizes = {name: entry.size for name, entry in self._files.items()}
-            self._spool = Spool(sizes, self._fetch, folder, memory, files)
+            digests = {name: entry.etag for name, entry in self._files.items() if _SHA256.fullmatch(entry.etag)}
+            self._spool = Spool(sizes, self._fetch, folder, memory, files, self._expected, digests)
+
+    def check_read(self) -> None:
+        """QBridgeError (QB063) for a file that was spooled whole and has another sha256 than is listed."""
+        if self._spool is not None:
+            self._spool.check()
 
     def close(self) -> None:
         """Close connections and remove what was spooled."""

@@ -54,6 +54,20 @@ class Storage(Protocol):
     def read_into(self, name: str, offset: int, buffer: Array) -> bool:
         """Fill `buffer` (bytes) from an offset of a file; whether the file had that many."""
 
+    def etag(self, name: str) -> str:
+        """What tells the content of a file from every other, where a server says it; else empty."""
+        return ""
+
+    @property
+    def pinned(self) -> str:
+        """The address that will always mean this content; empty where there is none."""
+        return ""
+
+    @property
+    def restricted(self) -> str:
+        """Why not everybody may read it (gated, private), where a server says so; else empty."""
+        return ""
+
     def read(self, name: str, most: int = MAX_HEADER) -> bytes:
         """The first bytes of a file, `most` or as many as it has."""
         buffer = np.empty(min(most, self.size(name)), np.uint8)
@@ -82,11 +96,19 @@ class Storage(Protocol):
         """Say how much will be read, where a person waits for it; `what` it is."""
         return None
 
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Nothing else will be read from now on, so that nothing else need be fetched before it is asked for."""
+        return None
+
     def spool(self, folder: Path, memory: int, files: int) -> None:
         """From now on all is read once, in order: what is fetched may lie in unnamed files of a folder meanwhile.
 
         `memory` is how many bytes may be under way at a time, `files` how many files are read at a time.
         """
+        return None
+
+    def check_read(self) -> None:
+        """QBridgeError (QB063) for a file that was read whole and is not what its digest says, where one is known."""
         return None
 
     def strays(self, name: str) -> bool:

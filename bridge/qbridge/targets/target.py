@@ -38,8 +38,9 @@ class Target:
     and proves that the engine loads a folder; None where there is none. `experts` says how unquantized experts that
     lie in some way must be stored instead; None where any way will do. `renames` are classes whose loader takes
     linears of experts under either of the names that classes have for them; a reader may take the names that they
-    have `in_memory`. `backends` are the engines among which it chooses by itself, by the word that names one, each
-    with its own limits.
+    have `in_memory`. `towers_by_index` are classes that it builds a tower of only where the index names tensors of
+    one, so that a single file needs an index. `backends` are the engines among which it chooses by itself, by the
+    word that names one, each with its own limits.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Target:
     experts: Arrange | None = None
     renames: frozenset[str] = frozenset()
     in_memory: bool = False
+    towers_by_index: frozenset[str] = frozenset()
     backends: Mapping[str, Target] = field(default_factory=dict)
 
     def __repr__(self) -> str:

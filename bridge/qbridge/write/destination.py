@@ -12,6 +12,7 @@ from pathlib import Path
 from qbridge.findings.finding import error
 from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Way
+from qbridge.plan.shared_plan import PLAN
 from qbridge.source.foreign import CONFIG, stage_name
 from qbridge.source.positioned import BINARY, NO_FOLLOW
 
@@ -85,13 +86,8 @@ def check_destination(dst: Path, src: Path | None, overwrite: bool) -> None:
     if _ADDRESS.match(str(dst)):
         fix = "Name a folder; upload it afterwards, for example with hf upload."
         raise error("QB031", str(dst), ("it is an address, and nothing is written there",), fix=fix)
-    if src is not None and _lie_in_each_other(dst.resolve(), src.resolve()):
-        raise error(
-            "QB031",
-            str(dst),
-            ("SRC and DST lie in each other",),
-            fix="Name a DST outside of SRC that does not hold it.",
-        )
+    if src is not None:
+        check_apart(dst, src)
     if not (dst.exists() or dst.is_symlink()):
         return
     if dst.is_dir() and not dst.is_symlink() and (paths := paths_for(dst)).inside:
@@ -102,6 +98,7 @@ def check_destination(dst: Path, src: Path | None, overwrite: bool) -> None:
         return
     if dst.is_symlink():
         raise error("QB031", str(dst), ("it is a link",), fix="Name the folder that it leads to, or another DST.")
+    _check_no_parts(dst)
     if not dst.is_dir() or not (dst / CONFIG).is_file():
         fact = (
             f"it is {'a folder' if dst.is_dir() else 'a file'} and no checkpoint, which --overwrite does not remove"
@@ -112,6 +109,21 @@ def check_destination(dst: Path, src: Path | None, overwrite: bool) -> None:
         raise error("QB031", str(dst), (fact,), fix="Empty it, or choose another DST.")
     if not overwrite:
         raise error("QB031", str(dst), ("a checkpoint is there",), (Way("--overwrite"),), "Choose another DST.")
+
+
+def _check_no_parts(dst: Path) -> None:
+    """QBridgeError (QB031) where parts of a conversion are, of which no checkpoint has become."""
+    if (dst / PLAN).is_file() and not (dst / CONFIG).exists():
+        finishing = Way(command=f"qbridge finish {word_of_command(str(dst))}", note="when all parts are there")
+        fact = "parts of a conversion are there"
+        raise error("QB031", str(dst), (fact,), (finishing, cleaning(dst)), "Choose another DST.")
+
+
+def check_apart(dst: Path, src: str | os.PathLike[str]) -> None:
+    """QBridgeError (QB031) where one of two paths lies in the other."""
+    if _lie_in_each_other(dst.resolve(), Path(src).resolve()):
+        fix = "Name a DST outside of SRC that does not hold it."
+        raise error("QB031", str(dst), ("SRC and DST lie in each other",), fix=fix)
 
 
 def _lie_in_each_other(here: Path, there: Path) -> bool:

@@ -40,7 +40,7 @@ def is_finished(
     Two fine-tunes of one model are alike in all but values, so the proof that follows each writing is made here too.
     """
     fixed = {name: value for name, value in documents.items() if name not in editable}
-    if len(weights_of(shards)) > 1 and not plan.metadata:
+    if plan.needs_index(len(weights_of(shards))):
         fixed[INDEX] = index_of(shards)
     return _looks_finished(dst, source, shards, fixed, sides, editable) and _has_values(
         dst, source, plan, shards, effort

@@ -19,7 +19,7 @@ from qbridge.findings.finding import error
 from qbridge.ir.dtypes import Array, nbytes
 from qbridge.ir.slots import Slot
 from qbridge.plan.output_files import Shard
-from qbridge.plan.plan import OutputTensor, Plan, Writer
+from qbridge.plan.plan import OutputTensor, Plan, Writer, Writers
 from qbridge.plan.windows import EVERYTHING, Window, part_of
 from qbridge.source.reader import Source
 from qbridge.source.regions import Rectangle
@@ -238,7 +238,7 @@ class Encoded:
             return same_values(stored, source.read(self.tensor.origin))
         part = self.tensor.part
         layer = self.layer.run(source, frozenset({part}), window)
-        if slot.codec.fixed or part not in layer.arrays:
+        if slot.codec.fixed or slot.codec.rounds or part not in layer.arrays:
             return same_values(stored, encode_part(layer, part, slot))
         inside = parts_inside(self.layer.write, part)
         codecs = {part: slot.codec, **{other: self.layer.write[other].codec for other in inside}}
@@ -251,7 +251,7 @@ class Encoded:
             return False
 
 
-def jobs_of(source: Source, plan: Plan, shard: Shard, limit: int) -> Iterator[Job]:
+def jobs_of(source: Source, plan: Writers, shard: Shard, limit: int) -> Iterator[Job]:
     """The jobs of a shard in the order of the file; codes in blocks of at most `limit` bytes."""
     run: Copied | None = None
     for tensor, offset in _pieces_of(shard):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -84,3 +85,18 @@ class FileOutput(Output):
     def descriptor(self) -> int:
         """The open file."""
         return self._descriptor
+
+
+def fsync_folder(folder: str | Path) -> None:
+    """Have the names in a folder outlast a loss of power."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -26,6 +26,7 @@ from qbridge.source.positioned import BINARY, NO_FOLLOW
 from qbridge.source.weight_files import INDEX
 from qbridge.write.destination import Paths, check_destination, is_moving, lines_of, named, paths_for
 from qbridge.write.locks import is_free
+from qbridge.write.output import fsync_folder
 
 _LOG = logging.getLogger(__name__)
 
@@ -309,18 +310,3 @@ def _remove_journal(paths: Paths) -> None:
     """The last thing that is removed: it is the lock."""
     with contextlib.suppress(FileNotFoundError):
         paths.journal.unlink()
-
-
-def fsync_folder(folder: str | Path) -> None:
-    """Have the names in a folder on the disk, where its file system does that; OSError."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (PermissionError, IsADirectoryError):  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as fault:
-        if fault.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
-            raise
-    finally:
-        os.close(descriptor)

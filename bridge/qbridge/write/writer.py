@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from qbridge.findings.finding import error
 from qbridge.plan.output_files import Shard, index_of, weights_of
-from qbridge.plan.plan import Plan
+from qbridge.plan.plan import Plan, Writers
 from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
 from qbridge.source.storage import File
@@ -68,7 +68,7 @@ def write_document(path: Path, value: Document) -> None:
         os.fsync(stream.fileno())
 
 
-def _copy(file: File, to: Path) -> None:
+def copy_file(file: File, to: Path) -> None:
     """A side file as it is, flushed to the disk."""
     to.parent.mkdir(parents=True, exist_ok=True)
     with open(to, "wb") as stream:
@@ -76,6 +76,43 @@ def _copy(file: File, to: Path) -> None:
             stream.write(block.data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+class Growing(Protocol):
+    """A folder in which shards grow until they are whole."""
+
+    folder: Path
+    finished: frozenset[str]
+
+    @property
+    def home(self) -> Path:
+        """A folder in which there is room for what is needed meanwhile."""
+
+    def note(self, name: str) -> None:
+        """Take note of a shard that is whole and flushed to the disk."""
+
+
+def write_shards(
+    stage: Growing,
+    source: Source,
+    plan: Writers,
+    shards: Sequence[Shard],
+    effort: Effort,
+    progress: Progress | None = None,
+) -> None:
+    """Shards into a stage, each proved, flushed to the disk and noted; those that it has already are left.
+
+    Raises QBridgeError (QB403) where a proof fails, and QB038 where the source changed meanwhile.
+    """
+    source.limit(effort.open_files)
+    source.spool(stage.home, effort.fetched, effort.spooled)
+    source.keep = effort.block
+    writer = _Writer(stage, source, plan, shards, effort, progress)
+    try:
+        writer.run(Threads(effort.threads))
+    finally:
+        writer.close()
+    source.check_unchanged()
 
 
 def write_checkpoint(
@@ -94,21 +131,13 @@ def write_checkpoint(
     were linked, by the kind of link. Raises QBridgeError (QB403) where a proof fails, QB326 where nothing can be
     linked, and QB038 where the source changed meanwhile.
     """
-    source.limit(effort.open_files)
-    source.spool(stage.home, effort.fetched, effort.spooled)
-    source.keep = effort.block
-    written = [shard for shard in shards if shard.file is None]
-    writer = _Writer(stage, source, plan, written, effort, progress)
-    try:
-        writer.run(Threads(effort.threads))
-    finally:
-        writer.close()
+    write_shards(stage, source, plan, [shard for shard in shards if shard.file is None], effort, progress)
     links = Counter(link(shard.file, stage.folder / shard.name) for shard in shards if shard.file is not None)
     source.check_unchanged()
-    if len(weights_of(shards)) > 1 and not plan.metadata:
+    if plan.needs_index(len(weights_of(shards))):
         write_document(stage.folder / INDEX, index_of(shards))
     for name in sides:
-        _copy(source.file(name), stage.folder / name)
+        copy_file(source.file(name), stage.folder / name)
     for name, value in documents.items():
         write_document(stage.folder / name, value)
     return dict(links)
@@ -130,9 +159,9 @@ class _File:
 class _Writer:
     """The writing of the shards of one conversion."""
 
-    stage: Stage
+    stage: Growing
     source: Source
-    plan: Plan
+    plan: Writers
     shards: Sequence[Shard]
     effort: Effort
     progress: Progress | None

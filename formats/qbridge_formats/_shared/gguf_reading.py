@@ -10,7 +10,7 @@ import numpy as np
 from qbridge.architecture.config import compute_dtype
 from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, module_of_gguf
 from qbridge.architecture.names import module_of
-from qbridge.codecs.arrays import AsFloat32
+from qbridge.codecs.arrays import AsFloat32, PlusOne
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
 from qbridge.codecs.ggml_values import VALUE_STRUCTS, BlockValues
 from qbridge.findings.finding import Findings
@@ -39,7 +39,7 @@ def read_model(name: str, source: Source, findings: Findings) -> Model:
         findings.add("QB117", "config.json", (f"the files are of {said}, the config is of {names.architecture}",))
     if ROPE_FACTORS in source.tensors and names.rope_factors is None:
         findings.add("QB117", ROPE_FACTORS, ("the files have factors of a rope, of which the config does not say",))
-    _take_names(source, findings)
+    _take_names(source, names.architecture, findings)
     wanted = compute_dtype(source.config, DType.F32)
     unread: dict[str, list[str]] = {}
     layers = {}
@@ -56,13 +56,13 @@ def read_model(name: str, source: Source, findings: Findings) -> Model:
     return _as_transformers(model, source, names, wanted)
 
 
-def _take_names(source: Source, findings: Findings) -> None:
+def _take_names(source: Source, architecture: str, findings: Findings) -> None:
     """Have every tensor under its name in transformers, stacks of experts as slices; QB117 for those without one."""
     renamed, stacks, unknown = dict[str, str](), dict[str, tuple[int, ...]](), list[str]()
     source.leave_out({ROPE_FACTORS})
     for name, tensor in source.tensors.items():
         module, _, leaf = name.rpartition(".")
-        known = module_of_gguf(module)
+        known = module_of_gguf(module, architecture)
         if known is None or leaf not in ("weight", "bias", "scale"):
             unknown.append(name)
             continue
@@ -122,12 +122,15 @@ def _scheme(kind: str, has_outer: bool) -> tuple[WeightScheme, DType]:
     return scheme, struct.scale_dtype
 
 
-def _narrowed(source: Source, tensor: str, wanted: DType) -> DType:
-    """The dtype of a tensor that llama.cpp has as float32 for its one dim: the model's, if that has all values."""
+def _narrowed(source: Source, tensor: str, wanted: DType, less: int = 0) -> DType:
+    """The dtype of a tensor that llama.cpp has as float32 for its one dim: the model's, if that has all values.
+
+    `less` is what they have more than they should.
+    """
     stored = source.tensors[tensor]
     if stored.dtype is not DType.F32 or len(stored.shape) != 1 or wanted is DType.F32:
         return stored.dtype
-    values = to_float64(source.read_small(tensor), DType.F32)
+    values = to_float64(source.read_small(tensor), DType.F32) - less
     return wanted if np.array_equal(to_float64(from_float64(values, wanted), wanted), values) else DType.F32
 
 
@@ -135,11 +138,14 @@ def _as_transformers(model: Model, source: Source, names: GgufNames, wanted: DTy
     """The model with unquantized rows of q and k in their own order, and what has one dim in the model's dtype."""
     moved, tensors = dict[str, Rearranged](), dict(model.tensors)
     for name, info in model.tensors.items():
-        head, dtype = _head(names, module_of(name)[0]), _narrowed(source, info.stored, wanted)
-        if info.dtype not in DENSE.values() or (not head and dtype is info.dtype):
+        module, leaf = module_of(name)
+        one = leaf == "weight" and names.adds_one(module)
+        head, dtype = _head(names, module), _narrowed(source, info.stored, wanted, less=int(one))
+        if info.dtype not in DENSE.values() or not (head or one or dtype is not info.dtype):
             continue
         dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
-        codec = paired(AsFloat32(dtype) if dtype is not info.dtype else PLAIN, head)
+        widened = PlusOne(dtype) if one else AsFloat32(dtype)
+        codec = paired(widened if one or dtype is not info.dtype else PLAIN, head)
         read, write = Slot(info.stored, info.dtype, info.shape, codec), Slot(name, dtype, info.shape)
         moved[name] = Rearranged(plain_spec(name, dims, dtype), read, write)
         tensors[name] = replace(info, dtype=dtype)

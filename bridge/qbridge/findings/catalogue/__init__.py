@@ -19,6 +19,7 @@ from qbridge.findings.catalogue import (
     engine,
     mlx,
     outcome,
+    parts,
     remote,
     scheme,
     source,
@@ -47,7 +48,7 @@ __all__ = [
 
 _GROUPS = (
     *(source, containers, tensors, contradictions, scheme, engine, derived),
-    *(checks, outcome, structure, completeness, usage, remote, mlx),
+    *(checks, outcome, structure, completeness, usage, remote, parts, mlx),
 )
 CATALOGUE: Mapping[str, Code] = {entry.code: entry for group in _GROUPS for entry in group.ENTRIES}
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

@@ -7,8 +7,8 @@ from qbridge.findings.catalogue.code import IO, UNREADABLE, USAGE, Code
 ENTRIES = (
     Code(
         "QB061",
-        "the address is of a kind that is not read",
-        "What was named is neither a folder nor an address that qbridge reads from.",
+        "the address is of a kind that is not taken",
+        "What was named is neither a folder nor an address that qbridge reads from, or writes to.",
         "To guess what is meant would read, or write, something else.",
         "ssh://host/model",
         "Name a folder, hf://org/name[@revision], org/name, or https://host/folder/.",

@@ -42,6 +42,7 @@ DATA_TYPES = {
 _enumerate: Any = enum.Enum
 DataType: Any = _enumerate("DataType", [f"TYPE_{name}" for name in DATA_TYPES])
 ActivationType: Any = _enumerate("ActivationType", ["kSilu", "kSiluGptOss"])
+NormType: Any = _enumerate("NormType", ["LAYER_NORM", "RMS_NORM"])
 
 
 class Config:
@@ -187,6 +188,7 @@ def stub_native(tp: int) -> None:
     """Put the stub in place of the native extension; call it before anything of LMDeploy is imported."""
     native: Any = types.ModuleType("lmdeploy.turbomind._turbomind")
     native.DataType, native.ActivationType, native.DataFormat = DataType, ActivationType, DataFormat
+    native.NormType = NormType
     native.Gemm, native.TurboMind, native.create_module = Planner, Communicator, Module
 
     def struct(name: str) -> type[Config]:

@@ -22,5 +22,6 @@ TARGETS = (
         messages=messages.MESSAGES,
         prover=PROVER,
         derivation=matching.DERIVATION,
+        towers_by_index=frozenset({"Llama4ForConditionalGeneration"}),  # srt/models/mllama4.py (_has_vision_weights)
     ),
 )

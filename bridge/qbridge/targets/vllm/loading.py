@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.expected import surplus
 from qbridge.architecture.mixers import stored_modules, unnamed_layers
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule
 from qbridge.ir.layer import Spec
@@ -165,6 +166,19 @@ def _keys_of_v4(model: Model) -> Iterator[Problem]:
         yield Problem((fact,), (f'write "expert_dtype": "{kind}" into config.json',), ("expert_dtype",))
 
 
+# Classes whose loaders stop at the first tensor that is none of theirs: a linear, a layer, a weight beside codes.
+# Others may skip some. Cohere, DeepSeek-V3 and Llama were tried, the rest has the same AutoWeightsLoader.
+_STRICT = frozenset(["CohereForCausalLM", "DeepseekV3ForCausalLM", "LlamaForCausalLM"])
+_LOADERS = "vllm 0.33.0, model_executor/models/utils.py (AutoWeightsLoader) and the load_weights of each class"
+
+
+def _surplus(model: Model) -> Iterator[Problem]:
+    where = tuple(surplus(model)) if model.architecture in _STRICT else ()
+    if where:
+        fact = f"{model.architecture} has no place for them (QB264), and vLLM 0.33.0 stops at the first"
+        yield Problem((fact,), ("remove them, or correct the number of layers or experts in config.json",), where)
+
+
 _FROM_INPUTS = frozenset({"gptq", "awq", "auto-round"})  # their first axis is that of the inputs
 
 
@@ -212,5 +226,6 @@ def rules(format_name: str) -> tuple[Rule, ...]:
         ModelRule("QB331", _gates, _STEP35),
         ModelRule("QB291", _indexers, _INDEXER),
         ModelRule("QB291", _norms_of_v4, _DEEPSEEK),
+        ModelRule("QB291", _surplus, _LOADERS),
         ModelRule("QB330", _keys_of_v4, _DEEPSEEK),
     )

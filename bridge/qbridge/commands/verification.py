@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,6 +20,7 @@ from qbridge.architecture.mixers import with_layer_types
 from qbridge.architecture.names import natural
 from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import decode
+from qbridge.commands.advancing import Advancing
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
 from qbridge.commands.reporting import with_report
@@ -30,7 +31,6 @@ from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
 from qbridge.ir.dtypes import Array, to_float64
 from qbridge.ir.layer import Layer, Spec
-from qbridge.ir.model import Model
 from qbridge.ir.values import group_index, row_index
 from qbridge.passes.pad import Pad, cropped
 from qbridge.plan.manifest import padded
@@ -39,7 +39,7 @@ from qbridge.plan.survey import survey
 from qbridge.plan.windows import read_layer, windows
 from qbridge.write.budget import Effort
 from qbridge.write.workspace import Workspace, same_bytes
-from qbridge.write.writer import Advance, Progress
+from qbridge.write.writer import Progress
 
 BLOCK = 1 << 20  # bytes that are compared at a time
 _VALUES = 1 << 20  # scales or zero-points that are held as values at a time
@@ -95,7 +95,7 @@ def verify(
         common = _compare_names(left, right, findings)
         kinds = Counter[str]()
         comparison = _Comparison(left, right, pads, effort)
-        advance = _Advancing(left, common, progress)
+        advance = Advancing(left, common, progress)
         for name, (code, kind, facts) in zip(common, working.map(comparison.of, common), strict=True):
             kinds[kind] += 1
             if facts:
@@ -137,43 +137,6 @@ def _compare_names(left: Checkpoint, right: Checkpoint, findings: Findings) -> l
         if names:
             findings.add("QB502", natural(names), (f"only {here} has it",))
     return natural(name for name in first & second if (name in left.model.specs) == (name in right.model.specs))
-
-
-@dataclass(slots=True)
-class _Advancing:
-    """How far a comparison is, in the tensors of the first checkpoint."""
-
-    left: Checkpoint
-    names: Sequence[str]
-    progress: Progress | None
-    _total: int = 0
-    _done: int = 0
-    _left: Counter[str] = field(default_factory=Counter)
-    _sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in self.names if self.progress else ():
-            tensors = [self.left.source.tensors[stored] for stored in _stored_as(self.left.model, name)]
-            self._sizes[name] = tensors[0].file.name, sum(tensor.end - tensor.begin for tensor in tensors)
-            self._left[tensors[0].file.name] += 1
-        self._total = sum(size for _, size in self._sizes.values())
-
-    def past(self, name: str) -> None:
-        """Say that a layer or tensor was compared."""
-        if not self.progress:
-            return
-        shard, size = self._sizes[name]
-        self._done += size
-        self._left[shard] -= 1
-        done = sum(count == 0 for count in self._left.values())
-        self.progress(Advance(self._done, self._total, shard, done, len(self._left)))
-
-
-def _stored_as(model: Model, name: str) -> list[str]:
-    """The tensors on disk of a layer, or of an unquantized tensor."""
-    if name in model.tensors:
-        return [model.tensors[name].stored]
-    return [slot.tensor for slot in model.slots[name].values()]
 
 
 @dataclass(slots=True)

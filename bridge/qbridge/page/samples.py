@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.findings.finding import QBridgeError
 from qbridge.ir.dtypes import to_float64
+from qbridge.ir.floats import VALUES
 from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.values import code_values
 from qbridge.page.layer_map import kind_of
@@ -93,7 +94,7 @@ def _of_kind(opened: Checkpoint, kind: str, specs: Sequence[Spec]) -> Sample | N
 def _some_rows(opened: Checkpoint, spec: Spec) -> Layer | None:
     """The first output features of a layer, or None where it is too large to be decoded or cannot be."""
     slots: Mapping[str, object] = opened.model.slots.get(spec.name, {})
-    if spec.weight.is_dense or "code" not in slots:
+    if spec.weight.type not in ("int", *VALUES) or "code" not in slots:  # plain weights, blocks that are computed
         return None
     plan = LayerPlan(spec, spec, (), opened.model.slots[spec.name], opened.model.slots[spec.name])
     window = next(iter(plan.windows(CODES)))

@@ -46,9 +46,8 @@ NAMES_ALLOWED = {
     # ggml calls one of its tensor types so
     ("bridge/qbridge/source/ggml_types.py", "MXFP4"),
     ("bridge/qbridge/codecs/ggml_blocks.py", "MXFP4"),
-    # number formats that the public option --cast names, of which two formats have the name
+    # a number format that the public option --cast names, of which a format has the name
     ("bridge/qbridge/plan/casting.py", "fp8"),
-    ("bridge/qbridge/plan/casting.py", "mxfp4"),
     # a value of expert_dtype in config.json
     ("bridge/qbridge/architecture/expert_dtype.py", "fp8"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks

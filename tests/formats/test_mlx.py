@@ -23,8 +23,8 @@ WRITTEN = [
     (f"{CT}/llama_w4a16", (4, 32, "affine"), "reversible"),
     (f"{CT}/llama_w4a16_g128", (4, 128, "affine"), "reversible"),
     (f"{CT}/llama_w4a16_channel", (4, 128, "affine"), "equal"),
-    (f"{CT}/llama_w4a16_asym", (5, 32, "affine"), "equal"),
-    ("auto_round/llama_3bit_asym", (4, 32, "affine"), "equal"),
+    (f"{CT}/llama_w4a16_asym", (5, 32, "affine"), "reversible"),
+    ("auto_round/llama_3bit_asym", (4, 32, "affine"), "reversible"),
     (f"{CT}/llama_w5a16", (5, 32, "affine"), "reversible"),
     (f"{CT}/llama_w7a16", (8, 32, "affine"), "equal"),
     (f"{CT}/llama_w8a8", (8, 128, "affine"), "equal"),
@@ -33,8 +33,8 @@ WRITTEN = [
     (f"{CT}/qwen2_w4a16_tied", (4, 32, "affine"), "reversible"),
     (f"{CT}/qwen3_moe_w4a16", (4, 32, "affine"), "reversible"),
     (f"{CT}/mixtral_w8a8", (8, 128, "affine"), "equal"),
-    ("gptq/llama_v2_asym", (5, 32, "affine"), "equal"),
-    ("awq/llama_gemm", (5, 32, "affine"), "equal"),
+    ("gptq/llama_v2_asym", (5, 32, "affine"), "reversible"),
+    ("awq/llama_gemm", (5, 32, "affine"), "reversible"),
 ]
 
 

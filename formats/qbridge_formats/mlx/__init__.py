@@ -186,7 +186,7 @@ def _inputs(spec: Spec, model: Model) -> Problem | None:
 
 def _taken_apart(spec: Spec, model: Model) -> Problem | None:
     names = _names(model)
-    if names is None or not names.is_taken_apart(spec.name):
+    if names is None or spec.weight.is_dense or not names.is_taken_apart(spec.name):
         return None
     return Problem((f"weights {spec.weight}: mlx_lm takes this linear apart, and would round its codes anew",))
 

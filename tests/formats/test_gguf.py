@@ -557,3 +557,24 @@ def test_splits_are_read_and_one_file_made_of_them(tmp_path):
     first = min((tmp_path / "out").glob("*.gguf"))
     convert(first, tmp_path / "one.gguf")
     assert qbridge.verify(first, tmp_path / "one.gguf").same
+
+
+@pytest.mark.parametrize(("model", "plain"), [("llama", True), ("qwen3", False)])
+def test_embeddings_are_plain_where_vllm_builds_them_so(model, plain, tmp_path):
+    """Llama's class of vLLM 0.33.0 does not tell its embedding the name by which a group would be its own."""
+    rng, norm = np.random.default_rng(0), np.ones(256, np.float32)
+    blocks = rng.integers(0, 256, (256, 8, 18), np.uint8)
+    blocks[..., 1] = 0x20
+    offsets, data = padded(norm, blocks, blocks)
+    names = [("output_norm", (256,), 0), ("token_embd", (256, 256), 2), ("output", (256, 256), 2)]
+    entries = [entry(f"{n}.weight", dims, kind, at) for (n, dims, kind), at in zip(names, offsets, strict=True)]
+    sizes = llama(embedding_length=256, feed_forward_length=256)
+    said = {key.replace("llama.", f"{model}."): value for key, value in sizes.items()}
+    (tmp_path / "a.gguf").write_bytes(gguf({**said, "general.architecture": model}, entries, data))
+    allow = ["incomplete"]
+    if plain:
+        with pytest.raises(qbridge.QBridgeError) as excinfo:
+            qbridge.convert(tmp_path / "a.gguf", tmp_path / "out", "vllm", allow=allow)
+        assert "QB281" in codes(excinfo)
+    report = qbridge.convert(tmp_path / "a.gguf", tmp_path / "out", "vllm", allow=[*allow, "dequantized"])
+    assert report.exactness == ({"reversible": 1, "dequantized": 1} if plain else {"reversible": 2})

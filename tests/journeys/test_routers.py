@@ -84,8 +84,9 @@ def test_weights_get_the_dtype_that_the_engine_has_for_them(architecture, dtype)
     spec = Spec(ROUTER, 4, 128, WeightScheme(8, Granularity.CHANNEL), DType.BF16)
     model = Model("compressed-tensors", config, {ROUTER: spec}, {}, {})
     rules = rules_of(find_target("vllm"), find_target("vllm").choice_of("compressed-tensors"))
-    assert rules[0].code == "QB281" and rules[0].check(spec, model)
-    assert rules[0].fix(spec, model) == DequantizeExactly(dtype)
+    rule = next(rule for rule in rules if rule.code == "QB281")
+    assert rule.first and rule.check(spec, model)
+    assert rule.fix(spec, model) == DequantizeExactly(dtype)
 
 
 def test_without_passes_they_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from qbridge.passes import Pass
 from qbridge.passes.bits import Kept, array_of
 from qbridge.passes.counted import Counted
 from qbridge.passes.dequantize import NAMES, Dequantize
+from qbridge.passes.unquantize import Unquantize
 
 _CODED = frozenset({"code", "scale", "zero", "offset", "g_idx", "global_scale"})
 _INPUTS = frozenset({"input_scale", "input_zero", "input_global_scale"})
@@ -64,6 +65,10 @@ class DequantizeExactly(Pass):
             if rounded := int(np.count_nonzero(exact != weights)):
                 raise Counted(rounded, f"weights are no {NAMES[self.dtype]}")
         return result
+
+    def lossy(self) -> Unquantize:
+        """Each weight rounded."""
+        return Unquantize(self.dtype, allowed=True)
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """The codes under what is kept; ValueError where a weight is not the value of a code, or nothing is kept."""

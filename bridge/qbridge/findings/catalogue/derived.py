@@ -28,6 +28,7 @@ ENTRIES = (
         "Convert it: the list is written so that the engine matches it, and routers become weights where the "
         "engine's dtype holds each exactly; --to dense, which rounds, where it does not.",
         f"{_VLLM}; {_TRANSFORMERS}; {_LMDEPLOY}",
+        allow="dequantized",
     ),
     Code(
         "QB282",

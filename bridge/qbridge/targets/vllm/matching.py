@@ -136,11 +136,21 @@ def is_draft(stored: str, architecture: Architecture) -> bool:
     return is_beyond(number, count) and _is_text(parts) and not architecture.is_decoder(stored)
 
 
+EMBEDDING = "embed_tokens"
+# Classes whose embedding is told its name, without which no group of a block is its own: model_executor/models.
+NAMED_EMBEDDINGS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"})
+
+
 def unquantizable(method: str) -> Callable[[Spec, Model], str]:
     """Says of a quantized linear that its class hands it no block of a method, so that no list can make it so."""
 
     def why(spec: Spec, model: Model) -> str:
         architecture = Architecture.of_model(model)
+        if spec.name.endswith(EMBEDDING):
+            named = method == "compressed-tensors" and architecture.name in NAMED_EMBEDDINGS
+            return (
+                "" if named and not architecture.tied else f"{ENGINE} builds the embedding unquantized in this class"
+            )
         names = CLASSES.get(architecture.name)
         if names is None:
             return ""

@@ -21,6 +21,8 @@ from qbridge.commands.explanation import Explanation, explain
 from qbridge.commands.inspection import Inspection, inspect
 from qbridge.commands.parts import Finished, PartReport, convert_part, finish, plan_parts
 from qbridge.commands.possibilities import Possibilities, Possibility, what
+from qbridge.commands.proof import Proof
+from qbridge.commands.proving import prove
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.restoration import restore
 from qbridge.commands.results import displayed_by as _displayed_by
@@ -43,6 +45,7 @@ from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Layer, Spec, identical
 from qbridge.ir.model import Model
 from qbridge.ir.scheme import ActivationScheme, Granularity, WeightScheme
+from qbridge.loaders.transformers import load
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.options import Options
 from qbridge.targets.registry import targets as _targets
@@ -85,6 +88,7 @@ __all__ = [
     "PartReport",
     "Possibilities",
     "Possibility",
+    "Proof",
     "QBridgeError",
     "RefusedError",
     "Report",
@@ -107,7 +111,9 @@ __all__ = [
     "inspect",
     "list_formats",
     "list_targets",
+    "load",
     "plan_parts",
+    "prove",
     "restore",
     "stream",
     "verify",

@@ -17,6 +17,7 @@ from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
 from qbridge.commands.parts import Finished, PartReport
 from qbridge.commands.possibilities import Possibilities
+from qbridge.commands.proof import Proof
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.results import Result
 from qbridge.commands.settings import Settings
@@ -34,6 +35,7 @@ _SHOW: Mapping[type[Result], Callable[[Console, Any], None]] = {
     Names: render.names,
     PartReport: render.part,
     Possibilities: render.possibilities,
+    Proof: render.proof,
     Report: render.report,
     Settings: render.names,
     Verification: render.verification,

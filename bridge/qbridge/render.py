@@ -16,6 +16,7 @@ from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names
 from qbridge.commands.parts import Finished, PartReport
 from qbridge.commands.possibilities import Possibilities, Possibility
+from qbridge.commands.proof import Proof
 from qbridge.commands.report import Report, Verification
 from qbridge.commands.report_rows import counted as _count
 from qbridge.commands.report_rows import report_rows, serve_rows
@@ -323,6 +324,21 @@ def _note(each: Possibility) -> str:
         parts.append(f"{reason.code} {reason.message}{f' ({reason.facts[0]})' if reason.facts else ''}")
     others = dict.fromkeys(reason.code for reason in each.reasons if reason.code != each.reasons[0].code)
     return "; ".join((*parts, *([f"also {', '.join(others)}"] if others else ())))
+
+
+def proof(console: Console, done: Proof) -> None:
+    """What an engine's own loader makes of a checkpoint."""
+    engine = f"{done.engine} {done.version or '(not installed)'}, tp {done.tp}"
+    stubs = f", stubs for {done.emulated}" if done.emulated else ""
+    rows = [("checkpoint", done.destination), ("engine", engine + stubs), ("python", done.python)]
+    if done.config:
+        rows.append(("config", ", ".join(f"{name} {value}" for name, value in done.config.items() if value)))
+    if done.model:
+        rows.append(("model", done.model + (f", by {done.backend}" if done.backend else "")))
+        modules = f"{_count(done.quantized, 'quantized module')}, {done.unquantized} not"
+        rows.append(("modules", f"{modules}; compared with the {done.compared_with}"))
+    rows += [("verdict", done.verdict), ("time", f"{done.seconds:.1f} s")]
+    _rows(console, rows)
 
 
 def explanation(console: Console, done: Explanation) -> None:

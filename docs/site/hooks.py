@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from qbridge.findings.catalogue.code import Code
 from qbridge.targets.messages import Message
@@ -140,6 +141,42 @@ def at_home(markdown: str, page: str) -> str:
         return f"{label} (`{there.relative_to(ROOT)}`)"
 
     return _LINK.sub(led, markdown)
+
+
+def spelled(nav: Sequence[Any]) -> list[Any]:
+    """The navigation with every page of a folder in the place of `FOLDER/*`."""
+    files = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").glob("*/*.md")}
+    pages = sorted(files | {path for path, _ in generated()})
+    found: list[Any] = []
+    for each in nav:
+        if isinstance(each, dict):
+            found.append({title: spelled(rest) if isinstance(rest, list) else rest for title, rest in each.items()})
+        elif each.endswith("/*"):
+            found += [page for page in pages if page.startswith(each[:-1]) and not page.endswith("/index.md")]
+        else:
+            found.append(each)
+    return found
+
+
+def named(nav: Sequence[Any]) -> Iterator[str]:
+    """Every page of a navigation."""
+    for each in nav:
+        for entry in each.values() if isinstance(each, dict) else [each]:
+            yield from named(entry) if isinstance(entry, list) else [entry]
+
+
+def whole(nav: Sequence[Any]) -> list[Any]:
+    """The navigation spelled out, with the pages that nobody has put into it yet at its end."""
+    found = spelled(nav)
+    there = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").glob("**/*.md")}
+    others = sorted(there - set(named(found)))
+    return [*found, {"More": others}] if others else found
+
+
+def on_config(config):  # type: ignore[no-untyped-def]
+    """Spell the navigation out."""
+    config.nav = whole(config.nav)
+    return config
 
 
 def on_files(files, config):  # type: ignore[no-untyped-def]

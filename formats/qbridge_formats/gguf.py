@@ -28,6 +28,7 @@ from qbridge.architecture.names import is_kv_scale, module_of
 from qbridge.codecs.arrays import AsFloat32, PlusOne
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
 from qbridge.findings.finding import Findings
+from qbridge.formats.assembly import assemble
 from qbridge.formats.common_rules import (
     first_of,
     folded_zeros,
@@ -80,6 +81,8 @@ def sniff(source: Source) -> Match | str:
 
 def read(source: Source, findings: Findings) -> Model:
     """The model under the names of transformers, experts one by one; float32 tensors of one dim stay such."""
+    if not source.metadata:
+        return assemble(NAME, source, source.config, {}, findings)
     return read_model(NAME, source, findings)
 
 

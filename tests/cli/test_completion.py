@@ -33,6 +33,7 @@ def words(pairs):
 
 def test_values_are_completed_from_the_tables():
     assert {"vllm", "vllm@0.33.0", "vllm-gptq"} <= set(words(completion.targets("vllm")))
+    assert {"vllm", "lmdeploy", "llama.cpp"} <= set(words(completion.provers(""))) and not completion.provers("awq")
     assert words(completion.targets("compressed")) == ["compressed-tensors"]
     assert "llm-compressor" in words(completion.formats("llm"))
     assert words(completion.allowed("")) == list(ALLOW)

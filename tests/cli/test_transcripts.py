@@ -1,4 +1,4 @@
-"""CLI transcripts: every `$ qbridge` line in tests/cli/*.md and README.md says what the program says.
+"""CLI transcripts: every `$ qbridge` line in tests/cli/*.md, README.md and docs/commands.md is what the program says.
 
 `pytest --accept` rewrites them.
 """
@@ -16,11 +16,12 @@ import pytest
 
 from support import ROOT
 
-PAGES = [*sorted((ROOT / "tests/cli").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "tests/cli").glob("*.md")), ROOT / "README.md", ROOT / "docs/commands.md"]
 BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 VOLATILE = [
     (re.compile(r"(?m)^(time +)[\d.]+ s$"), r"\g<1>0.0 s"),
     (re.compile(r"(?m)^(plan +)[0-9a-f]{64}$"), r"\g<1>DIGEST"),
+    (re.compile(r"(?m)^(python +)\S*$"), r"\g<1>PYTHON"),
     (re.compile(r'"seconds": [\d.]+'), '"seconds": 0.0'),
 ]
 

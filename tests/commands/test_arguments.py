@@ -13,7 +13,7 @@ from qbridge.findings.catalogue.code import IO, REFUSED, UNREADABLE, USAGE
 from qbridge.findings.finding import error
 from support import copy_fixture
 
-CALLS = ["check", "clean", "convert", "explain", "inspect", "open", "restore", "stream", "verify", "what"]
+CALLS = ["check", "clean", "convert", "explain", "inspect", "open", "prove", "restore", "stream", "verify", "what"]
 
 
 class Wrong:
@@ -29,6 +29,7 @@ def arguments(src, function):
         "path": src,
         "dst": src.parent / "dst",
         "target": "vllm",
+        "engine": "vllm",
         "text": "QB015",
     }
     return {name: right[name] for name, each in function.parameters.items() if each.default is each.empty}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,14 @@ def test_options_that_mean_nothing_are_refused(tmp_path):
     for options in ({"cast": "fp9"}, {"keep_undo": True}, {"cast": "fp8", "passes": False}):
         with pytest.raises(ValueError, match=r"cast|kept|passes"):
             qbridge.convert(source, tmp_path / "out", "vllm", **options)
+
+
+def test_a_target_that_has_no_mxfp4_gets_the_cast_as_a_remedy_that_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = fixture("compressed_tensors/llama_mxfp4a16")
+    (found,) = (each for each in qbridge.check(source, "sglang").findings if each.code == "QB293")
+    (line,) = (str(way) for way in found.ways)
+    words = shlex.split(line.partition("#")[0])
+    assert words[-2:] == ["--cast", "fp8"] and words[:2] == ["qbridge", "convert"]
+    qbridge.convert(words[2], words[3], words[5], cast=words[-1])
+    assert qbridge.check(words[3], "sglang").ok and same_weights(source, tmp_path / words[3])

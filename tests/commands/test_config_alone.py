@@ -69,7 +69,7 @@ def test_it_is_no_more_generous_than_the_checkpoint(case, target, tmp_path):
 
 
 TARGETS = ("vllm", "vllm@0.23.0", "vllm@0.5.4", "vllm-gptq", "lmdeploy", "lmdeploy@0.6.2", "lmdeploy-turbomind")
-TARGETS += ("transformers", "gptqmodel")
+TARGETS += ("transformers", "gptqmodel", "sglang")
 SEED = os.environ.get("LAWS", "20261201")
 PAIRS = [
     (str(path.parent.relative_to(ROOT / "fixtures")), target)
@@ -84,6 +84,8 @@ ALWAYS = [
     ("awq/llama_gemv", "vllm"),
     ("awq/llama_llm_awq", "lmdeploy"),
     ("compressed_tensors/llama_lm_head", "vllm"),
+    ("compressed_tensors/llama_lm_head", "sglang"),
+    ("compressed_tensors/llama_w4a16_old_zp", "sglang"),
     ("gptq/llama_int8_words", "transformers"),
     ("gptq/llama_lm_head", "transformers"),
     ("auto_round/llama_mixed", "vllm"),

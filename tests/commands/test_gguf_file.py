@@ -50,3 +50,10 @@ def test_the_server_gets_the_first_split(tmp_path):
     done = qbridge.convert(FIXTURE, tmp_path / "out", "llama.cpp", allow={"no-tokenizer"}, max_shard_size=100_000)
     first = min(file.name for file in (tmp_path / "out").glob("*.gguf"))
     assert first.startswith("model-00001-of-") and done.serve == f"llama-server -m {tmp_path / 'out' / first}"
+
+
+def test_a_folder_that_is_no_gguf_is_refused_as_such():
+    with pytest.raises(qbridge.QBridgeError, match="QB018"):
+        qbridge.inspect(FIXTURE, "gguf")
+    with pytest.raises(qbridge.QBridgeError):
+        qbridge.open(FIXTURE, "gguf")

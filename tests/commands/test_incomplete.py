@@ -557,3 +557,10 @@ def fooled_by(seed, folder, cases=READ):
 @pytest.mark.parametrize("seed", range(2000 if os.environ.get("LAWS") == "all" else 30))
 def test_what_is_taken_away_at_random_is_missed(seed, tmp_path):
     assert fooled_by(seed, tmp_path) is None
+
+
+def test_one_layer_of_act_order_without_its_order_is_missed(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_w4a16_g_idx")
+    whole = shutil.copytree(src, tmp_path / "whole")
+    without(src, "model.layers.0.self_attn.q_proj.weight_g_idx")
+    assert rejects(src, whole) == []

@@ -37,6 +37,7 @@ def results(src):
         "check no": (qbridge.check(src, "awq"), ["check", src, "--for", "awq"]),
         "check table": (qbridge.check(src, "vllm", [1, 64]), ["check", src, "--for", "vllm", "--tp", "1,64"]),
         "what": (qbridge.what(src), ["what", src]),
+        "prove": (qbridge.prove(src, "vllm"), ["prove", src, "--in", "vllm"]),
         "inspect": (qbridge.inspect(src), ["inspect", src]),
         "verify": (qbridge.verify(src, out), ["verify", src, out]),
         "clean": (qbridge.clean(src.parent / "none"), ["clean", src.parent / "none"]),

@@ -78,6 +78,7 @@ def test_answers_fit(fixtures, tmp_path, src):
         ("check", gptq, "--for", "vllm", "--tp", "1,2,64", "--gpu", "h100"),
         ("check", gptq, "--for", "vllm@0.28"),
         ("what", src),
+        ("prove", src, "--in", "vllm"),
         ("inspect", gptq),
         ("verify", src, out),
         ("verify", src, gptq),

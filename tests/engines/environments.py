@@ -39,17 +39,19 @@ SMOKE_TESTS = {
     "llm-compressor-0.8.1": "import compressed_tensors, llmcompressor, transformers",
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
+    "mlx": "import mlx_lm",
     "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
     "sglang": "import sglang.version, torch, transformers",
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)
-WITHOUT_TORCH = frozenset({"gguf"})
+WITHOUT_TORCH = frozenset({"gguf", "mlx"})
 # Variables that name an interpreter to take instead of an environment's. transformers is tried in llm-compressor's,
 # which has the version that the target is for.
 VARIABLES = {
     "QBRIDGE_PYTHON_VLLM": "vllm",
     "QBRIDGE_PYTHON_GGUF": "gguf",
+    "QBRIDGE_PYTHON_MLX": "mlx",
     "QBRIDGE_PYTHON_LMDEPLOY": "lmdeploy-0.18.0",
     "QBRIDGE_PYTHON_SGLANG": "sglang",
     "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",

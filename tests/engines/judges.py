@@ -13,6 +13,7 @@ import environments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "bridge/qbridge/targets"
+EMULATED = ("vllm", "lmdeploy", "sglang", "transformers")  # engines that have a GPU stood in for
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
 PACKED = {"I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
 
@@ -31,7 +32,8 @@ def judge(
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "lines.json"
         script = TARGETS / engine / "prover.py"
-        words = [interpreter(engine, pythons or {}), script, *checkpoints, *options, "--json", lines]
+        stubs = ("--emulate", "sm90") if engine in EMULATED else ()
+        words = [interpreter(engine, pythons or {}), script, *checkpoints, *options, *stubs, "--json", lines]
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
         assert lines.exists() and done.returncode in (0, 1, 2, 3), done.stderr[-3000:]
         reports = [json.loads(line) for line in lines.read_text().splitlines()]

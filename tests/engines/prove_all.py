@@ -55,7 +55,7 @@ def import_everything() -> None:
     for name in ("numba", "typer._adapters", "qbridge", "qbridge_formats"):
         package: Any = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{name}.") if name.startswith("qbridge") else ():
-            if module.name.rpartition(".")[2] not in ("prover", "weight_trace", "__main__"):
+            if module.name.rpartition(".")[2] not in ("prover", "weight_trace", "absent", "__main__"):
                 importlib.import_module(module.name)
 
 

@@ -353,20 +353,6 @@ def test_biases_of_zero_are_those_of_the_architecture_or_of_the_tool(bias, kept,
         assert (opened.specs[query].bias is not None) is kept
 
 
-def test_mlx_is_named(src):
-    def words(tensors):
-        for name in [name for name in tensors if name.endswith("weight_scale")]:
-            module = name.removesuffix(".weight_scale")
-            tensors[f"{module}.scales"] = tensors.pop(name)
-            tensors[f"{module}.biases"] = tensors[f"{module}.scales"]
-            tensors[f"{module}.weight"] = tensors[f"{module}.weight"].view(np.uint32)
-
-    rewrite_tensors(src, words)
-    edit_json(src / "config.json", lambda config: config.update(quantization={"group_size": 64, "bits": 4}))
-    edit_json(src / "config.json", lambda config: config.pop("quantization_config") and None)
-    assert "MLX" in facts(refusal(src, 3, "QB011")["QB011"])
-
-
 def test_quantized_experts_in_one_tensor_are_named(src):
     experts = "model.layers.0.mlp.experts"
 

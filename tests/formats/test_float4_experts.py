@@ -192,3 +192,28 @@ def test_other_codes_are_not_taken_for_them(experts, tmp_path):
     with pytest.raises(qbridge.QBridgeError) as refused:
         qbridge.open(tmp_path / "src")
     assert "QB101" in codes(refused)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp4 in unsigned bytes", "mxfp4, another name"])
+def test_experts_are_cast_and_the_config_says_it(name, tmp_path):
+    made = checkpoint(tmp_path / "src", *CASES[name])
+    qbridge.convert(tmp_path / "src", tmp_path / "out", "fp8", cast="fp8", keep_undo=True)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["expert_dtype"] == "fp8"
+    with qbridge.open(tmp_path / "out") as opened:
+        for module, parts in made.items():
+            assert np.array_equal(dequantize(opened.layer(module)), values(parts).numpy()), module
+    qbridge.restore(tmp_path / "out", tmp_path / "back")
+    was, now = load_file(tmp_path / "src" / SINGLE), load_file(tmp_path / "back" / SINGLE)
+    assert was.keys() == now.keys()
+    assert all(was[each].view(torch.uint8).equal(now[each].view(torch.uint8)) for each in was)
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads(
+        (tmp_path / "src/config.json").read_text()
+    )
+
+
+def test_no_cast_computes_the_input_scales_that_nvfp4_experts_need(tmp_path):
+    checkpoint(tmp_path / "src", *CASES["mxfp4"])
+    with pytest.raises(qbridge.QBridgeError) as refused:
+        qbridge.convert(tmp_path / "src", tmp_path / "out", "fp8", cast="nvfp4")
+    assert codes(refused) == {"QB110"}

@@ -24,7 +24,7 @@ ORDER = (
     {"plan"},
     {"write"},
     {"commands"},
-    {"render", "progress", "testing", "page"},
+    {"loaders", "render", "progress", "testing", "page"},
     {"display"},
     {"cli"},
     {"__main__"},
@@ -49,6 +49,8 @@ NAMES_ALLOWED = {
     # number formats that the public option --cast names, of which two formats have the name
     ("bridge/qbridge/plan/casting.py", "fp8"),
     ("bridge/qbridge/plan/casting.py", "mxfp4"),
+    # a value of expert_dtype in config.json
+    ("bridge/qbridge/architecture/expert_dtype.py", "fp8"),
     # until every format judges a config.json alone: the keys of GPTQ's, AWQ's and compressed-tensors' blocks
     ("bridge/qbridge/architecture/from_config.py", "auto-round"),
     ("bridge/qbridge/architecture/from_config.py", "compressed-tensors"),
@@ -57,6 +59,7 @@ CLASSES_ALLOWED = (
     "bridge/qbridge/architecture/",
     # an engine's own list of the classes that it has, or treats in a way of its own
     "bridge/qbridge/targets/",
+    "bridge/qbridge/loaders/",
     # examples in the words of the catalogue, and of the checkpoint that the laws write
     "bridge/qbridge/findings/catalogue/",
     "bridge/qbridge/testing/laws.py",
@@ -70,6 +73,7 @@ FILES_ALLOWED = (
     "bridge/qbridge/write/",
     # runs in an engine's own Python, which has no qbridge
     "bridge/qbridge/targets/proving.py",
+    "bridge/qbridge/targets/llamacpp/prover.py",
     # the user's config file, which is no file of a checkpoint
     "bridge/qbridge/commands/settings.py",
     # its own style sheet and script; a page that is there already
@@ -178,7 +182,12 @@ def constants(text: str) -> Iterator[str]:
 
 def foreign_names(path: str, text: str, names: set[str]) -> list[str]:
     """Constants that are the name of a format or an engine, outside targets/ and the registry and detection."""
-    at_home = ("bridge/qbridge/targets/", "bridge/qbridge/formats/registry.py", "bridge/qbridge/formats/detection.py")
+    at_home = (
+        "bridge/qbridge/targets/",
+        "bridge/qbridge/loaders/",
+        "bridge/qbridge/formats/registry.py",
+        "bridge/qbridge/formats/detection.py",
+    )
     if path.startswith((*at_home, "bridge/qbridge/findings/catalogue/", "formats/")):
         return []
     return [

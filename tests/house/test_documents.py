@@ -10,7 +10,7 @@ import pytest
 
 from support import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/formats.md", "docs/commands.md"]
 BASES = [ROOT, ROOT / "bridge/qbridge", ROOT / "formats"]
 NAMED = re.compile(r"`([\w./]+(?:\.py|/))`")
 

@@ -89,7 +89,11 @@ def page(home):
     words = f"exec {PROGRAM} --headless=new --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe"
     words += f" --user-data-dir={home} about:blank 3<&{theirs_in} 4>&{theirs_out}"
     running = subprocess.Popen(
-        ["bash", "-c", words], pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["bash", "-c", words],
+        pass_fds=(theirs_in, theirs_out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": str(home)},  # reports of crashes
     )
     os.close(theirs_in)
     os.close(theirs_out)

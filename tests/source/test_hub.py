@@ -407,3 +407,11 @@ def test_what_a_hub_tells_of_a_file_is_held_against_its_listing(header, value):
     storage._check("x", Answer("https://cdn.example", "", told))
     with pytest.raises(qbridge.QBridgeError, match="QB063"):
         storage._check("x", Answer("https://cdn.example", "", {**told, header: value}))
+
+
+def test_a_weak_etag_is_the_same_content():
+    told = {"x-linked-etag": 'W/"e"', "x-linked-size": "5"}
+    storage = HubStorage("hf://a/b", "https://hub.example", "a/b", "0" * 40, {"x": Entry(5, "e")})
+    storage._check("x", Answer("https://cdn.example", "", told))
+    with pytest.raises(qbridge.QBridgeError, match="QB063"):
+        storage._check("x", Answer("https://cdn.example", "", {**told, "x-linked-etag": 'W/"f"'}))

@@ -149,7 +149,7 @@ def test_other_faults_of_a_header_are_no_pointers(src):
 
 @pytest.mark.parametrize(
     ("names", "what"),
-    [(("weight", "scales", "biases"), "MLX"), (("B_24", "B_meta", "s"), "Marlin-24")],
+    [(("B_24", "B_meta", "s"), "Marlin-24")],
 )
 def test_formats_of_others_are_named_without_what_each_of_ours_lacks(src, names, what):
     linear = "model.layers.0.self_attn.q_proj"

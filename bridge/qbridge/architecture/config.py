@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qbridge.architecture import implied as by_class
@@ -49,7 +49,8 @@ class Reader:
     whether it knows the layers of Nemotron-H by the names that transformers 5.17 gave them. `implied` are the model
     types of which it asks for keys that their classes in transformers 5 no longer save, and `newer` those that no
     transformers 4 knows, so that a transformers 5 reads them whatever `versions` are. Those of `untied` have their
-    heads tied where config.json does not say, and those of `head_dims` are asked for head_dim.
+    heads tied where config.json does not say, and those of `head_dims` are asked for head_dim. `lifted` are keys of
+    the text model's config, by the model's type, which it reads beside that config.
     """
 
     versions: tuple[int, ...] = (4, 5)
@@ -61,6 +62,7 @@ class Reader:
     untied: frozenset[str] = frozenset()
     head_dims: frozenset[str] = frozenset()
     newer: frozenset[str] = frozenset()
+    lifted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def of(self, config: Mapping[str, Any]) -> Reader:
         """The reader of one config, nested ones aside: a transformers 5 where no other knows its model type."""
@@ -249,6 +251,9 @@ def _unsaid(config: Mapping[str, Any], reader: Reader) -> dict[str, dict[str, An
         found["tie_word_embeddings"] = False
     if kind in reader.head_dims and (head_dim := _head_dim(config)):
         found["head_dim"] = head_dim
+    texts = [config[key] for key in NESTED if isinstance(config.get(key), dict)]
+    lifted = [key for key in reader.lifted.get(kind, ()) if key not in config]
+    found |= {key: text[key] for text in texts for key in lifted if key in text}
     return {key: {key: value} for key, value in found.items()}
 
 

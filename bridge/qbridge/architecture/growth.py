@@ -9,6 +9,7 @@ from typing import Any
 
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.drafts import with_draft_linears
+from qbridge.architecture.expert_dtype import with_expert_dtype
 from qbridge.architecture.experts import SINGLE, unquantized_experts, unrecognized_experts
 from qbridge.architecture.mlps import Block, mlp_blocks
 from qbridge.architecture.names import without_expert
@@ -158,7 +159,7 @@ def _dense(model: Model) -> list[str]:
 
 
 def follow(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
-    """The config with the intermediate sizes that the layers have, wherever its keys for them lie."""
+    """The config with the intermediate sizes and the expert dtype that the layers have."""
     architecture = Architecture.of(config)
     sizes: dict[str, set[int]] = {}
     for block in mlp_blocks(name for name in specs if architecture.is_decoder(name)):
@@ -174,4 +175,4 @@ def follow(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, An
             if isinstance(place, dict) and isinstance(place.get(key), int) and place[key] != next(iter(seen)):
                 changed = {**place, key: next(iter(seen))}
                 found = changed if holder is None else {**found, holder: changed}
-    return found
+    return with_expert_dtype(found, specs)

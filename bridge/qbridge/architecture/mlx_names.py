@@ -9,7 +9,7 @@ Source: mlx-lm 0.32.2, utils.py (MODEL_REMAPPING, load_model) and models/*.py (M
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +47,8 @@ class Family:
 _SAME = Family()
 _STACKED = Family("switch_mlp")
 _LATENT = Family("switch_mlp", taken_apart=frozenset({"kv_b_proj"}))
-_AS_PARTS = (("model.language_model.", "language_model.model."), ("lm_head", "language_model.lm_head"))
-_VISION = (*_AS_PARTS, ("model.visual.", "visual."), ("model.", "language_model.model."))
+_AS_PARTS = (("model.language_model", "language_model.model"), ("lm_head", "language_model.lm_head"))
+_VISION = (*_AS_PARTS, ("model.visual", "visual"), ("model", "language_model.model"))
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(
         (
@@ -56,7 +56,6 @@ FAMILIES: Mapping[str, Family] = {
                 "cohere",
                 "cohere2",
                 "ernie4_5",
-                "falcon_h1",
                 "gemma",
                 "gemma2",
                 "gemma3_text",
@@ -78,8 +77,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3": Family(
         prefixes=(
             *_AS_PARTS,
-            ("model.vision_tower.", "vision_tower."),
-            ("model.multi_modal_projector.", "multi_modal_projector."),
+            ("model.vision_tower", "vision_tower"),
+            ("model.multi_modal_projector", "multi_modal_projector"),
         )
     ),
     **dict.fromkeys(("llava", "mistral3"), Family(prefixes=_AS_PARTS)),
@@ -123,16 +122,18 @@ class MlxNames:
         return f"{block}{dot}{names.get(last, last)}", False
 
     def _prefixed(self, module: str) -> str:
-        for old, new in self.family.prefixes:
-            if module == old or module.startswith(old):
-                return new + module[len(old) :]
-        return module
+        return _renamed(module, self.family.prefixes)
 
     def _unprefixed(self, name: str) -> str:
-        for old, new in self.family.prefixes:
-            if name == new or name.startswith(new):
-                return old + name[len(new) :]
-        return name
+        return _renamed(name, [(new, old) for old, new in self.family.prefixes])
+
+
+def _renamed(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    """A name with the first of the prefixes, whole parts of names, that it begins with as what that becomes."""
+    for old, new in prefixes:
+        if f"{name}.".startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
 
 
 def known_model_types() -> Collection[str]:

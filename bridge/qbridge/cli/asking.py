@@ -1,4 +1,4 @@
-"""check, what, inspect, verify, formats, targets, explain: the commands that answer, and write nothing."""
+"""check, what, prove, inspect, verify, formats, targets, explain: the commands that answer, and write nothing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from qbridge.cli.command import Program
 from qbridge.cli.options import (
     About,
     Allow,
+    Checked,
     CheckedSizes,
+    Emulated,
     For,
     From,
     Graft,
+    In,
     Jobs,
     Memory,
     NoValues,
+    OneSize,
     OnGpu,
+    Original,
     Progressing,
+    PythonPath,
     ReportFile,
     Sizes,
     Source,
@@ -35,6 +41,7 @@ from qbridge.commands.explanation import Explanation, Listing, listing
 from qbridge.commands.inspection import Inspection
 from qbridge.commands.names import Names, format_names, target_names
 from qbridge.commands.possibilities import Possibilities
+from qbridge.commands.proof import Proof
 from qbridge.commands.report import Verification
 from qbridge.commands.settings import Settings, settings
 from qbridge.commands.verdicts import Check, CheckTable
@@ -65,6 +72,21 @@ def what(
 ) -> Possibilities:
     """Say what SRC can become: for every target what is kept, lost or refused, and why."""
     return qbridge.what(src, source, tp=value("--tp", positive_sizes_of, tp), allow=words(allow, v1_zeros))
+
+
+def prove(
+    dst: Checked,
+    engine: In,
+    python: PythonPath = "",
+    tp: OneSize = 1,
+    emulate: Emulated = "",
+    source: Original = None,
+    allow: Allow = None,
+) -> Proof:
+    """Load DST with an engine's own loader, and say what that makes of it; exit 1 unless it loads."""
+    return qbridge.prove(
+        dst, engine, python=python, tp=tp, emulate=emulate, original=source, allow=words(allow, None)
+    )
 
 
 def inspect(

@@ -11,6 +11,7 @@ from qbridge.commands.names import format_names, target_names
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.targets.gpus import known_gpus
 from qbridge.targets.registry import codes
+from qbridge.targets.registry import targets as targets_of_registry
 
 Completer = Callable[[str], list[tuple[str, str]]]  # of what is typed so far: words, and what each means
 
@@ -60,6 +61,12 @@ def _targets() -> Iterator[tuple[str, str]]:
             yield engine, f"the newest, {entry['name']}"
         seen.add(engine)
         yield entry["name"], entry["summary"]
+
+
+def provers(incomplete: str) -> list[tuple[str, str]]:
+    """Engines that have a prover, each by its name."""
+    engines = {target.engine: target.name for target in targets_of_registry() if target.prover is not None}
+    return _beginning(engines.items(), incomplete)
 
 
 def formats(incomplete: str) -> list[tuple[str, str]]:

@@ -73,6 +73,27 @@ OnGpu = Annotated[
         "--gpu", metavar="GPU", help="A name such as H100, or a compute capability.", autocompletion=completion.gpus
     ),
 ]
+Checked = Annotated[str, typer.Argument(metavar="DST", help="A folder, or a GGUF file, of this machine.")]
+In = Annotated[
+    str, typer.Option("--in", metavar="ENGINE", help="The engine to load it in.", autocompletion=completion.provers)
+]
+PythonPath = Annotated[
+    str, typer.Option("--python", metavar="PATH", help="The Python that has the engine; default: this one.")
+]
+OneSize = Annotated[int, typer.Option("--tp", metavar="N", min=1, help="Tensor-parallel size; each rank loads.")]
+Emulated = Annotated[
+    str,
+    typer.Option(
+        "--emulate",
+        metavar="GPU",
+        help="Let stubs stand in for a GPU: sm90.",
+        autocompletion=completion.one_of("sm80", "sm89", "sm90", "sm100"),
+    ),
+]
+Original = Annotated[
+    str | None,
+    typer.Option("--source", metavar="SRC", help="Compare quantized modules with those of this checkpoint."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the answer alone: no warning, no progress.")]
 Verbose = Annotated[

@@ -18,6 +18,8 @@ from qbridge.findings.hints import word_of_command
 from qbridge.findings.way import Advice, Way
 from qbridge.ir.exactness import EXACT, Exactness, weakest
 from qbridge.ir.model import Model
+from qbridge.passes.float4 import is_mxfp4
+from qbridge.plan.casting import FP8
 from qbridge.plan.options import Options
 from qbridge.plan.plan import Plan
 from qbridge.plan.planner import refusal
@@ -143,7 +145,7 @@ class Remedies:
 
     def _cheapest(self, findings: Iterable[Finding], tp: int) -> Attempt | None:
         entries = (entry for finding in findings for entry in finding.advice)
-        ways = dict.fromkeys((Way(), *(_bare(entry) for entry in entries if _is_conversion(entry))))
+        ways = dict.fromkeys((Way(), *(_bare(entry) for entry in entries if _is_conversion(entry)), *self._casts()))
         attempts = (self._planned((tp,), way) for way in ways)
         good = (attempt for attempt in attempts if attempt.exact and not attempt.allow)
         return min(good, key=lambda attempt: attempt.added, default=None)
@@ -195,6 +197,8 @@ class Remedies:
             yield f"weights are {attempt.exactness}"
         if self._by_headers:
             yield "by its headers"
+        if "QB313" in attempt.remaining:
+            yield "activations change"
         for word in attempt.allow:
             yield f"{word}: {ALLOW[word]}"
 
@@ -205,8 +209,13 @@ class Remedies:
             return first
         wider = [(sizes, Way("--pad"))] if max(sizes) > 1 else []
         fewer = [((size,), Way()) for size in range(sizes[0] - 1, 0, -1) if sizes[0] % size == 0]
-        tried = (self._planned(*other) for other in (*wider, *(fewer if self.alone else ())))
+        casts = [(sizes, cast) for cast in self._casts()]
+        tried = (self._planned(*other) for other in (*wider, *casts, *(fewer if self.alone else ())))
         return next((attempt for attempt in tried if not attempt.codes), first)
+
+    def _casts(self) -> tuple[Way, ...]:
+        """The casts that may help: to float8, which most engines take, of weights that fewer do."""
+        return (Way("--cast", FP8),) if any(map(is_mxfp4, self.model.specs.values())) else ()
 
     def _planned(self, sizes: Sizes, way: Way) -> Attempt:
         if (sizes, way) not in self._attempts:

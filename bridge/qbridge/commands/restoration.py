@@ -26,7 +26,7 @@ from qbridge.plan.resizing import resized
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
 from qbridge.source.weight_files import INDEX
-from qbridge.targets.registry import find_target
+from qbridge.targets.registry import of_format
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
 from qbridge.write.staging import recover
@@ -120,7 +120,7 @@ def _plan(opened: Checkpoint, recorded: Mapping[str, Any]) -> Plan:
             layers[name] = LayerPlan(opened.specs[name], spec, passes, opened.model.slots[name], written)
         names = origin["renamed"]
         outputs = [_renamed(output, names, renaming) for output in outputs_of(opened.source, model, layers)]
-        target, others = find_target(destination.NAME), rearranged_layers(model)
+        target, others = of_format(destination.NAME), rearranged_layers(model)
         return Plan(model, target, named(destination.NAME), layers, outputs, origin["config"], others=others)
     except manifest.MALFORMED as fault:
         raise error("QB037", MANIFEST, (f"{type(fault).__name__}: {fault}",)) from fault

@@ -17,7 +17,7 @@ from qbridge.findings.hints import one_line
 from qbridge.ir.dtypes import nbytes
 from qbridge.plan.options import MEMORY, Options
 from qbridge.plan.output_files import plan_shards
-from qbridge.plan.plan import Plan
+from qbridge.plan.plan import OutputTensor, Plan
 from qbridge.targets.registry import find_target
 from qbridge.write.budget import Effort
 from qbridge.write.jobs import encoded
@@ -40,16 +40,14 @@ class Stream:
     _opened: Checkpoint
     _plan: Plan
     _block: int
+    _by_name: Mapping[str, OutputTensor]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the target, converted when it is asked for."""
         imported("torch", "torch", "a stream gives torch tensors")
-        from qbridge.ir.torch_tensors import to_torch
-
         for shard in plan_shards(self._plan.outputs):
             for tensor in shard.tensors:
-                stored = encoded(self._opened.source, self._plan, tensor, self._block)
-                yield tensor.name, to_torch(stored, tensor.dtype, tensor.shape)
+                yield tensor.name, self.tensor(tensor.name)
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.format}, {len(self.shapes)} tensors, {self.total_size} bytes")
@@ -59,6 +57,17 @@ class Stream:
 
     def __exit__(self, *exc: object) -> None:
         self._opened.source.close()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor of the target by its name, converted now; KeyError for a name that it does not have."""
+        from qbridge.ir.torch_tensors import to_torch
+
+        made = self._by_name[name]
+        return to_torch(encoded(self._opened.source, self._plan, made, self._block), made.dtype, made.shape)
+
+    def side_file(self, name: str) -> Any:
+        """A JSON file beside the weights of the source, None where there is none."""
+        return self._opened.source.document(name)
 
     @property
     def total_size(self) -> int:
@@ -116,4 +125,5 @@ def stream(
         raise
     block = opened.source.keep = Effort.of(options).block
     shapes = {t.name: (str(t.dtype), t.shape) for t in plan.outputs}
-    return Stream(plan.config, plan.format.NAME, shapes, opened.findings, opened, plan, block)
+    by_name = {t.name: t for t in plan.outputs}
+    return Stream(plan.config, plan.format.NAME, shapes, opened.findings, opened, plan, block, by_name)

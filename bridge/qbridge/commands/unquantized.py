@@ -8,7 +8,7 @@ import numpy as np
 
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.ir.dtypes import DType, survives, to_float64
-from qbridge.ir.layer import Layer
+from qbridge.ir.layer import Layer, Spec
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_layers
 from qbridge.ir.values import dequantize
@@ -19,6 +19,12 @@ def with_layers_of(side: Checkpoint, other: Model) -> Checkpoint:
     """A checkpoint in which the linears that are quantized in another are layers, too."""
     names = [name for name in other.specs if name not in side.model.specs and f"{name}.weight" in side.model.tensors]
     return replace(side, model=as_layers(side.model, names)) if names else side
+
+
+def have_other_codes(a: Spec, b: Spec) -> bool:
+    """Whether two layers are alike but for the number format or the zero-points, so that only values can be equal."""
+    kinds = [(w.type, w.symmetric, bool(w.global_scale)) for w in (a.weight, b.weight)]
+    return kinds[0] != kinds[1] and (a.activation, a.dims, a.bias) == (b.activation, b.dims, b.bias)
 
 
 def unlike_weights(a: Layer, b: Layer, pad: Pad | None = None) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
 from qbridge.commands.report import Verification
 from qbridge.commands.reporting import with_report
 from qbridge.commands.restructured import align, one_by_one, without_grafts
-from qbridge.commands.unquantized import unlike_tensors, unlike_weights
+from qbridge.commands.unquantized import have_other_codes, unlike_tensors, unlike_weights
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Findings, io_as_finding
 from qbridge.formats.registry import report_unusable
@@ -202,7 +202,7 @@ class _Comparison:
 
     def _layer(self, name: str) -> tuple[str, tuple[str, ...]]:
         specs = self.left.model.specs[name], self.right.model.specs[name]
-        if any(spec.weight.is_dense or spec.weight.is_computed for spec in specs) or _have_other_codes(*specs):
+        if any(spec.weight.is_dense or spec.weight.is_computed for spec in specs) or have_other_codes(*specs):
             facts = unlike_weights(self.left.layer(name), self.right.layer(name), self.pads.get(name))
             return ("different", facts) if facts else ("equal", ())
         unlike, pad = _unlike(*specs), self.pads.get(name)
@@ -308,12 +308,6 @@ def _compare_padded(a: Layer, b: Layer, small: tuple[int, int]) -> tuple[str, ..
     if not differing and "code" in a.arrays and not np.array_equal(first.arrays["code"], second.arrays["code"]):
         differing = ("codes",)
     return differing
-
-
-def _have_other_codes(a: Spec, b: Spec) -> bool:
-    """Whether two layers are alike but for the number format or the zero-points, so that only values can be equal."""
-    kinds = [(w.type, w.symmetric, bool(w.global_scale)) for w in (a.weight, b.weight)]
-    return kinds[0] != kinds[1] and (a.activation, a.dims, a.bias) == (b.activation, b.dims, b.bias)
 
 
 def _unlike(a: Spec, b: Spec) -> tuple[str, ...]:

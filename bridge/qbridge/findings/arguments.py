@@ -17,9 +17,9 @@ _NONE = type(None)
 _PATH = (str, os.PathLike)
 # By parameter; those of `Options` are checked by it.
 KINDS: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("src", "dst", "a", "b", "graft"), _PATH),
+    **dict.fromkeys(("src", "dst", "a", "b", "graft", "original"), _PATH),
     **dict.fromkeys(("source", "format"), (str, _NONE)),
-    **dict.fromkeys(("target", "gpu", "text"), (str,)),
+    **dict.fromkeys(("target", "gpu", "text", "engine", "python", "emulate"), (str,)),
     **dict.fromkeys(("dry_run", "overwrite", "public", "pr", "link", "strict", "plans", "values"), (bool,)),
     "max_shard_size": (int, _NONE),
     "report": (*_PATH, _NONE),

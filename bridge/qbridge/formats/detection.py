@@ -10,7 +10,6 @@ from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import aliases, leave_out, load, registry, report_clashes, sniffed
-from qbridge.ir.dtypes import DType
 from qbridge.source.reader import Source
 
 _LOG = logging.getLogger(__name__)
@@ -73,19 +72,8 @@ def quant_method(config: Mapping[str, Any]) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _mlx_layers(source: Source) -> list[str]:
-    """The modules that are stored as MLX stores them: words of 32 bits, and scales beside them.
-
-    Source: mlx 0.29.3, python/mlx/nn/layers/quantized.py.
-    """
-    words = [t.name.removesuffix(".weight") for t in source.tensors.values() if t.dtype is DType.U32]
-    return [module for module in words if f"{module}.scales" in source.tensors]
-
-
 def _foreign(source: Source) -> str:
     """What a checkpoint is by tensors that no format here reads; else nothing."""
-    if mlx := _mlx_layers(source):
-        return f"MLX, which qbridge does not read yet: {len(mlx)} modules with words of codes, scales and biases"
     if sparse := [name for name in source.tensors if name.endswith(_MARLIN_24)]:
         return f"Marlin-24, which qbridge does not read yet: {len(sparse)} modules of 2:4 sparsity"
     return ""

@@ -101,7 +101,10 @@ class Caster:
         refused: dict[str, list[str]] = {}
         if self.casting.to == NVFP4 or self.casting.unit is Granularity.TENSOR:
             self._find_ranges(starts)
+        some = any(float4.is_mxfp4(start.spec) for start in starts.values())  # beside them float8 stays what it is
         for name, start in starts.items():
+            if some and self.casting.to != FP8 and not float4.is_mxfp4(start.spec):
+                continue
             if why := self._refusal(start.spec):
                 refused.setdefault(why, []).append(name)
             elif not self._is_there(start.spec):

@@ -13,6 +13,7 @@ from typing import Any
 
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
+from qbridge.ir.exactness import Exactness
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_layers
@@ -33,7 +34,7 @@ from qbridge.source.gguf_files import MANIFEST_KEY
 from qbridge.source.json_text import MAX_HEADER, parse_json
 from qbridge.source.opening import MANIFEST
 from qbridge.source.reader import Source
-from qbridge.source.storage import File, load_json
+from qbridge.source.storage import File, Storage, load_json
 
 SCHEMA = 1
 NOTHING: Mapping[str, Any] = {}
@@ -171,6 +172,28 @@ def added(recorded: Mapping[str, Any]) -> frozenset[str]:
         return frozenset(map(str, recorded["source"].get("added", ())))
     except MALFORMED:
         return frozenset()
+
+
+def beside(storage: Storage) -> Mapping[str, Any] | None:
+    """The manifest in a folder, whatever the tensors in it are like; None as `load`."""
+    try:
+        value = load_json(File(storage, MANIFEST))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def quantized(recorded: Mapping[str, Any]) -> frozenset[str]:
+    """The modules that a conversion wrote as codes, by their tensors' names; a malformed manifest names none."""
+    names: set[str] = set()
+    try:
+        for entry in recorded["steps"]:
+            if entry["exactness"] != Exactness.DEQUANTIZED and not any(map(_is_unquantized, entry["passes"])):
+                at = dict(entry["after"]["dialect"]).get("at")
+                names.update([str(at)] if at else map(str, entry["layers"]))
+    except MALFORMED:
+        return frozenset()
+    return frozenset(names)
 
 
 def padded(source: Source) -> dict[str, Pad]:

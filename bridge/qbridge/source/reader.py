@@ -83,6 +83,10 @@ class Source:
         """One of its files by name, whether it is there or not."""
         return File(self.storage, name)
 
+    def document(self, name: str) -> Any:
+        """A JSON file beside the weights, None where there is none."""
+        return load_json(self.file(name)) if name in self.side_files else None
+
     def read(self, name: str) -> Array:
         """A whole tensor in its stored shape, as the numpy dtype of its tag; read-only within `remembering`."""
         tensor = self.tensors[name]

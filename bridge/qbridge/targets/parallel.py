@@ -281,9 +281,14 @@ class Parallel:
                 yield Way("--pad", note=note, exact=True)
 
     def _misfits(self, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        """(name, fact) of every linear that does not fit the tiles; experts have kernels of their own."""
+        """(name, fact) of every linear that does not fit the tiles; experts have kernels of their own.
+
+        How ranks share a linear may be unknown; one rank has the whole of it.
+        """
         if self.inputs == self.outputs == 1:
             return
+        architecture = Architecture.of_model(model)
+        decoder = architecture.is_decoder if architecture.known else lambda name: False
         own = [name for name in model.specs if ".experts." not in name]
         fused = {name: names for names in self.fused.siblings(model, own) for name in names}
         for name in own:
@@ -292,11 +297,11 @@ class Parallel:
                 continue
             for tp in sizes:
                 rank = held(spec, model, tp)
-                if rank is None or rank.fault:
+                if rank.fault if rank else tp > 1 or not decoder(name):
                     continue
                 together = sum(rank_outputs(model, other, tp) for other in fused.get(name, [name]))
                 for kind, size, least, letter in (
-                    ("input", rank.in_features, self.inputs, "k"),
+                    ("input", rank.in_features if rank else spec.in_features, self.inputs, "k"),
                     ("output", together, self.outputs, "n"),
                 ):
                     if size % least:

@@ -2,26 +2,30 @@
 
 A prover is a script that an engine's own Python runs: `PYTHON .../targets/ENGINE/prover.py CKPT... [--json F]`. It
 builds the model with the engine's code, loads the checkpoint with the engine's loaders, and prints one line of JSON
-per checkpoint. It computes nothing, so it needs no GPU. This module is loaded by path and uses the standard library
-alone; it knows no engine.
+per checkpoint. It computes nothing. As it is, the engine loads on the device that it finds; with `--emulate sm90`
+stubs stand in for a GPU. This module is loaded by path and uses the standard library alone; it knows no engine.
 
 Report of one checkpoint:
 
-    engine, version     name and version of the engine
+    engine, version     name and version of the engine; the version is null where it cannot be imported
     checkpoint          the folder
     verdict, exit       "clean" 0, "refused" 1, "faulty" 2, "unproved" 3; the exit status is the worst of all
-    error               null, or {type, message, at}: what the engine raised
-    reason              why this machine cannot prove it; only where the verdict is "unproved"
+    error               null, or {type, message, at, tensor}: what the engine raised, and the tensor of the checkpoint
+                        that it was given last, null where it was given none
+    reason, lacks       why this machine cannot prove it, and what it lacks: "engine" (it is not installed), "version"
+                        (nobody has tried this prover with it) or "device"; only where the verdict is "unproved"
     config              {class, method, ...}: config.json and its quantization block as the engine parsed them
     model               class of the model
     modules             {module: {class, method}}: of every module that could be quantized, its class and that of its
                         quantization method; null where it is not quantized
     quantized           {module of the checkpoint: bool}: whether its tensors went into a quantized module
+    stored              {module of the checkpoint: bool}: whether its tensors are codes, by their dtypes
     missing             [parameter]: nothing was written to it
     unfilled            [{parameter, empty}]: written in part; `empty` says which slices nothing was written to
     unexpected          [tensor]: of the checkpoint, in no parameter
     misshapen           [{tensor, parameter, given, wanted}]
     left_out            [tensor]: not read, and the engine says so of its kind
+    emulated            the compute capability that stubs answer with, such as "sm90"; null where nothing is stubbed
     stubs               [what stands in for a device]
 
 Of an engine that is asked about several ranks there is one report: its faults are those of all ranks, each with its
@@ -31,21 +35,27 @@ number, and a tensor is unexpected if no rank takes it.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import re
+import signal
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Report = dict[str, Any]
 Proof = Callable[[str, Report], None]
 VERDICTS = ("clean", "refused", "faulty", "unproved")
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
 SEVERITY = (0, 3, 2, 1)  # of the verdicts, for the exit status of several checkpoints
+PACKED = ("I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # dtypes of codes
+PATIENCE = 20.0  # seconds that a rank may still take after another one has failed
 SETTINGS = {
-    "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -56,7 +66,20 @@ SETTINGS = {
 
 
 class Unproved(Exception):
-    """The engine cannot say anything of this checkpoint on this machine."""
+    """The engine cannot say anything of this checkpoint on this machine; `lacks` is what is not there."""
+
+    def __init__(self, why: str, lacks: str = "device") -> None:
+        """Keep both."""
+        super().__init__(why)
+        self.lacks = lacks
+
+
+class Proofs(NamedTuple):
+    """An engine that was imported: its version, a proof for each rank, and what stands in for a device."""
+
+    version: str
+    of_ranks: Sequence[Proof]
+    stubs: Sequence[str] = ()
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
@@ -65,29 +88,102 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     made.add_argument("checkpoints", nargs="+", metavar="CKPT", help="folder of a checkpoint")
     made.add_argument("--json", type=Path, metavar="F", help="file for the lines; default: standard output")
     made.add_argument("--trace", action="store_true", help="what the engine prints goes to standard error")
+    made.add_argument("--emulate", metavar="smNN", default="", help="let stubs stand in for such a GPU: sm80, sm90")
+    made.add_argument("--tp", type=int, default=1, help="tensor-parallel size, of which each rank is proved")
+    made.add_argument("--any-version", action="store_true", help="try a version that this prover does not know")
     return made
 
 
-def settle(**more: str) -> None:
-    """Set the environment that engines read when they are imported: no network, no device, one thread."""
-    os.environ.update(SETTINGS | more)
+def settle(emulate: str, **more: str) -> None:
+    """Set the environment that engines read when they are imported: no network, one thread; no device but stubs."""
+    os.environ.update(SETTINGS | ({"CUDA_VISIBLE_DEVICES": ""} if emulate else {}) | more)
 
 
-def empty_report(engine: str, version: str, checkpoint: str, stubs: Iterable[str]) -> Report:
+def capability(emulate: str) -> int:
+    """The compute capability times ten that a word such as sm90 names; Unproved for another word."""
+    match = re.fullmatch(r"sm(\d{2,3})", emulate)
+    if not match:
+        raise Unproved(f"--emulate {emulate}: a compute capability such as sm90")
+    return int(match[1])
+
+
+def one_rank(args: argparse.Namespace, engine: str) -> None:
+    """Unproved where several ranks are asked of a prover that knows one."""
+    if args.tp != 1:
+        raise Unproved(f"--tp {args.tp}: this prover loads {engine} on one device")
+
+
+def stubs_alone(args: argparse.Namespace, engine: str) -> None:
+    """Unproved where an engine that needs a GPU is asked without stubs."""
+    if not args.emulate:
+        raise Unproved(f"{engine} loads on a GPU, and this prover knows it with stubs for one alone (--emulate sm90)")
+
+
+def no_stubs(args: argparse.Namespace, engine: str) -> None:
+    """Unproved where stubs are asked of a prover that has none."""
+    if args.emulate:
+        raise Unproved(f"--emulate {args.emulate}: {engine} is loaded on the CPU, and nothing is stubbed")
+
+
+def known(version: str, versions: Iterable[str]) -> bool:
+    """Whether a version is one of those, which may leave its last numbers out."""
+    return any(f"{version}.".startswith(f"{each}.") for each in versions)
+
+
+def main(
+    engine: str,
+    package: str,
+    versions: Sequence[str],
+    args: argparse.Namespace,
+    begin: Callable[[argparse.Namespace], Proofs],
+) -> int:
+    """Import an engine and prove every checkpoint of the command line; the exit status.
+
+    `begin` imports it, Unproved is what cannot be asked for; without `package` the engine is not installed. An engine
+    whose version is none of `versions` is asked with --any-version alone.
+    """
+    version = ""
+    stubs: Sequence[str] = ()
+    proofs: Sequence[Proof]
+    try:
+        if package and importlib.util.find_spec(package) is None:
+            raise Unproved(f"this Python has no package {package}", "engine")
+        version, proofs, stubs = begin(args)
+        if not known(version, versions) and not args.any_version:
+            raise Unproved(f"{package} {version}: this prover knows {', '.join(versions)}", "version")
+    except Unproved as fault:
+        proofs = [_impossible(fault)]
+    return run(proofs, lambda path: empty_report(engine, version, path, stubs, args.emulate), args)
+
+
+def _impossible(fault: Unproved) -> Proof:
+    """The proof of an engine that cannot be asked."""
+
+    def prove(path: str, report: Report) -> None:
+        raise fault
+
+    return prove
+
+
+def empty_report(engine: str, version: str, checkpoint: str, stubs: Iterable[str], emulate: str = "") -> Report:
     """A report before anything was asked."""
     lists: Report = {kind: [] for kind in (*FAULTS, "left_out")}
-    start = {"engine": engine, "version": version, "checkpoint": checkpoint, "verdict": None, "exit": None}
-    middle: Report = {"error": None, "config": None, "model": None, "modules": {}, "quantized": {}}
-    return start | middle | lists | {"stubs": list(stubs)}
+    start = {"engine": engine, "version": version or None, "checkpoint": checkpoint, "verdict": None, "exit": None}
+    middle: Report = {"error": None, "config": None, "model": None, "modules": {}, "quantized": {}, "stored": {}}
+    return start | middle | lists | {"emulated": emulate or None, "stubs": list(stubs)}
 
 
 def run(proofs: Sequence[Proof], start: Callable[[str], Report], args: argparse.Namespace) -> int:
-    """Prove every checkpoint, each rank in a process of its own, with a proof for each rank; the exit status."""
+    """Prove every checkpoint, each rank in a process of its own, with a proof for each rank; the exit status.
+
+    The ranks run at the same time: they are a group, unless stubs make each believe so.
+    """
     worst = 0
     sink = args.json.open("w") if args.json else sys.stdout
     for checkpoint in args.checkpoints:
         path = os.path.abspath(checkpoint)
-        report = merged([_forked(prove, start(path), path, args.trace) for prove in proofs])
+        ranks = [_forked(prove, start(path), path, args.trace) for prove in proofs]
+        report = merged(_answers(ranks, start(path)))
         sink.write(json.dumps(report, default=str) + "\n")
         sink.flush()
         worst = max(worst, report["exit"], key=SEVERITY.__getitem__)
@@ -118,39 +214,66 @@ def _of_rank(entry: Any, rank: int) -> Any:
     return {"rank": rank, **entry} if isinstance(entry, dict) else f"rank {rank}: {entry}"
 
 
-def _forked(prove: Proof, report: Report, path: str, trace: bool) -> Report:
-    """The report of one checkpoint from a child process: engines keep global state, and may die."""
-    reader, writer = os.pipe()
+class _Rank(NamedTuple):
+    """A process that proves one checkpoint for one rank, and the file that it writes its report to."""
+
+    process: int
+    answer: Any
+
+
+def _forked(prove: Proof, report: Report, path: str, trace: bool) -> _Rank:
+    """Start the proof of one checkpoint in a child process: engines keep global state, and may die."""
+    answer = tempfile.TemporaryFile("w+")  # noqa: SIM115  both processes have it open
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        os.close(reader)
         quiet = 2 if trace else os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(quiet, stream)
         _attempt(prove, path, report)
-        with os.fdopen(writer, "w") as pipe:
-            json.dump(report, pipe, default=str)
+        json.dump(report, answer, default=str)
+        answer.flush()
         os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
+    return _Rank(child, answer)
+
+
+def _answers(ranks: Sequence[_Rank], empty: Report) -> list[Report]:
+    """The reports of all ranks; where one has failed, a rank that still waits for it is stopped."""
+    reports: dict[int, Report] = {}
+    failed_at = float("inf")
+    while len(reports) < len(ranks):
+        for number, rank in enumerate(ranks):
+            if number in reports:
+                continue
+            ended, status = os.waitpid(rank.process, 0 if len(ranks) == 1 else os.WNOHANG)
+            if ended:
+                reports[number] = _read(rank, status, empty)
+                if reports[number]["exit"] in (1, 3):
+                    failed_at = min(failed_at, time.monotonic())
+            elif time.monotonic() > failed_at + PATIENCE:
+                os.kill(rank.process, signal.SIGKILL)
+        time.sleep(0 if len(ranks) == 1 else 0.02)
+    return [reports[number] for number in range(len(ranks))]
+
+
+def _read(rank: _Rank, status: int, empty: Report) -> Report:
+    rank.answer.seek(0)
+    text = rank.answer.read()
+    rank.answer.close()
     if text:
         answer: Report = json.loads(text)
         return answer
-    return report | {
-        "verdict": "refused",
-        "exit": 1,
-        "error": {"type": "Died", "message": f"the engine's process died with wait status {status}", "at": []},
-    }
+    message = f"the engine's process died with wait status {status}"
+    error: Report = {"type": "Died", "message": message, "at": [], "tensor": None}
+    return empty | {"verdict": "refused", "exit": 1, "error": error}
 
 
 def _attempt(prove: Proof, path: str, report: Report) -> None:
     try:
+        report["stored"] = packed_modules(path)
         prove(path, report)
     except Unproved as why:
-        report["reason"] = str(why)
+        report["reason"], report["lacks"] = str(why), why.lacks
     except BaseException as error:  # engines leave by SystemExit as well
         traceback.print_exc()
         report["error"] = described(error)
@@ -159,10 +282,11 @@ def _attempt(prove: Proof, path: str, report: Report) -> None:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """An exception with the three lines of the engine that it came through last."""
+    """An exception with the three lines of the engine that it came through last, and the tensor that it was given."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     at = [f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in frames]
-    return {"type": type(error).__name__, "message": str(error)[:2000], "at": at}
+    tensor = getattr(error, "tensor_given_last", None)
+    return {"type": type(error).__name__, "message": str(error)[:2000], "at": at, "tensor": tensor}
 
 
 def config_of(path: str) -> dict[str, Any]:
@@ -185,6 +309,16 @@ def stored_shapes(path: str) -> dict[str, tuple[str, list[int]]]:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         stored |= {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return stored
+
+
+def packed_modules(path: str) -> dict[str, bool]:
+    """{module: whether its tensors are codes, by their dtypes} of every module with a matrix in safetensors files."""
+    packed: dict[str, bool] = {}
+    for name, (dtype, shape) in stored_shapes(path).items():
+        if len(shape) > 1:
+            module = name.rpartition(".")[0]
+            packed[module] = packed.get(module, False) or dtype in PACKED
+    return packed
 
 
 def by_module(origins: Mapping[str, Iterable[str]], methods: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:

@@ -82,7 +82,7 @@ def report_unusable(findings: Findings) -> None:
 
 def targets() -> list[Target]:
     """Every engine at every version in the table, then every format by its own name."""
-    return [*builtin(), *_others(), *map(_by_format, usable()), *_VARIANTS]
+    return [*builtin(), *_others(), *map(of_format, usable()), *_VARIANTS]
 
 
 def codes() -> Mapping[str, Code]:
@@ -96,7 +96,8 @@ def messages() -> tuple[Message, ...]:
     return tuple(message for target in (*builtin(), *_others()) for message in target.messages)
 
 
-def _by_format(name: str) -> Target:
+def of_format(name: str) -> Target:
+    """A format by its id as a target, without the limits of an engine, even one of its name."""
     return Target(name, find(name).SUMMARY, (Choice(named(name)),))
 
 
@@ -111,6 +112,8 @@ def _names() -> Iterator[str]:
 def find_target(name: str) -> Target:
     """A target by name, in letters of any case; `engine@X.Y` is its newest patch in the table. Else QB030.
 
+    Where an engine and a format have the same name it is the engine's.
+
     Those of other packages are imported only if none of this one has the name; QB032 if the one asked for fails.
     """
     typed("target", name, str)
@@ -118,7 +121,7 @@ def find_target(name: str) -> Target:
     if target := _newest(builtin(), name):
         return target
     if not at and folded(name) in {folded(each) for each in aliases()}:
-        return _by_format(find(name).NAME)
+        return _newest(builtin(), find(name).NAME) or of_format(find(name).NAME)
     if target := next((target for target in _VARIANTS if target.name == folded(name)), None):
         return target
     if target := _newest(_others(), name):
@@ -203,6 +206,8 @@ def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> t
 
 def _by_name(target: Target) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:
     """How a target is pickled: by its name where that finds it again, because rules may be closures."""
+    if target.is_format and target == of_format(target.name):
+        return of_format, (target.name,)
     with suppress(QBridgeError):  # a target that is in no table
         if find_target(target.name) == target:
             return find_target, (target.name,)

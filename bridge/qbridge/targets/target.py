@@ -35,7 +35,8 @@ class Target:
     `codes` are the catalogue entries of the findings that its rules alone have.
     `messages` are what any of its releases prints when it refuses a quantized checkpoint, with cause and cure; the
     newest brings them. `prover` is the path of a script that is run by the Python of the engine's own environment,
-    and proves that the engine loads a folder; None where there is none. `experts` says how unquantized experts that
+    and proves that the engine loads a folder; None where there is none; `prover_options` are what it is run with for
+    this target. `experts` says how unquantized experts that
     lie in some way must be stored instead; None where any way will do. `renames` are classes whose loader takes
     linears of experts under either of the names that classes have for them; a reader may take the names that they
     have `in_memory`. `towers_by_index` are classes that it builds a tower of only where the index names tensors of
@@ -56,6 +57,7 @@ class Target:
     derivation: Derivation | None = None
     messages: tuple[Message, ...] = ()
     prover: Path | None = None
+    prover_options: tuple[str, ...] = ()
     experts: Arrange | None = None
     renames: frozenset[str] = frozenset()
     in_memory: bool = False

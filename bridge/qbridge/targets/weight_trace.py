@@ -26,6 +26,8 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
         super().__init__()
         self.model = model
         self.given: set[str] = set()  # tensors that the engine was given
+        self.last: str | None = None  # the one of them that it was given last
+        self.complete = False  # whether the engine has asked for all of them
         self.taken: set[str] = set()  # tensors that were written somewhere in the model
         self.supplied: set[str] = set()  # parameters that the loader copied tensors of its own into
         self.zeros: set[str] = set()  # biases and zero-points that hold nothing but zeros
@@ -55,13 +57,21 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
         for name, tensor in weights:
             self.begin(name, tensor)
             yield name, tensor
+        self.complete = True
 
     def begin(self, name: str, tensor: Any) -> None:
         """Note a tensor of the checkpoint that the engine is about to be given."""
         self.given.add(name)
+        self.last = name
         if name.endswith((".bias", "_zero_point")) and not tensor.any():
             self.zeros.add(name)
         self._taint(tensor, frozenset([name]))
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Stop following; an error of the loader learns which tensor was given to it last."""
+        super().__exit__(kind, error, traceback)
+        if error is not None:
+            error.tensor_given_last = self.last
 
     def _taint(self, tensor: Any, sources: frozenset[str]) -> None:
         storage = tensor.untyped_storage()
@@ -113,11 +123,11 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[misc]
             self.origins.setdefault(parameter, set()).update(sources)
         mask = _bytes_of(self._masks[key], target)
         if name == "index_put_":
-            mask[tuple(slice(None) if index is None else index for index in args[1])] = True
+            mask[tuple(slice(None) if index is None else index.cpu() for index in args[1])] = True
         elif name == "index_copy_":
-            mask.index_fill_(args[1], args[2], True)
+            mask.index_fill_(args[1], args[2].cpu(), True)
         elif name == "masked_scatter_":
-            mask[args[1].expand(target.shape)] = True
+            mask[args[1].expand(target.shape).cpu()] = True
         elif name not in WRITTEN_BY_INDEX:
             mask.fill_(True)
 

@@ -23,6 +23,7 @@ quantization/lifecycle/initialize.py; dialects of older releases from the wheels
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any
@@ -49,7 +50,7 @@ from qbridge.source.reader import Source
 from qbridge_formats._shared.scope import Scope
 from qbridge_formats._shared.stacked_experts import as_stored
 from qbridge_formats.compressed_tensors import floats as _ct_floats
-from qbridge_formats.compressed_tensors.config import Matcher, Parsed, args_of, is_ours, parse
+from qbridge_formats.compressed_tensors.config import Group, Matcher, Parsed, args_of, is_ours, parse
 from qbridge_formats.compressed_tensors.layers import Found, inferred_layers, listed_layers
 from qbridge_formats.compressed_tensors.lists import ignore, source_block, targets
 from qbridge_formats.compressed_tensors.reader import ACT_ORDER
@@ -117,8 +118,16 @@ def assumed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Assume
         if group is not None and group.weight is not None and not matcher.ignored(name):
             usual = DType.F16 if group.weight.type == "int" else DType.F32
             scale = _ct_floats.scale_dtype(group, None) or usual
-            found[name] = Assumed(group.weight, group.activation, scale, group.act_order)
+            dialect = (("zero_point", "unpacked"),) if _has_unpacked_zeros(parsed, group) else ()
+            found[name] = Assumed(group.weight, group.activation, scale, group.act_order, dialect)
     return found
+
+
+def _has_unpacked_zeros(block: Parsed, group: Group) -> bool:
+    """Whether zero-points lie beside packed codes as int8: releases up to 0.9.3 wrote them so."""
+    weight, numbers = group.weight, re.match(r"(\d+)\.(\d+)\.(\d+)", str(block.raw.get("version") or ""))
+    packed = group.activation is None and weight is not None and weight.type == "int" and not weight.symmetric
+    return packed and numbers is not None and tuple(map(int, numbers.groups())) <= (0, 9, 3)
 
 
 def _formats(block: Parsed) -> list[str | None]:

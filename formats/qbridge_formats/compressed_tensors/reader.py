@@ -28,11 +28,14 @@ class Reader:
         self._source, self._block, self._modules = source, block, modules
         self.version = str(block.get("version") or "")
         self._specs = SpecsByKind()
+        self._is_ordered = any(name.endswith(".weight_g_idx") for name in source.tensors)
 
     def spec(self, module: str, own: ModuleTensors, group: Group) -> Spec:
         """The spec of a module; ValueError where its tensors do not fit together."""
         if group.weight is None:
             raise ValueError("the group quantizes no weights")
+        if group.act_order and self._is_ordered and "weight_g_idx" not in own:
+            raise ValueError("weight_g_idx is absent, and other layers of act-order have theirs")
         name = self._modules.known_name(module)
         stored_as = None if name == module else module
         columns, index = _columns(self._source, own), _index(self._source, own, group.weight)

@@ -3,7 +3,7 @@
 Those of one engine alone come with the engine (`Target.codes`): `qbridge.targets.registry.codes` has them all.
 
 The hundreds say who speaks: 0 the source on disk, 1 a format that cannot be read or written here, 2 a target's
-engine, 3 exactness, 4 the operating system, 5 `verify`, 8 what was asked, 9 qbridge itself.
+engine, 3 exactness, 4 the operating system, 5 `verify`, 7 `prove`, 8 what was asked, 9 qbridge itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from qbridge.findings.catalogue import (
     mlx,
     outcome,
     parts,
+    proof,
     remote,
     scheme,
     source,
@@ -48,7 +49,7 @@ __all__ = [
 
 _GROUPS = (
     *(source, containers, tensors, contradictions, scheme, engine, derived),
-    *(checks, outcome, structure, completeness, usage, remote, parts, mlx),
+    *(checks, outcome, structure, completeness, usage, remote, parts, mlx, proof),
 )
 CATALOGUE: Mapping[str, Code] = {entry.code: entry for group in _GROUPS for entry in group.ENTRIES}
 _BROUGHT: dict[str, Code] = {}  # by targets, of this package and of others

@@ -7,6 +7,7 @@ and hold on every device; other kernels serve a part of it faster. It has no ten
 from __future__ import annotations
 
 from math import gcd
+from pathlib import Path
 
 from qbridge.architecture.config import Reader
 from qbridge.findings.catalogue.code import Code
@@ -135,5 +136,6 @@ TARGETS = (
         keeps=True,
         codes=CODES,
         messages=messages.MESSAGES,
+        prover=Path(__file__).with_name("prover.py"),
     ),
 )

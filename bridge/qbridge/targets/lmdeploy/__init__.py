@@ -18,6 +18,7 @@ _TURBOMIND = Target(
     parallel=parallel.TURBOMIND,
     codes=codes.ENTRIES,
     prover=PROVER,
+    prover_options=("--backend", "turbomind"),
     derivation=matching.TURBOMIND,
 )
 # No target of its own: nothing is written for it that lmdeploy would not be given.

@@ -1,6 +1,7 @@
 """Prove that LMDeploy loads a checkpoint on a GPU, on a machine without one.
 
-    PYTHON prover.py CKPT... [--json F] [--backend pytorch|turbomind|either]     with the Python of LMDeploy 0.18
+    PYTHON prover.py CKPT... --emulate sm90 [--json F] [--backend pytorch|turbomind|either]
+                                                                                 with the Python of LMDeploy 0.18
 
 Real: the parsing of config.json, the model class with its linears and experts, the checkpoint reader, the weight
 loaders; of TurboMind all of its Python. proving.py beside this folder describes the report. `backend` in it is the
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+VERSIONS = ("0.18",)
 STUBS = (
-    "torch.cuda: compute capability 9.0, bfloat16, streams and events without function",
+    "torch.cuda: the compute capability of --emulate, bfloat16, streams and events without function",
     "attention, convolution and delta-rule operators of the PyTorch engine, and packages of kernels: absent",
     "process groups: one rank, nothing is communicated",
     "native extension of TurboMind: records what it is given; limits of shapes from a table",
@@ -54,9 +56,9 @@ class _Inert:
 class LMDeploy:
     """LMDeploy, imported once, and its proof of one checkpoint."""
 
-    def __init__(self, backend: str, proving: Any, trace: Any) -> None:
+    def __init__(self, backend: str, gpu: int, proving: Any, trace: Any) -> None:
         """Import the engine and put the stubs in."""
-        self.backend, self.proving, self.trace = backend, proving, trace
+        self.backend, self.gpu, self.proving, self.trace = backend, gpu, proving, trace
         self.native = _helper(HERE / "turbomind_native.py")
         self.native.stub_native(1)
         absent = [name for name in KERNELS if importlib.util.find_spec(name) is None]
@@ -94,12 +96,16 @@ class LMDeploy:
         CudaOpsBackend.build_op = build_op_on_cpu
         gated_delta.build_rmsnorm_gated = self._norm
         config.is_bf16_supported = lambda *args: True
-        cuda.get_device_capability = lambda *args: (9, 0)
+        cuda.get_device_capability = lambda *args: divmod(self.gpu, 10)
         cuda.current_device = lambda: "cpu"
         cuda.current_stream = lambda *args, **kwargs: None
         cuda.Stream = cuda.Event = _Inert
         properties = types.SimpleNamespace(
-            multi_processor_count=132, major=9, minor=0, name="no device", total_memory=80 << 30
+            multi_processor_count=132,
+            major=self.gpu // 10,
+            minor=self.gpu % 10,
+            name="no device",
+            total_memory=80 << 30,
         )
         cuda.get_device_properties = lambda *args: properties
 
@@ -129,7 +135,10 @@ class LMDeploy:
         if any(text in str(error) for error in refusals.values() for text in ELSEWHERE):
             raise self.proving.Unproved(self._said(refusals))
         report["refusals"] = {name: self.proving.described(error) for name, error in refusals.items()}
-        raise RuntimeError(self._said(refusals))
+        refusal: Any = RuntimeError(self._said(refusals))
+        given = (getattr(error, "tensor_given_last", None) for error in refusals.values())
+        refusal.tensor_given_last = next((name for name in given if name), None)
+        raise refusal
 
     @staticmethod
     def _said(refusals: dict[str, Exception]) -> str:
@@ -269,13 +278,16 @@ def main() -> int:
     parser = proving.arguments(__doc__)
     parser.add_argument("--backend", default="either", choices=("pytorch", "turbomind", "either"))
     args = parser.parse_args()
-    proving.settle()
-    engine = LMDeploy(args.backend, proving, _helper(HERE.parent / "weight_trace.py"))
+    proving.settle(args.emulate)
 
-    def start(path: str) -> Any:
-        return proving.empty_report("lmdeploy", engine.version, path, STUBS)
+    def begin(args: Any) -> Any:
+        proving.stubs_alone(args, "LMDeploy")
+        proving.one_rank(args, "LMDeploy")
+        trace = _helper(HERE.parent / "weight_trace.py")
+        engine = LMDeploy(args.backend, proving.capability(args.emulate), proving, trace)
+        return proving.Proofs(engine.version, [engine.prove], STUBS)
 
-    return int(proving.run([engine.prove], start, args))
+    return int(proving.main("lmdeploy", "lmdeploy", VERSIONS, args, begin))
 
 
 if __name__ == "__main__":

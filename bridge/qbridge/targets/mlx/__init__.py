@@ -17,13 +17,13 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Choice
 from qbridge.targets.mlx.codes import CODES
-from qbridge.targets.mlx.keys import HEAD_DIMS, KEEPS_DRAFTS, REQUIRED, UNTIED
+from qbridge.targets.mlx.keys import HEAD_DIMS, INTERVALS, KEEPS_DRAFTS, LIFTED, REQUIRED, UNTIED
 from qbridge.targets.mlx.messages import MESSAGES
 from qbridge.targets.target import Target
 
 _LOADER = "mlx-lm 0.32.2, utils.py (load_model)"
 _MODELS = "mlx-lm 0.32.2, models/*.py (ModelArgs)"
-READER = Reader((4, 5), indexed=False, untied=UNTIED, head_dims=HEAD_DIMS)
+READER = Reader((4, 5), indexed=False, untied=UNTIED, head_dims=HEAD_DIMS, lifted=LIFTED, implied=INTERVALS)
 
 
 def _keys(model: Model) -> Iterator[Problem]:
@@ -34,8 +34,10 @@ def _keys(model: Model) -> Iterator[Problem]:
         yield Problem((f"it asks for {', '.join(lacking)}",), where=("config.json",))
 
 
-def _drafts(model: Model) -> Iterator[Problem]:
-    """Layers for multi-token prediction that it does not leave out."""
+def _unknown(model: Model) -> Iterator[Problem]:
+    """Layers for multi-token prediction that it does not leave out, and heads of classes."""
+    if heads := tuple(name for name in model.tensors if name.startswith("score.")):
+        yield Problem(("a head that scores, of a model that is no language model",), where=heads)
     if str(model.config.get("model_type")) not in KEEPS_DRAFTS:
         return
     architecture = Architecture.of_model(model)
@@ -68,7 +70,7 @@ TARGETS = (
                 named("mlx"),
                 (
                     ModelRule("QB256", _keys, _MODELS),
-                    ModelRule("QB257", _drafts, _MODELS),
+                    ModelRule("QB257", _unknown, _MODELS),
                     ModelRule("QB258", _promotes, _LOADER),
                 ),
                 serve=_serve,

@@ -16,11 +16,12 @@ CODES = (
     ),
     Code(
         "QB257",
-        "mlx_lm has no place for the layers for multi-token prediction",
-        "Its class of the model leaves out such a layer by one number alone, 61, which this model's have not.",
+        "mlx_lm has no place for these tensors",
+        "It has language models alone, and leaves out layers for multi-token prediction of DeepSeek-V3's class by "
+        "their number, 61, which this model's have not.",
         "It stops when it loads: ValueError: Received 12 parameters not in model.",
-        "a model of DeepSeek-V3's class with 30 layers and one more for multi-token prediction",
-        "Take a checkpoint without these layers, and num_nextn_predict_layers 0 in its config.json.",
+        "a reranker with score.weight; a DeepSeek-V3 of 30 layers with one more for multi-token prediction",
+        "Take a checkpoint without them, of layers with num_nextn_predict_layers 0 in its config.json.",
         "mlx-lm 0.32.2, models/deepseek_v3.py (Model.sanitize)",
     ),
     Code(

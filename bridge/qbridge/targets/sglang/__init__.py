@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbridge.targets.sglang import choices, codes, config, matching, messages, parallel
+from qbridge.targets.sglang import choices, classes, codes, config, matching, messages, parallel
 from qbridge.targets.target import Target
 
 PROVER = Path(__file__).with_name("prover.py")
@@ -22,6 +22,6 @@ TARGETS = (
         messages=messages.MESSAGES,
         prover=PROVER,
         derivation=matching.DERIVATION,
-        towers_by_index=frozenset({"Llama4ForConditionalGeneration"}),  # srt/models/mllama4.py (_has_vision_weights)
+        towers_by_index=classes.TOWERS_BY_INDEX,
     ),
 )

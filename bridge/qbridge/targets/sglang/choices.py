@@ -254,7 +254,9 @@ def _auto_round_scheme(spec: Spec, model: Model) -> Problem | None:
 
 
 def _serve(model: Model, path: str, tp: int) -> str:
-    return f"python -m sglang.launch_server --model-path {path}{f' --tp-size {tp}' if tp > 1 else ''}"
+    ranks = f" --tp-size {tp}" if tp > 1 else ""
+    images = " --enable-multimodal" if model.architecture in classes.TEXT_UNLESS_ASKED else ""
+    return f"python -m sglang.launch_server --model-path {path}{ranks}{images}"
 
 
 _CAST = "sglang 0.5.23, srt/configs/model_config.py (_get_and_verify_dtype)"

@@ -106,6 +106,11 @@ THROUGH_TOWERS = words("""
 # In the registry, and stopped by what transformers 5.19.0 makes of its config (rope_parameters is None).
 _STOPPED = words("LongcatFlashForCausalLM")
 
+# Classes of images that are served for text alone unless --enable-multimodal is given (srt/configs/model_config.py,
+# mm_disabled_models), and those whose tower is built only where the index names it (srt/models/mllama4.py).
+TEXT_UNLESS_ASKED = frozenset({"Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration"})
+TOWERS_BY_INDEX = frozenset({"Llama4ForConditionalGeneration"})
+
 
 def unknown(model: Model) -> Iterator[Problem]:
     """A class that SGLang does not have, and that it was not seen to run with transformers' own modules."""

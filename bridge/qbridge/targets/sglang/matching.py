@@ -57,7 +57,7 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
         return
     yield from _method(block, model)
     method, architecture = METHODS.get(block.method), Architecture.of_model(model)
-    if method is None or not model.slots:
+    if method is None or not (model.slots or model.specs):
         return
     names = CLASSES.get(architecture.name, TEXT)
     asked = Asked(block.raw, names, tuple(_built(model, architecture, names)))

@@ -1,6 +1,6 @@
 """Prove that SGLang loads a checkpoint on a GPU, on a machine without one.
 
-    PYTHON prover.py CKPT... [--json F] [--gpu 90] [--tp 1] [--trace]     with the Python of SGLang 0.5.23
+    PYTHON prover.py CKPT... --emulate sm90 [--json F] [--tp 1] [--trace]     with the Python of SGLang 0.5.23
 
 Real: server arguments and what follows from them, the parsing of config.json, the choice of the quantization method,
 the model class, the scheme of every linear and mixture of experts with its checks of shapes, all parameters, the
@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+VERSIONS = ("0.5.23",)
 STUBS = (
-    "torch.cuda: 64 devices of the compute capability of --gpu and 80 GiB; what is made for one is made on the CPU",
+    "torch.cuda: 64 devices of the compute capability of --emulate, 80 GiB; what is made for one is made on the CPU",
     "kernels: packages that are not installed, and sglang.kernels.ops, are there by name only",
     "threads: what is submitted to a pool runs at once",
     "process_weights_after_loading, but for Marlin's check of shapes, and the forward pass: not run",
@@ -133,6 +134,7 @@ class SGLang:
                 tp_size=self.tp,
                 skip_tokenizer_init=True,
                 disable_cuda_graph=True,
+                enable_multimodal=True if "vision_config" in self.proving.config_of(path) else None,
             )
             publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank))
             _join(self.torch, self.tp, rank)
@@ -213,16 +215,19 @@ def main() -> int:
     """Prove the checkpoints of the command line; the exit status."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     proving = _helper(HERE.parent / "proving.py")
-    parser = proving.arguments(__doc__)
-    parser.add_argument("--gpu", type=int, default=90, help="compute capability times ten: 80, 89, 90, 100")
-    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size, of which each rank is proved")
-    args = parser.parse_args()
-    proving.settle(SGLANG_USE_CPU_ENGINE="0")
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # SGLang asks for the number of devices in it
-    engine = SGLang(args.gpu, args.tp, proving, _helper(HERE.parent / "weight_trace.py"))
-    stubs = (*STUBS, f"compute capability {args.gpu / 10:.1f}")
-    proofs = [functools.partial(engine.prove, rank=rank) for rank in range(args.tp)]
-    return int(proving.run(proofs, lambda path: proving.empty_report("sglang", engine.version, path, stubs), args))
+    args = proving.arguments(__doc__).parse_args()
+    proving.settle(args.emulate, SGLANG_USE_CPU_ENGINE="0")
+    if args.emulate:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # SGLang asks for the number of devices in it
+
+    def begin(args: Any) -> Any:
+        proving.stubs_alone(args, "SGLang")
+        trace = _helper(HERE.parent / "weight_trace.py")
+        engine = SGLang(proving.capability(args.emulate), args.tp, proving, trace)
+        proofs = [functools.partial(engine.prove, rank=rank) for rank in range(args.tp)]
+        return proving.Proofs(engine.version, proofs, (*STUBS, f"compute capability {args.emulate}"))
+
+    return int(proving.main("sglang", "sglang", VERSIONS, args, begin))
 
 
 if __name__ == "__main__":

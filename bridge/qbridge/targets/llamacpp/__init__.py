@@ -6,6 +6,8 @@ of a file. Source: llama.cpp b10359, src/llama-model.cpp and ggml/src/ggml-cpu/g
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qbridge.formats.registry import named
 from qbridge.ir.model import Model
 from qbridge.targets.choice import Choice
@@ -22,5 +24,6 @@ TARGETS = (
         "llama.cpp@10359",
         "llama.cpp, and what is built on it (ollama, LM Studio): GGUF",
         (Choice(named("gguf"), serve=_serve, served_file=True),),
+        prover=Path(__file__).with_name("prover.py"),
     ),
 )

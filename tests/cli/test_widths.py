@@ -40,7 +40,11 @@ ASKED = {
     "convert for a library": lambda: qbridge.convert(W8A8, "loaded", "transformers"),
     "convert that is refused": lambda: qbridge.convert(GPTQ, "refused", "vllm"),
     "convert with a wrong name": lambda: qbridge.convert(W8A8, "refused", "lmdeply"),
+    "plan": lambda: qbridge.plan_parts(W8A8, "parts", "lmdeploy"),
+    "convert a part": lambda: qbridge.convert_part(W8A8, "parts", "lmdeploy", 1, 1),
+    "finish": lambda: qbridge.finish("parts"),
     "verify": lambda: qbridge.verify(W8A8, "dst"),
+    "prove": lambda: qbridge.prove("dst", "vllm"),
     "restore": lambda: qbridge.restore("dst", "back"),
     "clean": lambda: qbridge.clean("dst"),
     "explain a message": lambda: qbridge.explain(SEED, W8A8),
@@ -62,7 +66,9 @@ def shown(ask, width):
         display.answer(ask(), console, console)
     except qbridge.QBridgeError as fault:
         render.findings(console, fault.findings)
-    return re.sub(r"(?m)^(time +)[\d.]+ s$", r"\g<1>0.0 s", console.file.getvalue())
+    text = re.sub(r"(?m)^(time +)[\d.]+ s$", r"\g<1>0.0 s", console.file.getvalue())
+    text = re.sub(r"(?m)^(python +)\S*$", r"\g<1>PYTHON", text)
+    return re.sub(r"(?m)^(plan +)[0-9a-f]{64}$", r"\g<1>DIGEST", text)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -35,7 +35,8 @@ def test_every_room_is_on_the_walk():
     assert [room for room in sorted(rooms) if f"`{room}/" not in text] == []
 
 
-DOTTED = re.compile(r"\bqbridge(?:_formats)?\.(?!json\b)\w+(?:\.\w+)*")
+# qbridge.json and qbridge.residue are files, qbridge.config and qbridge.manifest keys of a GGUF file
+DOTTED = re.compile(r"\bqbridge(?:_formats)?\.(?!(?:json|residue|config|manifest)\b)\w+(?:\.\w+)*")
 SPOKEN = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *BASES[1].rglob("*.py"), *BASES[2].rglob("*.py")]
 
 

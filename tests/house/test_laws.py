@@ -31,11 +31,14 @@ WRITTEN_ONLY = {"dense"}
 WEIGHTS_ONLY = {"auto-round", "awq", "compressed-tensors", "gptq", "marlin"}
 FROM_GGUF = {*WEIGHTS_ONLY, "mxfp4", "gguf"}
 TO_GGUF = {*FROM_GGUF, "smooth-quant", "w8a8"}
+FROM_MLX = {*FROM_GGUF, "mlx"}
+TO_MLX = {*TO_GGUF, "mlx", "modelopt"}
 
 
 def test_there_and_back_between_any_two_formats_that_share_a_scheme():
     shared = {(a, b) for family in (W8A8, FLOATS, GPT_OSS, WEIGHTS_ONLY) for a in family for b in family}
     shared |= {("gguf", other) for other in FROM_GGUF} | {(other, "gguf") for other in TO_GGUF}
+    shared |= {("mlx", other) for other in FROM_MLX} | {(other, "mlx") for other in TO_MLX}
     assert check_pairs() == shared
     assert {name for pair in shared for name in pair} == set(qbridge.list_formats()) - WRITTEN_ONLY
 

@@ -123,14 +123,19 @@ def check_layer(format_: Format, layer: Layer) -> bool:
     _require(same_values(back, layer), "a value moved")
     if any(step.is_final for step in passes):
         return True  # nothing leads back
+    _require(identical(_undone(passes, layer, back), layer), "undo does not give the layer back")
+    return True
+
+
+def _undone(passes: Sequence[Pass], layer: Layer, result: Layer) -> Layer:
+    """What undo makes of the result of some passes on a layer, by what a manifest records of each."""
     walked = [layer]
     for step in passes:
         walked.append(step.apply(walked[-1]))
     for step, before in zip(reversed(passes), reversed(walked[:-1]), strict=True):
         recorded = {part: before.arrays[part] for part in step.recorded_parts & before.arrays.keys()}
-        back = from_dict(step.as_dict(), bits_of(recorded)).undo(back, before.spec)
-    _require(identical(back, layer), "undo does not give the layer back")
-    return True
+        result = from_dict(step.as_dict(), bits_of(recorded)).undo(result, before.spec)
+    return result
 
 
 def check_codec(codec: Codec, slot: Slot, array: Array, dtype: DType, beside: Parts = NOTHING) -> None:
@@ -189,11 +194,7 @@ def check_pair(first: Format, second: Format, layer: Layer) -> bool:
     if any(step.is_final for step in passes):
         return False  # nothing leads back
     back = through(second, there)
-    walked = [start.spec]
-    for step in passes:
-        walked.append(step.plan(walked[-1]))
-    for step, before in zip(reversed(passes), reversed(walked[:-1]), strict=True):
-        back = step.undo(back, before)
+    back = _undone(passes, start, back)
     _require(identical(back, start), f"{first.NAME} -> {second.NAME} -> {first.NAME} is not the same layer")
     return True
 

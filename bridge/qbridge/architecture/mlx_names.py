@@ -2,7 +2,7 @@
 
 mlx_lm renames what it loads by `Model.sanitize` of its class, and it stacks the unquantized experts of a layer;
 scales it mostly does not know there, so that quantized experts have to be stacked already. The table has what becomes
-of the names of transformers, traced by loading numbered tensors; `tests/engines/test_mlx.py` traces them again.
+of the names of transformers; `tests/engines/test_mlx.py` loads models under them and compares what they compute.
 Source: mlx-lm 0.32.2, utils.py (MODEL_REMAPPING, load_model) and models/*.py (Model.sanitize).
 """
 

@@ -33,7 +33,8 @@ def _renamed_twice(model: Model) -> Iterator[Problem]:
         if leaf in fused and where:
             parts = " and ".join(fused[leaf])
             fact = f"vLLM 0.33.0 stops: There is no module or parameter named {name}"
-            help_ = f"store {parts} one by one: their rows are those of {leaf}, in this order"
+            order = "one after the other or, as in Qwen3-Next, in turns by heads"
+            help_ = f"store {parts} one by one; whether {leaf} has their rows {order}, the tool that fused them knows"
             yield Problem((f"{leaf} is stored as one, and the loader wants {parts}", fact), (help_,), where)
 
 

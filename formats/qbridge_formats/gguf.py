@@ -36,6 +36,7 @@ from qbridge.formats.common_rules import (
     no_blocks,
     no_kv_scales,
     scales_per_row,
+    stacked_alike,
 )
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
@@ -319,18 +320,12 @@ def _stacks(model: Model) -> Iterator[Problem]:
     names = _names(model)
     if isinstance(names, str):
         return
-    stacks: dict[str, dict[int, tuple[str, str]]] = {}
-    modules = {name: block_of(spec) for name, spec in model.specs.items()}
-    modules |= {module_of(name)[0]: str(info.dtype) for name, info in model.tensors.items()}
-    for module, kind in modules.items():
-        place = names.place(module)
-        if place and place.expert >= 0:
-            stacks.setdefault(place.name, {})[place.expert] = kind, module
-    for name, experts in stacks.items():
-        kinds = {kind for kind, _ in experts.values()}
-        if len(kinds) > 1 or sorted(experts) != list(range(len(experts))):
-            said = f"{name} is one tensor of all experts: {', '.join(sorted(kinds))}"
-            yield Problem((said,), where=tuple(module for _, module in experts.values()))
+
+    def place(module: str) -> tuple[str, int] | None:
+        there = names.place(module)
+        return (there.name, there.expert) if there and there.expert >= 0 else None
+
+    yield from stacked_alike(model, block_of, place)
 
 
 RULES: tuple[Rule, ...] = (

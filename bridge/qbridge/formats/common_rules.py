@@ -127,6 +127,24 @@ def folded_zeros(model: Model, bits: int) -> FoldZeros:
     return FoldZeros(bits, recorded=count <= _MOST_ZEROS)
 
 
+def stacked_alike(
+    model: Model, kind: Callable[[Spec], str], place: Callable[[str], tuple[str, int] | None]
+) -> Iterator[Problem]:
+    """The experts of a stack must all be there, and of one kind; `place` gives the stack and number of a module's."""
+    stacks: dict[str, dict[int, tuple[str, str]]] = {}
+    modules = {name: kind(spec) for name, spec in model.specs.items()}
+    modules |= {module_of(name)[0]: str(info.dtype) for name, info in model.tensors.items()}
+    for module, its_kind in modules.items():
+        if there := place(module):
+            stack, number = there
+            stacks.setdefault(stack, {})[number] = its_kind, module
+    for stack, experts in stacks.items():
+        kinds = {its_kind for its_kind, _ in experts.values()}
+        if len(kinds) > 1 or sorted(experts) != list(range(len(experts))):
+            fact = f"{stack} is one tensor of all experts: {', '.join(sorted(kinds))}"
+            yield Problem((fact,), where=tuple(module for _, module in experts.values()))
+
+
 Check = Callable[[Spec, Model], Problem | None]
 
 

@@ -31,7 +31,14 @@ from qbridge.architecture.mlx_names import MlxNames, known_model_types
 from qbridge.architecture.names import dense_linears, is_embedding, module_of
 from qbridge.codecs.affine import biases_of
 from qbridge.findings.finding import Findings
-from qbridge.formats.common_rules import first_of, folded_zeros, no_blocks, no_kv_scales, scales_per_row
+from qbridge.formats.common_rules import (
+    first_of,
+    folded_zeros,
+    no_blocks,
+    no_kv_scales,
+    scales_per_row,
+    stacked_alike,
+)
 from qbridge.formats.protocol import Match
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, Rule, ValueRule, Values
 from qbridge.ir.dtypes import DType
@@ -262,18 +269,12 @@ def _stacks(model: Model) -> Iterator[Problem]:
     names = _names(model)
     if names is None:
         return
-    stacks: dict[str, dict[int, tuple[str, str]]] = {}
-    modules = {name: f"{spec.weight}, scales {spec.scale_dtype}" for name, spec in model.specs.items()}
-    modules |= {module_of(name)[0]: str(info.dtype) for name, info in model.tensors.items()}
-    for module, kind in modules.items():
-        place = names.place(module)
-        if place.expert >= 0:
-            stacks.setdefault(place.name, {})[place.expert] = kind, module
-    for name, experts in stacks.items():
-        kinds = {kind for kind, _ in experts.values()}
-        if len(kinds) > 1 or sorted(experts) != list(range(len(experts))):
-            said = f"{name} is one tensor of all experts: {', '.join(sorted(kinds))}"
-            yield Problem((said,), where=tuple(module for _, module in experts.values()))
+
+    def place(module: str) -> tuple[str, int] | None:
+        there = names.place(module)
+        return (there.name, there.expert) if there and there.expert >= 0 else None
+
+    yield from stacked_alike(model, lambda spec: f"{spec.weight}, scales {spec.scale_dtype}", place)
 
 
 RULES: tuple[Rule, ...] = (

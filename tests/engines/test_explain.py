@@ -34,6 +34,8 @@ INSTALLED = {
     "compressed-tensors": "llm-compressor",
     "gptqmodel": "gptqmodel",
     "sglang": "sglang",
+    "mlx": "mlx",
+    "mlx-lm": "mlx",
 }
 
 

@@ -190,7 +190,21 @@ SGLANG = [
     "ValueError: Unsupported packing_format: auto_round:llm_compressor, currently only support  ['auto_round']",
     f"{_SGLANG}ValueError: Detected some but not all shards of model.layers.0.mlp.gate_up_proj are quantized. All",
 ]
-LINES = [*LMDEPLOY, *VLLM, *SGLANG, *GPTQMODEL, *TRANSFORMERS]
+MLX = [
+    "ValueError: Received 21 parameters not in model: ",
+    "ValueError: Missing 7 parameters: ",
+    "ValueError: Expected shape (256, 32) but received shape (256, 64) for parameter layers.0.up_proj.weight",
+    "ValueError: Found model.layers.0.mlp.up_proj.g_idx in weights. Models with non-contiguous group indices (g_idx) "
+    "are not currently supported. Please use a model without g_idx or re-quantize the model using mlx_lm.convert.",
+    "ValueError: Only bits=8 is supported for AutoAWQ/GPTQ models.",
+    "ValueError: unsupported compressed-tensors format 'int-quantized'; dequantize to bf16 before converting",
+    "ValueError: Unsupported modelopt quant_algo: FP8",
+    "ValueError: Model type mpt not supported.",
+    "ValueError: Cannot infer the quantization mode of model.layers.0.mlp.up_proj: 7 bits with group size 16.",
+    "ValueError: [quantize] The requested group size 256 is not supported. The supported group sizes are 32, 64, and "
+    "128.",
+]
+LINES = [*LMDEPLOY, *VLLM, *SGLANG, *GPTQMODEL, *TRANSFORMERS, *MLX]
 
 UNRELATED = [
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB",

@@ -301,7 +301,8 @@ def test_linears_that_a_class_builds_without_the_block_are_refused(name, module,
 def with_one_kv_head(tmp_path, name, outputs):
     """AWQ in groups of 128 whose k_proj and v_proj have fewer outputs, of a class of LMDeploy."""
     src = of_class(copy_fixture(tmp_path, "awq/llama_gemm_g128"), name)
-    edit_json(src / "config.json", lambda c: c.update(num_key_value_heads=1, head_dim=outputs))
+    heads = {"num_attention_heads": 128 // outputs, "num_key_value_heads": 1, "head_dim": outputs}
+    edit_json(src / "config.json", lambda c: c.update(heads))
 
     def narrowed(tensors):
         for key in [key for key in tensors if ".k_proj." in key or ".v_proj." in key]:

@@ -206,11 +206,10 @@ def rules_of(target: Target, choice: Choice, sizes: tuple[int, ...] = (1,)) -> t
 
 def _by_name(target: Target) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:
     """How a target is pickled: by its name where that finds it again, because rules may be closures."""
-    if target.is_format and target == of_format(target.name):
-        return of_format, (target.name,)
-    with suppress(QBridgeError):  # a target that is in no table
-        if find_target(target.name) == target:
-            return find_target, (target.name,)
+    for named_by in (of_format, find_target):
+        with suppress(QBridgeError):  # a name that is in no table
+            if named_by(target.name) == target:
+                return named_by, (target.name,)
     return target.__reduce_ex__(2)
 
 

@@ -221,9 +221,10 @@ def _widened(spec: Spec, model: Model) -> Pass:
 
 
 def _group(spec: Spec, model: Model) -> Problem | None:
-    if spec.weight.type not in INTEGERS or spec.weight.group_size in GROUPS:
+    size = spec.weight.group_size
+    if spec.weight.type not in INTEGERS or (size in GROUPS and spec.in_features % size == 0):
         return None
-    return Problem((f"weights {spec.weight}: its groups are of 32, 64 or 128",))
+    return Problem((f"weights {spec.weight} of {spec.in_features} inputs: its groups are whole, of 32, 64 or 128",))
 
 
 def _regrouped(spec: Spec, model: Model) -> Pass | None:

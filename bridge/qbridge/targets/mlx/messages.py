@@ -7,23 +7,24 @@ from functools import partial
 from qbridge.targets.messages import Cure, Message
 
 _message = partial(Message, engine="mlx", versions="0.32.2", cure=(Cure("mlx"),))
+_of_mlx = partial(_message, versions="0.32.4")
 _UTILS = "mlx-lm 0.32.2, utils.py"
 _BASE = "mlx 0.32.4, mlx/nn/layers/base.py"
 
 MESSAGES = (
-    _message(
+    _of_mlx(
         "Received {count:number} parameters not in model:",
         source=_BASE,
         cause="The checkpoint has {count} tensors that mlx_lm's class of the model has no parameter for: codes of a "
         "format that mlx_lm does not read, or experts that are not stacked.",
     ),
-    _message(
+    _of_mlx(
         "Missing {count:number} parameters:",
         source=_BASE,
         cause="mlx_lm's class of the model has {count} parameters that the checkpoint does not fill: tensors are "
         "missing, under other names, or in a format that mlx_lm does not read.",
     ),
-    _message(
+    _of_mlx(
         "Expected shape {wanted} but received shape {given} for parameter {parameter:name}",
         source=_BASE,
         cause="{parameter} has another shape than mlx_lm builds: config.json says other bits or another group size "
@@ -43,7 +44,7 @@ MESSAGES = (
         "same weights of {bits} bits load as MLX.",
     ),
     _message(
-        "unsupported compressed-tensors format {format:word}; dequantize to bf16 before converting",
+        "unsupported compressed-tensors format '{format:word}'; dequantize to bf16 before converting",
         source=_UTILS,
         cause="mlx_lm has no reader of this format of compressed-tensors. Integer weights load as MLX, exactly.",
         cure=(Cure("mlx"), Cure("dense")),
@@ -66,7 +67,7 @@ MESSAGES = (
         source=_UTILS,
         cause="config.json does not say how {module} is quantized, and its tensors are of no mode that mlx_lm knows.",
     ),
-    _message(
+    _of_mlx(
         "[quantize] The requested group size {group:number} is not supported. The supported group sizes are 32, 64, "
         "and 128.",
         source="mlx 0.32.4, mlx/core (quantize)",

@@ -121,8 +121,8 @@ class Server(HTTPConnection):
 
     def _true(self, entry: Any) -> Any:
         """An entry with the true size where it has none."""
-        if isinstance(entry, dict) and entry.get("size", 0) is None and entry.get("path") in self.files:
-            return {**entry, "size": len(self.files[entry["path"]])}
+        if isinstance(entry, dict) and entry.get("size", 0) is None and str(entry.get("path")) in self.files:
+            return {**entry, "size": len(self.files[str(entry["path"])])}
         return entry
 
 

@@ -22,6 +22,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 from hub_server import Faults
+from safetensors.torch import load_file, save_file
 
 import qbridge
 from qbridge.source import patience, remote, spool, web
@@ -32,7 +33,7 @@ from qbridge.source.remote import Entry
 from qbridge.source.storage import Range
 from qbridge.source.web import Answer, Client, Locked, shown
 from qbridge.testing import FILES, check_storage
-from support import ROOT
+from support import ROOT, copy_fixture
 
 EVERY = sorted(path.parent for path in ROOT.glob("fixtures/*/*/model"))
 SAMPLE = EVERY if os.environ.get("HUB") == "all" else random.Random(20).sample(EVERY, 5)
@@ -203,6 +204,17 @@ def test_without_values_headers_are_all_that_is_read(hub, far):
     assert {finding.code for finding in done.findings} >= {"QB064"}
 
 
+def test_no_conversion_is_planned_of_layers_without_scales(tmp_path):
+    src = copy_fixture(tmp_path, "fp8/llama_blocks")
+    path, prefix = src / "model.safetensors", "model.layers.0.mlp.experts.3.up_proj.g_idx."
+    tensors = load_file(path)
+    for name in [name for name in tensors if not name.endswith("weight_scale_inv")]:
+        tensors[prefix + name.removeprefix("model.")] = tensors.pop(name)
+    save_file(tensors, path, {"format": "pt"})
+    done = qbridge.check(src, "lmdeploy", values=False)
+    assert {"QB015", "QB018"} <= {finding.code for finding in done.findings} and not done.ok
+
+
 def test_no_token_is_in_what_is_written_or_said(hub, monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     served = hub(token=TOKEN)
@@ -278,6 +290,11 @@ def test_redirects_lead_to_public_https_alone_and_take_no_token():
     assert client._authorization("https://cdn.example.org/a") == {}
     assert client._authorization("https://hub.example.org:444/a") == {}
     assert shown("https://u:p@h/a?Signature=1#x") == "https://h/a"
+
+
+def test_an_answer_that_leads_to_no_address_is_refused():
+    with pytest.raises(qbridge.QBridgeError, match="no address"):
+        web.joined("https://hub.example.org/a", "https://[cdn/x?Signature=1")
 
 
 def test_a_name_that_resolves_to_a_private_address_is_not_connected_to(monkeypatch):

@@ -309,7 +309,7 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
     judge_sizes(opened.model, opened.findings, mild=True)
     if small:
         survey(opened.source, opened.model, opened.findings)
-        opened.findings.stop_on_errors()
+    opened.findings.stop_on_errors()
 
 
 def planned(opened: Checkpoint, target: Target, options: Options = DEFAULTS, by_headers: bool = False) -> Plan:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from qbridge.findings.extras import install
 from qbridge.findings.finding import QBridgeError, error
@@ -20,7 +20,7 @@ from qbridge.source.folder import Folder
 from qbridge.source.json_text import parse_json
 from qbridge.source.remote import Entry, Remote, check_names, same_etag
 from qbridge.source.storage import Storage
-from qbridge.source.web import LOG, Answer, Client, Locked, origin, shown
+from qbridge.source.web import LOG, Answer, Client, Locked, joined, origin, shown
 
 FILES = 100_000  # that a repository may list
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?:@([^\s@]{1,200}))?")
@@ -148,7 +148,7 @@ def _tree(client: Client, url: str) -> Iterator[tuple[str, Entry]]:
         yield from entries
         count += len(page)
         more = _NEXT.search(answer.headers.get("link", ""))
-        there = urljoin(url, more[1]) if more else ""
+        there = joined(url, more[1]) if more else ""
         if there and (origin(there) != origin(url) or there in pages or count > FILES):
             fact = f"it lists more than {FILES} files, or goes on elsewhere"
             raise error("QB063", shown(url), (fact,))

@@ -71,6 +71,14 @@ def origin(url: str) -> Origin:
     return parts.scheme, parts.hostname, port
 
 
+def joined(url: str, there: str) -> str:
+    """The address that another one leads to; QBridgeError (QB063) for what is none."""
+    try:
+        return urljoin(url, there)
+    except ValueError:
+        raise error("QB063", shown(url), (f"it leads to {there[:60]!r}, which is no address",)) from None
+
+
 def shown(url: str) -> str:
     """An address as it may be printed: without a query or a user, which hold signatures and passwords."""
     return re.sub(r"//[^/@]*@", "//", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
@@ -163,7 +171,7 @@ class Client:
             told = {**{name.lower(): value for name, value in response.getheaders()}, **told}
             if response.status in _REDIRECTS and (there := response.headers.get("Location")):
                 self._discard(response, connection)
-                url = urljoin(url, there)
+                url = joined(url, there)
                 continue
             if response.status in _LATER:
                 self._discard(response, connection)

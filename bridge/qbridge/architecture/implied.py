@@ -41,6 +41,12 @@ def _interval(config: Config) -> int | None:
     return len(kinds) // full if full and len(kinds) % full == 0 else None
 
 
+def _head_dim(config: Config) -> int | None:
+    """hidden_size / num_attention_heads, which transformers takes where config.json has no head_dim."""
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return hidden // heads if type(hidden) is int and type(heads) is int and heads > 0 else None
+
+
 def _none(config: Config) -> list[int]:
     """An empty list."""
     return []

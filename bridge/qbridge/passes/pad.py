@@ -19,24 +19,25 @@ from qbridge.passes.counted import Counted
 class Pad(Pass):
     """A linear of (`out_features`, `in_features`), the new ones last; every weight of them is 0.
 
-    New output features and whole new groups get zero-points of the middle code and scales of 1. New input features
-    that fall into an old group take its scale, and the code that is its zero-point: ValueError when applied to a
-    layer where that is no code. Undo crops, and is a ValueError where what it would crop is not zero.
+    New output features and whole new groups get zero-points of the middle code, scales of 1 and offsets of 0. New
+    input features that fall into an old group take its scale, and the code that is its zero-point: ValueError when
+    applied to a layer where that is no code, or has an offset. Undo crops, and is a ValueError where what it would
+    crop is not zero.
     """
 
     name = "pad"
-    parts = frozenset({"code", "scale", "zero", "g_idx", "bias"})  # what has a row or a column per feature
+    parts = frozenset({"code", "scale", "zero", "offset", "g_idx", "bias"})  # what has a row or a column per feature
 
     out_features: int
     in_features: int
 
     def inputs(self, parts: frozenset[str]) -> frozenset[str]:
         """Codes may have to be zero-points, and cropped zero-points are not looked at alone."""
-        return parts | {"zero", "g_idx"} if "code" in parts else parts
+        return parts | {"zero", "offset", "g_idx"} if "code" in parts else parts
 
     def needs_values(self, spec: Spec) -> bool:
-        """Where new inputs fall into an old group of asymmetric weights, its zero-point must be a code."""
-        if spec.weight.symmetric:
+        """Where new inputs fall into an old group, its zero-point must be a code, and its offset be none."""
+        if spec.weight.symmetric and spec.weight.type != "affine":
             return False
         wider = self.in_features > spec.in_features and self._joins(spec)
         many_rows = spec.weight.granularity in (Granularity.TENSOR, Granularity.BLOCK)
@@ -66,7 +67,7 @@ class Pad(Pass):
     def _padded(self, part: str, layer: Layer, after: Spec) -> Array:
         array = layer.arrays[part]
         dtype, shape = after.parts()[part]
-        if part in ("code", "zero", "bias"):
+        if part in ("code", "zero", "offset", "bias"):
             found = np.zeros(shape, dtype.numpy)
         elif part == "scale":
             found = np.full(shape, one(dtype))
@@ -83,6 +84,8 @@ class Pad(Pass):
     def _fill(self, codes: Array, layer: Layer, after: Spec) -> None:
         """Codes of new inputs in old groups: the zero-points that they share."""
         rows, columns = layer.spec.out_features, layer.spec.in_features
+        if "offset" in layer.arrays and self.needs_values(layer.spec):
+            raise ValueError("new weights in groups with an offset are mostly not 0")
         if "zero" not in layer.arrays:
             return
         if layer.spec.weight.block:
@@ -136,7 +139,10 @@ class Pad(Pass):
         for kind, (rows, columns) in corners.items():
             lines = row_index(layer.spec)[rows]
             zeros = layer.arrays["zero"][lines][:, index[columns]] if "zero" in layer.arrays else 0
-            wrong = int(np.count_nonzero(codes[rows, columns] != zeros))
+            differing = codes[rows, columns] != zeros
+            if "offset" in layer.arrays:
+                differing |= layer.arrays["offset"][lines][:, index[columns]] != 0
+            wrong = int(np.count_nonzero(differing))
             if wrong:
                 raise ValueError(f"{wrong} weights of the padded {kind} features are not zero")
 

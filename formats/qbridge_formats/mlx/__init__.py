@@ -45,7 +45,7 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model, Rearranged, TensorInfo
 from qbridge.ir.plain import plain_spec
-from qbridge.ir.scheme import DENSE, INTEGERS, Dialect
+from qbridge.ir.scheme import DENSE, INTEGERS
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.passes.exactly import DequantizeExactly
@@ -60,6 +60,7 @@ from qbridge_formats.mlx.modes import (
     READ_WIDTHS,
     SCALES,
     WIDTHS,
+    dialect_of,
     entry_of,
     mode_of,
     plain_slot,
@@ -102,7 +103,7 @@ def settle(model: Model) -> Model:
     names = _names(model)
     if names is None:
         return model  # refused
-    specs = {name: replace(spec, dialect=_dialect(names, name)) for name, spec in model.specs.items()}
+    specs = {name: replace(spec, dialect=dialect_of(name, names.place(name))) for name, spec in model.specs.items()}
     tensors, rearranged = dict[str, TensorInfo](), dict(model.rearranged)
     for name, info in model.tensors.items():
         module, leaf = module_of(name)
@@ -117,13 +118,6 @@ def settle(model: Model) -> Model:
         rearranged[name] = Rearranged(plain_spec(name, dims, info.dtype), read, write)
         tensors[there] = TensorInfo(info.dtype, info.shape, there)
     return replace(model, specs=specs, tensors=tensors, rearranged=rearranged)
-
-
-def _dialect(names: MlxNames, module: str) -> Dialect:
-    place = names.place(module)
-    said = {"at": place.name}
-    said |= {"expert": str(place.expert)} if place.expert >= 0 else {}
-    return tuple(sorted(said.items()))
 
 
 def config(model: Model) -> dict[str, Any]:
@@ -224,7 +218,7 @@ def _group(spec: Spec, model: Model) -> Problem | None:
     size = spec.weight.group_size
     if spec.weight.type not in INTEGERS or (size in GROUPS and spec.in_features % size == 0):
         return None
-    return Problem((f"weights {spec.weight} of {spec.in_features} inputs: its groups are whole, of 32, 64 or 128",))
+    return Problem((f"weights {spec.weight}, {spec.in_features} inputs: its groups are whole, of 32, 64 or 128",))
 
 
 def _regrouped(spec: Spec, model: Model) -> Pass | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from qbridge.architecture.mlx_names import MlxPlace
 from qbridge.codecs.affine import Biases, MiddleBiases
 from qbridge.codecs.bits import BitPacked
 from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
-from qbridge.ir.scheme import INTEGERS, CodeType, Granularity, WeightScheme
+from qbridge.ir.scheme import INTEGERS, CodeType, Dialect, Granularity, WeightScheme
 from qbridge.ir.slots import PLAIN, Codec, Slice, Slot, by_kind
 
 AFFINE = "affine"
@@ -88,6 +89,14 @@ def _slots(spec: Spec) -> dict[str, Slot]:
 
 
 _by_kind = by_kind(_slots)
+
+
+def dialect_of(name: str, place: MlxPlace) -> Dialect:
+    """Where a layer lies, as `layout` reads it; nothing for one that lies under its own name."""
+    if place == MlxPlace(name):
+        return ()
+    expert = (("expert", str(place.expert)),) if place.expert >= 0 else ()
+    return (("at", place.name), *expert)
 
 
 def slots_of(spec: Spec, name: str, expert: int = -1) -> dict[str, Slot]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from qbridge.architecture.mlx_names import MlxNames
-from qbridge.architecture.quantization_block import NO_BLOCK, find_block, without_quantization
+from qbridge.architecture.mlx_names import MlxNames, MlxPlace
+from qbridge.architecture.quantization_block import NO_BLOCK, find_block, text_holders, without_quantization
 from qbridge.codecs.affine import zeros_of
 from qbridge.findings.finding import Findings
 from qbridge.formats.assembly import assemble
@@ -18,7 +18,7 @@ from qbridge.ir.scheme import Granularity, WeightScheme
 from qbridge.ir.slots import Slot
 from qbridge.source.reader import Source
 from qbridge.source.stored import StoredTensor
-from qbridge_formats.mlx.modes import AFFINE, FLOATS, GROUPS, READ_WIDTHS, SCALES, Mode, slots_of
+from qbridge_formats.mlx.modes import AFFINE, FLOATS, GROUPS, READ_WIDTHS, SCALES, Mode, dialect_of, slots_of
 
 _PARTS = ("weight", "scales", "biases", "bias")
 _BASE = ("group_size", "bits", "mode")
@@ -33,19 +33,19 @@ def quantized_modules(source: Source) -> list[str]:
 def read_model(name: str, source: Source, findings: Findings) -> Model:
     """The model; a finding, QB128, for a model type that is not known."""
     block = (find_block(source.config) or NO_BLOCK).raw
-    modes = {module: _mode(block, module) for module in quantized_modules(source)}
-    modes = _take_names(source, modes, findings)
+    modules = _take_names(source, quantized_modules(source), findings)
     layers: dict[str, tuple[Spec, dict[str, Slot]]] = {}
     refused: set[str] = set()
-    for module, mode in modes.items():
+    for module, place in modules.items():
         try:
-            spec = _layer(source, module, mode)
+            spec = _layer(source, module, _mode(block, place.name))
         except (ValueError, KeyError) as fault:
             fact = str(fault) if isinstance(fault, ValueError) else f"there is no {fault.args[0]}"
             findings.add("QB016", module, (fact,))
             refused.add(module)
             continue
-        layers[spec.name] = spec, slots_of(spec, module)
+        dialect = tuple(sorted((*spec.dialect, *dialect_of(module, place))))
+        layers[module] = replace(spec, dialect=dialect), slots_of(spec, module)
     return assemble(name, source, without_quantization(source.config), layers, findings, refused=refused)
 
 
@@ -55,15 +55,24 @@ def _mode(block: Mapping[str, Any], module: str) -> Any:
     return {**{key: block.get(key) for key in _BASE}, **own} if isinstance(own, dict) else block
 
 
-def _take_names(source: Source, modes: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
-    """Have every tensor under its name in transformers, stacks of experts as slices; the modes by those names."""
+def _names(config: Mapping[str, Any]) -> MlxNames:
+    """The names of a model; where config.json says no model type at the top, those of the text model's.
+
+    KeyError for one that is not known.
+    """
+    said = (held for _, held in text_holders(config) if held.get("model_type") is not None)
+    return MlxNames(next(said, config))
+
+
+def _take_names(source: Source, modules: Iterable[str], findings: Findings) -> dict[str, MlxPlace]:
+    """Have every tensor under its name in transformers, stacks of experts as slices; by those, where they lay."""
     try:
-        names = MlxNames(source.config)
+        names = _names(source.config)
     except KeyError:
         fact = f"model_type {source.config.get('model_type')!r}: its names are taken as they are"
         findings.add("QB128", "config.json", (fact,))
-        return dict(modes)
-    renamed, stacks, found = dict[str, str](), dict[str, tuple[int, ...]](), dict[str, Any]()
+        return {module: MlxPlace(module) for module in modules}
+    renamed, stacks, found = dict[str, str](), dict[str, tuple[int, ...]](), dict[str, MlxPlace]()
     for name, tensor in source.tensors.items():
         module, _, leaf = name.rpartition(".")
         own, stacked = names.module_of(module)
@@ -77,10 +86,11 @@ def _take_names(source: Source, modes: Mapping[str, Any], findings: Findings) ->
         f"{name}[{expert}]": _of_expert(name, expert) for name, count in counts.items() for expert in range(count)
     }
     source.rename(single)
-    for module, mode in modes.items():
+    for module in modules:
         own, stacked = names.module_of(module)
         count = counts.get(f"{own}.weight", 0) if stacked else 0
-        found |= {_of_expert(own, expert): mode for expert in range(count)} if count else {own: mode}
+        experts = {_of_expert(own, expert): MlxPlace(module, expert) for expert in range(count)}
+        found |= experts or {own: MlxPlace(module)}
     return found
 
 

@@ -122,7 +122,11 @@ def test_every_fixture_grows_in_its_own_format(case, tmp_path, monkeypatch):
         groups = {size for own in weights for size in (own.group_size or 1, *(own.block or ()))}
     assert downs == {after[key]} and after[key] > before[key] and after[key] % 480 == 0
     assert after[key] < before[key] + lcm(480, *groups)
-    assert {k for k in before.keys() & after.keys() if before[k] != after[k]} <= {key, "quantization_config", "quantization"}
+    assert {k for k in before.keys() & after.keys() if before[k] != after[k]} <= {
+        key,
+        "quantization_config",
+        "quantization",
+    }
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ NOT_PADDED = {
 }
 
 
-# Fixtures whose down projections are not quantized, so that nothing asks for padding, or whose up projections are not.
+# Fixtures with MLPs of which only parts are quantized.
 PARTLY_DENSE = {
     "auto_round/llama_regex",
     "compressed_tensors/llama_partial",

@@ -49,8 +49,8 @@ class Reader:
     whether it knows the layers of Nemotron-H by the names that transformers 5.17 gave them. `implied` are the model
     types of which it asks for keys that their classes in transformers 5 do not save, and `newer` those that no
     transformers 4 knows, so that a transformers 5 reads them whatever `versions` are. Those of `untied` have their
-    heads tied where config.json does not say. `lifted` are keys of the text model's config, by the model's type, which
-    it reads beside that config.
+    heads tied where config.json does not say. `lifted` are keys of the text model's config, by the model's type,
+    which it reads beside that config.
     """
 
     versions: tuple[int, ...] = (4, 5)

@@ -70,7 +70,7 @@ def _names(config: Mapping[str, Any]) -> MlxNames:
 
 
 def _take_names(source: Source, modules: Iterable[str], findings: Findings) -> dict[str, MlxPlace]:
-    """Have every tensor under its name in transformers, stacks of experts as slices; by those names, where they lay."""
+    """Have every tensor under its name in transformers, stacks of experts as slices; where modules lay, by name."""
     try:
         names = _names(source.config)
     except KeyError:

@@ -479,3 +479,12 @@ def test_a_mixture_that_lmdeploy_has_no_key_for_is_refused(tmp_path):
     edit_json(src / "config.json", lambda c: c.update(UNSAID[0][0], architectures=["Qwen3NextForCausalLM"]))
     (finding,) = (f for f in qbridge.check(src, "lmdeploy").findings if f.code == "QB247")
     assert finding.severity == "error" and finding.where == ("full_attention_interval",)
+
+
+@pytest.mark.parametrize("kind", ["glm4_moe", "qwen3_moe"])
+def test_a_head_dim_that_is_said_means_what_the_class_takes_without_it(kind):
+    config = {"model_type": kind, "hidden_size": 256, "num_attention_heads": 4}
+    for same in ({**config, "head_dim": 64}, {**config, "head_dim": None}):
+        assert {k: v for k, v in meaning(same).items() if v is not None} == meaning(config)
+    assert meaning({**config, "head_dim": 32}) != meaning(config)
+    assert spell(config, find_target("mlx").reader)["head_dim"] == 64

@@ -55,6 +55,8 @@ def test_float32_is_what_the_tool_computes(format_id, case, tmp_path):
             if isinstance(slots["zero"].codec if "zero" in slots else None, ScaledZeros):
                 continue  # the tool adds a product that float16 rounded, and so rounds twice
             weight = found[f"{name}.weight"].numpy()
+            if format_id == "mlx":
+                weight = weight + np.float32(0)  # the tool adds a bias, so that its zeros have no sign
             stored = slots["code"].tensor.rpartition(".")[0] + ".weight"
             assert hashlib.sha256(weight.tobytes()).hexdigest() == expected[stored]["sha256"], name
 

@@ -115,9 +115,35 @@ def test_parts_alone_are_padded_like_the_whole():
     step = Pad(9, 150)
     whole = step.apply(layer)
     for part in layer.spec.parts():
-        wanted = step.inputs(frozenset({part}))
+        wanted = step.inputs(frozenset({part})) & layer.arrays.keys()
         alone = step.apply(Layer(layer.spec, {name: layer.arrays[name] for name in wanted}))
         assert alone.arrays[part].tobytes() == whole.arrays[part].tobytes(), part
+
+
+def with_offsets(columns):
+    scheme = WeightScheme(4, Granularity.GROUP, type="affine", group_size=32)
+    layer = random_layer(Spec("m", 4, columns, scheme, DType.F32), 3)
+    layer.arrays["offset"][:] = np.float32(-0.375).view(layer.arrays["offset"].dtype)
+    return layer
+
+
+@pytest.mark.parametrize("dims", [(9, 64), (4, 96), (9, 160)])
+def test_groups_with_offsets_are_padded_by_whole_groups(dims):
+    layer, step = with_offsets(64), Pad(*dims)
+    after = step.apply(layer)
+    assert_padded(after, layer)
+    assert not step.needs_values(layer.spec)
+    assert identical(step.undo(after, layer.spec), layer)
+    after.arrays["offset"][-1, -1] = np.float32(1).view(layer.arrays["offset"].dtype)
+    with pytest.raises(ValueError, match="are not zero"):
+        step.undo(after, layer.spec)
+
+
+def test_new_inputs_in_a_group_with_an_offset_are_refused():
+    layer, step = with_offsets(80), Pad(4, 96)
+    assert step.needs_values(layer.spec)
+    with pytest.raises(ValueError, match="groups with an offset"):
+        step.apply(layer)
 
 
 @pytest.mark.parametrize(("zero", "bits"), [(8, 4), (-9, 4), (16, 4), (128, 8)])

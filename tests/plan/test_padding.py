@@ -90,7 +90,12 @@ NOT_GROWN = {
 }
 
 
-DENSE_DOWN = ("compressed_tensors/llama_partial", "compressed_tensors/qwen3_partial")
+DENSE_DOWN = (
+    "compressed_tensors/llama_partial",
+    "compressed_tensors/qwen3_partial",
+    "mlx/llama_affine",
+    "mlx/llama_zero_points",
+)
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.parent.name}/{case.name}")
@@ -117,7 +122,11 @@ def test_every_fixture_grows_in_its_own_format(case, tmp_path, monkeypatch):
         groups = {size for own in weights for size in (own.group_size or 1, *(own.block or ()))}
     assert downs == {after[key]} and after[key] > before[key] and after[key] % 480 == 0
     assert after[key] < before[key] + lcm(480, *groups)
-    assert {k for k in before.keys() & after.keys() if before[k] != after[k]} <= {key, "quantization_config"}
+    assert {k for k in before.keys() & after.keys() if before[k] != after[k]} <= {
+        key,
+        "quantization_config",
+        "quantization",
+    }
 
 
 @pytest.mark.parametrize(

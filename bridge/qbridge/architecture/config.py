@@ -47,10 +47,10 @@ class Reader:
     the engine bears rope_parameters beside a rope without scaling, or of two kinds of layers. `indexed`: whether it
     knows attention through an indexer as indexed_attention, as transformers 5.19 does and 5.17 does not. `hybrid`:
     whether it knows the layers of Nemotron-H by the names that transformers 5.17 gave them. `implied` are the model
-    types of which it asks for keys that their classes in transformers 5 no longer save, and `newer` those that no
+    types of which it asks for keys that their classes in transformers 5 do not save, and `newer` those that no
     transformers 4 knows, so that a transformers 5 reads them whatever `versions` are. Those of `untied` have their
-    heads tied where config.json does not say, and those of `head_dims` are asked for head_dim. `lifted` are keys of
-    the text model's config, by the model's type, which it reads beside that config.
+    heads tied where config.json does not say. `lifted` are keys of the text model's config, by the model's type,
+    which it reads beside that config.
     """
 
     versions: tuple[int, ...] = (4, 5)
@@ -60,7 +60,6 @@ class Reader:
     hybrid: bool = True
     implied: frozenset[str] = frozenset()
     untied: frozenset[str] = frozenset()
-    head_dims: frozenset[str] = frozenset()
     newer: frozenset[str] = frozenset()
     lifted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
@@ -249,20 +248,10 @@ def _unsaid(config: Mapping[str, Any], reader: Reader) -> dict[str, dict[str, An
         found |= {key: value for key, value in by_class.missing(config).items() if value is not None}
     if kind in reader.untied and "tie_word_embeddings" not in config:
         found["tie_word_embeddings"] = False
-    if kind in reader.head_dims and (head_dim := _head_dim(config)):
-        found["head_dim"] = head_dim
     texts = [config[key] for key in NESTED if isinstance(config.get(key), dict)]
     lifted = [key for key in reader.lifted.get(kind, ()) if key not in config]
     found |= {key: text[key] for text in texts for key in lifted if key in text}
     return {key: {key: value} for key, value in found.items()}
-
-
-def _head_dim(config: Mapping[str, Any]) -> int | None:
-    """head_dim where config.json does not say it: hidden_size / num_attention_heads."""
-    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if config.get("head_dim") is not None or type(hidden) is not int or type(heads) is not int or heads < 1:
-        return None
-    return hidden // heads
 
 
 def spell_tokenizer(text: str) -> str:

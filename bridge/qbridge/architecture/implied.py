@@ -1,7 +1,8 @@
-"""Keys that a class of transformers 5 no longer saves, for it has no choice there, and that older readers ask for.
+"""Keys that a class of transformers 5 does not save, for it has no choice there, and that other readers ask for.
 
 Sources: transformers 5.24.0, models/{deepseek_v2,deepseek_v3,deepseek_v32,deepseek_v4,glm_moe_dsa,hy_v3,qwen3_5} and
-qwen3_next, configuration_*.py and modeling_*.py (TopkRouter, MoE, route_tokens_to_experts); the same in 4.57.6.
+qwen3_next, configuration_*.py and modeling_*.py (TopkRouter, MoE, route_tokens_to_experts); the same in 4.57.6;
+models/{glm4_moe,qwen3_moe}/modeling_*.py (Attention).
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ _IMPLIED: Mapping[str, Mapping[str, Implied]] = {
     "hy_v3": {"first_k_dense_replace": _dense_layers},
     # a tower without them, which readers that know Qwen3-VL's take for one with three
     **{kind: {"deepstack_visual_indexes": _none} for kind in ("qwen3_5_moe_vision", "qwen3_5_vision")},
+    **{kind: {"head_dim": _head_dim} for kind in ("glm4_moe", "qwen3_moe")},
     **{kind: {"full_attention_interval": _interval} for kind in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},
 }
 # Classes with linear attention in three of four layers, where config.json says neither layer_types nor an interval.

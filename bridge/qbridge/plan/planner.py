@@ -138,15 +138,13 @@ def draft(candidate: Candidate, findings: Findings) -> Draft:
 def _begin(candidate: Candidate, findings: Findings) -> dict[str, Rewritten]:
     """Every layer as the manifest records it, or as it is stored, after the passes that were asked for.
 
-    An engine is given today's layout, whatever the original was; a format gets the recorded dialect back, and so does
-    an engine that has its format's name, for which that name stands.
+    An engine is given today's layout, whatever the original was; a format gets the recorded dialect back.
     """
     starts: dict[str, Rewritten] = {}
-    is_format = candidate.target.is_format or candidate.target.engine == candidate.choice.format.NAME
     recorded = candidate.recorded if candidate.options.passes else {}
     for name, stored in candidate.model.specs.items():
         spec, back = recorded.get(name, Rewritten(stored))
-        dialect = dict(spec.dialect) if is_format and name in recorded else {}
+        dialect = dict(spec.dialect) if candidate.target.is_called_as_format and name in recorded else {}
         dialect |= dict(candidate.choice.dialect)
         start = Rewritten(replace(spec, dialect=tuple(sorted(dialect.items()))), back)
         starts[name] = _asked_for(start, candidate.options, candidate.trial(name), findings)

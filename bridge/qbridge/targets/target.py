@@ -82,6 +82,11 @@ class Target:
         """Whether it is a format by its own name, and no engine."""
         return not self.version
 
+    @property
+    def is_called_as_format(self) -> bool:
+        """Whether its name is that of a format, which for an engine of the same name is meant as well."""
+        return self.is_format or self.engine in self.formats
+
     def fused(self, architecture: str) -> Groups:
         """The last names of the linears that it builds as one in a model class, by the name of what it builds."""
         return self.parallel.fused.of(architecture)

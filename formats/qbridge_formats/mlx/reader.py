@@ -21,7 +21,8 @@ from qbridge.source.stored import StoredTensor
 from qbridge_formats.mlx.modes import AFFINE, FLOATS, GROUPS, READ_WIDTHS, SCALES, Mode, dialect_of, slots_of
 
 _PARTS = ("weight", "scales", "biases", "bias")
-_BASE = ("group_size", "bits", "mode")
+_SIZES = ("group_size", "bits")
+_BASE = (*_SIZES, "mode")
 
 
 def quantized_modules(source: Source) -> list[str]:
@@ -32,7 +33,11 @@ def quantized_modules(source: Source) -> list[str]:
 
 def read_model(name: str, source: Source, findings: Findings) -> Model:
     """The model; a finding, QB128, for a model type that is not known."""
-    block = (find_block(source.config) or NO_BLOCK).raw
+    found = find_block(source.config) or NO_BLOCK
+    block = found.raw
+    for key in _SIZES:
+        if block.get(key) is not None and type(block[key]) is not int:
+            findings.add("QB013", f"{found.key}.{key}", (f"it is {block[key]!r}",))
     modules = _take_names(source, quantized_modules(source), findings)
     layers: dict[str, tuple[Spec, dict[str, Slot]]] = {}
     refused: set[str] = set()
@@ -65,7 +70,7 @@ def _names(config: Mapping[str, Any]) -> MlxNames:
 
 
 def _take_names(source: Source, modules: Iterable[str], findings: Findings) -> dict[str, MlxPlace]:
-    """Have every tensor under its name in transformers, stacks of experts as slices; by those, where they lay."""
+    """Have every tensor under its name in transformers, stacks of experts as slices; where modules lay, by name."""
     try:
         names = _names(source.config)
     except KeyError:

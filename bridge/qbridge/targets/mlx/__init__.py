@@ -23,7 +23,7 @@ from qbridge.targets.target import Target
 
 _LOADER = "mlx-lm 0.32.2, utils.py (load_model)"
 _MODELS = "mlx-lm 0.32.2, models/*.py (ModelArgs)"
-READER = Reader((4, 5), indexed=False, untied=UNTIED, head_dims=HEAD_DIMS, lifted=LIFTED, implied=INTERVALS)
+READER = Reader((4, 5), indexed=False, untied=UNTIED, lifted=LIFTED, implied=INTERVALS | HEAD_DIMS)
 
 
 def _keys(model: Model) -> Iterator[Problem]:

@@ -59,7 +59,8 @@ def _groups_of(*sizes: int) -> tuple[LayerRule, ...]:
     """Every layer in groups of one of `sizes`, largest first."""
 
     def check(spec: Spec, model: Model) -> Problem | None:
-        if spec.weight.group_size in sizes or _four_bits(spec, model):  # no groups help other weights
+        never = _four_bits(spec, model) and not _wider(spec, model)  # no groups help other weights
+        if spec.weight.group_size in sizes or never:
             return None
         return Problem((f"weights {spec.weight}: TurboMind has groups of {' or '.join(map(str, sizes))}",))
 

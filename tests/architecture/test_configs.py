@@ -258,7 +258,8 @@ def test_what_a_reader_does_not_know_is_named():
     assert unread(written_by_5("llava"), READERS["4"]) == ["dtype", "rope_parameters"]
     assert unread(written_by_5("llava"), READERS["lmdeploy"]) == ["rope_parameters"]
     assert unread(written_by_5("llava"), READERS["both"]) == []
-    assert all(unread(config, READERS["lmdeploy"]) == sorted(missing(config)) for config in KINDS.values())
+    lmdeploy = READERS["lmdeploy"]
+    assert all(unread(config, lmdeploy) == sorted(missing_of(config, lmdeploy)) for config in KINDS.values())
 
 
 @pytest.mark.parametrize("junk", [[1], {"a": 1}, "x", 7, True, None])

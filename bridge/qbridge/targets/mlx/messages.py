@@ -9,7 +9,7 @@ from qbridge.targets.messages import Cure, Message
 _message = partial(Message, engine="mlx", versions="0.32.2", cure=(Cure("mlx"),))
 _of_mlx = partial(_message, versions="0.32.4")
 _UTILS = "mlx-lm 0.32.2, utils.py"
-_BASE = "mlx 0.32.4, mlx/nn/layers/base.py"
+_BASE = "mlx 0.32.4, nn/layers/base.py"
 
 MESSAGES = (
     _of_mlx(
@@ -70,7 +70,7 @@ MESSAGES = (
     _of_mlx(
         "[quantize] The requested group size {group:number} is not supported. The supported group sizes are 32, 64, "
         "and 128.",
-        source="mlx 0.32.4, mlx/core (quantize)",
+        source="mlx 0.32.4, lib/libmlx.so (The requested group size)",
         cause="MLX has no groups of {group}. Larger groups can be split exactly, smaller ones not joined.",
     ),
 )

@@ -157,11 +157,12 @@ def test_a_temporary_folder_without_room_is_said_before_anything_is_read(written
     qbridge.convert("fx/model", "hf://fx/out", "vllm", max_shard_size=200_000)
 
 
-def test_servers_that_fail_now_and_then_change_no_byte(written, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "rate", "most"), [("put", 1.0, 2), ("503", 0.5, 6)])
+def test_servers_that_fail_now_and_then_change_no_byte(kind, rate, most, written, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    served = written(faults=Faults({"put": 0.4, "503": 0.2}, seed=4, most=8))
+    served = written(faults=Faults({kind: rate}, seed=4, most=most))
     qbridge.convert("fx/model", "hf://fx/out", "vllm", max_shard_size=200_000)
-    assert served.faults.fired["put"]
+    assert served.faults.fired[kind]
     qbridge.convert(CASE, tmp_path / "one", "vllm", max_shard_size=200_000)
     assert files_below(served.root / "fx/out") == files_below(tmp_path / "one")
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from qbridge.codecs.lookups import Bytes, translated
 from qbridge.ir.dtypes import Array
 from qbridge.ir.exactness import Exactness
-from qbridge.ir.layer import Spec
+from qbridge.ir.layer import Layer, Spec
 from qbridge.passes import Pass, Residue
 
 if TYPE_CHECKING:
@@ -88,3 +89,25 @@ class Cast(Pass):
         """The pass of these arguments."""
         names = {each.name for each in fields(cls)} - set(_NOT_RECORDED)
         return cls(**{name: recorded[name] for name in names & recorded.keys()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodesCast(Cast):
+    """A cast of each code by itself, under the scales as they are."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Codes alone."""
+        return frozenset({"code"})
+
+    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
+        """Every part comes from itself."""
+        return parts
+
+
+def by_table(layer: Layer, table: Bytes) -> dict[str, Array]:
+    """The parts of a layer with its codes, where they are there, as a table of 256 bytes has them."""
+    arrays = dict(layer.arrays)
+    if "code" in arrays:
+        arrays["code"] = translated(arrays["code"], table)
+    return arrays

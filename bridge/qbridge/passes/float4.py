@@ -35,6 +35,12 @@ def is_mxfp4(spec: Spec) -> bool:
     return spec.weight == MXFP4 and spec.scale_dtype is DType.F8_E8M0 and not spec.g_idx
 
 
+def check_mxfp4(spec: Spec) -> None:
+    """ValueError for what is no MXFP4."""
+    if not is_mxfp4(spec):
+        raise ValueError(f"{spec.name}: its weights are no MXFP4")
+
+
 def exponents(scale: Array) -> Integers:
     """k of the scales 2^k of groups, from their bytes (e8m0); ValueError for the byte that is NaN."""
     if (scale == 0xFF).any():

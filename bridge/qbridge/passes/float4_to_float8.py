@@ -58,8 +58,7 @@ class Float4ToFloat8(Cast):
 
     def plan(self, spec: Spec) -> Spec:
         """The spec of float8 weights; ValueError for what is no MXFP4."""
-        if not float4.is_mxfp4(spec):
-            raise ValueError(f"{spec.name}: its weights are no MXFP4")
+        float4.check_mxfp4(spec)
         if (self.granularity is Granularity.TENSOR) != (self.exponent is not None):
             raise ValueError("an exponent goes with one scale for the tensor")
         block = UNITS[self.granularity].block

@@ -60,8 +60,7 @@ class Float4ToIntegers(Cast):
 
     def plan(self, spec: Spec) -> Spec:
         """The spec of int8; ValueError for what is no MXFP4."""
-        if not float4.is_mxfp4(spec):
-            raise ValueError(f"{spec.name}: its weights are no MXFP4")
+        float4.check_mxfp4(spec)
         return replace(spec, weight=_INT8, scale_dtype=DType(self.dtype))
 
     def apply(self, layer: Layer) -> Layer:

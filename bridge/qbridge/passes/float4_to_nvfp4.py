@@ -56,8 +56,7 @@ class Float4ToNvfp4(Cast):
 
     def plan(self, spec: Spec) -> Spec:
         """The spec of NVFP4; ValueError for what is no MXFP4."""
-        if not float4.is_mxfp4(spec):
-            raise ValueError(f"{spec.name}: its weights are no MXFP4")
+        float4.check_mxfp4(spec)
         if spec.in_features % float4.GROUP:
             raise ValueError(f"{spec.name}: {spec.in_features} inputs are not whole groups of {float4.GROUP}")
         return replace(spec, weight=_NVFP4, scale_dtype=DType.F8_E4M3)

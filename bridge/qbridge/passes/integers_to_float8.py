@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qbridge.codecs.lookups import translated
 from qbridge.ir.layer import Layer, Spec
 from qbridge.passes import float4
-from qbridge.passes.cast import Cast
+from qbridge.passes.cast import CodesCast, by_table
 
 MOST_BITS = 5  # -16 to 15: e4m3 has four significant bits, and 17 needs five
 
@@ -37,19 +36,10 @@ for _value in _VALUES:
 
 
 @dataclass(frozen=True, slots=True)
-class IntegersToFloat8(Cast):
+class IntegersToFloat8(CodesCast):
     """Each integer as the float8 of the same value, granularity and scales as they are; nothing is forgotten."""
 
     name = "integers-to-float8"
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """Codes alone."""
-        return frozenset({"code"})
-
-    def inputs(self, parts: frozenset[str]) -> frozenset[str]:
-        """Every part comes from itself."""
-        return parts
 
     def plan(self, spec: Spec) -> Spec:
         """The spec of float8; ValueError for zero-points, act-order, and integers that no float8 holds."""
@@ -60,16 +50,13 @@ class IntegersToFloat8(Cast):
 
     def apply(self, layer: Layer) -> Layer:
         """The codes by a table."""
-        arrays = dict(layer.arrays)
-        if "code" in arrays:
-            arrays["code"] = translated(arrays["code"], _TABLE)
-        return Layer(self.plan(layer.spec), arrays)
+        return Layer(self.plan(layer.spec), by_table(layer, _TABLE))
 
     def undo(self, layer: Layer, before: Spec) -> Layer:
         """The integers; ValueError for a float8 that is none of so many bits."""
-        arrays = dict(layer.arrays)
+        arrays = by_table(layer, _BACK)
         if "code" in arrays:
-            found = translated(arrays["code"], _BACK)
+            found = arrays["code"]
             values, half = found.view(np.int8), 1 << (before.weight.bits - 1)
             if (found == float4.INVALID).any() or (values < -half).any() or (values >= half).any():
                 raise ValueError(f"a weight is no integer of {before.weight.bits} bits any more")

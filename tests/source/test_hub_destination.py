@@ -191,7 +191,7 @@ def test_xet_gets_the_files_by_their_paths(written, monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: True)
     monkeypatch.setattr("huggingface_hub._commit_api._upload_xet_files", upload)
-    monkeypatch.setattr("qbridge.write.hub_place._SMALL", 10_000)
+    monkeypatch.setattr("qbridge.write.hub_store._SMALL", 10_000)
     qbridge.convert(CASE, "hf://fx/out", "vllm")
     qbridge.convert(CASE, tmp_path / "one", "vllm")
     assert sent["model.safetensors"] == (tmp_path / "one/model.safetensors").read_bytes()

@@ -44,12 +44,12 @@ from qbridge.targets.registry import find_target
 from qbridge.targets.target import Target
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
-from qbridge.write.far_places import far_place
 from qbridge.write.finished import is_finished
 from qbridge.write.links import SYMBOLIC
 from qbridge.write.local_spool import SHARD
-from qbridge.write.places import Place
+from qbridge.write.remote_stores import remote_store
 from qbridge.write.staging import recover, staged
+from qbridge.write.stores import Store
 from qbridge.write.writer import Document, Progress, write_checkpoint
 
 _LOG = logging.getLogger(__name__)
@@ -128,9 +128,9 @@ def convert(
         proof=proof,
         card=card,
     )
-    out, place = Path(dst), far_place(os.fspath(dst), public, pr, overwrite)
-    if place is not None:
-        return _convert_far(place, storage, wanted, source, allow, dry_run, max_shard_size, options, progress)
+    out, store = Path(dst), remote_store(os.fspath(dst), public, pr, overwrite)
+    if store is not None:
+        return _convert_far(store, storage, wanted, source, allow, dry_run, max_shard_size, options, progress)
     if file := whole_file(out, wanted, max_shard_size):
         return _convert_to_file(storage, file, wanted, source, options, allow, dry_run, overwrite, progress, start)
     with io_as_finding(str(src)), open_checkpoint(storage, source, allow, plans=True) as opened:
@@ -155,7 +155,7 @@ def convert(
 
 
 def _convert_far(
-    place: Place,
+    store: Store,
     src: PathLike | Storage,
     target: Target,
     source: str | None,
@@ -168,17 +168,17 @@ def _convert_far(
     """`convert` to where a server is."""
     start, stands = time.monotonic(), False
     if options.link:
-        raise error("QB065", "--link", (f"{place.url} is no folder of this machine",))
-    with io_as_finding(place.url), open_checkpoint(src, source, allow, plans=True) as opened:
+        raise error("QB065", "--link", (f"{store.url} is no folder of this machine",))
+    with io_as_finding(store.url), open_checkpoint(src, source, allow, plans=True) as opened:
         if not dry_run:
-            place.check_writable(opened.source.storage.restricted)
+            store.check_writable(opened.source.storage.restricted)
         opened, changes = restructured(opened, options)
         plan, shards = planned_files(opened, target, options, source, max_shard_size, SHARD)
         if not dry_run:
             documents = documents_of(opened, plan, changes, options, max_shard_size)
             sides = carried_over(opened, documents)
-            stands = write_far(place, opened, plan, shards, documents, sides, Effort.of(options), progress)
-    report = Report.of_plan(opened.source.url, place.url, opened, plan, shards, dry_run, start, max(options.tp))
+            stands = write_far(store, opened, plan, shards, documents, sides, Effort.of(options), progress)
+    report = Report.of_plan(opened.source.url, store.url, opened, plan, shards, dry_run, start, max(options.tp))
     return replace(report, grafted=changes.graft.as_dict(), already_done=stands)
 
 

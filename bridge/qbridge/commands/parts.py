@@ -22,9 +22,9 @@ from qbridge.source.folder import Folder
 from qbridge.source.gguf_files import SUFFIX
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_apart
-from qbridge.write.far_places import far_place
 from qbridge.write.parts import finished_files, is_checkpoint, make_whole, missing_files, remove_hidden, write_part
-from qbridge.write.places import FolderPlace, Place
+from qbridge.write.remote_stores import remote_store
+from qbridge.write.stores import FolderStore, Store
 from qbridge.write.writer import Progress
 
 
@@ -114,12 +114,12 @@ def plan_parts(
     start = time.monotonic()
     wanted = Wanted.of(src, target, source, allow, max_shard_size, **options)
     with io_as_finding(str(dst)):
-        place = _place(src, dst)
-        if plan := wanted.finished_plan(place):
-            return _report_of_finished(wanted, place, plan, 0, 0, start)
-        with wanted.shared(place) as (plan, opened):
+        store = _store(src, dst)
+        if plan := wanted.finished_plan(store):
+            return _report_of_finished(wanted, store, plan, 0, 0, start)
+        with wanted.shared(store) as (plan, opened):
             check_share(plan, opened, plan.sizes)
-        there = sorted(finished_files(place, plan, list(plan.sizes)))
+        there = sorted(finished_files(store, plan, list(plan.sizes)))
     missing, found = len(plan.sizes) - len(there), plan.facts["findings"]
     return PartReport(
         str(src), str(dst), 0, 0, plan.digest, plan.sizes, there, missing, _since(start), found, command="plan"
@@ -151,15 +151,15 @@ def convert_part(
         raise ValueError("a part is 1 to the number of parts")
     wanted = Wanted.of(src, target, source, allow, max_shard_size, **options)
     with io_as_finding(str(dst)):
-        place = _place(src, dst)
-        if plan := wanted.finished_plan(place):
-            return _report_of_finished(wanted, place, plan, part, of, start)
-        with wanted.shared(place) as (plan, opened):
+        store = _store(src, dst)
+        if plan := wanted.finished_plan(store):
+            return _report_of_finished(wanted, store, plan, part, of, start)
+        with wanted.shared(store) as (plan, opened):
             names = plan.share(part, of)
             check_share(plan, opened, names)
             label, effort = f"part-{part}-of-{of}", Effort.of(wanted.options)
-            there = sorted(write_part(place, opened, plan, names, label, effort, progress))
-        missing = len(plan.sizes) - len(finished_files(place, plan, list(plan.sizes)))
+            there = sorted(write_part(store, opened, plan, names, label, effort, progress))
+        missing = len(plan.sizes) - len(finished_files(store, plan, list(plan.sizes)))
     sizes = {name: plan.sizes[name] for name in names}
     return PartReport(str(src), str(dst), part, of, plan.digest, sizes, there, missing, _since(start))
 
@@ -172,59 +172,59 @@ def finish(dst: PathLike) -> Finished:
     """
     start = time.monotonic()
     with io_as_finding(str(dst)):
-        place = _written_place(dst)
-        text = place.read(PLAN)
+        store = _written_store(dst)
+        text = store.read(PLAN)
         if text is None:
-            return _finished_before(place, start)
+            return _finished_before(store, start)
         nowhere = Folder(dst)  # where the source lies does not matter any more
         plan = parsed(text, (nowhere, nowhere))
-        if missing := missing_files(place, plan):
+        if missing := missing_files(store, plan):
             fact = f"{len(missing)} of {len(plan.sizes)} files are not there, or not of this plan"
             raise error("QB067", missing, (fact,))
-        make_whole(place, plan)
+        make_whole(store, plan)
     facts = {**plan.facts, "serve": plan.facts["serve"].replace(DST, word_of_command(str(dst)))}
     files = {**plan.sizes, **{name: len(text.encode()) for name, text in plan.documents.items()}}
     return Finished(str(dst), files=files, plan=plan.digest, already_done=False, seconds=_since(start), **facts)
 
 
-def _finished_before(place: Place, start: float) -> Finished:
+def _finished_before(store: Store, start: float) -> Finished:
     """What a place holds that has no plan; QBridgeError (QB067) where that is no checkpoint."""
-    if not is_checkpoint(place):
-        way = Way(command=f"qbridge plan SRC {word_of_command(place.url)} --to TARGET", note="as for convert")
-        raise error("QB067", place.url, (f"there is no {PLAN}",), (way,))
-    remove_hidden(place)
-    files = {name: place.size(name) or 0 for name in place.names()}
-    return Finished(place.url, "", "", 0, {}, files, "", True, _since(start), "")
+    if not is_checkpoint(store):
+        way = Way(command=f"qbridge plan SRC {word_of_command(store.url)} --to TARGET", note="as for convert")
+        raise error("QB067", store.url, (f"there is no {PLAN}",), (way,))
+    remove_hidden(store)
+    files = {name: store.size(name) or 0 for name in store.names()}
+    return Finished(store.url, "", "", 0, {}, files, "", True, _since(start), "")
 
 
 def _report_of_finished(
-    wanted: Wanted, place: Place, plan: SharedPlan, part: int, of: int, start: float
+    wanted: Wanted, store: Store, plan: SharedPlan, part: int, of: int, start: float
 ) -> PartReport:
     """What there is to say of a part whose output was finished before."""
     names = plan.share(part, of) if part else list(plan.sizes)
     sizes, command = {name: plan.sizes[name] for name in names}, "convert" if part else "plan"
     digest, found = plan.digest, plan.facts["findings"]
     return PartReport(
-        str(wanted.src), place.url, part, of, digest, sizes, names, 0, _since(start), found, command=command
+        str(wanted.src), store.url, part, of, digest, sizes, names, 0, _since(start), found, command=command
     )
 
 
-def _place(src: PathLike, dst: PathLike) -> Place:
-    """The place of an output, which is not that of the source."""
-    place = _written_place(dst)
-    if isinstance(place, FolderPlace):
+def _store(src: PathLike, dst: PathLike) -> Store:
+    """The store of an output, which is not that of the source."""
+    store = _written_store(dst)
+    if isinstance(store, FolderStore):
         check_apart(Path(dst), src)
-    return place
+    return store
 
 
-def _written_place(dst: PathLike) -> Place:
-    """The place that a DST means; QBridgeError (QB065) for one that shows nothing before all is there."""
-    far = far_place(os.fspath(dst))
+def _written_store(dst: PathLike) -> Store:
+    """The store that a DST means; QBridgeError (QB065) for one that shows nothing before all is there."""
+    far = remote_store(os.fspath(dst))
     if Path(dst).suffix == SUFFIX:
         raise error("QB065", str(dst), ("it is one file",), fix="Name a folder, without .gguf at its end.")
     if far is not None and not far.shows_parts:
         raise error("QB065", far.url, ("its files are seen when all are there",), fix="Make the parts in a bucket.")
-    return far or FolderPlace(Path(dst))
+    return far or FolderStore(Path(dst))
 
 
 def _since(start: float) -> float:

@@ -26,7 +26,7 @@ from qbridge.source.storage import Range, Storage
 from qbridge.source.weight_files import INDEX
 from qbridge.targets.registry import find_target
 from qbridge.write.parts import check_empty, is_checkpoint, is_whole
-from qbridge.write.places import Place
+from qbridge.write.stores import Store
 from qbridge.write.writer import text_of
 
 FACTS = ("target", "format", "layers", "exactness", "serve", "findings")  # of a Report that a plan records
@@ -78,17 +78,17 @@ class Wanted:
         return plain
 
     @contextmanager
-    def shared(self, place: Place) -> Iterator[tuple[SharedPlan, Source]]:
+    def shared(self, store: Store) -> Iterator[tuple[SharedPlan, Source]]:
         """The plan that lies at a place, made where there is none, and the source as the plan knows it.
 
-        QBridgeError: QB066 where the plan is another one, QB031 where something else is at the place.
+        QBridgeError: QB066 where the plan is another one, QB031 where something else is in the store.
         """
-        text = place.read(PLAN)
+        text = store.read(PLAN)
         if text is None:
-            check_empty(place)
+            check_empty(store)
             made = self._planned()
-            text = made if place.create(PLAN, made) else place.read(PLAN) or b""
-            place.commit(whole=False)
+            text = made if store.create(PLAN, made) else store.read(PLAN) or b""
+            store.commit(whole=False)
         storages = self._storages(text)
         try:
             plan = parsed(text, storages)
@@ -100,20 +100,20 @@ class Wanted:
             for storage in storages:
                 storage.close()
 
-    def finished_plan(self, place: Place) -> SharedPlan | None:
+    def finished_plan(self, store: Store) -> SharedPlan | None:
         """The plan of an output that was finished before; None where none was.
 
         QBridgeError (QB031) where a checkpoint is there that is not what the plan would give.
         """
-        if place.size(PLAN) is not None or not is_checkpoint(place):
+        if store.size(PLAN) is not None or not is_checkpoint(store):
             return None
         text = self._planned()
         storages = self._storages(text)
         for storage in storages:
             storage.close()
         plan = parsed(text, storages)
-        if not is_whole(place, plan):
-            raise error("QB031", place.url, ("a checkpoint is there",), fix="Choose another DST, or remove it.")
+        if not is_whole(store, plan):
+            raise error("QB031", store.url, ("a checkpoint is there",), fix="Choose another DST, or remove it.")
         return plan
 
     def _check_same(self, plan: SharedPlan) -> None:

@@ -18,17 +18,17 @@ from qbridge.source.foreign import CONFIG
 from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
 from qbridge.write.budget import Effort
-from qbridge.write.places import HIDDEN, Place
+from qbridge.write.stores import HIDDEN, Store
 from qbridge.write.writer import Advance, Progress, copy_file, write_shards
 
 
 @dataclass(slots=True)
 class PartStage:
-    """A folder in which files grow until they are whole, and then go to the place of the output."""
+    """A folder in which files grow until they are whole, and then go to the store of the output."""
 
     folder: Path
     finished: frozenset[str]
-    place: Place
+    store: Store
     digest: str
 
     @property
@@ -40,8 +40,8 @@ class PartStage:
         """Move a file, already flushed to the disk, to its place; then say which plan it is of."""
         file = self.folder / name
         size = file.stat().st_size
-        self.place.take(file, name)
-        self.place.put(receipt(name), _receipt_text(self.digest, size))
+        self.store.take(file, name)
+        self.store.put(receipt(name), _receipt_text(self.digest, size))
 
 
 def receipt(name: str) -> str:
@@ -53,18 +53,18 @@ def _receipt_text(digest: str, size: int) -> bytes:
     return json_text({"plan": digest, "size": size}).encode() + b"\n"
 
 
-def finished_files(place: Place, plan: SharedPlan, names: Sequence[str]) -> frozenset[str]:
+def finished_files(store: Store, plan: SharedPlan, names: Sequence[str]) -> frozenset[str]:
     """Those of some files that are there whole, with a receipt of this plan."""
     sizes = plan.sizes
     return frozenset(
         name
         for name in names
-        if place.read(receipt(name)) == _receipt_text(plan.digest, sizes[name]) and place.size(name) == sizes[name]
+        if store.read(receipt(name)) == _receipt_text(plan.digest, sizes[name]) and store.size(name) == sizes[name]
     )
 
 
 def write_part(
-    place: Place,
+    store: Store,
     source: Source,
     plan: SharedPlan,
     names: Sequence[str],
@@ -73,27 +73,27 @@ def write_part(
     progress: Progress | None = None,
 ) -> frozenset[str]:
     """Write and prove the files of a share that are not there; the names of those that were there already."""
-    finished = finished_files(place, plan, names)
+    finished = finished_files(store, plan, names)
     if finished >= set(names):
         return finished
     shards = [shard for shard in plan.shards if shard.name in names]
-    with place.working(label) as folder:
-        stage = PartStage(folder, finished, place, plan.digest)
-        for batch, advance in _batches(place, shards, progress):
+    with store.working(label) as folder:
+        stage = PartStage(folder, finished, store, plan.digest)
+        for batch, advance in _batches(store, shards, progress):
             write_shards(stage, source, plan, batch, effort, advance)
         for name in names:
             if name in plan.sides and name not in finished:
                 copy_file(source.file(name), folder / name)
                 stage.note(name)
-    place.commit(whole=False)
+    store.commit(whole=False)
     return finished
 
 
 def _batches(
-    place: Place, shards: Sequence[Shard], progress: Progress | None
+    store: Store, shards: Sequence[Shard], progress: Progress | None
 ) -> Iterator[tuple[Sequence[Shard], Progress | None]]:
     """As many shards at a time as there is room for where they grow, and what to call as each batch advances."""
-    room = place.room(max((shard.size for shard in shards), default=0)) or len(shards) or 1
+    room = store.room(max((shard.size for shard in shards), default=0)) or len(shards) or 1
     whole, done = sum(shard.data_size for shard in shards), 0
     for begin in range(0, len(shards), room):
         batch = shards[begin : begin + room]
@@ -110,55 +110,55 @@ def _moved_on(progress: Progress, done: int, whole: int, shards_done: int, shard
     return advance
 
 
-def missing_files(place: Place, plan: SharedPlan) -> list[str]:
+def missing_files(store: Store, plan: SharedPlan) -> list[str]:
     """The files of a plan that no part has made, or whose beginning is not what the plan says."""
-    finished = finished_files(place, plan, list(plan.sizes))
-    return [name for name in plan.sizes if name not in finished or not _begins_as_planned(place, plan, name)]
+    finished = finished_files(store, plan, list(plan.sizes))
+    return [name for name in plan.sizes if name not in finished or not _begins_as_planned(store, plan, name)]
 
 
-def is_whole(place: Place, plan: SharedPlan) -> bool:
+def is_whole(store: Store, plan: SharedPlan) -> bool:
     """Whether a finished output is that of a plan: its documents, and every file by its size and beginning."""
-    return all(place.read(name) == text.encode() for name, text in plan.documents.items()) and all(
-        place.size(name) == size and _begins_as_planned(place, plan, name) for name, size in plan.sizes.items()
+    return all(store.read(name) == text.encode() for name, text in plan.documents.items()) and all(
+        store.size(name) == size and _begins_as_planned(store, plan, name) for name, size in plan.sizes.items()
     )
 
 
-def _begins_as_planned(place: Place, plan: SharedPlan, name: str) -> bool:
+def _begins_as_planned(store: Store, plan: SharedPlan, name: str) -> bool:
     header = next((shard.header for shard in plan.shards if shard.name == name), b"")
-    return not header or place.read(name, len(header)) == header
+    return not header or store.read(name, len(header)) == header
 
 
-def make_whole(place: Place, plan: SharedPlan) -> None:
+def make_whole(store: Store, plan: SharedPlan) -> None:
     """Write what makes the files a checkpoint, then remove what was needed until then; may be run again."""
     for name, text in plan.documents.items():
-        place.put(name, text.encode())
-    place.commit(whole=True)
-    place.remove([PLAN])  # from now on it is finished, whatever is still to be removed
-    remove_hidden(place)
+        store.put(name, text.encode())
+    store.commit(whole=True)
+    store.remove([PLAN])  # from now on it is finished, whatever is still to be removed
+    remove_hidden(store)
 
 
-def remove_hidden(place: Place) -> None:
+def remove_hidden(store: Store) -> None:
     """Remove receipts, and what runs that were killed have left."""
-    place.remove([name for name in place.names() if name.startswith(HIDDEN)])
+    store.remove([name for name in store.names() if name.startswith(HIDDEN)])
 
 
-def is_checkpoint(place: Place) -> bool:
+def is_checkpoint(store: Store) -> bool:
     """Whether a finished output lies at a place."""
-    return place.size(CONFIG) is not None
+    return store.size(CONFIG) is not None
 
 
-def check_empty(place: Place) -> None:
+def check_empty(store: Store) -> None:
     """QBridgeError (QB031) where something lies at a place that no part has put there."""
-    others = [name for name in place.names() if not name.startswith(HIDDEN)]
+    others = [name for name in store.names() if not name.startswith(HIDDEN)]
     if others:
-        raise error("QB031", place.url, (f"it holds {others[0]}, and no {PLAN}",), fix="Choose another DST.")
+        raise error("QB031", store.url, (f"it holds {others[0]}, and no {PLAN}",), fix="Choose another DST.")
 
 
-def left_by_parts(place: Place) -> list[str]:
+def left_by_parts(store: Store) -> list[str]:
     """The plan, receipts and files that parts have made, where no checkpoint has become of them; of one, the rest."""
-    names = place.names()
+    names = store.names()
     hidden = [name for name in names if name.startswith(HIDDEN)]
-    if is_checkpoint(place):
+    if is_checkpoint(store):
         return [*hidden, *(name for name in names if name == PLAN and hidden)]
     receipts = {receipt(name): name for name in names}
     return [*(receipts[name] for name in hidden if name in receipts), *hidden, *(n for n in names if n == PLAN)]

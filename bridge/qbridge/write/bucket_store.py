@@ -1,4 +1,4 @@
-"""A folder of a bucket as the place of an output: each file is sent whole, config.json last.
+"""A folder of a bucket as the store of an output: each file is sent whole, config.json last.
 
 Of s3://, uploads that a killed process has begun are listed and aborted by `abort_uploads`; those of the other
 services vanish by themselves.
@@ -14,12 +14,12 @@ from typing import Any
 from qbridge.findings.finding import error
 from qbridge.source.bucket import asked, below, entry_of, file_system, root_of
 from qbridge.write.local_spool import spool_folder, spool_room
-from qbridge.write.places import HIDDEN, Place
+from qbridge.write.stores import HIDDEN, Store
 
 _PROBE = f"{HIDDEN}probe"
 
 
-class BucketPlace(Place):
+class BucketStore(Store):
     """The files below an address."""
 
     def __init__(self, url: str) -> None:
@@ -49,7 +49,7 @@ class BucketPlace(Place):
         return sorted(name for name, _ in below(self._root, listed))
 
     def size(self, name: str) -> int | None:
-        """As `Place.size`."""
+        """As `Store.size`."""
         with self._asked():
             try:
                 return entry_of(self._service.info(self._path(name))).size
@@ -57,7 +57,7 @@ class BucketPlace(Place):
                 return None
 
     def read(self, name: str, most: int | None = None) -> bytes | None:
-        """As `Place.read`."""
+        """As `Store.read`."""
         with self._asked():
             try:
                 data: bytes = self._service.cat_file(self._path(name), start=0 if most else None, end=most)
@@ -75,7 +75,7 @@ class BucketPlace(Place):
         return True
 
     def put(self, name: str, data: bytes) -> None:
-        """As `Place.put`."""
+        """As `Store.put`."""
         with self._asked():
             self._service.pipe_file(self._path(name), data)
 
@@ -90,7 +90,7 @@ class BucketPlace(Place):
         path.unlink()
 
     def remove(self, names: Iterable[str]) -> None:
-        """As `Place.remove`."""
+        """As `Store.remove`."""
         with self._asked():
             for name in names:
                 try:

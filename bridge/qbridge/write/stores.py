@@ -24,12 +24,12 @@ _LOCK = "lock"
 
 
 @runtime_checkable
-class Place(Protocol):
+class Store(Protocol):
     """Named files of one output. Names are relative, with "/" between folders. OSError where something fails."""
 
     @property
     def url(self) -> str:
-        """The place as a person named it."""
+        """The store as a person named it."""
 
     def names(self) -> Sequence[str]:
         """Every file that is there, hidden ones included."""
@@ -83,7 +83,7 @@ class Place(Protocol):
         return None
 
 
-class FolderPlace(Place):
+class FolderStore(Store):
     """A folder of this machine, or one that several machines see."""
 
     def __init__(self, root: Path) -> None:
@@ -101,13 +101,13 @@ class FolderPlace(Place):
         return sorted(path.relative_to(self._root).as_posix() for path in found)
 
     def size(self, name: str) -> int | None:
-        """As `Place.size`."""
+        """As `Store.size`."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return (self._root / name).stat().st_size
         return None
 
     def read(self, name: str, most: int | None = None) -> bytes | None:
-        """As `Place.read`."""
+        """As `Store.read`."""
         try:
             with open(self._root / name, "rb") as stream:
                 return stream.read(-1 if most is None else most)
@@ -155,7 +155,7 @@ class FolderPlace(Place):
 
     @contextlib.contextmanager
     def working(self, name: str) -> Iterator[Path]:
-        """In the place itself, so that a rename is enough; a second run of the name at a time gets its own folder."""
+        """In the store itself, so that a rename is enough; a second run of the name at a time gets its own folder."""
         home = self._root / HIDDEN
         home.mkdir(parents=True, exist_ok=True)
         lock = os.open(home / f"{name}.{_LOCK}", os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,4 +1,4 @@
-"""A repository of the Hugging Face Hub as the place of an output: files are sent one by one, and seen by one commit.
+"""A repository of the Hugging Face Hub as the store of an output: files are sent one by one, and seen by one commit.
 
 Tokens and the endpoint are those of huggingface_hub, which sends the files (Git LFS, or Xet where hf_xet is there).
 Source: huggingface_hub 2.4.0, hf_api.py (`whoami`, `create_repo`, `preupload_lfs_files`, `create_commit`).
@@ -18,7 +18,7 @@ from qbridge.source.foreign import CONFIG
 from qbridge.source.hub import Repository, library
 from qbridge.source.web import LOG
 from qbridge.write.local_spool import spool_folder, spool_room
-from qbridge.write.places import HIDDEN, Place
+from qbridge.write.stores import HIDDEN, Store
 
 _SMALL = (
     4 << 20
@@ -28,7 +28,7 @@ _MAY_WRITE = frozenset({"admin", "write", "contributor"})  # roles in an organis
 _TOKEN = "Name a token that may write there: hf auth login, or HF_TOKEN."  # noqa: S105  no password
 
 
-class HubPlace(Place):
+class HubStore(Store):
     """A branch of a model repository, or a pull request to it.
 
     What is hidden (`HIDDEN`, plan.json) is held in memory: nothing but the output is ever sent.
@@ -102,7 +102,7 @@ class HubPlace(Place):
         return data if data is None else data[:most]
 
     def create(self, name: str, data: bytes) -> bool:
-        """As `Place.create`."""
+        """As `Store.create`."""
         if self.size(name) is not None:
             return False
         self.put(name, data)

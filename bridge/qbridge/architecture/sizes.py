@@ -6,25 +6,22 @@ from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.expected import decoder_of
 from qbridge.architecture.from_config import assumed_head, dims_by_config
 from qbridge.architecture.names import is_embedding
+from qbridge.architecture.odd_sizes import odd_sizes
 from qbridge.findings.finding import Findings, QBridgeError
 from qbridge.ir.model import Model
 from qbridge.source.foreign import CONFIG
 
 Dims = dict[str, tuple[int, ...]]  # [out_features, in_features] by module
 _PROJECTED = "word_embed_proj_dim"  # OPT: the embedding has another width than the layers
-_NUMBERS = (
-    *("hidden_size", "intermediate_size", "vocab_size", "head_dim"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-)
 _MOST = 4  # modules that are named with their dims
 
 
-def judge_sizes(model: Model, findings: Findings, *, mild: bool = False) -> None:
-    """QB052 where linears, the embedding or the head have other dims than follow from config.json."""
+def judge_sizes(model: Model, findings: Findings) -> None:
+    """QB052 where a size is none that a model has, or leads to other dims of linears, embedding or head."""
     architecture = Architecture.of_model(model)
     text = architecture.text
-    if odd := [f"{key} is {text[key]!r}" for key in _NUMBERS if isinstance(text.get(key), str | bool | dict)]:
-        findings.add("QB052", CONFIG, tuple(odd), mild=mild)
+    if odd := odd_sizes(text):
+        findings.add("QB052", CONFIG, odd)
         return
     wanted = _wanted(model, architecture) if architecture.known else {}
     stored: Dims = {name: spec.dims for name, spec in model.specs.items()}
@@ -32,7 +29,7 @@ def judge_sizes(model: Model, findings: Findings, *, mild: bool = False) -> None
     wrong = [name for name, dims in stored.items() if name in wanted and dims != wanted[name]]
     if wrong:
         facts = (f"{name}: {_by(stored[name])}, by config.json {_by(wanted[name])}" for name in wrong[:_MOST])
-        findings.add("QB052", wrong, tuple(facts), mild=mild)
+        findings.add("QB052", wrong, tuple(facts))
 
 
 def _wanted(model: Model, architecture: Architecture) -> Dims:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import qbridge
-from support import ROOT, SINGLE, copy_fixture, edit_json, facts, refusal
+from support import ROOT, SINGLE, copy_fixture, edit_json, facts, refusal, rewrite_tensors
 
 # A fixture, and a key with a value that is not the model's.
 CASES = [
@@ -84,3 +85,40 @@ def test_a_size_that_classes_derive_may_be_null(key, tmp_path):
     edit_json(src / "config.json", lambda config: config.update({key: None}))
     found = [finding for finding in qbridge.check(src, "vllm").findings if finding.code == "QB052"]
     assert not any(" is " in fact for finding in found for fact in finding.facts)
+
+
+def norm(change, name="model.norm.weight"):
+    return lambda src: rewrite_tensors(src, lambda tensors: tensors.update({name: change(tensors[name])}))
+
+
+def config(**values):
+    return lambda src: edit_json(src / "config.json", lambda config: config.update(values))
+
+
+LAYER_NORM = "model.layers.0.input_layernorm.weight"
+BELIED = {
+    "a norm of two axes": ("gptq/llama_g128", norm(lambda values: values[None])),
+    "a short norm": ("gptq/llama_g128", norm(lambda values: values[:-8])),
+    "an empty norm": ("gptq/llama_g128", norm(lambda values: values[:0], LAYER_NORM)),
+    "a long norm": ("gptq/llama_g128", norm(lambda values: np.concatenate([values, values]), LAYER_NORM)),
+    "fewer layers": ("compressed_tensors/llama_w8a8", config(num_hidden_layers=1)),
+    "fewer experts": ("gptq/qwen3_moe_v1_sym", config(num_experts=2)),
+    "no experts": ("gptq/qwen3_moe_v1_sym", config(num_experts=0)),
+}
+
+
+@pytest.mark.parametrize("what", BELIED)
+def test_what_is_stored_and_the_config_does_not_count_is_no_yes(what, tmp_path):
+    case, change = BELIED[what]
+    src = copy_fixture(tmp_path, case)
+    change(src)
+    for target in ("vllm", "sglang", "lmdeploy", "transformers"):
+        answer = qbridge.check(src, target)
+        assert "QB052" in {finding.code for finding in answer.findings if finding.severity == "error"}, target
+    assert "QB052" in refusal(src, 1, "QB052", "vllm")
+
+
+def test_layers_for_multi_token_prediction_are_counted_apart(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_w8a8")
+    edit_json(src / "config.json", lambda config: config.update(num_hidden_layers=1, num_nextn_predict_layers=1))
+    assert "QB052" not in {finding.code for finding in qbridge.check(src, "vllm").findings}

@@ -103,7 +103,8 @@ def _check_sizes(text: Mapping[str, Any]) -> None:
 
 
 def _format(block: Mapping[str, Any]) -> str:
-    method = str(block.get("quant_method", "compressed-tensors")).lower().replace("_", "-")
+    unnamed = "compressed-tensors" if "config_groups" in block else ""  # which alone of all may name no method
+    method = str(block.get("quant_method", unnamed)).lower().replace("_", "-")
     return {"intel/auto-round": "auto-round"}.get(method, method)
 
 

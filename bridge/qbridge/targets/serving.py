@@ -28,5 +28,5 @@ class Served:
     dtype: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON, without the names."""
-        return {name: value for name, value in asdict(self).items() if name != "names"}
+        """As JSON, without the names, and the dtype that `instead` tells."""
+        return {name: value for name, value in asdict(self).items() if name not in ("names", "dtype")}

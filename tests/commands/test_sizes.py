@@ -50,7 +50,7 @@ def test_no_size_of_a_sound_checkpoint_is_wrong(model):
         answer = qbridge.check(model, "transformers", allow=allow)
     except qbridge.QBridgeError:
         return
-    assert "QB052" not in {finding.code for finding in answer.findings}
+    assert {"QB052", "QB053"}.isdisjoint(finding.code for finding in answer.findings)
 
 
 ESSENTIAL = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
@@ -122,3 +122,36 @@ def test_layers_for_multi_token_prediction_are_counted_apart(tmp_path):
     src = copy_fixture(tmp_path, "compressed_tensors/llama_w8a8")
     edit_json(src / "config.json", lambda config: config.update(num_hidden_layers=1, num_nextn_predict_layers=1))
     assert "QB052" not in {finding.code for finding in qbridge.check(src, "vllm").findings}
+
+
+ODD_VALUES = [
+    *(("rms_norm_eps", value) for value in ("1e-5", -1.0, True)),
+    *(("max_position_embeddings", value) for value in (0, -4, "4k")),
+    *(("rope_theta", value) for value in (0, "big")),
+    *((key, value) for key in ("dtype", "torch_dtype") for value in ("int8", 16, "bf16x")),
+    *(("hidden_act", value) for value in (3, ["silu"])),
+    *(("rope_scaling", value) for value in ([1], "linear")),
+    *(("tie_word_embeddings", value) for value in ("true", 1)),
+    *(("layer_types", value) for value in ([], "full_attention", [1])),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ODD_VALUES, ids=str)
+def test_a_value_that_no_model_is_built_with_is_no_yes(key, value, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_g128")
+    edit_json(src / "config.json", lambda config: config.update({key: value}))
+    for target in ("vllm", "transformers"):
+        answer = qbridge.check(src, target)
+        assert not answer.ok and key in facts(f for f in answer.findings if f.code == "QB053"), target
+    assert "QB053" in refusal(src, 1, "QB053", "vllm")
+    for file in src.glob("*.safetensors"):
+        file.unlink()
+    assert not qbridge.check(src, "vllm").ok
+
+
+@pytest.mark.parametrize("chosen", [0, 5, 999])
+def test_more_experts_than_there_are_cannot_be_chosen(chosen, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/qwen3_moe_v1_sym")
+    edit_json(src / "config.json", lambda config: config.update(num_experts_per_tok=chosen))
+    assert "num_experts_per_tok" in facts(refusal(src, 1, "QB053", "vllm")["QB053"])
+    assert not qbridge.check(src, "vllm").ok

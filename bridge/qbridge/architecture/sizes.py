@@ -11,6 +11,7 @@ from qbridge.architecture.expected import decoder_of
 from qbridge.architecture.from_config import assumed_head, dims_by_config
 from qbridge.architecture.names import is_embedding
 from qbridge.architecture.odd_sizes import odd_sizes
+from qbridge.architecture.odd_values import odd_values
 from qbridge.findings.finding import Findings, QBridgeError
 from qbridge.ir.model import Model
 from qbridge.source.foreign import CONFIG
@@ -23,9 +24,11 @@ _MOST = 4  # modules that are named with their dims
 
 
 def judge_sizes(model: Model, findings: Findings) -> None:
-    """QB052 where a size is none that a model has, or leads to other dims of linears, embedding or head."""
+    """QB053 for values that no class is built with, QB052 for sizes that are none, or that tensors belie."""
     architecture = Architecture.of_model(model)
     text = architecture.text
+    if odd := odd_values(architecture):
+        findings.add("QB053", CONFIG, odd)
     if odd := odd_sizes(text):
         findings.add("QB052", CONFIG, odd)
         return

@@ -285,7 +285,7 @@ class Architecture:
         model = TEXT_MODELS.get(str(text.get("model_type")), TextModel())
         if (model.qkv_bias and text.get("qkv_bias", True)) or text.get("attention_bias"):
             biased |= self.split.columns & _QKV
-        return biased
+        return biased | (self.mlp if text.get("mlp_bias") and not self.experts else frozenset())
 
     def parameters(self, sparse: bool) -> frozenset[str]:
         """A layer's parameters of its own, besides those of linear attention."""

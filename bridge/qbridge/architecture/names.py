@@ -236,7 +236,7 @@ def _is_part(leaf: str, info: TensorInfo, beside: bool) -> bool:
 
 def _is_buffer(leaf: str, info: TensorInfo) -> bool:
     """Whether integers can be no codes: flags, an attention mask, numbers in one row, or an index known by name."""
-    if info.dtype is DType.BOOL or leaf in INDICES:
+    if (info.dtype is DType.BOOL and leaf != "weight") or leaf in INDICES:
         return True
     rows = sorted(info.shape)[:-1]
     if info.dtype is DType.U8:  # a mask of torch before it had booleans: [1, 1, positions, positions]

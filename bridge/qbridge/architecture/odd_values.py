@@ -37,6 +37,20 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 
+# Classes that are no other's by another name: vLLM and SGLang build what the class says, transformers the type.
+_TYPES: Mapping[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "GemmaForCausalLM": "gemma",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "Phi3ForCausalLM": "phi3",
+    "GptOssForCausalLM": "gpt_oss",
+}
 # What a key may hold besides null, which stands for the default of the class.
 _TAKEN: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), _is_not_negative),
@@ -52,11 +66,22 @@ def odd_values(architecture: Architecture) -> tuple[str, ...]:
     """What is wrong with the values that a text model's config gives, by key; nothing where they can be."""
     text = architecture.text
     odd = [f"{key} is {repr(text[key])[:_LONGEST]}" for key, taken in _TAKEN.items() if _is_odd(text.get(key), taken)]
-    return (*odd, *_miscounted(architecture))
+    return (*odd, *_miscounted(architecture), *_two_classes(architecture.config))
 
 
 def _is_odd(value: object, taken: Callable[[object], bool]) -> bool:
     return value is not None and not taken(value)
+
+
+def _two_classes(config: Mapping[str, Any]) -> Iterator[str]:
+    """A class of one model beside the type of another."""
+    names, kind = config.get("architectures"), config.get("model_type")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        yield f"architectures is {repr(names)[:_LONGEST]}"
+        return
+    for name in names or ():
+        if name in _TYPES and kind in _TYPES.values() and kind != _TYPES[name]:
+            yield f"architectures names {name}, and model_type is {kind!r}"
 
 
 def _miscounted(architecture: Architecture) -> Iterator[str]:

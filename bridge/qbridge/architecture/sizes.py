@@ -23,8 +23,11 @@ _DRAFT = re.compile(r"^(?:eh_proj|enorm|hnorm|shared_head|nextn|final_layernorm)
 _MOST = 4  # modules that are named with their dims
 
 
-def judge_sizes(model: Model, findings: Findings) -> None:
-    """QB053 for values that no class is built with, QB052 for sizes that are none, or that tensors belie."""
+def judge_sizes(model: Model, findings: Findings, *, mild: bool = False) -> None:
+    """QB053 for values that no class is built with, QB052 for sizes that are none, or that tensors belie.
+
+    What tensors belie is a warning where it is `mild`.
+    """
     architecture = Architecture.of_model(model)
     text = architecture.text
     if odd := odd_values(architecture):
@@ -37,10 +40,10 @@ def judge_sizes(model: Model, findings: Findings) -> None:
     stored |= {name.removesuffix(".weight"): info.shape for name, info in model.tensors.items()}
     wrong = [name for name, dims in stored.items() if name in wanted and dims != wanted[name]]
     if beyond := _beyond(architecture, stored):
-        findings.add("QB052", beyond, (f"num_hidden_layers is {architecture.layers}",))
+        findings.add("QB052", beyond, (f"num_hidden_layers is {architecture.layers}",), mild=mild)
     if wrong:
         facts = (f"{name}: {_by(stored[name])}, by config.json {_by(wanted[name])}" for name in wrong[:_MOST])
-        findings.add("QB052", wrong, tuple(facts))
+        findings.add("QB052", wrong, tuple(facts), mild=mild)
 
 
 def _wanted(model: Model, architecture: Architecture) -> Dims:

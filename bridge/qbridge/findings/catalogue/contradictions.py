@@ -61,18 +61,17 @@ ENTRIES = (
         "Correct the sizes in config.json: take the original's.",
         "vllm 0.33.0, model_executor/layers/vocab_parallel_embedding.py and linear.py (weight_loader); "
         "transformers 5.17.0, modeling_utils.py (size mismatch)",
-        allow="other-sizes",
     ),
     Code(
         "QB053",
         "config.json has values that no model is built with",
         "A number is text or negative, a rope or an activation is of another type, dtype is no floating-point type, "
-        "layer_types has fewer entries than there are layers, or more experts are chosen than there are.",
+        "layer_types has fewer entries than there are layers, more experts are chosen than there are, or "
+        "architectures and model_type are those of two models.",
         "Engines stop while they parse config.json or build the model.",
         'rms_norm_eps: "1e-5"',
         "Take the original's config.json, or correct the value.",
         "transformers 5.17.0, configuration_utils.py; vllm 0.33.0, config/model.py",
-        allow="other-sizes",
     ),
     Code(
         "QB047",

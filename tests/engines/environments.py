@@ -40,18 +40,20 @@ SMOKE_TESTS = {
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
     "mlx": "import mlx_lm",
+    "ray": "import grpc, numba, ray",
     "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
     "sglang": "import sglang.version, torch, transformers",
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)
-WITHOUT_TORCH = frozenset({"gguf", "mlx"})
+WITHOUT_TORCH = frozenset({"gguf", "mlx", "ray"})
 # Variables that name an interpreter to take instead of an environment's. transformers is tried in llm-compressor's,
 # which has the version that the target is for.
 VARIABLES = {
     "QBRIDGE_PYTHON_VLLM": "vllm",
     "QBRIDGE_PYTHON_GGUF": "gguf",
     "QBRIDGE_PYTHON_MLX": "mlx",
+    "QBRIDGE_PYTHON_RAY": "ray",
     "QBRIDGE_PYTHON_LMDEPLOY": "lmdeploy-0.18.0",
     "QBRIDGE_PYTHON_SGLANG": "sglang",
     "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",

@@ -5,10 +5,7 @@ Ray is an extra; where it is not installed, nothing but the words of a command i
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import threading
-import time
 
 import pytest
 

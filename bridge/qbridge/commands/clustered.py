@@ -66,10 +66,10 @@ def convert_on_cluster(
     src, dst, options["graft"] = map(_for_every_node, (src, dst, options.get("graft") or ""))
     options["jobs"] = options.get("jobs") or 1
     ray = imported(RAY, RAY, "the conversion was to run on its cluster")
-    planned = plan_parts(src, dst, target, source, allow=allow, max_shard_size=max_shard_size, **options)
-    if planned.missing:
-        wanted = Wanted.of(src, target, source, allow, max_shard_size, **options)
-        with _connected(ray, executor):
+    wanted = Wanted.of(src, target, source, allow, max_shard_size, **options)
+    with _connected(ray, executor):
+        planned = plan_parts(src, dst, target, source, allow=allow, max_shard_size=max_shard_size, **options)
+        if planned.missing:
             _check_nodes(ray, wanted, dst)
             _make_files(ray, wanted, dst, planned, progress)
     return replace(finish(dst), command="convert", seconds=round(time.monotonic() - start, 3))

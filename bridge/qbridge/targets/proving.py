@@ -230,8 +230,7 @@ def _forked(prove: Proof, report: Report, path: str, trace: bool) -> _Rank:
         quiet = 2 if trace else os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(quiet, stream)
-        _attempt(prove, path, report)
-        json.dump(report, answer, default=str)
+        json.dump(attempted(prove, path, report), answer, default=str)
         answer.flush()
         os._exit(0)
     return _Rank(child, answer)
@@ -268,7 +267,8 @@ def _read(rank: _Rank, status: int, empty: Report) -> Report:
     return empty | {"verdict": "refused", "exit": 1, "error": error}
 
 
-def _attempt(prove: Proof, path: str, report: Report) -> None:
+def attempted(prove: Proof, path: str, report: Report) -> Report:
+    """The report of a checkpoint with what a proof wrote into it, how it ended, and the verdict."""
     try:
         report["stored"] = packed_modules(path)
         prove(path, report)
@@ -278,7 +278,7 @@ def _attempt(prove: Proof, path: str, report: Report) -> None:
         traceback.print_exc()
         report["error"] = described(error)
     exit_status = 3 if "reason" in report else 1 if report["error"] else 2 if any(map(report.get, FAULTS)) else 0
-    report["exit"], report["verdict"] = exit_status, VERDICTS[exit_status]
+    return report | {"exit": exit_status, "verdict": VERDICTS[exit_status]}
 
 
 def described(error: BaseException) -> dict[str, Any]:

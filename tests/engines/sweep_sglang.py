@@ -91,17 +91,22 @@ def unequal(wanted: dict[str, str], report: Row) -> list[str]:
     ]
 
 
-def swept(sources: Sequence[Path], work: Path, tp: int) -> Iterator[Row]:
-    """The rows of some checkpoints, each with the engine's reports of `source_report` and `output_report`."""
+def swept(sources: Sequence[Path], work: Path, tp: int, every: bool = True) -> Iterator[Row]:
+    """The rows of some checkpoints, each with the engine's reports of `source_report` and `output_report`.
+
+    Without `every` it is asked about those sources alone that qbridge refuses: to check, or to convert.
+    """
     outputs = {source: work / str(number) for number, source in enumerate(sources)}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as processes:
         rows = [processes.submit(prepared, source, output, tp) for source, output in outputs.items()]
         made = {source: row.result() for source, row in zip(sources, rows, strict=True)}
-    asked = [*sources, *(outputs[source] for source in sources if made[source]["to"])]
+    asked = [source for source, row in made.items() if every or row["check"] or row["refused"]]
+    asked = [*asked, *(outputs[source] for source in sources if made[source]["to"])]
     options = ("--tp", tp, "--emulate", "sm90")
     reports = engine.loaded_weights("sglang", "sglang_weights.py", asked, *options)
     for source, row in made.items():
-        row["source_report"] = brief(reports[str(source.absolute())])
+        report = reports.get(str(source.absolute()))
+        row["source_report"] = brief(report) if report else {"verdict": "not asked"}
         if row["to"]:
             report = reports[str(outputs[source].absolute())]
             row["output_report"] = brief(report)
@@ -166,6 +171,7 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--make", type=Path, metavar="FILE", help="names of cases to be made")
     parser.add_argument("--chunk", type=int, default=40, help="how many cases at a time")
+    parser.add_argument("--refused", action="store_true", help="of sources, ask about those that qbridge refuses")
     parser.add_argument("--work", type=Path, help="folder in which outputs are written and deleted")
     args = parser.parse_args()
     names = args.make.read_text().split() if args.make else []
@@ -176,7 +182,7 @@ def main() -> None:
         part = wanted[start : start + args.chunk]
         with tempfile.TemporaryDirectory(dir=args.work) as folder, args.out.open("a") as sink:
             sources = made(part, Path(folder) / "sources") if names else part
-            for row in swept(sources, Path(folder) / "outputs", args.tp):
+            for row in swept(sources, Path(folder) / "outputs", args.tp, not args.refused):
                 known.append(row)
                 sink.write(json.dumps(row) + "\n")
         args.out.with_suffix(".txt").write_text(summary(known) + "\n")

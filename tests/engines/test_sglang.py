@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import engine
@@ -18,7 +19,6 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.findings.finding import QBridgeError
 
 pytestmark = pytest.mark.engine
 FIXTURES = Path(__file__).resolve().parent.parent.parent / "fixtures"
@@ -155,31 +155,35 @@ def test_the_prover_objects_to_damaged_outputs(case, tmp_path):
     assert unseen == []
 
 
-def test_check_agrees_with_the_loader_on_every_fixture():
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """{tp: what SGLang makes of every fixture and of what it is converted to}; each is swept when it is asked for."""
+
+    @cache
+    def at(tp):
+        return list(sweep_sglang.swept(sorted(FIXTURES.glob("*/*/model")), tmp_path_factory.mktemp(f"tp{tp}"), tp))
+
+    return at
+
+
+def test_check_agrees_with_the_loader_on_every_fixture(rows):
     """`check` is stricter where a loader cannot see what the kernel makes of it.
 
     Codes of int8 with a scale per tensor are rounded to float8 after loading (requantize_with_max_scale), and the
     zero-points of activations are left out (apply_weights).
     """
     stricter = {"llama_tensor", "llama_token_asym"}
-    cases = sorted(FIXTURES.glob("*/*/model"))
-    served = {}
-    for path in cases:
-        try:
-            served[str(path)] = qbridge.check(path, "sglang", allow=["assumed-activations", "pickle"]).ok
-        except QBridgeError:
-            served[str(path)] = False
-    reports = judges.judge("sglang", cases)
     unlike = {
-        Path(path).parent.name for path, report in reports.items() if served[path] != (report["verdict"] == "clean")
+        Path(row["source"]).parent.name
+        for row in rows(1)
+        if (row["check"] == "") != (row["source_report"]["verdict"] == "clean")
     }
     assert unlike == stricter
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-def test_every_output_loads_whole_with_the_weights_of_its_source(tp, tmp_path):
-    rows = list(sweep_sglang.swept(sorted(FIXTURES.glob("*/*/model")), tmp_path, tp))
-    outputs = [row for row in rows if row["to"]]
+def test_every_output_loads_whole_with_the_weights_of_its_source(tp, rows):
+    outputs = [row for row in rows(tp) if row["to"]]
     assert len(outputs) > {1: 110, 2: 40}[tp]
     assert [row for row in outputs if row["output_report"]["verdict"] != "clean" or row["undecoded"]] == []
     assert {row["source"]: row["unequal"] for row in outputs if row["unequal"]} == {}

@@ -7,8 +7,8 @@ For each checkpoint the line that the prover prints, and of the same load
     undecoded   [module]: of a layout that is not known here
     reached     {module of the checkpoint: [linear]}: whose parameters its tensors were written to
 A linear is float64 [out_features, in_features], reassembled over the ranks; those that SGLang builds as one, and
-those of its experts, are told apart again under their own names, or as NAME[0], NAME[1]. A code times its scale has 53
-significant bits at most, so that every value is exact; a quotient by a global scale is rounded once, as in
+those of its experts, are told apart again under their own names, or as NAME[0], NAME[1]. A code times its scale has
+53 significant bits at most, so that every value is exact; a quotient by a global scale is rounded once, as in
 qbridge.ir.values.
 """
 

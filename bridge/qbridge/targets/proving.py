@@ -257,7 +257,7 @@ def _forked(prove: Proof, report: Report, path: str, trace: bool) -> _Rank:
         for stream in (1, 2):
             os.dup2(quiet, stream)
         before = set(sys.modules)
-        _attempt(prove, path, report)
+        report = attempted(prove, path, report)
         report["imported"] = [name for name in sys.modules if name not in before]
         json.dump(report, answer, default=str)
         answer.flush()
@@ -296,7 +296,8 @@ def _read(rank: _Rank, status: int, empty: Report) -> Report:
     return empty | {"verdict": "refused", "exit": 1, "error": error}
 
 
-def _attempt(prove: Proof, path: str, report: Report) -> None:
+def attempted(prove: Proof, path: str, report: Report) -> Report:
+    """The report of a checkpoint with what a proof wrote into it, how it ended, and the verdict."""
     try:
         report["stored"] = packed_modules(path)
         prove(path, report)
@@ -306,7 +307,7 @@ def _attempt(prove: Proof, path: str, report: Report) -> None:
         traceback.print_exc()
         report["error"] = described(error)
     exit_status = 3 if "reason" in report else 1 if report["error"] else 2 if any(map(report.get, FAULTS)) else 0
-    report["exit"], report["verdict"] = exit_status, VERDICTS[exit_status]
+    return report | {"exit": exit_status, "verdict": VERDICTS[exit_status]}
 
 
 def described(error: BaseException) -> dict[str, Any]:

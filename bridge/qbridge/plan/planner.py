@@ -230,8 +230,12 @@ def _for_kernels(candidate: Candidate, layers: Mapping[str, Rewritten]) -> Candi
 
 
 def _check(candidate: Candidate, layers: Mapping[str, Rewritten], findings: Findings) -> Model:
-    """The model that the layers make, without what the user allowed to be dropped; broken rules become findings."""
+    """The model that the layers make, without what the user allowed to be dropped; broken rules become findings.
+
+    Its config has followed the layers: rules look at the one that is written.
+    """
     model = replace(_after(candidate.model, layers), format=candidate.choice.format.NAME)
+    model = replace(model, config=follow(model.config, model.specs))
     model = as_tensors(model, [name for name, layer in layers.items() if is_unquantized(layer.passes)])
     for rule in candidate.rules:
         if not isinstance(rule, ModelRule):
@@ -260,8 +264,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     }
     outputs = outputs_of(candidate.values, result, layers)
     _check_names(outputs, findings)
-    config = follow(result.config, result.specs)
-    config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
+    config = spell(as_dtype(result.config, candidate.choice.dtype), candidate.target.reader)
     block = destination.config(result)
     if block and (result.specs or result.kv_cache):
         config |= dict.fromkeys(getattr(destination, "BLOCK_KEYS", ("quantization_config",)), block)

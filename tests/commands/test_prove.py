@@ -169,8 +169,8 @@ def test_modules_of_a_gguf_file_are_compared_by_the_names_of_checkpoints(toy, tm
     src, dst = ROOT / "fixtures/compressed_tensors/qwen3_moe_w4a16/model", tmp_path / "dst"
     qbridge.convert(src, dst, "gguf", allow=["no-tokenizer"])
     names = "blk.0.attn_q", "blk.0.ffn_gate_exps", "token_embd"
-    edit = f"""report |= dict(model="qwen3moe", quantized=dict.fromkeys({names}, False), stored=dict.fromkeys({names}, False))"""
-    toy(edit)
+    plain = dict.fromkeys(names, False)
+    toy(f'report |= dict(model="qwen3moe", quantized={plain}, stored={plain})')
     wanted = ["model.layers.0.mlp.experts.gate_proj", "model.layers.0.self_attn.q_proj"]
     for source, compared in ((None, "manifest"), (src, "source")):
         answer = qbridge.prove(dst, "toy", original=source)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 
 import environments
 import pytest
+import wide_gptq
 from engine import HERE, ROOT
 
 import qbridge
@@ -63,3 +65,33 @@ def test_log_probabilities_are_those_of_the_converted_folder(tp, installed, tmp_
         assert "error" not in answers[streamed], (streamed, answers[streamed])
         assert answers[streamed]["logprobs"] == answers[written]["logprobs"], streamed
         assert len(answers[streamed]["logprobs"]) == 23
+
+
+def test_a_rank_reads_its_share_and_holds_it(installed, tmp_path):
+    memory, source = 128_000_000, tmp_path / "src"
+    size = wide_gptq.make(source, hidden=2048, intermediate=5632, layers=6, vocabulary=8192)
+    qbridge.convert(source, tmp_path / "out", "vllm", tp=2)
+    streamed, written = f"{STREAMED}{source}", str(tmp_path / "out")
+    answers = serve([streamed, written], tmp_path, "--tp", 2, "--memory", memory)
+    assert answers[streamed]["logprobs"] == answers[written]["logprobs"]
+    ours, theirs = (
+        [each for each in answers[name]["processes"] if "Worker" in each["name"]] for name in (streamed, written)
+    )
+    assert len(ours) == len(theirs) == 2
+    besides = min(each["read"] for each in theirs)  # modules of Python: vLLM maps the tensors of a folder
+    assert max(each["read"] for each in ours) - besides <= 0.6 * size
+    # of a folder the pages that are mapped count as well, so that its peak is no bound for ours
+    assert max(each["peak"] for each in ours) <= max(each["peak"] for each in theirs) + memory
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_nothing_is_written(installed, tmp_path):
+    opened = tmp_path / "opened.txt"
+    source = ROOT / "fixtures/gptq/llama_v1_asym/model"
+    calls = "open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,truncate"
+    strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", f"trace={calls}", "-o", opened]
+    answers = serve([f"{STREAMED}{source}"], tmp_path, before=strace)
+    assert "error" not in answers[f"{STREAMED}{source}"]
+    lines = opened.read_text().splitlines()
+    written = [line for line in lines if "open" not in line.split()[1] or any(flag in line for flag in WRITES)]
+    assert not [line for line in written if str(ROOT) in line or f'"{source}' in line]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -33,6 +32,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    if args.tp == 1:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import vllm  # noqa: F401  once, for all children
 
     report = {each: in_child(each, args.tp, args.memory) for each in args.checkpoints}
@@ -41,22 +42,23 @@ def main() -> None:
 
 def in_child(checkpoint: str, tp: int, memory: int) -> dict[str, Any]:
     """The answer of a process that serves one checkpoint."""
-    with tempfile.TemporaryFile("w+") as file:
-        child = os.fork()
-        if child == 0:
-            answer: dict[str, Any] = {}
-            try:
-                serve(checkpoint, tp, memory, answer)
-            except Exception as fault:
-                traceback.print_exc()
-                answer["error"] = {"type": type(fault).__name__, "message": str(fault)}
-            json.dump(answer, file)
-            file.flush()
-            os._exit(0)
-        os.waitpid(child, 0)
-        file.seek(0)
-        loaded: dict[str, Any] = json.load(file)
-        return loaded
+    ours, its = os.pipe()  # and no file: the folder for those may be read-only
+    child = os.fork()
+    if child == 0:
+        answer: dict[str, Any] = {}
+        try:
+            serve(checkpoint, tp, memory, answer)
+        except Exception as fault:
+            traceback.print_exc()
+            answer["error"] = {"type": type(fault).__name__, "message": str(fault)}
+        with os.fdopen(its, "w") as stream:
+            json.dump(answer, stream)
+        os._exit(0)
+    os.close(its)
+    os.waitpid(child, 0)
+    with os.fdopen(ours) as stream:
+        loaded: dict[str, Any] = json.load(stream)
+    return loaded
 
 
 def serve(checkpoint: str, tp: int, memory: int, answer: dict[str, Any]) -> None:
@@ -65,6 +67,7 @@ def serve(checkpoint: str, tp: int, memory: int, answer: dict[str, Any]) -> None
 
     before, start = memory_of(os.getpid())["now"], time.monotonic()
     streamed = checkpoint.startswith(STREAMED)
+    more = {"distributed_executor_backend": "uni"} if tp == 1 else {}
     engine = LLM(
         model=checkpoint.removeprefix(STREAMED),
         tensor_parallel_size=tp,
@@ -75,6 +78,7 @@ def serve(checkpoint: str, tp: int, memory: int, answer: dict[str, Any]) -> None
         enable_prefix_caching=False,
         load_format="qbridge" if streamed else "auto",
         model_loader_extra_config={"memory": memory} if streamed and memory else {},
+        **more,
     )
     answer["started"] = round(time.monotonic() - start, 1)
     answer["processes"] = [{**of_process(each), "before": before} for each in descendants(os.getpid())]
@@ -85,6 +89,7 @@ def serve(checkpoint: str, tp: int, memory: int, answer: dict[str, Any]) -> None
     answer["logprobs"] = [
         place[number].logprob for place, number in zip(output.prompt_logprobs[1:], ids[1:], strict=True)
     ]
+    engine.llm_engine.engine_core.shutdown()
 
 
 def descendants(process: int) -> Iterator[int]:

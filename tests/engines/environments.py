@@ -56,6 +56,7 @@ VARIABLES = {
     "QBRIDGE_PYTHON_RAY": "ray",
     "QBRIDGE_PYTHON_LMDEPLOY": "lmdeploy-0.18.0",
     "QBRIDGE_PYTHON_SGLANG": "sglang",
+    "QBRIDGE_PYTHON_GPTQMODEL": "gptqmodel",
     "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",
 }
 # Tools that exist as source only. They are built against the environment's torch, without CUDA kernels.

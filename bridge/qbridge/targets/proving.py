@@ -56,7 +56,7 @@ Proof = Callable[[str, Report], None]
 VERDICTS = ("clean", "refused", "faulty", "unproved")
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
 SEVERITY = (0, 3, 2, 1)  # of the verdicts, for the exit status of several checkpoints
-PACKED = ("I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # dtypes of codes
+PACKED = ("I32", "U32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # dtypes of codes
 PATIENCE = 20.0  # seconds that a rank may still take after another one has failed
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",

@@ -124,8 +124,7 @@ def s3(there: Installed) -> str:
     """A bucket is asked for; nobody answers here."""
     env = {f"AWS_{key}": "x" for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")}
     env |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_DEFAULT_REGION": "us-east-1"}
-    found = there.qbridge("inspect", "s3://bucket/model", code=IO, **env)
-    expect("127.0.0.1:9", found)
+    expect("QB404", there.qbridge("inspect", "s3://bucket/model", code=IO, **env))
     return "asks the bucket's server"
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from io import BytesIO
 from typing import Any
 
 from qbridge.commands.report_rows import counted
 from qbridge.findings.hints import printable, size
 from qbridge.page.contents import Contents
+from qbridge.page.document import source_of
 from qbridge.page.drawing import colour_of
 from qbridge.page.layer_map import LayerMap
 from qbridge.page.markup import name
@@ -68,8 +68,9 @@ def image_of(contents: Contents) -> bytes:
 
 def _palette() -> Mapping[str, str]:
     """The page's light colours by their names: the first block of its style sheet."""
-    style = files("qbridge.page").joinpath("page.css").read_text("utf-8")
-    return dict(re.findall(r"--(\w+):(#\w+)", style[: style.index("}")]))
+    style = source_of("css")
+    colours = (each.partition(":") for each in style[: style.index("}")].split(";"))
+    return {key.strip(" -\n"): value for key, _, value in colours}
 
 
 def _lines(contents: Contents) -> Iterator[_Line]:

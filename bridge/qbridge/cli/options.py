@@ -119,7 +119,9 @@ Memory = Annotated[
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
 ReportFile = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE.html", help="Write a page of the result, which loads nothing."),
+    typer.Option(
+        "--report", metavar="FILE.html", help="Write a page of the result; to FILE.png, the map of its layers."
+    ),
 ]
 NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as it is: no model card.")]
 ShardSize = Annotated[

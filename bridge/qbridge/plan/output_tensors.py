@@ -54,7 +54,7 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
             if slot.slice:
                 fused.setdefault(slot.slice.tensor, {}).setdefault(slot.slice.index, []).append((name, part))
                 continue
-            if slot.codec.common:
+            if not slot.codec.exclusive:
                 common.setdefault(slot.tensor, []).append((name, part))
                 continue
             origin = layer.read[part].tensor if layer.copied(part) else ""

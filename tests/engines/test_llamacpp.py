@@ -43,7 +43,7 @@ CASES = [
     "mxfp4/gpt_oss",
     "kimi",
 ]
-# Two runs of 32 ids. llama.cpp rounds activations: with the routers as they are drawn, a token of the second run whose
+# Two runs of 32 ids. llama.cpp rounds activations: with routers as they are drawn, a token of the second run whose
 # experts differ by 0.014 went to another one than in the twin (0.83 instead of 0.16).
 IDS = [[(first + step * number) % 256 for number in range(32)] for first, step in ((3, 29), (5, 37))]
 PLAIN = ("F32", "F16", "BF16")

@@ -7,7 +7,7 @@ the manifest records lose nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
@@ -26,8 +26,8 @@ from qbridge.passes import Pass
 from qbridge.plan.casting import Caster, Casting, castings
 from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
-from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged_layers
-from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
+from qbridge.plan.output_tensors import check_names, computed_tensors, outputs_of, rearranged_layers
+from qbridge.plan.plan import LayerPlan, Plan, is_unquantized
 from qbridge.plan.ranking import OWN, because, distance
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.residue import residue_layers
@@ -263,7 +263,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         for spec, layout in [_written(name, layer, result, destination)]
     }
     outputs = outputs_of(candidate.values, result, layers)
-    _check_names(outputs, findings)
+    check_names(outputs, findings)
     config = spell(as_dtype(result.config, candidate.choice.dtype), candidate.target.reader)
     block = destination.config(result)
     if block and (result.specs or result.kv_cache):
@@ -392,11 +392,3 @@ def _is_copy(candidate: Candidate, model: Model) -> bool:
     planned = as_dtype(candidate.model.config, candidate.choice.dtype)
     same = compute_dtype(planned, DType.F32) is compute_dtype(model.config, DType.F32)
     return same and model.format == candidate.choice.format.NAME
-
-
-def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:
-    seen: set[str] = set()
-    for output in outputs:
-        if output.name in seen:
-            findings.add("QB033", output.name)
-        seen.add(output.name)

@@ -60,6 +60,7 @@ def test_a_cluster_is_reached_by_its_address(tmp_path, in_one_run):
         ("blind", "QB069", "it does not see what this machine writes at DST"),
         ("version", "QB069", "0.0.1 here"),
         ("source", "QB401", "No such file"),
+        ("workers", "QB070", "died"),
     ],
 )
 def test_a_cluster_that_cannot_make_the_files_is_refused(fault, code, fact, tmp_path):

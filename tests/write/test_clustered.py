@@ -10,6 +10,8 @@ import sys
 import pytest
 
 import qbridge
+from qbridge.commands.clustered import _task_faults
+from qbridge.findings.finding import error
 from support import ROOT, cli
 
 GPTQ = ROOT / "fixtures/gptq/llama_g128/model"
@@ -42,3 +44,34 @@ def test_without_ray_the_extra_is_named_and_nothing_is_written(dst, monkeypatch)
         caught.value.findings[0].remedies
     )
     assert not dst.exists()
+
+
+class _Faults:
+    """The names of Ray's errors, of which one carries what a task raised."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            cause = None
+
+
+def test_a_task_that_the_cluster_lost_is_said_with_its_file():
+    with pytest.raises(qbridge.StorageError) as caught, _task_faults(_Faults, "model-00001.safetensors"):
+        raise _Faults.exceptions.RayError("the worker died\nand more")
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where, finding.facts) == (
+        "QB070",
+        ("model-00001.safetensors",),
+        ("RayError: the worker died",),
+    )
+
+
+@pytest.mark.parametrize("code", ["QB066", "QB401"])
+def test_what_a_task_refuses_arrives_as_it_was_raised(code):
+    fault = _Faults.exceptions.RayTaskError("far away")
+    fault.cause = error(code, "x")
+    with pytest.raises(qbridge.QBridgeError) as caught, _task_faults(_Faults, "file"):
+        raise fault
+    assert caught.value is fault.cause

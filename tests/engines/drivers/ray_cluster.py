@@ -1,9 +1,9 @@
 """A conversion on a cluster of two Ray nodes of one CPU each, with a fault.
 
-    ray_cluster.py SRC DST --fault none|node|worker|blind|version|source [--client] [--json F]
+    ray_cluster.py SRC DST --fault none|node|worker|workers|blind|version|source [--client] [--json F]
 
 Runs in the environment ray, with qbridge on PYTHONPATH. Faults: a `node` is removed after the second file; every
-`worker` process is killed after it; no node sees what the caller writes (`blind`); the caller has another `version`;
+`worker` process is killed after it, or, of all `workers`, each that begins a file; no node sees what the caller writes (`blind`); the caller has another `version`;
 a file of the `source` is not there any more when weights are read. Report: `files` that were made, in this order;
 `struck`, whether the fault was there; `findings` of the error or none; `seconds` without the start of the cluster.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ def workers() -> list[int]:
         except OSError:
             continue
     return found
+
+
+def kill_workers(fault: Fault) -> None:
+    """Kill every process that begins to make a file."""
+    while True:
+        for process in workers():
+            os.kill(process, signal.SIGKILL)
+            fault.struck = True
 
 
 class Fault:
@@ -90,6 +99,8 @@ def main() -> None:
             make_files(*arguments)
 
         clustered._make_files = without_a_shard
+    if args.fault == "workers":
+        threading.Thread(target=kill_workers, args=(fault,), daemon=True).start()
     report: reporting.Report = {"findings": None, "done": None}
     start = time.monotonic()
     try:

@@ -3,9 +3,10 @@
     ray_cluster.py SRC DST --fault none|node|worker|workers|blind|version|source [--client] [--json F]
 
 Runs in the environment ray, with qbridge on PYTHONPATH. Faults: a `node` is removed after the second file; every
-`worker` process is killed after it, or, of all `workers`, each that begins a file; no node sees what the caller writes (`blind`); the caller has another `version`;
-a file of the `source` is not there any more when weights are read. Report: `files` that were made, in this order;
-`struck`, whether the fault was there; `findings` of the error or none; `seconds` without the start of the cluster.
+`worker` process is killed after it, or, of all `workers`, each that begins a file; no node sees what the caller
+writes (`blind`); the caller has another `version`; a file of the `source` is not there any more when weights are read.
+Report: `files` that were made, in this order; `struck`, whether the fault was there; `findings` of the error or none;
+`seconds` without the start of the cluster.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Runs in the environment ray, with qbridge on PYTHONPATH. Faults: a `node` is removed after the second file; every
 `worker` process is killed after it, or, of all `workers`, each that begins a file; no node sees what the caller
-writes (`blind`); the caller has another `version`; a file of the `source` is not there any more when weights are read.
+writes (`blind`); the caller has another `version`; a file of the `source` is not there any more.
 Report: `files` that were made, in this order; `struck`, whether the fault was there; `findings` of the error or none;
 `seconds` without the start of the cluster.
 """

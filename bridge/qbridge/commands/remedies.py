@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from qbridge.commands.checkpoint import Checkpoint, open_checkpoint
-from qbridge.commands.conversion import look_at_values, planned
+from qbridge.commands.planning import look_at_values, planned
 from qbridge.commands.report import tensor_bytes
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity

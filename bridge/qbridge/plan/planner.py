@@ -7,7 +7,7 @@ the manifest records lose nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
@@ -26,8 +26,8 @@ from qbridge.passes import Pass
 from qbridge.plan.casting import Caster, Casting, castings
 from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
-from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged_layers
-from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
+from qbridge.plan.output_tensors import check_names, computed_tensors, outputs_of, rearranged_layers
+from qbridge.plan.plan import LayerPlan, Plan, is_unquantized
 from qbridge.plan.ranking import OWN, because, distance
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.residue import residue_layers
@@ -230,8 +230,12 @@ def _for_kernels(candidate: Candidate, layers: Mapping[str, Rewritten]) -> Candi
 
 
 def _check(candidate: Candidate, layers: Mapping[str, Rewritten], findings: Findings) -> Model:
-    """The model that the layers make, without what the user allowed to be dropped; broken rules become findings."""
+    """The model that the layers make, without what the user allowed to be dropped; broken rules become findings.
+
+    Its config has followed the layers: rules look at the one that is written.
+    """
     model = replace(_after(candidate.model, layers), format=candidate.choice.format.NAME)
+    model = replace(model, config=follow(model.config, model.specs))
     model = as_tensors(model, [name for name, layer in layers.items() if is_unquantized(layer.passes)])
     for rule in candidate.rules:
         if not isinstance(rule, ModelRule):
@@ -259,9 +263,8 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         for spec, layout in [_written(name, layer, result, destination)]
     }
     outputs = outputs_of(candidate.values, result, layers)
-    _check_names(outputs, findings)
-    config = follow(result.config, result.specs)
-    config = spell(as_dtype(config, candidate.choice.dtype), candidate.target.reader)
+    check_names(outputs, findings)
+    config = spell(as_dtype(result.config, candidate.choice.dtype), candidate.target.reader)
     block = destination.config(result)
     if block and (result.specs or result.kv_cache):
         config |= dict.fromkeys(getattr(destination, "BLOCK_KEYS", ("quantization_config",)), block)
@@ -389,11 +392,3 @@ def _is_copy(candidate: Candidate, model: Model) -> bool:
     planned = as_dtype(candidate.model.config, candidate.choice.dtype)
     same = compute_dtype(planned, DType.F32) is compute_dtype(model.config, DType.F32)
     return same and model.format == candidate.choice.format.NAME
-
-
-def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:
-    seen: set[str] = set()
-    for output in outputs:
-        if output.name in seen:
-            findings.add("QB033", output.name)
-        seen.add(output.name)

@@ -24,6 +24,7 @@ from qbridge.targets.choice import Choice, python_path
 from qbridge.targets.common import stacked, unquantized_tensors, weight_scales
 from qbridge.targets.denied import biases_rule
 from qbridge.targets.remote_code import needs_remote_code
+from qbridge.targets.stored_names import one_by_one_rule, text_model_rule, usual_text_models
 from qbridge.targets.target import Target
 from qbridge.targets.transformers import gptq, matching, messages, routers
 
@@ -156,10 +157,25 @@ _BIASED_IF_ASKED = """
 _BIASES = biases_rule(
     "transformers", _BIASED_IF_ASKED.split(), ("attention_bias",), "transformers 5.17.0, models/*/modeling_*.py"
 )
+# Types of which it renames no former name of the text model (conversion_mapping.py).
+_UNRENAMED = frozenset({"glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"})
+
+
+def _text_models(model: Model) -> tuple[str, ...]:
+    names = usual_text_models(model)
+    renamed = model.config.get("model_type") not in _UNRENAMED
+    return names if renamed or not names else ("model.language_model", "language_model")
+
+
+_NAMES = (
+    text_model_rule(f"{_NEWEST}, conversion_mapping.py", _text_models),
+    one_by_one_rule(f"{_NEWEST}, models/*/modeling_*.py"),
+)
 CHOICES = (
     Choice(
         named("compressed-tensors"),
         (
+            *_NAMES,
             _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
@@ -171,10 +187,18 @@ CHOICES = (
         serve=_serve,
         experts=_arrange,
     ),
-    Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),), serve=_serve),
+    Choice(
+        named("mxfp4"),
+        (
+            *_NAMES,
+            unquantized_tensors(DType.F32, _LOADING),
+        ),
+        serve=_serve,
+    ),
     Choice(
         named("fp8"),
         (
+            *_NAMES,
             _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, conversion_mapping.py"),
             LayerRule("QB287", _scales, _FLOAT8),
@@ -188,12 +212,13 @@ CHOICES = (
 )
 AS_IS = (
     *(
-        replace(choice, rules=(*choice.rules, *more, _BIASES, _needs("gptqmodel")), serve=_serve)
+        replace(choice, rules=(*choice.rules, *more, *_NAMES, _BIASES, _needs("gptqmodel")), serve=_serve)
         for choice, more in zip(gptqmodel.CHOICES, (gptq.RULES, ()), strict=True)
     ),
     Choice(
         named("auto-round"),
         (
+            *_NAMES,
             _BIASES,
             _needs("auto-round"),
             ModelRule("QB284", _auto_round_float8, "auto-round 0.16.1, inference/backend.py (BackendInfos)"),

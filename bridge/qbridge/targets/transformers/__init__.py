@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qbridge.architecture.config import Reader
-from qbridge.architecture.experts import SEPARATE, SINGLE, as_transformers
+from qbridge.architecture.experts import FUSED, SEPARATE, SINGLE, as_transformers
+from qbridge.architecture.names import dense_linears, is_routed
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem
@@ -43,6 +44,15 @@ def _experts(model: Model) -> Iterator[Problem]:
     experts, kind = tuple(name for name in model.specs if ".experts." in name), model.config.get("model_type")
     if experts and kind in _UNKNOWN_TYPES:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
+
+
+def _partly(model: Model) -> Iterator[Problem]:
+    """Experts of a layer are merged into one tensor, all of them from codes or all from plain weights."""
+    quantized = {name.partition(".experts.")[0] for name in model.specs if is_routed(name)}
+    plain = (name for name in dense_linears(model.tensors) if is_routed(name))
+    where = tuple(name for name in plain if name.partition(".experts.")[0] in quantized)
+    if where:
+        yield Problem((f"{len(where)} expert linears are not quantized, others of their layers are",), where=where)
 
 
 def _stacks(spec: Spec, model: Model) -> Problem | None:
@@ -139,6 +149,8 @@ _TAKEN_APART = frozenset({"Llama4ForCausalLM", "Llama4ForConditionalGeneration"}
 def _arrange(model: Model, lies: str) -> str:
     if model.architecture in _TAKEN_APART:
         return "" if lies == SINGLE else SEPARATE
+    if lies == SINGLE and any(spec.weight.type != "e4m3fn" for spec in model.specs.values()):
+        return FUSED  # beside packed codes its converters look for weight_packed alone (update_weight_conversions)
     return as_transformers(model, lies)
 
 
@@ -179,6 +191,7 @@ CHOICES = (
             _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
+            ModelRule("QB231", _partly, f"{_NEWEST}, core_model_loading.py (MergeModulelist)"),
             routers.RULE,
             LayerRule("QB290", _packed, f"{_NEWEST}, models/falcon/modeling_falcon.py (_init_weights)"),
             weight_scales(DType.F32, _LOADING),
@@ -204,6 +217,7 @@ CHOICES = (
             LayerRule("QB287", _scales, _FLOAT8),
             routers.RULE,
             ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
+            ModelRule("QB231", _partly, f"{_NEWEST}, core_model_loading.py (MergeModulelist)"),
             unquantized_tensors(DType.F32, _LOADING),
         ),
         serve=_serve,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import qbridge
 from qbridge.architecture.architecture import Architecture
@@ -50,10 +52,10 @@ def test_a_name_that_no_class_takes_is_refused_and_the_remedy_works(target, pref
     assert "QB338" in codes(excinfo)
     (finding,) = (finding for finding in excinfo.value.findings if finding.code == "QB338")
     assert finding.help == (f"convert it with --rename-prefix {old}={new}",)
-    report = qbridge.convert(src, tmp_path / "dst", target, rename_prefix={old: new}, allow=["rounded"])
-    assert report.layers == 7
+    qbridge.convert(src, tmp_path / "dst", target, rename_prefix={old: new}, allow=["rounded"])
     qbridge.restore(tmp_path / "dst", tmp_path / "back")
-    assert (tmp_path / "back" / SINGLE).read_bytes() == (src / SINGLE).read_bytes()
+    before, after = load_file(src / SINGLE), load_file(tmp_path / "back" / SINGLE)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def named(architecture, kind, names, **config):
@@ -113,11 +115,21 @@ def test_what_is_not_known_is_not_judged(architecture, kind, expected):
     ],
 )
 def test_linears_stored_as_one_are_refused_where_the_class_has_them_one_by_one(architecture, leaf, wrong):
-    model = named(architecture, "", [f"model.layers.0.{leaf}"], num_hidden_layers=1)
-    assert bool(list(one_by_one_rule("").check(model))) is wrong
+    model, rule = named(architecture, "", [f"model.layers.0.{leaf}"], num_hidden_layers=1), one_by_one_rule("")
+    assert rule.code == "QB339" and bool(list(rule.check(model))) is wrong
 
 
 def test_check_says_so_too(tmp_path):
     src = under("compressed_tensors/llama_w4a16", "model.language_model", tmp_path / "src")
     verdict = qbridge.check(src, target="vllm")
     assert "QB338" in {finding.code for finding in verdict.findings} and not verdict.ok
+
+
+@pytest.mark.parametrize("target", ["vllm", "lmdeploy"])
+def test_experts_in_a_block_of_another_name_are_refused(target, tmp_path):
+    src = shutil.copytree(ROOT / "fixtures/compressed_tensors/mixtral_w8a8_w123/model", tmp_path / "src")
+    edit_header(
+        src / SINGLE,
+        lambda header: {name.replace(".block_sparse_moe.", ".mlp."): entry for name, entry in header.items()},
+    )
+    assert "QB337" in {finding.code for finding in qbridge.check(src, target=target).findings}

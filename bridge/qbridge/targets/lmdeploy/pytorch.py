@@ -25,6 +25,7 @@ from qbridge.ir.model import Model
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice, Serve
 from qbridge.targets.common import unquantized_tensors
+from qbridge.targets.experts import as_named
 from qbridge.targets.lmdeploy import awq
 from qbridge.targets.lmdeploy import float8 as lmdeploy_float8
 from qbridge.targets.lmdeploy.classes import (
@@ -253,4 +254,5 @@ PARSING: tuple[Rule, ...] = (
     ModelRule("QB248", _newer, "transformers 4.57.6, models/auto/configuration_auto.py"),
     text_model_rule("lmdeploy 0.18.0, pytorch/models/llama.py and turbomind/text_model.py", _text_models),
     one_by_one_rule("lmdeploy 0.18.0, pytorch/models/llama.py and turbomind/text_model.py"),
+    as_named((), "lmdeploy 0.18.0, pytorch/models/qwen3_moe.py and turbomind/text_model.py"),
 )

@@ -32,7 +32,7 @@ def look_at_values(opened: Checkpoint, small: bool = True) -> None:
     QBridgeError for what cannot be decoded or is not there.
     """
     judge(opened.model, opened.source.tensors, opened.findings)
-    judge_sizes(opened.model, opened.findings, mild=True)
+    judge_sizes(opened.model, opened.findings)
     if small:
         survey(opened.source, opened.model, opened.findings)
     opened.findings.stop_on_errors()

@@ -37,6 +37,7 @@ def _experts(model: Model) -> Iterator[Problem]:
 
     It forgets global scales and takes exponents for scales (integrations/compressed_tensors.py, DecompressExperts).
     """
+    yield from _quantized_in_part(model)
     found = tuple(name for name, spec in model.specs.items() if ".experts." in name and not _is_converted(spec))
     if found:
         yield Problem((f"{len(found)} expert linears",), where=found)
@@ -46,8 +47,8 @@ def _experts(model: Model) -> Iterator[Problem]:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
 
 
-def _partly(model: Model) -> Iterator[Problem]:
-    """Experts of a layer are merged into one tensor, all of them from codes or all from plain weights."""
+def _quantized_in_part(model: Model) -> Iterator[Problem]:
+    """Experts of a layer are merged into one tensor (core_model_loading.py), from codes all or from plain weights."""
     quantized = {name.partition(".experts.")[0] for name in model.specs if is_routed(name)}
     plain = (name for name in dense_linears(model.tensors) if is_routed(name))
     where = tuple(name for name in plain if name.partition(".experts.")[0] in quantized)
@@ -103,6 +104,7 @@ _SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration", "Step3p5ForCausalLM",
 
 
 def _float8_experts(model: Model) -> Iterator[Problem]:
+    yield from _quantized_in_part(model)
     plain = ((name, spec) for name, spec in model.specs.items() if ".experts." in name and spec.weight.type != "e2m1")
     found = tuple(name for name, spec in plain if spec.weight.block is None)
     if found:
@@ -191,7 +193,6 @@ CHOICES = (
             _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
-            ModelRule("QB231", _partly, f"{_NEWEST}, core_model_loading.py (MergeModulelist)"),
             routers.RULE,
             LayerRule("QB290", _packed, f"{_NEWEST}, models/falcon/modeling_falcon.py (_init_weights)"),
             weight_scales(DType.F32, _LOADING),
@@ -217,7 +218,6 @@ CHOICES = (
             LayerRule("QB287", _scales, _FLOAT8),
             routers.RULE,
             ModelRule("QB231", _float8_experts, f"{_NEWEST}, conversion_mapping.py"),
-            ModelRule("QB231", _partly, f"{_NEWEST}, core_model_loading.py (MergeModulelist)"),
             unquantized_tensors(DType.F32, _LOADING),
         ),
         serve=_serve,

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from qbridge.architecture.architecture import Architecture
 from qbridge.findings.arguments import typed
 
 Prefix = tuple[str, str]  # (what a name begins with, what it shall begin with), whole modules without the last dot
@@ -39,6 +40,32 @@ KNOWN: Mapping[str, tuple[tuple[str, ...], str]] = {
     # the text model alone, whose class knows no towers
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "gemma3_text", "mistral", "qwen2", "qwen3"), _PLAIN),
 }
+
+
+# Classes of a text model alone that take it out of a multimodal model's checkpoint (vllm 0.33.0, hf_to_vllm_mapper of
+# qwen3_5.py and gemma4.py; transformers 5.24.0, conversion_mapping.py, qwen3_5_text), or have names of their own.
+_TAKES_OTHERS = frozenset(
+    [
+        *("DeepseekV4ForCausalLM", "Gemma3nForCausalLM", "Gemma4ForCausalLM", "Llama4ForCausalLM"),
+        *("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"),
+    ]
+)
+
+
+def text_models(architecture: Architecture) -> tuple[str, ...]:
+    """The names that readers take for the text model of a class, the usual one first; empty where not known.
+
+    A bare one ("") is that of a base model, whose name transformers adds.
+    """
+    name, kind = architecture.name, str(architecture.config.get("model_type"))
+    if not architecture.known or name in _TAKES_OTHERS:
+        return ()
+    if name.endswith("ForCausalLM"):
+        alone = architecture.text is architecture.config and architecture.row.layers == "model.layers"
+        return ("model", "") if alone else ()
+    if name.endswith("ForConditionalGeneration") and kind in KNOWN:
+        return (*KNOWN[kind][0], "language_model")
+    return ()
 
 
 Prefixes = Mapping[str, str] | Iterable[Prefix]

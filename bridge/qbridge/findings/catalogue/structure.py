@@ -133,6 +133,29 @@ ENTRIES = (
         "vllm 0.33.0, model_executor/models/*.py (ckpt_gate_proj_name); transformers 5.24.0, conversion_mapping.py",
     ),
     Code(
+        "QB338",
+        "the text model lies under a name that the engine's class does not take",
+        "The layers' names begin otherwise than those of the model's class and than what its loader renames: an "
+        "adapter's or another class's names around them, or those of a multimodal model for a text model alone.",
+        "It stops: There is no module or parameter named ..., or KeyError; transformers leaves every weight as it "
+        "was initialized and says so in its log.",
+        "model.language_model.layers in a Qwen3MoeForCausalLM; base_model.model.model.layers",
+        "Rename the beginning; restore gives the names back.",
+        "vllm 0.33.0, model_executor/models/utils.py; transformers 5.24.0, conversion_mapping.py; "
+        "lmdeploy 0.18.0, pytorch/models/llama.py (load_weights)",
+    ),
+    Code(
+        "QB339",
+        "linears are stored as one that the engine's class has one by one",
+        "vLLM writes and loads q, k and v, or gate and up, as one linear; the class of this engine looks for each of "
+        "them by its name.",
+        "It finds none of them: KeyError, or weights that stay as they were initialized.",
+        "self_attn.qkv_proj in a Qwen3ForCausalLM for transformers",
+        "Store the linears one by one, or serve the checkpoint with vLLM (--to vllm).",
+        "transformers 5.24.0, models/*/modeling_*.py; lmdeploy 0.18.0, pytorch/models/llama.py (load_weights) and "
+        "turbomind/text_model.py",
+    ),
+    Code(
         "QB328",
         "grafted tensors were held against their digests alone",
         "The original that qbridge.json names is not there, or cannot be read, so the tensors were compared with the "

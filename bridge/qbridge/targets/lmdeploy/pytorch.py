@@ -25,6 +25,7 @@ from qbridge.ir.model import Model
 from qbridge.targets import float32
 from qbridge.targets.choice import Choice, Serve
 from qbridge.targets.common import unquantized_tensors
+from qbridge.targets.experts import as_named
 from qbridge.targets.lmdeploy import awq
 from qbridge.targets.lmdeploy import float8 as lmdeploy_float8
 from qbridge.targets.lmdeploy.classes import (
@@ -40,6 +41,7 @@ from qbridge.targets.lmdeploy.fusion import LMDEPLOY as LMDEPLOY_FUSION
 from qbridge.targets.lmdeploy.parallel import OLD_AWQ
 from qbridge.targets.lmdeploy.towers import turbomind_builds
 from qbridge.targets.remote_code import needs_remote_code
+from qbridge.targets.stored_names import one_by_one_rule, text_model_rule, usual_text_models
 
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
 
@@ -241,7 +243,16 @@ def _newer(model: Model) -> Iterator[Problem]:
         yield Problem(where=found)
 
 
+def _text_models(model: Model) -> tuple[str, ...]:
+    """Of a text model alone; what classes with towers take was not tried."""
+    names = usual_text_models(model)
+    return ("model",) if names[:1] == ("model",) else ()
+
+
 PARSING: tuple[Rule, ...] = (
     ModelRule("QB207", _rope_per_layer, "transformers 4.57.6, modeling_rope_utils.py"),
     ModelRule("QB248", _newer, "transformers 4.57.6, models/auto/configuration_auto.py"),
+    text_model_rule("lmdeploy 0.18.0, pytorch/models/llama.py and turbomind/text_model.py", _text_models),
+    one_by_one_rule("lmdeploy 0.18.0, pytorch/models/llama.py and turbomind/text_model.py"),
+    as_named((), "lmdeploy 0.18.0, pytorch/models/qwen3_moe.py and turbomind/text_model.py"),
 )

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qbridge.architecture.config import Reader
-from qbridge.architecture.experts import SEPARATE, SINGLE, as_transformers
+from qbridge.architecture.experts import FUSED, SEPARATE, SINGLE, as_transformers
+from qbridge.architecture.names import dense_linears, is_routed
 from qbridge.findings.catalogue.code import Code
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule, Problem
@@ -24,6 +25,7 @@ from qbridge.targets.choice import Choice, python_path
 from qbridge.targets.common import stacked, unquantized_tensors, weight_scales
 from qbridge.targets.denied import biases_rule
 from qbridge.targets.remote_code import needs_remote_code
+from qbridge.targets.stored_names import one_by_one_rule, text_model_rule, usual_text_models
 from qbridge.targets.target import Target
 from qbridge.targets.transformers import gptq, matching, messages, routers
 
@@ -35,6 +37,7 @@ def _experts(model: Model) -> Iterator[Problem]:
 
     It forgets global scales and takes exponents for scales (integrations/compressed_tensors.py, DecompressExperts).
     """
+    yield from _quantized_in_part(model)
     found = tuple(name for name, spec in model.specs.items() if ".experts." in name and not _is_converted(spec))
     if found:
         yield Problem((f"{len(found)} expert linears",), where=found)
@@ -42,6 +45,15 @@ def _experts(model: Model) -> Iterator[Problem]:
     experts, kind = tuple(name for name in model.specs if ".experts." in name), model.config.get("model_type")
     if experts and kind in _UNKNOWN_TYPES:
         yield Problem((f"{len(experts)} expert linears: it fuses none of model_type {kind!r}",), where=experts)
+
+
+def _quantized_in_part(model: Model) -> Iterator[Problem]:
+    """Experts of a layer are merged into one tensor (core_model_loading.py), from codes all or from plain weights."""
+    quantized = {name.partition(".experts.")[0] for name in model.specs if is_routed(name)}
+    plain = (name for name in dense_linears(model.tensors) if is_routed(name))
+    where = tuple(name for name in plain if name.partition(".experts.")[0] in quantized)
+    if where:
+        yield Problem((f"{len(where)} expert linears are not quantized, others of their layers are",), where=where)
 
 
 def _stacks(spec: Spec, model: Model) -> Problem | None:
@@ -92,6 +104,7 @@ _SINGLE = frozenset({"Qwen3VLMoeForConditionalGeneration", "Step3p5ForCausalLM",
 
 
 def _float8_experts(model: Model) -> Iterator[Problem]:
+    yield from _quantized_in_part(model)
     plain = ((name, spec) for name, spec in model.specs.items() if ".experts." in name and spec.weight.type != "e2m1")
     found = tuple(name for name, spec in plain if spec.weight.block is None)
     if found:
@@ -138,6 +151,8 @@ _TAKEN_APART = frozenset({"Llama4ForCausalLM", "Llama4ForConditionalGeneration"}
 def _arrange(model: Model, lies: str) -> str:
     if model.architecture in _TAKEN_APART:
         return "" if lies == SINGLE else SEPARATE
+    if lies == SINGLE and any(spec.weight.type != "e4m3fn" for spec in model.specs.values()):
+        return FUSED  # beside packed codes its converters look for weight_packed alone (update_weight_conversions)
     return as_transformers(model, lies)
 
 
@@ -156,10 +171,25 @@ _BIASED_IF_ASKED = """
 _BIASES = biases_rule(
     "transformers", _BIASED_IF_ASKED.split(), ("attention_bias",), "transformers 5.17.0, models/*/modeling_*.py"
 )
+# Types of which it renames no former name of the text model (conversion_mapping.py).
+_UNRENAMED = frozenset({"glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"})
+
+
+def _text_models(model: Model) -> tuple[str, ...]:
+    names = usual_text_models(model)
+    renamed = model.config.get("model_type") not in _UNRENAMED
+    return names if renamed or not names else ("model.language_model", "language_model")
+
+
+_NAMES = (
+    text_model_rule(f"{_NEWEST}, conversion_mapping.py", _text_models),
+    one_by_one_rule(f"{_NEWEST}, models/*/modeling_*.py"),
+)
 CHOICES = (
     Choice(
         named("compressed-tensors"),
         (
+            *_NAMES,
             _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, integrations/compressed_tensors.py (DecompressExperts)"),
             ModelRule("QB231", _experts, f"{_NEWEST}, conversion_mapping.py and integrations/compressed_tensors.py"),
@@ -171,10 +201,18 @@ CHOICES = (
         serve=_serve,
         experts=_arrange,
     ),
-    Choice(named("mxfp4"), (unquantized_tensors(DType.F32, _LOADING),), serve=_serve),
+    Choice(
+        named("mxfp4"),
+        (
+            *_NAMES,
+            unquantized_tensors(DType.F32, _LOADING),
+        ),
+        serve=_serve,
+    ),
     Choice(
         named("fp8"),
         (
+            *_NAMES,
             _BIASES,
             LayerRule("QB231", _stacks, f"{_NEWEST}, conversion_mapping.py"),
             LayerRule("QB287", _scales, _FLOAT8),
@@ -188,12 +226,13 @@ CHOICES = (
 )
 AS_IS = (
     *(
-        replace(choice, rules=(*choice.rules, *more, _BIASES, _needs("gptqmodel")), serve=_serve)
+        replace(choice, rules=(*choice.rules, *more, *_NAMES, _BIASES, _needs("gptqmodel")), serve=_serve)
         for choice, more in zip(gptqmodel.CHOICES, (gptq.RULES, ()), strict=True)
     ),
     Choice(
         named("auto-round"),
         (
+            *_NAMES,
             _BIASES,
             _needs("auto-round"),
             ModelRule("QB284", _auto_round_float8, "auto-round 0.16.1, inference/backend.py (BackendInfos)"),

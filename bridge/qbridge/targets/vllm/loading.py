@@ -17,6 +17,7 @@ from qbridge.ir.scheme import Granularity
 from qbridge.passes import Pass
 from qbridge.passes.broadcast import Broadcast
 from qbridge.targets.denied import asked_for, biases_rule
+from qbridge.targets.stored_names import text_model_rule
 from qbridge.targets.vllm.fusion import VLLM
 
 _QWEN = "vllm 0.33.0, model_executor/models/qwen3_5.py (hf_to_vllm_mapper)"
@@ -219,6 +220,7 @@ def _is_reshaped(spec: Spec, format_name: str, rows: int) -> bool:
 def rules(format_name: str) -> tuple[Rule, ...]:
     """What no loader of the newest release takes, in one of its formats."""
     return (
+        text_model_rule(_LOADERS),
         ModelRule("QB291", _renamed_twice, _QWEN),
         ModelRule("QB291", _other_layers, _LAYERS),
         _reshaped(format_name),

@@ -59,8 +59,8 @@ SGLANG = Marlin(
     straddled={"": "SGLang 0.5.23 refuses it while it builds or loads the layer"},
     blocks=_BLOCKS,
     fused=fusion.SGLANG,
-    source="sglang 0.5.23, srt/layers/quantization/marlin_utils.py (verify_marlin_supports_shape), marlin_utils_fp4.py "
-    "(prepare_fp4_layer_for_marlin)",
+    source="sglang 0.5.23, srt/layers/quantization/marlin_utils.py (verify_marlin_supports_shape), "
+    "marlin_utils_fp4.py (prepare_fp4_layer_for_marlin)",
 )
 AWQ = OtherKernel(
     SGLANG.sizes,

@@ -259,6 +259,8 @@ def reassembled(ranks: list[dict[str, Any]]) -> dict[str, str]:
 
     weights = {}
     for name, (matrix, axis, copies) in ranks[0]["found"].items():
+        if any(name not in rank["found"] for rank in ranks):
+            continue  # a rank has it in a layout that is not known here
         shared = [rank["found"][name][0] for rank in ranks[::copies]]
         whole = torch.cat(shared, axis) if len(ranks) > 1 else matrix
         shape = "x".join(map(str, whole.shape))
@@ -283,8 +285,8 @@ def main() -> None:
                 "reached": {},
             }
             if all(rank["found"] for rank in ranks):
-                line |= {"weights": reassembled(ranks), "undecoded": ranks[0]["undecoded"]}
-                line["reached"] = ranks[0]["reached"]
+                line |= {"weights": reassembled(ranks), "reached": ranks[0]["reached"]}
+                line["undecoded"] = sorted({name for rank in ranks for name in rank["undecoded"]})
             sink.write(json.dumps(line, default=str) + "\n")
             sink.flush()
 

@@ -138,6 +138,7 @@ class Shares:
         self.undecoded: list[str] = []
         self.block = getattr(quantization, "weight_block_size", None) or (128, 128)
         self.desc_act = getattr(quantization, "desc_act", True)
+        self.ranks_of = {name: getattr(module, "q_lora_rank", None) for name, module in model.named_modules()}
         for name, module in model.named_modules():
             p = {key: value.data for key, value in module.named_parameters(recurse=False)}
             before = set(self.found)
@@ -165,11 +166,15 @@ class Shares:
         axis = int(columns != module.input_size or type(module).__name__ == "RowParallelLinear")
         parent, _, leaf = name.rpartition(".")
         parts = PARTS.get(leaf, ())
+        if leaf == "fused_qkv_a_proj_with_mqa":  # which its class concatenates itself
+            sizes = [self.ranks_of[parent], len(matrix) - self.ranks_of[parent]]
         copies = getattr(module, "num_kv_head_replicas", 1)
         for number, part in enumerate(matrix.split(sizes)):
             label = f"{parent}.{parts[number]}" if len(parts) == len(sizes) else f"{name}[{number}]"
             repeated = copies if number and leaf == "qkv_proj" else 1
             self.found[name if len(sizes) == 1 else label] = part, axis, repeated
+        if len(sizes) > 1 and not parts and (axis or matrix.shape[0] == module.output_size):
+            self.found[name] = matrix, axis, 1  # one in the checkpoint too
 
     def _experts(self, name: str, module: Any, p: dict[str, Any]) -> None:
         width, hidden = module.intermediate_size_per_partition, module.hidden_size

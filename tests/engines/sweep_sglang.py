@@ -90,7 +90,7 @@ def unequal(wanted: dict[str, str], report: Row) -> list[str]:
         for name, digest in wanted.items()
         if name not in drafts
         and held.get(name) != digest
-        and digest not in {held[part] for part in reached.get(name, ())}
+        and digest not in {held.get(part) for part in reached.get(name, ())}
     ]
 
 

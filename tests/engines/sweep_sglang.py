@@ -82,12 +82,15 @@ def prepared(source: Path, output: Path, tp: int) -> Row:
 
 
 def unequal(wanted: dict[str, str], report: Row) -> list[str]:
-    """Linears of a source that the engine does not hold exactly."""
+    """Linears of a source that the engine does not hold exactly, without those of a draft model."""
     held, reached = report["weights"], report["reached"]
+    drafts = {tensor.rpartition(".")[0] for tensor in report["left_out"]} - reached.keys()
     return [
         name
         for name, digest in wanted.items()
-        if held.get(name) != digest and digest not in {held[part] for part in reached.get(name, ())}
+        if name not in drafts
+        and held.get(name) != digest
+        and digest not in {held.get(part) for part in reached.get(name, ())}
     ]
 
 

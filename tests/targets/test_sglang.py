@@ -89,6 +89,24 @@ def test_what_it_serves_otherwise_than_others_is_a_note(case, code):
     assert found.ok and code in codes(found, "note")
 
 
+def test_a_format_that_a_word_opens_is_nearer_than_one_that_nothing_opens(tmp_path):
+    """NVFP4 of weights alone: as ModelOpt nothing helps, as compressed-tensors the reciprocals are no float32."""
+    source = fixture("modelopt/llama_w4a16_nvfp4")
+    with pytest.raises(QBridgeError) as refused:
+        qbridge.convert(source, tmp_path / "out", "sglang")
+    errors = [finding for finding in refused.value.findings if finding.severity is qbridge.Severity.ERROR]
+    assert [finding.code for finding in errors] == ["QB305"] and errors[0].entry.allow == "rounded"
+    assert qbridge.convert(source, tmp_path / "out", "sglang", allow=["rounded"]).format == "compressed-tensors"
+    assert qbridge.check(tmp_path / "out", "sglang").ok
+
+
+@pytest.mark.parametrize(("case", "fits"), [("llama_fp8_naive", True), ("llama_w8a16_channel", False)])
+def test_tiles_of_float8_alone_may_be_turned(case, fits):
+    """o_proj has 128 outputs and 64 inputs on a rank: the kernel has tiles for that, and is not asked for floats."""
+    found = qbridge.check(fixture(f"compressed_tensors/{case}"), "sglang", tp=2)
+    assert ("QB253" not in codes(found, "error")) is fits
+
+
 def test_groups_of_gpt_oss_are_whole_on_every_rank():
     """Its loader gives ranks 64 and 32 of 96 inputs, and stops."""
     assert qbridge.check(fixture("mxfp4/gpt_oss"), "sglang").ok

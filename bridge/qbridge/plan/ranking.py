@@ -23,10 +23,12 @@ def in_words(finding: Finding) -> str:
     return f"{finding.message}{f' ({finding.facts[0]})' if finding.facts else ''}, {finding.code}"
 
 
-def distance(findings: Findings) -> tuple[int, int]:
+def distance(findings: Findings) -> tuple[int, bool, int]:
     """How far a format is from holding the model: layers whose scheme it has no place for, then kinds of problems.
 
-    A mild problem counts as one, too: the format that has fewer of either kind says more of what is wrong.
+    Among formats that have places for as many, one that words of `--allow` open is nearer than one that none opens. A
+    mild problem counts as one, too: the format that has fewer of either kind says more of what is wrong.
     """
     without_place = sum(len(finding.where) for finding in findings.errors if finding.code in ("QB110", "QB219"))
-    return without_place, len({finding.code for finding in findings if finding.entry.severity == "error"})
+    closed = any(finding.final or not finding.entry.allow for finding in findings.errors)
+    return without_place, closed, len({finding.code for finding in findings if finding.entry.severity == "error"})

@@ -138,6 +138,7 @@ class Shares:
         self.undecoded: list[str] = []
         self.block = getattr(quantization, "weight_block_size", None) or (128, 128)
         self.desc_act = getattr(quantization, "desc_act", True)
+        self.ranks_of = {name: getattr(module, "q_lora_rank", None) for name, module in model.named_modules()}
         for name, module in model.named_modules():
             p = {key: value.data for key, value in module.named_parameters(recurse=False)}
             before = set(self.found)
@@ -165,11 +166,15 @@ class Shares:
         axis = int(columns != module.input_size or type(module).__name__ == "RowParallelLinear")
         parent, _, leaf = name.rpartition(".")
         parts = PARTS.get(leaf, ())
+        if leaf == "fused_qkv_a_proj_with_mqa":  # which its class concatenates itself
+            sizes = [self.ranks_of[parent], len(matrix) - self.ranks_of[parent]]
         copies = getattr(module, "num_kv_head_replicas", 1)
         for number, part in enumerate(matrix.split(sizes)):
             label = f"{parent}.{parts[number]}" if len(parts) == len(sizes) else f"{name}[{number}]"
             repeated = copies if number and leaf == "qkv_proj" else 1
             self.found[name if len(sizes) == 1 else label] = part, axis, repeated
+        if len(sizes) > 1 and not parts and (axis or matrix.shape[0] == module.output_size):
+            self.found[name] = matrix, axis, 1  # one in the checkpoint too
 
     def _experts(self, name: str, module: Any, p: dict[str, Any]) -> None:
         width, hidden = module.intermediate_size_per_partition, module.hidden_size
@@ -259,6 +264,8 @@ def reassembled(ranks: list[dict[str, Any]]) -> dict[str, str]:
 
     weights = {}
     for name, (matrix, axis, copies) in ranks[0]["found"].items():
+        if any(name not in rank["found"] for rank in ranks):
+            continue  # a rank has it in a layout that is not known here
         shared = [rank["found"][name][0] for rank in ranks[::copies]]
         whole = torch.cat(shared, axis) if len(ranks) > 1 else matrix
         shape = "x".join(map(str, whole.shape))
@@ -283,8 +290,8 @@ def main() -> None:
                 "reached": {},
             }
             if all(rank["found"] for rank in ranks):
-                line |= {"weights": reassembled(ranks), "undecoded": ranks[0]["undecoded"]}
-                line["reached"] = ranks[0]["reached"]
+                line |= {"weights": reassembled(ranks), "reached": ranks[0]["reached"]}
+                line["undecoded"] = sorted({name for rank in ranks for name in rank["undecoded"]})
             sink.write(json.dumps(line, default=str) + "\n")
             sink.flush()
 

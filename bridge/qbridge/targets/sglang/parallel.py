@@ -16,6 +16,23 @@ from qbridge.targets.sglang import fusion
 
 
 @dataclass(frozen=True, slots=True)
+class Marlin(Parallel):
+    """Marlin's tiles: integers are asked for 128 x 64, floats fit 64 x 128 as well, and NVFP4 is padded.
+
+    Of floats nothing asks beforehand: the kernel has tiles of both shapes (gptq_marlin.cuh, *_thread_configs).
+    """
+
+    def _misfits(self, model: Model, sizes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        turned = replace(self, inputs=self.outputs, outputs=self.inputs)
+        for size in sizes:
+            unfit = {name for name, _ in Parallel._misfits(turned, model, (size,))}
+            for name, fact in Parallel._misfits(self, model, (size,)):
+                kind = model.specs[name].weight.type
+                if kind == "int" or (kind != "e2m1" and name in unfit):
+                    yield name, fact
+
+
+@dataclass(frozen=True, slots=True)
 class OtherKernel(Parallel):
     """Limits of Marlin's tiles for what another kernel serves where a linear as a whole does not fit them.
 
@@ -34,7 +51,7 @@ _BLOCKS = BlockLimits(
     last_cut=True,
     whole_cut=True,
 )
-SGLANG = Parallel(
+SGLANG = Marlin(
     (128, 64, 32),
     frozenset({"compressed-tensors", "gptq"}),
     inputs=128,
@@ -42,7 +59,8 @@ SGLANG = Parallel(
     straddled={"": "SGLang 0.5.23 refuses it while it builds or loads the layer"},
     blocks=_BLOCKS,
     fused=fusion.SGLANG,
-    source="sglang 0.5.23, srt/layers/quantization/marlin_utils.py (verify_marlin_supports_shape)",
+    source="sglang 0.5.23, srt/layers/quantization/marlin_utils.py (verify_marlin_supports_shape), "
+    "marlin_utils_fp4.py (prepare_fp4_layer_for_marlin)",
 )
 AWQ = OtherKernel(
     SGLANG.sizes,

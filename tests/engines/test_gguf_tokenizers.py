@@ -1,7 +1,7 @@
 """Real tokenizers in GGUF: 200 texts and a chat have the same ids in llama.cpp as in transformers.
 
-QBRIDGE_TOKENIZERS names a folder whose node_modules have the packages of TOKENIZERS (npm, 3.7.2), QBRIDGE_LLAMACPP one
-with node-llama-cpp in them; without both nothing is asked. The model around a tokenizer is small and random.
+QBRIDGE_TOKENIZERS names a folder whose node_modules have the packages of TOKENIZERS (npm, 3.7.2), QBRIDGE_LLAMACPP
+one with node-llama-cpp; without both nothing is asked. The model around a tokenizer is small and random.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def by_transformers(src, texts):
 def test_llama_cpp_has_the_ids_of_transformers(name, tmp_path):
     src = checkpoint(name, tmp_path / "src")
     qbridge.convert(src, tmp_path / "a.gguf", "llama.cpp")
-    # llama.cpp does not compose characters as Qwen's tokenizers do; transformers 5 puts no space before Llama 2's texts
-    # that begin with one
+    # llama.cpp does not compose characters as Qwen's tokenizers do; before a text that begins with a space
+    # transformers 5 puts no other one for Llama 2
     made = [unicodedata.normalize("NFC", text) for text in strings()]
     made = [text.lstrip(" ") for text in made] if name == "llama2" else made
     texts = tmp_path / "strings.json"

@@ -29,12 +29,12 @@ ENTRIES = (
     Code(
         "QB118",
         "the tokenizer is not known, and GGUF holds one",
-        "There is no tokenizer.model, and no tokenizer.json of byte-level BPE whose pre-tokenizer llama.cpp knows, or of "
-        "SentencePiece's pieces in the order of their scores.",
+        "There is no tokenizer.model, and no tokenizer.json of byte-level BPE whose pre-tokenizer llama.cpp knows, "
+        "or of SentencePiece's pieces in the order of their scores.",
         "llama.cpp reads no other file: without it, it takes and gives numbers of tokens alone, and no text.",
         "a tokenizer.json of WordPiece, or with a pattern of its own",
-        "Put the original's tokenizer.model beside it if there is one, or write the model without a tokenizer where only "
-        "numbers of tokens are needed.",
+        "Put the original's tokenizer.model beside it if there is one, or write the model without a tokenizer where "
+        "only numbers of tokens are needed.",
         "llama.cpp b10359, conversion/base.py (get_vocab_base_pre) and src/llama-vocab.cpp",
         allow="no-tokenizer",
     ),

@@ -27,6 +27,7 @@ from qbridge_formats._shared.gguf_tokens import (
 )
 
 TOKENIZER_JSON, SENTENCEPIECE, TEMPLATE = "tokenizer.json", "tokenizer.model", "chat_template.jinja"
+_UNIGRAM = 1  # sentencepiece_model.proto, TrainerSpec.model_type
 _MOST = 1 << 26  # bytes of a tokenizer's file
 _COMMON = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -101,6 +102,9 @@ def _sentencepiece(source: Source, size: int) -> Metadata:
     tokens: list[str | None] = [None] * size
     kinds, scores = [UNUSED] * size, np.full(size, -10000.0, np.float32)
     data = source.file(SENTENCEPIECE).read(_MOST)
+    trained, normalized = _message(data, 2), _message(data, 3)  # TrainerSpec, NormalizerSpec
+    if trained.get(3) == _UNIGRAM:
+        raise ValueError(f"{SENTENCEPIECE} is a unigram model, and llama.cpp joins pieces by their scores")
     for place, piece in enumerate(_fields(data, 1)):
         if place >= size:
             break
@@ -120,7 +124,13 @@ def _sentencepiece(source: Source, size: int) -> Metadata:
         "tokenizer.ggml.tokens": filled(tokens),
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.add_space_prefix": bool(normalized.get(3, True)),
     }
+
+
+def _message(message: bytes, number: int) -> dict[int, Any]:
+    """The fields of a message in a field of another one; empty if it is not there."""
+    return next((dict(_pairs(value)) for value in _fields(message, number)), {})
 
 
 def _pairs(message: bytes) -> Iterator[tuple[int, Any]]:

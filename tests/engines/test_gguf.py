@@ -1,9 +1,10 @@
-"""What is written as GGUF, decoded by the gguf package, and by ggml's C code where QBRIDGE_LIBGGML names it."""
+"""What is written as GGUF, decoded by the gguf package, and by ggml's C code where npm brings it."""
 
 from __future__ import annotations
 
-import os
+import shutil
 
+import environments
 import numpy as np
 import pytest
 from engine import ROOT, ask
@@ -17,7 +18,7 @@ from qbridge.ir.values import dequantize
 
 pytestmark = pytest.mark.engine
 # What blocks, names, scales, a kv cache or a broken source refuse.
-REFUSALS = {"QB110", "QB117", "QB301", "QB305", "QB113"}
+REFUSALS = {"QB021", "QB101", "QB110", "QB113", "QB117", "QB301", "QB305"}
 
 CASES = sorted(str(path.parent.relative_to(ROOT / "fixtures")) for path in ROOT.glob("fixtures/*/*/model"))
 
@@ -60,7 +61,7 @@ def test_llama_cpp_decodes_the_weights_of_the_source(case, tmp_path):
         print(case, "refused", *sorted(codes))
         assert codes and codes <= REFUSALS
         return
-    library = os.environ.get("QBRIDGE_LIBGGML")
+    library = environments.ggml() if shutil.which("npm") else None
     options = ["--out", tmp_path / "weights.npz", *(["--library", library] if library else [])]
     report = ask("gguf", "gguf_decode.py", tmp_path / "out/model.gguf", *options)
     assert report["unlike"] == [] and report["in_c"] == bool(library)

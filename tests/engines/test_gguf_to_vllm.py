@@ -1,14 +1,13 @@
 """Files of llama.cpp's own quantizer, converted and served by vLLM; and back, with identical tensors.
 
-QBRIDGE_PYTHON_HF2GGUF and QBRIDGE_LIBGGML as in the other tests of GGUF; libllama lies beside libggml-base. vLLM on
-a CPU has a kernel for int4 weights, none for int8 weights in groups of 32 and for MXFP4 experts.
+vLLM on a CPU has a kernel for int4 weights, none for int8 weights in groups of 32 and for MXFP4 experts.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import shutil
 
+import environments
 import numpy as np
 import pytest
 from engine import ask
@@ -21,13 +20,9 @@ from qbridge.source.folder import Folder
 from qbridge.source.gguf import read_gguf
 from qbridge.source.storage import File
 
-LIBRARY = os.environ.get("QBRIDGE_LIBGGML")
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(
-        not (LIBRARY and os.environ.get("QBRIDGE_PYTHON_HF2GGUF")),
-        reason="QBRIDGE_LIBGGML or QBRIDGE_PYTHON_HF2GGUF is not set",
-    ),
+    pytest.mark.skipif(not shutil.which("npm"), reason="npm, which brings llama.cpp, is not here"),
     pytest.mark.filterwarnings("ignore"),
 ]
 NOISE = 0.02  # float16 against float32
@@ -46,7 +41,7 @@ def quantized(kind, folder, monkeypatch):
     make.build(architecture, "w4a16", folder)
     qbridge.convert(folder / "model", folder / "dense", "dense", dtype="float32")
     by_converter(folder / "dense", folder / "f32.gguf")
-    library = next(Path(LIBRARY).parent.glob("libllama.*"))
+    library = next(environments.ggml().parent.glob("libllama.*"))
     options = ["--out", folder / "a.gguf", "--type", number, "--library", library]
     assert ask("gguf", "llama_quantize.py", folder / "f32.gguf", *options)["status"] == 0
     return folder / "a.gguf", folder / "dense"

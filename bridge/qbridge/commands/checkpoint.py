@@ -19,7 +19,7 @@ from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
 from qbridge.findings.hints import one_line
 from qbridge.findings.way import Way
 from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
-from qbridge.formats.detection import detect
+from qbridge.formats.detection import detect, judge_method
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import find, load, registry, report_unusable, sniffed
 from qbridge.ir.dtypes import Array
@@ -34,6 +34,8 @@ from qbridge.targets.registry import source_formats
 
 _LOG = logging.getLogger(__name__)
 
+# What a reader says where the tensors are not those of its format.
+_MISFITS = frozenset({"QB013", "QB015", "QB016", "QB018", "QB101"})
 TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model"})
 
 PathLike = str | os.PathLike[str]
@@ -158,6 +160,8 @@ def open_checkpoint(
             judge_blocks(source, findings)
             if any(finding.code in ("QB016", "QB013") for finding in findings.errors):
                 judge_shapes(source, findings)
+            if _MISFITS.intersection(finding.code for finding in findings.errors):
+                judge_method(source, reader, findings)
             judge_head(source, model, findings)
         _judge_heads(source, model, findings)
         _suggest(source, reader, findings)

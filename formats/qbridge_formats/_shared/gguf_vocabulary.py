@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint as metadata of GGUF: byte-level BPE of two pre-tokenizers, and SentencePiece.
+"""The tokenizer of a checkpoint as metadata of GGUF: byte-level BPE of four pre-tokenizers, and SentencePiece.
 
 Sources: llama.cpp b10359, conversion/base.py (get_vocab_base, _create_vocab_sentencepiece), gguf-py/gguf/vocab.py
 (SpecialVocab) and src/llama-vocab.cpp (the pre-tokenizers by name); sentencepiece 0.2.0, sentencepiece_model.proto.
@@ -13,17 +13,38 @@ from typing import Any
 import numpy as np
 
 from qbridge.source.reader import Source
+from qbridge_formats._shared.gguf_pieces import is_of_pieces, ranked_pieces
+from qbridge_formats._shared.gguf_tokens import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    Metadata,
+    added_kind,
+    filled,
+    merged,
+    put,
+)
 
 TOKENIZER_JSON, SENTENCEPIECE, TEMPLATE = "tokenizer.json", "tokenizer.model", "chat_template.jinja"
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_UNIGRAM = 1  # sentencepiece_model.proto, TrainerSpec.model_type
 _MOST = 1 << 26  # bytes of a tokenizer's file
 _COMMON = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_PRE: Mapping[str, str] = {  # the pattern of the pre-tokenizer, by which llama.cpp knows it under a name
-    _WORDS + r"\p{N}{1,3}" + _COMMON: "llama-bpe",
-    _WORDS + r"\p{N}" + _COMMON: "qwen2",
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDS}[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDS}"
+_SIGNS = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
+_PRE: Mapping[tuple[str, ...], str] = {  # the patterns that split a text, by which llama.cpp knows them under a name
+    (_WORDS + r"\p{N}{1,3}" + _COMMON,): "llama-bpe",
+    (_WORDS + r"\p{N}" + _COMMON,): "qwen2",
+    (_CASED + r"\p{N}{1,3}" + _COMMON.replace(r"[\r\n]*", r"[\r\n/]*", 1),): "gpt-4o",
+    (
+        r"\p{N}{1,3}",
+        "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+        _SIGNS + " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+    ): "deepseek-v3",
 }
-Metadata = dict[str, Any]
 
 
 def vocabulary(source: Source, size: int, config: Mapping[str, Any]) -> Metadata:
@@ -31,7 +52,8 @@ def vocabulary(source: Source, size: int, config: Mapping[str, Any]) -> Metadata
     if SENTENCEPIECE in source.side_files:
         found = _sentencepiece(source, size)
     elif TOKENIZER_JSON in source.side_files:
-        found = _byte_pairs(source.side_object(TOKENIZER_JSON), size)
+        tokenizer = source.side_object(TOKENIZER_JSON)
+        found = (ranked_pieces if is_of_pieces(tokenizer) else _byte_pairs)(tokenizer, size)
     else:
         raise ValueError(f"there is no {TOKENIZER_JSON} and no {SENTENCEPIECE}")
     return {**found, **_special(source, found["tokenizer.ggml.tokens"], config)}
@@ -47,47 +69,32 @@ def _byte_pairs(tokenizer: Mapping[str, Any], size: int) -> Metadata:
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
         raise ValueError(f"{TOKENIZER_JSON} is no byte-level BPE")
-    pre = _PRE.get(_pattern(tokenizer.get("pre_tokenizer")))
+    pre = _PRE.get(_patterns(tokenizer.get("pre_tokenizer")))
     if pre is None:
         raise ValueError(f"the pre-tokenizer of {TOKENIZER_JSON} is none that is known by name")
     tokens: list[str | None] = [None] * size
     kinds = [UNUSED] * size
     for text, place in model["vocab"].items():
-        _put(tokens, kinds, place, text, NORMAL)
+        put(tokens, kinds, place, text, NORMAL)
     for added in tokenizer.get("added_tokens", ()):
-        special = added["special"] or (added["content"].startswith("<|") and added["content"].endswith("|>"))
-        _put(tokens, kinds, added["id"], added["content"], CONTROL if special else USER_DEFINED)
-    merges = [merge if isinstance(merge, str) else _merge(merge) for merge in model["merges"]]
+        put(tokens, kinds, added["id"], added["content"], added_kind(added))
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": _filled(tokens),
+        "tokenizer.ggml.tokens": filled(tokens),
         "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-        "tokenizer.ggml.merges": tuple(merges),
+        "tokenizer.ggml.merges": tuple(map(merged, model["merges"])),
     }
 
 
-def _merge(pair: list[str]) -> str:
-    """Two halves; a space in one of them is spelled as the byte-level alphabet spells it."""
-    return " ".join(half.replace(" ", chr(ord(" ") + 256)) for half in pair)
-
-
-def _pattern(pre_tokenizer: Any) -> str:
-    """The pattern that a byte-level pre-tokenizer splits by first."""
+def _patterns(pre_tokenizer: Any) -> tuple[str, ...]:
+    """The patterns that a byte-level pre-tokenizer splits by before it takes bytes; empty for any other."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else []
-    if len(steps) != 2 or [step.get("type") for step in steps] != ["Split", "ByteLevel"]:
-        return ""
-    return str(steps[0].get("pattern", {}).get("Regex", "")) if not steps[1].get("add_prefix_space") else ""
-
-
-def _put(tokens: list[str | None], kinds: list[int], place: int, text: str, kind: int) -> None:
-    if type(place) is not int or not 0 <= place < len(tokens):
-        raise ValueError(f"token {place!r} is beyond the vocabulary of {len(tokens)}")
-    tokens[place], kinds[place] = text, kind
-
-
-def _filled(tokens: list[str | None]) -> tuple[str, ...]:
-    return tuple(f"[PAD{place}]" if text is None else text for place, text in enumerate(tokens))
+    splits, last = steps[:-1], steps[-1] if steps else {}
+    isolated = all(step.get("type") == "Split" and step.get("behavior") == "Isolated" for step in splits)
+    if not isolated or last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return ()
+    return tuple(str(step.get("pattern", {}).get("Regex", "")) for step in splits)
 
 
 def _sentencepiece(source: Source, size: int) -> Metadata:
@@ -95,11 +102,14 @@ def _sentencepiece(source: Source, size: int) -> Metadata:
     tokens: list[str | None] = [None] * size
     kinds, scores = [UNUSED] * size, np.full(size, -10000.0, np.float32)
     data = source.file(SENTENCEPIECE).read(_MOST)
+    trained, normalized = _message(data, 2), _message(data, 3)  # TrainerSpec, NormalizerSpec
+    if trained.get(3) == _UNIGRAM:
+        raise ValueError(f"{SENTENCEPIECE} is a unigram model, and llama.cpp joins pieces by their scores")
     for place, piece in enumerate(_fields(data, 1)):
         if place >= size:
             break
         parts = dict(_pairs(piece))
-        _put(tokens, kinds, place, bytes(parts.get(1, b"")).decode(), int(parts.get(3, NORMAL)))
+        put(tokens, kinds, place, bytes(parts.get(1, b"")).decode(), int(parts.get(3, NORMAL)))
         scores[place] = struct.unpack("<f", parts[2])[0] if 2 in parts else 0.0
     for number, added in source.tokenizer().get("added_tokens_decoder", {}).items():
         if (place := int(number)) < size:
@@ -107,14 +117,20 @@ def _sentencepiece(source: Source, size: int) -> Metadata:
                 scores[place] = -1000.0
             text = added["content"] if added.get("special") else added["content"].replace("\u2581", " ")
             if kinds[place] in (UNUSED, NORMAL, USER_DEFINED, CONTROL):
-                _put(tokens, kinds, place, text, CONTROL if added.get("special") else USER_DEFINED)
+                put(tokens, kinds, place, text, CONTROL if added.get("special") else USER_DEFINED)
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": _filled(tokens),
+        "tokenizer.ggml.tokens": filled(tokens),
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.add_space_prefix": bool(normalized.get(3, True)),
     }
+
+
+def _message(message: bytes, number: int) -> dict[int, Any]:
+    """The fields of a message in a field of another one; empty if it is not there."""
+    return next((dict(_pairs(value)) for value in _fields(message, number)), {})
 
 
 def _pairs(message: bytes) -> Iterator[tuple[int, Any]]:
@@ -166,8 +182,11 @@ def _special(source: Source, tokens: tuple[str, ...], config: Mapping[str, Any])
         said = written.get(f"add_{name}_token")
         if isinstance(said, bool):
             found[f"tokenizer.ggml.add_{name}_token"] = said
-    if first and "tokenizer.ggml.add_bos_token" not in found:
-        found["tokenizer.ggml.add_bos_token"] = places.get(first) == found.get("tokenizer.ggml.bos_token_id")
+    if TOKENIZER_JSON in source.side_files and "tokenizer.ggml.add_bos_token" not in found:
+        bos = found.get(
+            "tokenizer.ggml.bos_token_id"
+        )  # llama.cpp adds it to texts of Llama 3 unless it is told not to
+        found["tokenizer.ggml.add_bos_token"] = bool(first) and places.get(first) == bos
     template = source.side_text(TEMPLATE, _MOST) if TEMPLATE in source.side_files else written.get("chat_template")
     return {**found, **({"tokenizer.chat_template": template} if isinstance(template, str) and template else {})}
 

@@ -22,17 +22,19 @@ ENTRIES = (
         "Its class, one of its modules, or a number of its config has no counterpart in the table of llama.cpp's "
         "names, or experts that share a tensor there are of several types.",
         "llama.cpp builds a model from names and numbers: a wrong one loads another model, or none.",
-        "DeepseekV3ForCausalLM; rope of type longrope; a layer without experts among those with",
+        "FalconForCausalLM; rope of type longrope; a layer without experts among those with",
         "This model needs llama.cpp's own converter (convert_hf_to_gguf.py), which is not supported here yet.",
         "llama.cpp b10359, conversion; gguf 0.19.0, constants.py",
     ),
     Code(
         "QB118",
         "the tokenizer is not known, and GGUF holds one",
-        "There is no tokenizer.model, and no tokenizer.json of byte-level BPE whose pre-tokenizer llama.cpp knows.",
+        "There is no tokenizer.model, and no tokenizer.json of byte-level BPE whose pre-tokenizer llama.cpp knows, "
+        "or of SentencePiece's pieces in the order of their scores.",
         "llama.cpp reads no other file: without it, it takes and gives numbers of tokens alone, and no text.",
         "a tokenizer.json of WordPiece, or with a pattern of its own",
-        "Write the model without a tokenizer where only numbers of tokens are needed.",
+        "Put the original's tokenizer.model beside it if there is one, or write the model without a tokenizer where "
+        "only numbers of tokens are needed.",
         "llama.cpp b10359, conversion/base.py (get_vocab_base_pre) and src/llama-vocab.cpp",
         allow="no-tokenizer",
     ),

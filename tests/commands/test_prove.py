@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -191,3 +192,18 @@ def test_transformers_of_this_python_loads_a_fixture_and_no_damaged_one(dst):
 def test_the_page_names_every_code_and_every_engine():
     page = (ROOT / "docs/prove.md").read_text()
     assert all(f"QB{number}" in page for number in range(701, 711))
+
+
+@pytest.mark.parametrize("stubs, twice", [((), True), (("--emulate", "sm90"), False)])
+def test_a_prover_reads_folders_from_standard_input_and_imports_a_module_once_where_stubs_stand_in(
+    stubs, twice, dst, tmp_path
+):
+    script = tmp_path / "prover.py"
+    edit = "report['left_out'] = [str('colorsys' in sys.modules)]; import colorsys"
+    script.write_text(TOY.format(contract=contract.__file__, layer=LAYER, edit=edit, version="1.0.3", stubs=()))
+    words = [sys.executable, str(script), "-", *stubs]
+    done = subprocess.run(words, input=f"{dst}\n{tmp_path}\n", capture_output=True, text=True, check=True)
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["checkpoint"], second["checkpoint"]) == (str(dst), str(tmp_path))
+    assert (first["left_out"], second["left_out"]) == (["False"], [str(not twice)])
+    assert "imported" not in first

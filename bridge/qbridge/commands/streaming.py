@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbridge.architecture.prefixes import Prefixes
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint
-from qbridge.commands.conversion import prepare
+from qbridge.commands.planning import prepare
 from qbridge.commands.restructuring import restructured
 from qbridge.findings.arguments import checked
 from qbridge.findings.extras import imported

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers
 class EngineArgs:
     """As vLLM's: what is typed, and the config that is made of it."""
 
-    load_format, config_format = "auto", "auto"
+    load_format, config_format, revision = "auto", "auto", None
 
     def __init__(self, tp=1, **formats):
         self.tensor_parallel_size = tp
@@ -28,6 +28,12 @@ class EngineArgs:
 
     def create_model_config(self):
         return self.load_format, self.config_format
+
+    def create_engine_config(self):
+        """It looks for the config of a draft model first, and for that of the model."""
+        from transformers import PretrainedConfig
+
+        return PretrainedConfig.get_config_dict(self.model, revision=self.revision), self.create_model_config()
 
 
 class HFConfigParser:
@@ -103,6 +109,23 @@ def test_the_config_is_that_of_the_plan(vllm, tmp_path):
     assert parsed.quantization_config == config["quantization_config"]
     again, _ = HFConfigParser().parse(src, False)  # transformers reads files as before
     assert again["quantization_config"]["quant_method"] == "gptq"
+
+
+def test_a_gguf_file_has_a_config_wherever_it_is_read(vllm, tmp_path):
+    src = ROOT / "fixtures/gguf/qwen3_moe_q4_0/model.gguf"
+    (config, _), formats = vllm.arguments(load_format="qbridge", model=str(src)).create_engine_config()
+    assert config["model_type"] == "qwen3_moe" and formats == ("qbridge", "qbridge")
+    parsed, _ = vllm.parser().parse(str(src), False)
+    assert parsed == config
+    other = copy_fixture(tmp_path, "gptq/llama_v1_asym")
+    (config, _), formats = vllm.arguments(model=str(other)).create_engine_config()
+    assert config["quantization_config"]["quant_method"] == "gptq" and formats == ("auto", "auto")
+
+
+def test_what_convert_refuses_is_refused_before_anything_else(vllm, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_desc_act")
+    with pytest.raises(qbridge.QBridgeError):
+        vllm.arguments(load_format="qbridge", model=str(src), tp=64).create_engine_config()
 
 
 def test_the_weights_are_those_of_the_conversion_for_as_many_ranks(vllm, tmp_path):

@@ -133,7 +133,7 @@ class Handler(Uploads, BaseHTTPRequestHandler):
             (r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", self.revision),
             (r"/api/whoami-v2", self.whoami),
             (r"/api/models/([^/]+/[^/]+)", self.info),
-            (r"/api/models/([^/]+/[^/]+)/tree/([0-9a-f]{40})", self.tree),
+            (r"/api/models/([^/]+/[^/]+)/tree/([0-9a-f]{40}|main)", self.tree),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
             (r"/cdn/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", self.signed),
             (r"/files/(.*)", self.plain),

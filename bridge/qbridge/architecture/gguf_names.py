@@ -107,18 +107,7 @@ class GgufNames:
 
     def module_of(self, name: str) -> tuple[str, bool] | None:
         """(module, whether it is a stack of experts) that a name in GGUF, without its ending, stands for."""
-        top = {own: module for module, own in TOP.items()}
-        if name in top:
-            return top[name], False
-        match = _BLOCK.fullmatch(name)
-        if match is None:
-            return None
-        layer = f"model.layers.{match[1]}."
-        stacks = {own: leaf for leaf, own in self._class.stacks.items()}
-        if match[2] in stacks:
-            return f"{layer}{self._class.experts}.{stacks[match[2]]}", True
-        modules = {own: module for module, own in self._class.modules.items()}
-        return (layer + modules[match[2]], False) if match[2] in modules else None
+        return module_of_gguf(name, self._class)
 
     def share_of(self, name: str) -> tuple[str, int] | None:
         """(module, number of its share) of a name in GGUF, without its ending, that has some of each head's rows."""
@@ -263,3 +252,19 @@ def class_of(architecture: str) -> str:
     if found is None:
         raise KeyError(architecture)
     return found
+
+
+def module_of_gguf(name: str, row: GgufClass) -> tuple[str, bool] | None:
+    """As `GgufNames.module_of`, of a class whose sizes are not known."""
+    top = {own: module for module, own in TOP.items()}
+    if name in top:
+        return top[name], False
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        return None
+    layer = f"model.layers.{match[1]}."
+    stacks = {own: leaf for leaf, own in row.stacks.items()}
+    if match[2] in stacks:
+        return f"{layer}{row.experts}.{stacks[match[2]]}", True
+    modules = {own: module for module, own in row.modules.items()}
+    return (layer + modules[match[2]], False) if match[2] in modules else None

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from qbridge.architecture.gguf_names import GgufNames, class_of
+from qbridge.architecture.gguf_classes import CLASSES
+from qbridge.architecture.gguf_names import class_of, module_of_gguf
 
 _NUMBER = re.compile(r"(?<=\.experts\.)\d+\.")
 
@@ -23,7 +24,7 @@ def in_names_of_checkpoints(report: Mapping[str, Any]) -> dict[str, Any]:
 def module_named(name: str, model: str | None) -> str:
     """The name of a module in checkpoints, of one as a file of llama.cpp's class `model` has it."""
     try:
-        known = GgufNames({"architectures": [class_of(model or "")]}).module_of(name)
+        known = module_of_gguf(name, CLASSES[class_of(model or "")])
     except KeyError:  # of another engine, whose models are classes
         return name
     return known[0] if known else name

@@ -15,10 +15,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
+from functools import lru_cache
 from typing import Any
 
-from qbridge.commands.streaming import Stream, stream
+from qbridge.commands.streaming import stream
 from qbridge.findings.finding import error
 from qbridge.plan.options import MEMORY
 
@@ -37,6 +38,7 @@ def register() -> None:
 
     _hide_special_names()
     _note_sizes(EngineArgs)
+    _plan_first(EngineArgs)
     register_config_parser(NAME)(_parser())
     register_model_loader(NAME)(_loader())
 
@@ -67,14 +69,46 @@ def _note_sizes(arguments: Any) -> None:
 
     def configuring(self: Any, *args: Any, **options: Any) -> Any:
         _SIZE[0] = self.tensor_parallel_size
-        if self.load_format == NAME:
-            self.config_format = NAME  # either alone would read weights of one format by the config of another
-        elif self.config_format == NAME:
-            self.load_format = NAME
+        _both_formats(self)
         return configure(self, *args, **options)
 
     configuring.notes_sizes = True  # type: ignore[attr-defined]
     arguments.create_model_config = configuring
+
+
+def _both_formats(arguments: Any) -> bool:
+    """Whether either format is asked for; one alone would read weights of one format by the config of another."""
+    if NAME not in (arguments.load_format, arguments.config_format):
+        return False
+    arguments.load_format = arguments.config_format = NAME
+    return True
+
+
+def _plan_first(arguments: Any) -> None:
+    """Plan before vLLM does anything: it also reads config.json elsewhere, and a GGUF file has none.
+
+    Source: vllm 0.32.0 and 0.33.0, engine/arg_utils.py (create_engine_config, maybe_override_with_speculators).
+    """
+    configure = arguments.create_engine_config
+    if getattr(configure, "plans_first", False):
+        return
+
+    def configuring(self: Any, *args: Any, **options: Any) -> Any:
+        if not _both_formats(self):
+            return configure(self, *args, **options)
+        config = _planned_config(_source(self.model, self.revision), self.tensor_parallel_size)
+        with _planned(config, self.model):
+            return configure(self, *args, **options)
+
+    configuring.plans_first = True  # type: ignore[attr-defined]
+    arguments.create_engine_config = configuring
+
+
+@lru_cache(maxsize=4)
+def _planned_config(source: str, tp: int) -> Mapping[str, Any]:
+    """The config of the plan for so many ranks; QBridgeError with what convert would refuse."""
+    with stream(source, "vllm", tp=tp) as tensors:
+        return dict(tensors.config)
 
 
 def _source(model: Any, revision: str | None) -> str:
@@ -82,20 +116,18 @@ def _source(model: Any, revision: str | None) -> str:
     return f"{model}@{revision}" if revision and revision != "main" else str(model)
 
 
-def converted(model: Any, revision: str | None, tp: int, memory: int = MEMORY) -> Stream:
-    """The stream of a checkpoint for so many ranks; QBridgeError with what convert would refuse."""
-    return stream(_source(model, revision), "vllm", tp=tp, memory=memory)
-
-
 @contextmanager
-def _planned(config: Mapping[str, Any]) -> Iterator[None]:
-    """Let transformers take a planned config for that of config.json."""
+def _planned(config: Mapping[str, Any], model: Any) -> Iterator[None]:
+    """Let transformers take a planned config for that of a model's config.json."""
     from transformers import PretrainedConfig
 
     read = PretrainedConfig.__dict__["get_config_dict"]
 
     def planned(cls: Any, path: Any, /, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return dict(config), {name: value for name, value in options.items() if name not in _PLACES}
+        if str(path) != str(model):  # a draft model's, or a tokenizer's
+            other: tuple[dict[str, Any], dict[str, Any]] = read.__get__(None, cls)(path, **options)
+            return other
+        return deepcopy(dict(config)), {name: value for name, value in options.items() if name not in _PLACES}
 
     PretrainedConfig.get_config_dict = classmethod(planned)
     try:
@@ -113,9 +145,7 @@ def _parser() -> type:
 
         def parse(self, model: Any, trust_remote_code: bool, revision: str | None = None, **options: Any) -> Any:
             """(the config as a dict, the same as transformers parses it)."""
-            with converted(model, revision, _SIZE[0]) as tensors:
-                config = dict(tensors.config)
-            with _planned(config):
+            with _planned(_planned_config(_source(model, revision), _SIZE[0]), model):
                 return super().parse(model, trust_remote_code, revision=revision, **options)
 
     return PlannedConfigParser
@@ -148,7 +178,8 @@ def _loader() -> type:
                 raise error("QB712", model_config.model, (f"{type(model).__name__} reads a second checkpoint",))
             self.counter_before_loading_weights = time.perf_counter()  # vLLM logs the time that it took
             tp = get_current_vllm_config().parallel_config.tensor_parallel_size
-            with converted(model_config.model, model_config.revision, tp, self.memory) as tensors:
+            source = _source(model_config.model, model_config.revision)
+            with stream(source, "vllm", tp=tp, memory=self.memory) as tensors:
                 for name in tensors.names:
                     yield name, UnmadeTensor.whole(tensors, name)
 

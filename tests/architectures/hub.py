@@ -56,7 +56,7 @@ UNJUDGED = {
     "MllamaForConditionalGeneration": "vLLM had a class of its own until 0.10.2 (QB286)",
     "Qwen2_5OmniThinkerForConditionalGeneration": _NO_AUTO_CLASS,
     "Qwen3OmniMoeThinkerForConditionalGeneration": _NO_AUTO_CLASS,
-    "Step3p7ForConditionalGeneration": "it reads a tower by keys of the repository that transformers' class has not",
+    "Step3p7ForConditionalGeneration": "vLLM reads a key that remote code has and transformers 5.19.0 renames: width",
     "VoxtralForConditionalGeneration": "it reads the audio tower of Mistral's own files alone",
 }
 # How repositories call what transformers saves otherwise.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import qbridge
 from qbridge.commands import proving
 from qbridge.targets import proving as contract
-from qbridge.targets.registry import find_target
+from qbridge.targets.registry import find_target, targets
 from support import ROOT, copy_fixture
 
 LAYER = "model.layers.0.mlp.down_proj"
@@ -158,6 +158,24 @@ def test_an_engine_without_a_prover_and_one_that_is_not_there(dst, tmp_path):
         assert codes(answer) == ["QB701"] and answer.verdict == "cannot be proved here" and answer.exit_code == 1
     with pytest.raises(qbridge.UnreadableError):
         qbridge.prove(tmp_path / "nothing", "vllm")
+
+
+@pytest.mark.parametrize("engine", sorted({each.engine for each in targets() if each.prover} - {"transformers"}))
+def test_every_prover_says_that_its_engine_is_not_installed(engine, dst):
+    answer = qbridge.prove(dst, engine)
+    assert codes(answer) == ["QB701"] and answer.verdict == "cannot be proved here", str(answer)
+
+
+def test_modules_of_a_gguf_file_are_compared_by_the_names_of_checkpoints(toy, tmp_path):
+    src, dst = ROOT / "fixtures/compressed_tensors/qwen3_moe_w4a16/model", tmp_path / "dst"
+    qbridge.convert(src, dst, "gguf", allow=["no-tokenizer"])
+    names = "blk.0.attn_q", "blk.0.ffn_gate_exps", "token_embd"
+    plain = dict.fromkeys(names, False)
+    toy(f'report |= dict(model="qwen3moe", quantized={plain}, stored={plain})')
+    wanted = ["model.layers.0.mlp.experts.gate_proj", "model.layers.0.self_attn.q_proj"]
+    for source, compared in ((None, "manifest"), (src, "source")):
+        answer = qbridge.prove(dst, "toy", original=source)
+        assert answer.compared_with == compared and [each["module"] for each in answer.otherwise] == wanted
 
 
 def test_transformers_of_this_python_loads_a_fixture_and_no_damaged_one(dst):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "bridge/qbridge/targets"
 EMULATED = ("vllm", "lmdeploy", "sglang", "transformers")  # engines that have a GPU stood in for
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
-PACKED = {"I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
+PACKED = {"I32", "U32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
 
 
 def interpreter(engine: str, pythons: Mapping[str, str]) -> str:

@@ -56,7 +56,7 @@ Proof = Callable[[str, Report], None]
 VERDICTS = ("clean", "refused", "faulty", "unproved")
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
 SEVERITY = (0, 3, 2, 1)  # of the verdicts, for the exit status of several checkpoints
-PACKED = ("I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # dtypes of codes
+PACKED = ("I32", "U32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # dtypes of codes
 PATIENCE = 20.0  # seconds that a rank may still take after another one has failed
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -257,7 +257,7 @@ def _forked(prove: Proof, report: Report, path: str, trace: bool) -> _Rank:
         for stream in (1, 2):
             os.dup2(quiet, stream)
         before = set(sys.modules)
-        _attempt(prove, path, report)
+        report = attempted(prove, path, report)
         report["imported"] = [name for name in sys.modules if name not in before]
         json.dump(report, answer, default=str)
         answer.flush()
@@ -296,7 +296,8 @@ def _read(rank: _Rank, status: int, empty: Report) -> Report:
     return empty | {"verdict": "refused", "exit": 1, "error": error}
 
 
-def _attempt(prove: Proof, path: str, report: Report) -> None:
+def attempted(prove: Proof, path: str, report: Report) -> Report:
+    """The report of a checkpoint with what a proof wrote into it, how it ended, and the verdict."""
     try:
         report["stored"] = packed_modules(path)
         prove(path, report)
@@ -306,7 +307,7 @@ def _attempt(prove: Proof, path: str, report: Report) -> None:
         traceback.print_exc()
         report["error"] = described(error)
     exit_status = 3 if "reason" in report else 1 if report["error"] else 2 if any(map(report.get, FAULTS)) else 0
-    report["exit"], report["verdict"] = exit_status, VERDICTS[exit_status]
+    return report | {"exit": exit_status, "verdict": VERDICTS[exit_status]}
 
 
 def described(error: BaseException) -> dict[str, Any]:

@@ -50,13 +50,13 @@ SAID = {
     "Qwen3VLMoeForConditionalGeneration": {"norm_topk_prob": True},
 }
 # Classes whose cases vLLM does not load though their tensors and block are right, and why.
-_PROCESSOR = "it asks for files of an image or audio processor before it loads, and none are written"
+_NO_AUTO_CLASS = "no auto class of transformers 5.17.0 knows the config of a thinker by itself"
 UNJUDGED = {
-    **dict.fromkeys(("Glm46VForConditionalGeneration", "Kimi_K25ForConditionalGeneration"), _PROCESSOR),
-    **dict.fromkeys(("LightOnOcrForConditionalGeneration", "MllamaForConditionalGeneration"), _PROCESSOR),
-    "Qwen2_5OmniThinkerForConditionalGeneration": _PROCESSOR,
-    "Qwen3OmniMoeThinkerForConditionalGeneration": _PROCESSOR,
-    "Step3p7ForConditionalGeneration": "it reads a tower by keys of the repository that transformers' class has not",
+    "Kimi_K25ForConditionalGeneration": "vLLM 0.33.0 takes transformers' class for it, and misses wqkv of its tower",
+    "MllamaForConditionalGeneration": "vLLM had a class of its own until 0.10.2 (QB286)",
+    "Qwen2_5OmniThinkerForConditionalGeneration": _NO_AUTO_CLASS,
+    "Qwen3OmniMoeThinkerForConditionalGeneration": _NO_AUTO_CLASS,
+    "Step3p7ForConditionalGeneration": "vLLM reads a key that remote code has and transformers 5.19.0 renames: width",
     "VoxtralForConditionalGeneration": "it reads the audio tower of Mistral's own files alone",
 }
 # How repositories call what transformers saves otherwise.

@@ -23,6 +23,7 @@ import numpy as np
 import blocks
 import hub
 import packers
+import processors
 import small
 from qbridge.architecture.classes import CLASSES
 from qbridge.architecture.families import CONTAINERS
@@ -141,7 +142,7 @@ def build(architecture, kind, out, leave=NOTHING):
     files = layout.block(quantized, dense, config, layout.dtype)
     folder = Path(out) / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in {"config.json": config, **files}.items():
+    for name, content in {"config.json": config, **files, **processors.files(architecture)}.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     write(folder / "model.safetensors", stored)
     write(Path(out) / "ref.safetensors", {name: plain(values, layout.dtype) for name, values in ref.items()})

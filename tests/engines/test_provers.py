@@ -126,12 +126,24 @@ def fixture(folder: Path, name: str, target: str | None = None) -> Path:
     return folder
 
 
+def odd_vocabulary(folder: Path) -> Path:
+    """A Llama with 250 tokens, for whose embedding and head vLLM makes 256 rows."""
+
+    def cut(tensors: Tensors, config: dict[str, Any]) -> None:
+        config["vocab_size"] = 250
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensors[name][:250]
+
+    return damaged(ROOT / "fixtures/compressed_tensors/llama_w4a16/model", folder, cut)
+
+
 # What a prover is given, by kind: with a list of what is not quantized, with experts, and dense.
 SOUND: dict[str, dict[str, Callable[[Path], Path]]] = {
     "vllm": {
         "listed tower": lambda folder: vision_model(folder),
         "experts": lambda folder: fixture(folder, "compressed_tensors/qwen3_moe_fp8_dynamic"),
         "dense": lambda folder: fixture(folder, "compressed_tensors/llama_w4a16"),
+        "padded vocabulary": odd_vocabulary,
     },
     "transformers": {
         "listed tower": lambda folder: vision_model(folder),

@@ -49,6 +49,8 @@ LEFT_OUT = re.compile(
 )
 # Made for more heads than the model has, as kernels want; those behind the model's own start without effect.
 PADDED = re.compile(r"\.attn_sink$")
+# Some classes read their processor, and with it a tokenizer, when the model is built.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
 TOWER_LAYER = re.compile(r"(.*(?:vision|visual|audio|vpm).*?layers\.)(\d+)\.")
 # This vLLM, or the transformers beside it, has no class for the config and no remote code may run; or the config is
 # of a later transformers.
@@ -170,7 +172,7 @@ class Vllm:
 
         return EngineArgs(
             model=path,
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not any((Path(path) / name).exists() for name in TOKENIZERS),
             enforce_eager=True,
             max_model_len=64,
             max_num_seqs=1,
@@ -183,7 +185,12 @@ class Vllm:
         dropped = _dropped_scales(trace.model)
         report["missing"] = [name for name in missing if not OPTIONAL.search(name) and name not in dropped]
         partly = re.compile(f"{OPTIONAL.pattern}|{PADDED.pattern}")
-        report["unfilled"] = [entry for entry in unfilled if not partly.search(entry["parameter"])]
+        padding = _padding_of_vocabularies(trace.model)
+        report["unfilled"] = [
+            entry
+            for entry in unfilled
+            if not partly.search(entry["parameter"]) and padding.get(entry["parameter"]) != entry["empty"]
+        ]
         report["quantized"] = self.proving.by_module(trace.origins, report["modules"])
         unread = _dropped_names(getattr(trace.model, "hf_to_vllm_mapper", None))
         skipped = _skipped_layers(config.model_config.hf_text_config)
@@ -226,6 +233,16 @@ def _unbuilt_tower_layers(names: Iterable[str], taken: set[str]) -> set[str]:
             behind = tower.removesuffix("encoder.layers.") + "post_layernorm."
             unbuilt |= {name for name in names if name.startswith(behind)}
     return unbuilt
+
+
+def _padding_of_vocabularies(model: Any) -> dict[str, str]:
+    """{parameter: its empty slice} of embeddings and heads with more rows than tokens; the loader zeroes the rest."""
+    padding = {}
+    for name, module in model.named_modules():
+        shard = getattr(module, "shard_indices", None)
+        if shard is not None and shard.num_org_elements < shard.num_elements_padded:
+            padding[f"{name}.weight"] = f"[{shard.num_org_elements}:{shard.num_elements_padded}]"
+    return padding
 
 
 def _dropped_scales(model: Any) -> set[str]:

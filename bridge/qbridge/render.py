@@ -310,8 +310,15 @@ def possibilities(console: Console, done: Possibilities) -> None:
     _columns(console, table, (True, True, True))
     console.print()
     _rows(console, [(f"[{number}]", note) for note, number in notes.items()])
+    casts = dict.fromkeys(each.cast for each in done.casts)
+    _rows(console, [(f"--cast {cast}", _targets_of(done, cast)) for cast in casts])
     more = f" --tp {','.join(map(str, done.tp))}" if max(done.tp) > 1 else ""
     _rows(console, [("next", f"qbridge convert SRC DST --to TARGET{more}"), ("time", f"{done.seconds:.1f} s")])
+
+
+def _targets_of(done: Possibilities, cast: str) -> str:
+    """The targets for which a cast keeps every weight."""
+    return f"exact for {', '.join(each.target for each in done.casts if each.cast == cast)}"
 
 
 def _note(each: Possibility) -> str:

@@ -78,3 +78,21 @@ def test_the_program_prints_a_table_that_60_columns_hold(fixtures):
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     assert cli("what", tmp_path).returncode == 3
+
+
+def test_casts_that_keep_every_weight_are_listed_and_work_when_pasted(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_mxfp4a16")
+    casts = qbridge.what(src).casts
+    assert {"fp8", "nvfp4", "mxfp8", "int8"} == {each.cast for each in casts}
+    assert {("fp8", "vllm@0.33.0"), ("fp8", "sglang@0.5.23")} <= {(each.cast, each.target) for each in casts}
+    assert all(each.outcome == "exact" for each in casts)
+    done = cli(*shlex.split(casts[0].command)[1:], "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--cast fp8" in cli("what", src).stdout
+
+
+@pytest.mark.parametrize(
+    ("case", "casts"), [("llama_w4a16_channel", {"fp8"}), ("llama_w4a16_asym", set()), ("llama_fp8_dynamic", set())]
+)
+def test_a_cast_that_nothing_in_a_checkpoint_has_is_not_listed(case, casts, fixtures):
+    assert {each.cast for each in qbridge.what(fixtures / f"compressed_tensors/{case}/model").casts} == casts

@@ -42,12 +42,13 @@ SMOKE_TESTS = {
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
     "mlx": "import mlx_lm",
+    "ray": "import grpc, numba, ray",
     "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
     "sglang": "import sglang.version, torch, transformers",
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)
-WITHOUT_TORCH = frozenset({"gguf", "mlx"})
+WITHOUT_TORCH = frozenset({"gguf", "mlx", "ray"})
 # Variables that name an interpreter to take instead of an environment's. transformers is tried in llm-compressor's,
 # which has the version that the target is for.
 VARIABLES = {
@@ -55,8 +56,10 @@ VARIABLES = {
     "QBRIDGE_PYTHON_GGUF": "gguf",
     "QBRIDGE_PYTHON_HF2GGUF": "hf2gguf",
     "QBRIDGE_PYTHON_MLX": "mlx",
+    "QBRIDGE_PYTHON_RAY": "ray",
     "QBRIDGE_PYTHON_LMDEPLOY": "lmdeploy-0.18.0",
     "QBRIDGE_PYTHON_SGLANG": "sglang",
+    "QBRIDGE_PYTHON_GPTQMODEL": "gptqmodel",
     "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",
 }
 # Environments of npm's packages, whose pins are a package.json; QBRIDGE_LLAMACPP names a folder to take instead.

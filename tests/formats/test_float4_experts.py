@@ -212,6 +212,16 @@ def test_experts_are_cast_and_the_config_says_it(name, tmp_path):
     )
 
 
+def test_vllm_is_asked_about_the_config_that_follows_the_cast(tmp_path):
+    made = checkpoint(tmp_path / "src", *CASES["mxfp4"])
+    qbridge.convert(tmp_path / "src", tmp_path / "out", "vllm", cast="fp8", keep_undo=True)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["expert_dtype"] == "fp8" and qbridge.check(tmp_path / "out", "vllm").ok
+    with qbridge.open(tmp_path / "out") as opened:
+        for module, parts in made.items():
+            assert np.array_equal(dequantize(opened.layer(module)), values(parts).numpy()), module
+
+
 def test_no_cast_computes_the_input_scales_that_nvfp4_experts_need(tmp_path):
     checkpoint(tmp_path / "src", *CASES["mxfp4"])
     with pytest.raises(qbridge.QBridgeError) as refused:

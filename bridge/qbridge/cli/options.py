@@ -163,6 +163,10 @@ Part = Annotated[
     str | None,
     typer.Option("--part", metavar="I/N", help="Make the I-th of N parts; finish makes them a checkpoint."),
 ]
+Executor = Annotated[
+    str | None,
+    typer.Option("--executor", metavar="ray[://HOST:PORT]", help="Make each file on a node of a Ray cluster."),
+]
 NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
 Progressing = Annotated[
     str,

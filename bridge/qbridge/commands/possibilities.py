@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qbridge.commands.checkpoint import Checkpoint, PathLike, no_garbage, open_checkpoint
-from qbridge.commands.conversion import look_at_values, planned
+from qbridge.commands.planning import look_at_values, planned
 from qbridge.commands.remedies import lacking_words, new_folder
 from qbridge.commands.report import tensor_bytes
 from qbridge.commands.results import Result, as_json, counted
@@ -17,6 +17,7 @@ from qbridge.findings.arguments import checked
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity, io_as_finding
 from qbridge.findings.hints import word_of_command
 from qbridge.ir.exactness import EXACT, Exactness
+from qbridge.plan.casting import applicable
 from qbridge.plan.options import Options, sizes
 from qbridge.plan.plan import Plan
 from qbridge.targets.registry import targets
@@ -52,11 +53,12 @@ class Possibility:
     must be given or weights are rounded, refused where no word helps. `exactness` counts layers by class, `passes`
     layers by pass; `format` is what would be written, empty where it is refused. `reasons` say what is lost, or what
     stops it. `command` is the conversion, empty where it is refused; `bytes` the size of all tensors before and
-    after.
+    after; `cast` is the word of --cast that it is about, empty without one.
     """
 
     target: str
     outcome: Outcome
+    cast: str = ""
     format: str = ""
     exactness: Mapping[str, int] = field(default_factory=dict)
     passes: Mapping[str, int] = field(default_factory=dict)
@@ -73,7 +75,10 @@ class Possibility:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Possibilities(Result):
-    """What a checkpoint can become, target by target, at some tensor-parallel sizes."""
+    """What a checkpoint can become, target by target, at some tensor-parallel sizes.
+
+    `casts` are the targets for which `--cast` keeps every weight as well, cast by cast.
+    """
 
     source: str
     format: str
@@ -82,6 +87,7 @@ class Possibilities(Result):
     tp: tuple[int, ...]
     seconds: float
     targets: Sequence[Possibility]
+    casts: Sequence[Possibility] = ()
     findings: Sequence[Finding] = ()
 
     @property
@@ -125,6 +131,11 @@ def what(
         look_at_values(opened)
         options = f" --from {shlex.quote(source)}" if source else ""
         found = [_possibility(str(src), opened, target, Options.of(target, tp), options) for target in targets()]
+        cast = [
+            _possibility(str(src), opened, target, Options.of(target, tp, cast=word), options)
+            for word in applicable(opened.specs.values())
+            for target in targets()
+        ]
         return Possibilities(
             source=str(src),
             format=opened.format,
@@ -133,6 +144,7 @@ def what(
             tp=sizes(tp),
             seconds=round(time.monotonic() - start, 3),
             targets=found,
+            casts=[each for each in cast if each.outcome == "exact"],
             findings=tuple(opened.findings),
         )
 
@@ -148,7 +160,7 @@ def _possibility(src: str, opened: Checkpoint, target: Target, options: Options,
         except QBridgeError as fault:
             words = lacking_words(fault.findings, allow)
             if not words:
-                return Possibility(target.name, "refused", reasons=_stopping(fault.findings))
+                return Possibility(target.name, "refused", options.cast, reasons=_stopping(fault.findings))
             allow |= words
             continue
         words = allow - opened.findings.allow
@@ -164,6 +176,7 @@ def _planned(
     return Possibility(
         target=plan.target.name,
         outcome="exact" if exact else "lossy",
+        cast=options.cast,
         format=plan.format.NAME,
         exactness=exactness,
         passes=plan.pass_counts,
@@ -181,6 +194,9 @@ def _stopping(findings: Iterable[Finding]) -> tuple[Reason, ...]:
 def _command(src: str, target: Target, options: Options, words: frozenset[str], more: str) -> str:
     """The conversion as a command line; DST is a new folder in the current one."""
     sizes = f" --tp {','.join(map(str, options.tp))}" if max(options.tp) > 1 else ""
+    cast = f" --cast {options.cast}" if options.cast else ""
     allow = "".join(f" --allow {word}" for word in sorted(words))
     dst = new_folder(src, target.engine)
-    return f"qbridge convert {word_of_command(src)} {word_of_command(dst)} --to {target.name}{sizes}{more}{allow}"
+    return (
+        f"qbridge convert {word_of_command(src)} {word_of_command(dst)} --to {target.name}{sizes}{cast}{more}{allow}"
+    )

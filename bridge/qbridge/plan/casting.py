@@ -63,6 +63,14 @@ def castings(cast: str, kept: bool) -> tuple[Casting | None, ...]:
     return tuple(Casting(cast.partition("-")[0], unit, inputs, kept) for inputs in (False, True) for unit in units)
 
 
+def applicable(specs: Iterable[Spec]) -> tuple[str, ...]:
+    """The words of `--cast` that the schemes of some layers leave open; values may refuse them."""
+    weights = [(float4.is_mxfp4(spec), spec.weight) for spec in specs]
+    if any(is_float4 for is_float4, _ in weights):
+        return (FP8, NVFP4, MXFP8, INT8)
+    return (FP8,) if any(each.type == "int" and not _refused_integers(each) for _, each in weights) else ()
+
+
 _FREE = normal_range(DType.F32)
 
 

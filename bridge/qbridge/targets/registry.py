@@ -81,8 +81,13 @@ def report_unusable(findings: Findings) -> None:
 
 
 def targets() -> list[Target]:
-    """Every engine at every version in the table, then every format by its own name."""
-    return [*builtin(), *_others(), *map(of_format, usable()), *_VARIANTS]
+    """Every engine at every version in the table, then every format by its own name.
+
+    A format that an engine has the name of is not there twice: by that name the engine is meant.
+    """
+    engines = [*builtin(), *_others()]
+    taken = {engine.engine for engine in engines}
+    return [*engines, *(of_format(name) for name in usable() if name not in taken), *_VARIANTS]
 
 
 def codes() -> Mapping[str, Code]:

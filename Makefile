@@ -13,7 +13,7 @@ help:
 	@echo "make types    mypy --strict"
 	@echo "make docs     the documentation site, strict, its links and its search tried"
 	@echo "make dist     wheel and sdist, built twice and compared, by twine's and the schemas' checks"
-	@echo "make wheels   the wheel in an empty environment: size, seconds, a conversion; PYTHONS='python3.10 python3.13'"
+	@echo "make wheels   the wheel in empty environments: size, seconds, what each extra is for; EXTRAS='base hub torch'"
 	@echo "make sbom     the software bill of materials and the licences of what is installed along"
 	@echo "make page     pages of --report in Chromium, every control and axe-core's rules"
 	@echo "make newest   the suite with the newest version of every package, and what moved"
@@ -81,9 +81,10 @@ docs: build/tools/.ready $(STAMP)
 	SITE=$(abspath build/site) $(BIN)/pytest -q -p no:xdist tests/site
 
 PYTHONS ?= $(PYTHON)
+EXTRAS ?= base hub gguf laws
 
 wheels: dist
-	cd tests && $(abspath $(TOOLS))/python house/wheel_on.py $(abspath dist)/*.whl $(PYTHONS)
+	$(TOOLS)/python tests/house/wheel_on.py dist/*.whl --extras $(EXTRAS) --pythons $(PYTHONS)
 
 # What the base installation and its extra `hub` bring along: CycloneDX, and a table of licences.
 sbom: build/tools/.ready

@@ -11,7 +11,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 _FENCED = re.compile(r"(?ms)^```sh\n(.*?)^```$")
 _INDENTED = re.compile(r"(?m)^\n((?: {4}\S.*\n)+)")
 _SPAN = re.compile(r"`(\w+ \w+ [^-`\n][^`\n]*)`")  # with an argument: `qbridge restore` alone is a name
-_SHOWN = re.compile(r"(?m)^\$ (.+)$")
+_SHOWN = re.compile(r"(?m)^(?:\$ |serve +)(.+)$")  # typed in a transcript, or printed as what serves
 
 
 def blocks(page: Path) -> list[str]:

@@ -225,7 +225,6 @@ TRIALS: dict[str, Callable[[Installed], str]] = {
     "both": both,
 }
 NO_EXTRAS = ("base", "both")
-BY_DEFAULT = ("base", "hub", "gguf", "laws")
 
 
 def tried(wheel: Path, extra: str, python: str, home: Path) -> str:
@@ -247,7 +246,7 @@ def tried(wheel: Path, extra: str, python: str, home: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--extras", nargs="+", choices=TRIALS, default=BY_DEFAULT)
+    parser.add_argument("--extras", nargs="+", choices=TRIALS, default=["base"])
     parser.add_argument("--pythons", nargs="+", default=[sys.executable])
     asked = parser.parse_args()
     for python in asked.pythons:

@@ -61,7 +61,11 @@ def test_every_control_does_what_it_says(browser, file):
     )
     assert words and set(words) <= {"copied", "selected"}
     links = browser.ask("[...document.links].map(each => each.getAttribute('href'))")
-    assert links and all(browser.ask(f"!!document.querySelector({link!r})") for link in links)
+    for link in links:
+        browser.ask(click(f"a[href='{link}']"))
+        assert browser.ask("location.hash") == link and browser.ask(f"!!document.querySelector({link!r})")
+    others = "button:not(#theme):not(.copy),input:not([name=by]),a:not([href]),select,textarea"
+    assert links and browser.ask(f"document.querySelectorAll({others!r}).length") == 0
     assert browser.complaints == []
 
 

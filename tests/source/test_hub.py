@@ -354,6 +354,17 @@ def test_near_ranges_are_one_request():
     assert list(remote.merged(ranges)) == [Range("a", 0, 600), Range("a", 10**9, 10**9 + 1), Range("b", 3, 4)]
 
 
+def test_what_was_read_is_given_up_before_what_was_fetched_ahead():
+    held = remote.Held(30)
+    first, second, third = (Range("a", begin, begin + 10) for begin in (0, 20, 40))
+    for each in (first, second, third):
+        held.add(each, np.full(10, each.begin, np.uint8))
+    assert held.copy("a", 20, np.empty(5, np.uint8))  # half of it: the rest is still to be read
+    assert held.copy("a", 40, np.empty(10, np.uint8))
+    held.add(Range("b", 0, 10), np.zeros(10, np.uint8))
+    assert held.has(first) and held.has(second) and not held.has(third)
+
+
 def test_held_ranges_are_given_up_when_there_are_too_many():
     held = remote.Held(100)
     for number in range(5):

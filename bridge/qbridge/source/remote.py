@@ -228,7 +228,10 @@ class Remote(Storage):
 
 
 class Held:
-    """Stretches of files in memory; the oldest are given up where there are too many bytes."""
+    """Stretches of files in memory; where there are too many bytes, first those go that were read, then the oldest.
+
+    What was fetched ahead and not read yet thus stays: it would be asked for again, one by one.
+    """
 
     def __init__(self, room: int) -> None:
         """`room` is how many bytes are held at most."""
@@ -261,6 +264,8 @@ class Held:
             if around is None:
                 return False
             data = self._ranges[around]
+            if offset + buffer.nbytes == around.end:
+                self._ranges.move_to_end(around, last=False)
         buffer[:] = data[offset - around.begin : offset - around.begin + buffer.nbytes]
         return True
 

@@ -103,6 +103,13 @@ def test_a_sound_output_loads_and_each_defect_is_named(engine, tmp_path):
         assert proof.verdict == "does not load" and word in str(proof), (name, str(proof))
 
 
+@pytest.mark.parametrize("name", ["llama_w4a16_asym", "llama_w6a16_asym", "llama_static_asym"])
+def test_zero_points_in_words_are_no_defect_of_a_checkpoint_that_the_real_tool_wrote(name):
+    python = str(environments.chosen("llm-compressor"))
+    proof = qbridge.prove(ROOT / "fixtures/compressed_tensors" / name / "model", "transformers", python=python)
+    assert proof.ok and proof.quantized >= 7, str(proof)
+
+
 @pytest.mark.skipif("QBRIDGE_LLAMACPP" not in os.environ, reason="QBRIDGE_LLAMACPP is not set")
 def test_llama_cpp_loads_a_sound_output_and_each_defect_is_named(tmp_path):
     python = str(Path(os.environ["QBRIDGE_LLAMACPP"]).parent / "bin/python")  # below whose prefix libllama is

@@ -43,7 +43,7 @@ def in_windows(monkeypatch):
 
     def start():
         monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-        monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 12)
+        monkeypatch.setattr("qbridge.write.jobs.CODES", 1 << 12)
         monkeypatch.setattr("qbridge.write.writer.jobs_of", watched)
         return seen
 

@@ -165,7 +165,7 @@ def test_plain_transformers_loads_it(tmp_path):
 def test_windows_give_the_same_bytes(tmp_path, monkeypatch):
     to_dense("gptq", "llama_desc_act", tmp_path / "whole")
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 11)
+    monkeypatch.setattr("qbridge.write.jobs.CODES", 1 << 11)
     to_dense("gptq", "llama_desc_act", tmp_path / "windows")
     assert contents(tmp_path / "whole") == contents(tmp_path / "windows")
 
@@ -226,7 +226,7 @@ def test_experts_of_gpt_oss_are_fused_as_transformers_has_them(tmp_path):
 
 def test_windows_of_fused_experts_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 9)
+    monkeypatch.setattr("qbridge.write.jobs.CODES", 1 << 9)
     assert_experts_of_transformers(to_dense("mxfp4", "gpt_oss", tmp_path / "dst"))
 
 

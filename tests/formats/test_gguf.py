@@ -176,7 +176,7 @@ def test_splits(tmp_path):
 def test_a_small_memory_writes_the_same(tmp_path, monkeypatch):
     src = ROOT / "fixtures/compressed_tensors/llama_w4a16_asym/model"
     convert(src, tmp_path / "out")
-    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 12)
+    monkeypatch.setattr("qbridge.write.jobs.CODES", 1 << 12)
     convert(src, tmp_path / "small")
     assert (tmp_path / "out/model.gguf").read_bytes() == (tmp_path / "small/model.gguf").read_bytes()
 

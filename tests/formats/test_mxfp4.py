@@ -114,7 +114,7 @@ def test_to_itself_every_tensor_is_copied(tmp_path, monkeypatch):
 
 def test_windows_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 11))
-    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 9)
+    monkeypatch.setattr("qbridge.write.jobs.CODES", 1 << 9)
     written = []
     run = jobs.Encoded.run
     monkeypatch.setattr(jobs.Encoded, "run", lambda job, *rest: written.append(job) or run(job, *rest))
@@ -163,7 +163,7 @@ def test_a_stream_has_the_fused_tensors(tmp_path):
 def test_what_is_written_is_read_back(tmp_path, monkeypatch):
     qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors")
     encoded = jobs.Encoded._encoded
-    monkeypatch.setattr(jobs.Encoded, "_encoded", lambda job, *rest: encoded(job, *rest)[::-1])
+    monkeypatch.setattr(jobs.Encoded, "encoded", lambda job, *rest: encoded(job, *rest)[::-1])
     with pytest.raises(qbridge.QBridgeError, match=r"QB403.*gate_up_proj_"):
         qbridge.convert(tmp_path / "ct", tmp_path / "out", "mxfp4")
     assert not (tmp_path / "out").exists()

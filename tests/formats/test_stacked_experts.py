@@ -124,7 +124,7 @@ def test_windows_give_the_same_bytes(case, tmp_path, monkeypatch):
     qbridge.restore(tmp_path / "vllm", tmp_path / "back")
     whole = [contents(tmp_path / name)[SINGLE] for name in ("dense", "vllm", "back")]
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 9)
+    monkeypatch.setattr("qbridge.write.jobs.CODES", 1 << 9)
     for target in ("dense", "vllm"):
         qbridge.convert(src, tmp_path / f"{target}2", target)
     qbridge.restore(tmp_path / "vllm2", tmp_path / "back2")

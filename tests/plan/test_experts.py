@@ -51,7 +51,7 @@ def test_windows_and_streams_give_the_same(name, how, tmp_path, monkeypatch):
     with qbridge.stream(src, "compressed-tensors", experts=how) as stream:
         assert same(dict(stream), load_file(tmp_path / "whole" / SINGLE))
     monkeypatch.setattr(Effort, "block", property(lambda effort: 1 << 12))
-    monkeypatch.setattr("qbridge.write.jobs._CODES", 1 << 9)
+    monkeypatch.setattr("qbridge.write.jobs.CODES", 1 << 9)
     qbridge.convert(src, tmp_path / "windows", "compressed-tensors", experts=how)
     assert contents(tmp_path / "windows")[SINGLE] == contents(tmp_path / "whole")[SINGLE]
 

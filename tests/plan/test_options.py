@@ -69,7 +69,7 @@ def test_a_stream_makes_codes_a_block_at_a_time(fixtures, monkeypatch, case):
         whole = {name: tensor.numpy().tobytes() for name, tensor in tensors}
     sizes = []
     monkeypatch.setattr(Effort, "block", property(lambda effort: sizes.append(effort.memory) or 1 << 11))
-    monkeypatch.setattr(jobs, "_CODES", 1 << 11)
+    monkeypatch.setattr(jobs, "CODES", 1 << 11)
     with qbridge.stream(source, target, memory=10**8) as tensors:
         assert {name: tensor.numpy().tobytes() for name, tensor in tensors} == whole
     assert sizes == [10**8]

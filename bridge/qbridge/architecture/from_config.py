@@ -91,8 +91,6 @@ def assumed_model(storage: Storage) -> Model:
 
 def _check_sizes(text: Mapping[str, Any]) -> None:
     """ValueError for a size that no model has, before it is counted up to."""
-    if odd := odd_sizes(text):
-        raise ValueError("; ".join(odd))
     for key, value in text.items():
         if not key.endswith(_SIZES) or value is None:
             continue
@@ -100,6 +98,8 @@ def _check_sizes(text: Mapping[str, Any]) -> None:
         by_layer = isinstance(value, list) and not key.endswith("_replace")
         if not by_layer and not isinstance(value, bool) and (type(value) is not int or not 0 <= value <= limit):
             raise ValueError(f"{key} is {str(value)[:80]}")
+    if odd := odd_sizes(text):
+        raise ValueError("; ".join(odd))
 
 
 def _format(block: Mapping[str, Any]) -> str:

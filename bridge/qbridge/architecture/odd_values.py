@@ -66,22 +66,23 @@ def odd_values(architecture: Architecture) -> tuple[str, ...]:
     """What is wrong with the values that a text model's config gives, by key; nothing where they can be."""
     text = architecture.text
     odd = [f"{key} is {repr(text[key])[:_LONGEST]}" for key, taken in _TAKEN.items() if _is_odd(text.get(key), taken)]
-    return (*odd, *_miscounted(architecture), *_two_classes(architecture.config))
+    names = architecture.config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        odd.append(f"architectures is {repr(names)[:_LONGEST]}")
+    return (*odd, *_miscounted(architecture))
 
 
 def _is_odd(value: object, taken: Callable[[object], bool]) -> bool:
     return value is not None and not taken(value)
 
 
-def _two_classes(config: Mapping[str, Any]) -> Iterator[str]:
-    """A class of one model beside the type of another."""
+def two_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A class of one model beside the type of another: engines build one or the other."""
     names, kind = config.get("architectures"), config.get("model_type")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        yield f"architectures is {repr(names)[:_LONGEST]}"
-        return
-    for name in names or ():
-        if name in _TYPES and kind in _TYPES.values() and kind != _TYPES[name]:
-            yield f"architectures names {name}, and model_type is {kind!r}"
+    if not isinstance(names, list) or kind not in _TYPES.values():
+        return ()
+    other = [name for name in names if isinstance(name, str) and _TYPES.get(name, kind) != kind]
+    return tuple(f"architectures names {name}, and model_type is {kind!r}" for name in other)
 
 
 def _miscounted(architecture: Architecture) -> Iterator[str]:

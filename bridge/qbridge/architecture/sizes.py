@@ -11,7 +11,7 @@ from qbridge.architecture.expected import decoder_of
 from qbridge.architecture.from_config import assumed_head, dims_by_config
 from qbridge.architecture.names import is_embedding
 from qbridge.architecture.odd_sizes import odd_sizes
-from qbridge.architecture.odd_values import odd_values
+from qbridge.architecture.odd_values import odd_values, two_classes
 from qbridge.findings.finding import Findings, QBridgeError
 from qbridge.ir.model import Model
 from qbridge.source.foreign import CONFIG
@@ -26,12 +26,14 @@ _MOST = 4  # modules that are named with their dims
 def judge_sizes(model: Model, findings: Findings, *, mild: bool = False) -> None:
     """QB053 for values that no class is built with, QB052 for sizes that are none, or that tensors belie.
 
-    What tensors belie is a warning where it is `mild`.
+    Two classes are a warning. What tensors belie is a warning where it is `mild`.
     """
     architecture = Architecture.of_model(model)
     text = architecture.text
     if odd := odd_values(architecture):
         findings.add("QB053", CONFIG, odd)
+    if two := two_classes(architecture.config):
+        findings.add("QB053", CONFIG, two, mild=True)
     if odd := odd_sizes(text):
         findings.add("QB052", CONFIG, odd)
         return

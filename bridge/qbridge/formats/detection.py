@@ -110,8 +110,8 @@ _BY_PARTS: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
     (frozenset({"qweight", "scaled_zeros"}), ("awq",)),
     (frozenset({"weight", "biases", "scales"}), ("mlx",)),
     (frozenset({"weight", "weight_scale_2"}), ("modelopt",)),
-    (frozenset({"weight", "weight_scale_inv"}), ("fp8", "w8a8")),
-    (frozenset({"weight", "weight_scale"}), ("compressed-tensors", "fp8", "modelopt", "w8a8")),
+    (frozenset({"weight", "weight_scale_inv"}), ("fp8", "w8a8", "auto-round")),
+    (frozenset({"weight", "weight_scale"}), ("compressed-tensors", "fp8", "modelopt", "w8a8", "auto-round")),
     (frozenset({"weight", "scale"}), ("smooth-quant",)),
     (frozenset({"weight", "scales"}), ("mlx",)),
 )
@@ -119,34 +119,62 @@ _STACKED_BLOCKS = "_blocks"
 
 
 def judge_method(source: Source, reader: Format, findings: Findings) -> None:
-    """QB046 where most quantized modules are those of other formats than the one that is read, or that is named.
+    """QB046 where most quantized modules are those of other formats than the config names.
 
     Only asked where its reader has found that they do not fit.
     """
     formats, fact = likeness(source)
     method = quant_method(source.config)
-    named = aliases().get((method or "").lower(), reader.NAME)
-    if formats and not {reader.NAME, named} <= set(formats):
+    named = _named_layout(source.config) or aliases().get((method or "").lower(), reader.NAME)
+    if formats and named not in formats and _misfits(source, findings):
         says = f"the config says quant_method {method!r}" if method else "the config names no quant_method"
         findings.add("QB046", "config.json", (fact, says), fix=_OTHER_METHOD)
 
 
 _OTHER_METHOD = "Take the config.json that was saved with these tensors: its quantization block belongs to others."
+_DAMAGE = frozenset({"QB015", "QB016", "QB018", "QB110"})  # what a single damaged module has, too
+
+
+# What a block of GPTQ or AWQ calls the layout of its words, where that is another format's than its quant_method's.
+_LAYOUTS: Mapping[str, str] = {"marlin": "marlin", "gemm": "awq", "gemv": "awq", "gemv_fast": "awq"}
+
+
+def _named_layout(config: Mapping[str, Any]) -> str:
+    """The format whose layout a block names besides its quant_method (gptqmodel 7.7, AutoAWQ 0.2.9); else nothing."""
+    raw = (find_block(config) or NO_BLOCK).raw
+    named = (raw.get("checkpoint_format"), raw.get("version"), "marlin" if raw.get("is_marlin_format") else "")
+    return next((_LAYOUTS[name] for name in named if isinstance(name, str) and name in _LAYOUTS), "")
+
+
+def _misfits(source: Source, findings: Findings) -> bool:
+    """Whether more is wrong than single damaged modules: with the block, or with most modules."""
+    if any(finding.code not in _DAMAGE for finding in findings.errors):
+        return True
+    likely = _likely(source)
+    places = {place for finding in findings.errors for place in finding.where}
+    wrong = {place if place in likely else place.rpartition(".")[0] for place in places}
+    return 2 * len(wrong & likely.keys()) >= len(likely)
 
 
 def likeness(source: Source) -> tuple[tuple[str, ...], str]:
     """The formats that store most quantized modules as they lie here, and that in words; nothing where none does."""
+    likely = _likely(source)
+    if not likely:
+        return (), ""
+    formats, count = Counter(formats for formats, _ in likely.values()).most_common(1)[0]
+    module, leaves = next((name, leaves) for name, (known, leaves) in likely.items() if known == formats)
+    named = ", ".join(leaves)
+    return formats, f"the tensors look like {' or '.join(formats)}: {count} modules such as {module} ({named})"
+
+
+def _likely(source: Source) -> dict[str, tuple[tuple[str, ...], list[str]]]:
+    """By quantized module, the formats that store it as it lies here, and the last words of its tensors' names."""
     modules: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in source.tensors.items():
         module, _, leaf = name.rpartition(".")
         modules.setdefault(module, {})[leaf] = tensor
-    likely = {module: formats for module, parts in modules.items() if (formats := _like(parts))}
-    if not likely:
-        return (), ""
-    formats, count = Counter(likely.values()).most_common(1)[0]
-    module = next(name for name, found in likely.items() if found == formats)
-    leaves = ", ".join(sorted(modules[module]))
-    return formats, f"the tensors look like {' or '.join(formats)}: {count} modules such as {module} ({leaves})"
+    liked = {module: (_like(parts), sorted(parts)) for module, parts in modules.items()}
+    return {module: (formats, leaves) for module, (formats, leaves) in liked.items() if formats}
 
 
 def _looks(source: Source) -> Iterable[str]:
@@ -169,7 +197,7 @@ def _like_words(codes: StoredTensor, scales: StoredTensor, zeros: StoredTensor |
     """Words of codes: down the columns as many as scales, across them as many as words of zero-points."""
     if any(len(tensor.shape) != 2 for tensor in (codes, scales)):
         return ()
-    if codes.shape[1] == scales.shape[1]:
+    if codes.shape[1] == scales.shape[1] and codes.dtype is not DType.I16:
         return _WORDS_DOWN
     if zeros is None:
         return ("marlin",)

@@ -41,6 +41,7 @@ SMOKE_TESTS = {
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
     "mlx": "import mlx_lm",
     "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
+    "quark": "import quark.torch, transformers",
     "sglang": "import sglang.version, torch, transformers",
     "vllm": "import vllm",
 }

@@ -135,7 +135,7 @@ laws: $(STAMP)
 	LAWS=all nice -n 15 $(BIN)/pytest -q -n 2 $(LAWS)
 
 engines: $(STAMP)
-	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel sglang gguf mlx
+	$(BIN)/python tests/engines/environments.py llm-compressor lmdeploy-0.18.0 lmdeploy-0.6.2 vllm gptqmodel sglang gguf hf2gguf llamacpp mlx ray
 	$(BIN)/pytest -q -p no:xdist -m engine tests/engines
 
 clean:

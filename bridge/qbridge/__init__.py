@@ -16,6 +16,7 @@ from qbridge.commands.checking import check
 from qbridge.commands.checkpoint import Checkpoint
 from qbridge.commands.checkpoint import open_checkpoint as open  # noqa: F401 `qbridge.open`, no name to import bare
 from qbridge.commands.cleaning import Cleaning, clean
+from qbridge.commands.clustered import convert_on_cluster
 from qbridge.commands.conversion import convert
 from qbridge.commands.explanation import Explanation, explain
 from qbridge.commands.inspection import Inspection, inspect
@@ -104,6 +105,7 @@ __all__ = [
     "check",
     "clean",
     "convert",
+    "convert_on_cluster",
     "convert_part",
     "explain",
     "finish",

@@ -85,20 +85,24 @@ def html(result: Result) -> str:
     return console.export_html(theme=_THEME, code_format=_ELEMENT, inline_styles=True)
 
 
-def page(result: Result, path: PathLike, source: str | None, allow: Iterable[str]) -> str:
-    """A whole page of a result and of the checkpoint at `path`."""
+def page(
+    outcome: Result | QBridgeError, command: str, path: PathLike, source: str | None, allow: Iterable[str]
+) -> bytes:
+    """A whole page of what a command came to, and of the checkpoint at `path`."""
     from qbridge.page.contents import Place, contents_of
     from qbridge.page.document import page_of
 
-    return page_of(contents_of(result, Place(path, source, allow)))
+    return page_of(contents_of(outcome, command, Place(path, source, allow))).encode()
 
 
-def refusal_page(command: str, fault: QBridgeError, path: PathLike, source: str | None, allow: Iterable[str]) -> str:
-    """The page of a command that came to nothing."""
-    from qbridge.page.contents import Place, refusal
-    from qbridge.page.document import page_of
+def image(
+    outcome: Result | QBridgeError, command: str, path: PathLike, source: str | None, allow: Iterable[str]
+) -> bytes:
+    """The map of its layers as a PNG."""
+    from qbridge.page.contents import Place, contents_of
+    from qbridge.page.image import image_of
 
-    return page_of(refusal(command, fault, Place(path, source, allow)))
+    return image_of(contents_of(outcome, command, Place(path, source, allow)))
 
 
 def _recorder() -> Console:

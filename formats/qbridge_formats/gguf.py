@@ -53,6 +53,7 @@ from qbridge.passes.unquantized_inputs import UnquantizedInputs
 from qbridge.passes.widen import Widen
 from qbridge.source.ggml_types import TYPES
 from qbridge.source.reader import Source
+from qbridge_formats._shared.gguf_heads import split_by_heads
 from qbridge_formats._shared.gguf_reading import read_model
 from qbridge_formats._shared.gguf_vocabulary import no_vocabulary, vocabulary
 
@@ -123,7 +124,7 @@ def _place(spec: Spec) -> GgufPlace:
 def _slot(where: GgufPlace, ending: str, dtype: DType, shape: tuple[int, ...], codec: Codec = PLAIN) -> Slot:
     if where.expert < 0:
         return Slot(where.name + ending, dtype, shape, codec)
-    own = Slice(where.name + ending, where.expert, shape if len(shape) > 1 else ())
+    own = Slice(where.name + ending, where.expert, () if shape == (1,) else shape)
     return Slot(own.name, dtype, shape, codec, own)
 
 
@@ -135,17 +136,14 @@ def settle(model: Model) -> Model:
     specs = {name: replace(spec, dialect=_dialect(names.place(name), name)) for name, spec in model.specs.items()}
     tensors, rearranged = dict[str, TensorInfo](), dict[str, Rearranged]()
     for name, info in model.tensors.items():
-        module, leaf = module_of(name)
-        there = model.rearranged[name].read if name in model.rearranged else Slot(info.stored, info.dtype, info.shape)
-        one = leaf == "weight" and names.adds_one(module)
-        linear = _moved(name, info, there, names.place(module) or GgufPlace(module), leaf, one)
-        if linear is None:
-            place = names.place(module)
-            tensors[f"{place.name if place else module}.{leaf}"] = info
-            continue
-        rearranged[name] = linear
-        whole = linear.write.slice.tensor if linear.write.slice else linear.write.tensor
-        tensors[whole] = TensorInfo(linear.write.dtype, linear.write.shape, whole)
+        lies = model.rearranged[name].read if name in model.rearranged else Slot(info.stored, info.dtype, info.shape)
+        moved = split_by_heads(name, info, lies, names) or _moved(name, info, lies, names)
+        for linear in moved:
+            rearranged[linear.spec.name] = linear
+            tensors[linear.write.whole] = TensorInfo(linear.write.dtype, linear.write.shape, linear.write.whole)
+        if not moved:
+            place, leaf = names.tensor(name) or (GgufPlace(module_of(name)[0]), module_of(name)[1])
+            tensors[f"{place.name}.{leaf}"] = info
     return replace(model, specs=specs, tensors=tensors, rearranged=rearranged)
 
 
@@ -157,18 +155,20 @@ def _dialect(place: GgufPlace | None, name: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(said.items()))
 
 
-def _moved(name: str, info: TensorInfo, there: Slot, where: GgufPlace, leaf: str, one: bool) -> Rearranged | None:
-    """A tensor that does not stay as it lies `there`, plus `one` or as it is; None for one that is copied."""
-    rows = where.head and leaf in ("weight", "bias")
-    widened = len(info.shape) == 1 and info.dtype is not DType.F32
-    plain = there.codec == PLAIN and not rows and not (widened or one) and where.expert < 0
+def _moved(name: str, info: TensorInfo, lies: Slot, names: GgufNames) -> list[Rearranged]:
+    """A tensor that does not stay as it lies; empty for one that is copied."""
+    where, leaf = names.tensor(name) or (GgufPlace(module_of(name)[0]), module_of(name)[1])
+    one = leaf == "weight" and names.adds_one(module_of(name)[0])
+    head = where.head if leaf in ("weight", "bias") else 0
+    widened = info.dtype is not DType.F32 and (len(info.shape) == 1 or names.is_router(where))
+    plain = lies.codec == PLAIN and not (head or widened or one) and where.expert < 0
     if plain or len(info.shape) > 2 or info.dtype not in DENSE.values():
-        return None
+        return []
     dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)
     dtype = DType.F32 if widened else info.dtype
     as_float32 = PlusOne(info.dtype) if one else AsFloat32(info.dtype)
-    codec = paired(as_float32 if widened or one else PLAIN, where.head if rows else 0)
-    return Rearranged(plain_spec(name, dims, info.dtype), there, _slot(where, f".{leaf}", dtype, info.shape, codec))
+    codec = paired(as_float32 if widened or one else PLAIN, head)
+    return [Rearranged(plain_spec(name, dims, info.dtype), lies, _slot(where, f".{leaf}", dtype, info.shape, codec))]
 
 
 def config(model: Model) -> dict[str, Any]:
@@ -291,9 +291,18 @@ def _named(model: Model) -> Iterator[Problem]:
     if isinstance(names, str):
         yield Problem((names,), where=("config.json",))
         return
-    modules = {*model.specs, *(module_of(name)[0] for name in model.tensors if not is_kv_scale(name))}
-    if lost := sorted(module for module in modules if names.place(module) is None):
-        yield Problem((f"{names.architecture} of llama.cpp has no place for them",), where=tuple(lost))
+    lost = {name for name in model.specs if names.place(name) is None and names.split(name) is None}
+    lost |= {name for name in model.tensors if not is_kv_scale(name) and not _has_place(name, names)}
+    if lost:
+        yield Problem((f"{names.architecture} of llama.cpp has no place for them",), where=tuple(sorted(lost)))
+    if coded := tuple(name for name in model.specs if names.split(name)):
+        fact = "llama.cpp has keys and values of heads in two tensors, the keys turned, which takes plain weights"
+        yield Problem((fact,), where=coded)
+
+
+def _has_place(tensor: str, names: GgufNames) -> bool:
+    module, leaf = module_of(tensor)
+    return names.tensor(tensor) is not None or (leaf == "weight" and names.split(module) is not None)
 
 
 def _sums(model: Model, values: Values) -> Iterator[Problem]:

@@ -69,7 +69,7 @@ def test_it_is_no_more_generous_than_the_checkpoint(case, target, tmp_path):
 
 
 TARGETS = ("vllm", "vllm@0.23.0", "vllm@0.5.4", "vllm-gptq", "lmdeploy", "lmdeploy@0.6.2", "lmdeploy-turbomind")
-TARGETS += ("transformers", "gptqmodel", "sglang")
+TARGETS += ("transformers", "gptqmodel", "sglang", "mlx", "llama.cpp")
 SEED = os.environ.get("LAWS", "20261201")
 PAIRS = [
     (str(path.parent.relative_to(ROOT / "fixtures")), target)
@@ -163,3 +163,18 @@ def test_an_adapter_beside_a_config_is_said_to_be_no_model(tmp_path):
     src = bare(tmp_path, "fp8/llama_blocks")
     (src / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     assert "it holds an adapter of org/base and not the model" in facts(qbridge.check(src, "vllm").findings)
+
+
+@pytest.mark.parametrize("case", ["llama_affine", "llama_floats", "qwen3_moe_affine"])
+def test_a_block_without_a_method_is_no_other_format(case, tmp_path):
+    src = bare(tmp_path, f"mlx/{case}")
+    for target in TARGETS:
+        with pytest.raises(qbridge.QBridgeError) as excinfo:
+            qbridge.check(src, target)
+        assert {finding.code for finding in excinfo.value.findings} == {"QB262"}
+
+
+def test_bits_without_a_method_are_of_no_format(tmp_path):
+    src = bare(tmp_path, "gptq/llama_g128")
+    edit_json(src / "config.json", lambda config: config["quantization_config"].pop("quant_method") and None)
+    assert not qbridge.check(src, "transformers").ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import qbridge
 from qbridge.commands import proving
 from qbridge.targets import proving as contract
-from qbridge.targets.registry import find_target
+from qbridge.targets.registry import find_target, targets
 from support import ROOT, copy_fixture
 
 LAYER = "model.layers.0.mlp.down_proj"
@@ -159,6 +160,24 @@ def test_an_engine_without_a_prover_and_one_that_is_not_there(dst, tmp_path):
         qbridge.prove(tmp_path / "nothing", "vllm")
 
 
+@pytest.mark.parametrize("engine", sorted({each.engine for each in targets() if each.prover} - {"transformers"}))
+def test_every_prover_says_that_its_engine_is_not_installed(engine, dst):
+    answer = qbridge.prove(dst, engine)
+    assert codes(answer) == ["QB701"] and answer.verdict == "cannot be proved here", str(answer)
+
+
+def test_modules_of_a_gguf_file_are_compared_by_the_names_of_checkpoints(toy, tmp_path):
+    src, dst = ROOT / "fixtures/compressed_tensors/qwen3_moe_w4a16/model", tmp_path / "dst"
+    qbridge.convert(src, dst, "gguf", allow=["no-tokenizer"])
+    names = "blk.0.attn_q", "blk.0.ffn_gate_exps", "token_embd"
+    plain = dict.fromkeys(names, False)
+    toy(f'report |= dict(model="qwen3moe", quantized={plain}, stored={plain})')
+    wanted = ["model.layers.0.mlp.experts.gate_proj", "model.layers.0.self_attn.q_proj"]
+    for source, compared in ((None, "manifest"), (src, "source")):
+        answer = qbridge.prove(dst, "toy", original=source)
+        assert answer.compared_with == compared and [each["module"] for each in answer.otherwise] == wanted
+
+
 def test_transformers_of_this_python_loads_a_fixture_and_no_damaged_one(dst):
     answer = qbridge.prove(dst, "transformers")
     assert answer.ok and answer.quantized == 7, str(answer)
@@ -173,3 +192,18 @@ def test_transformers_of_this_python_loads_a_fixture_and_no_damaged_one(dst):
 def test_the_page_names_every_code_and_every_engine():
     page = (ROOT / "docs/prove.md").read_text()
     assert all(f"QB{number}" in page for number in range(701, 711))
+
+
+@pytest.mark.parametrize("stubs, twice", [((), True), (("--emulate", "sm90"), False)])
+def test_a_prover_reads_folders_from_standard_input_and_imports_a_module_once_where_stubs_stand_in(
+    stubs, twice, dst, tmp_path
+):
+    script = tmp_path / "prover.py"
+    edit = "report['left_out'] = [str('colorsys' in sys.modules)]; import colorsys"
+    script.write_text(TOY.format(contract=contract.__file__, layer=LAYER, edit=edit, version="1.0.3", stubs=()))
+    words = [sys.executable, str(script), "-", *stubs]
+    done = subprocess.run(words, input=f"{dst}\n{tmp_path}\n", capture_output=True, text=True, check=True)
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["checkpoint"], second["checkpoint"]) == (str(dst), str(tmp_path))
+    assert (first["left_out"], second["left_out"]) == (["False"], [str(not twice)])
+    assert "imported" not in first

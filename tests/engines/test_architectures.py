@@ -1,12 +1,12 @@
 """Checkpoints of many model classes, converted, and taken by the engines' own loaders for what they were.
 
 The checkpoints are a sample of what tests/architectures/make.py makes, or all folders NAME/model below
-QBRIDGE_CHECKPOINTS. What is held, and what a cell of the printed table says, is in prove_all.py.
+QBRIDGE_CHECKPOINTS. What is held, and what a cell of the printed table says, is in prove_all.py and verdicts.py.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import prove_all
 import pytest
+import verdicts
 from engine import ROOT
 
 pytestmark = pytest.mark.engine
@@ -36,11 +37,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_every_output_loads_as_its_source(cases, tmp_path):
-    options = argparse.Namespace(python=[], sources=None)
     results = {case.name: prove_all.convert_case(case, TARGETS, tmp_path, quick=False) for case in cases}
-    for engine in sorted({*prove_all.JUDGES.values()}):
-        prove_all.judge_all(engine, cases, TARGETS, results, options)
-    print(prove_all.table(cases, results, TARGETS))
+    with contextlib.closing(prove_all.Provers()) as provers:
+        for case in cases:
+            prove_all.judge_case(case, results[case.name], provers)
+            print("\n".join(verdicts.lines_of(case.name, results[case.name])))
     entries = {f"{name}, {target}": entry for name, r in results.items() for target, entry in r["targets"].items()}
     assert {name: entry["cell"] for name, entry in entries.items() if entry["cell"].startswith("WRONG")} == {}
     assert {name: entry["disagreement"] for name, entry in entries.items() if entry["disagreement"]} == {}

@@ -116,6 +116,7 @@ def parsed(engine, environment, lines, tmp_path):
         ("vllm", "vllm", ("vllm", "vllm-gptq")),
         ("lmdeploy", "lmdeploy-0.18.0", ("lmdeploy", "lmdeploy-turbomind")),
         ("lmdeploy", "lmdeploy-0.6.2", ("lmdeploy@0.6.2",)),
+        ("sglang", "sglang", ("sglang",)),
     ],
 )
 def test_the_engine_takes_the_line_that_serves(tmp_path, engine, environment, targets):
@@ -127,7 +128,7 @@ def test_the_engine_takes_the_line_that_serves(tmp_path, engine, environment, ta
     assert len(lines) > 1 and all(lines)
     for told, tp in zip(parsed(engine, environment, lines, tmp_path), lines.values(), strict=True):
         assert told["model"] == folder and told["tp"] == tp
-        assert told["backend"] in ((None,) if engine == "vllm" else ("pytorch", "turbomind"))
+        assert told["backend"] in (("pytorch", "turbomind") if engine == "lmdeploy" else (None,))
 
 
 def test_the_cure_of_the_seed_loads(fixtures, tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
-"""What is written as GGUF, decoded by the gguf package, and by ggml's C code where QBRIDGE_LIBGGML names it."""
+"""What is written as GGUF, decoded by the gguf package, and by ggml's C code where npm brings it."""
 
 from __future__ import annotations
 
-import os
+import shutil
 
+import environments
 import numpy as np
 import pytest
 from engine import ask
@@ -58,7 +59,7 @@ def expected(src):
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_decodes_the_weights_of_the_source(case, tmp_path):
     qbridge.convert(fixture(case), tmp_path / "out", "llama.cpp", allow=["no-tokenizer"])
-    library = os.environ.get("QBRIDGE_LIBGGML")
+    library = environments.ggml() if shutil.which("npm") else None
     options = ["--out", tmp_path / "weights.npz", *(["--library", library] if library else [])]
     report = ask("gguf", "gguf_decode.py", tmp_path / "out/model.gguf", *options)
     assert report["unlike"] == [] and report["in_c"] == bool(library)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import environments
+import gguf_defects
 import pytest
 import torch
 from engine import ROOT
@@ -27,6 +29,7 @@ ENGINES = {
     "sglang": ("sglang", "compressed_tensors/llama_fp8_block", "sglang", "sm90"),
     "lmdeploy": ("lmdeploy-0.18.0", "compressed_tensors/llama_w8a8", "lmdeploy", "sm90"),
     "gptqmodel": ("gptqmodel", "gptq/llama_g128", "gptqmodel", ""),
+    "mlx": ("mlx", "compressed_tensors/llama_w4a16", "mlx", ""),
 }
 
 
@@ -42,6 +45,9 @@ def unquantized(tensors: Tensors, config: dict[str, Any]) -> None:
 
 def listed(tensors: Tensors, config: dict[str, Any]) -> None:
     unquantized(tensors, config)
+    if "quantization" in config:  # of mlx_lm, which asks it by the module's name
+        config["quantization"][LAYER] = False
+        return
     block = config["quantization_config"]
     key = "ignore" if "ignore" in block else "modules_to_not_convert"
     block[key] = [*(block.get(key) or ()), LAYER]
@@ -94,6 +100,20 @@ def test_a_sound_output_loads_and_each_defect_is_named(engine, tmp_path):
     assert proof.ok and proof.compared_with == "manifest" and proof.emulated == (emulate or None), str(proof)
     for name, (damage, word) in DEFECTS.items():
         proof = qbridge.prove(damaged(good, tmp_path / name, damage), engine, python=python, emulate=emulate)
+        assert proof.verdict == "does not load" and word in str(proof), (name, str(proof))
+
+
+@pytest.mark.skipif("QBRIDGE_LLAMACPP" not in os.environ, reason="QBRIDGE_LLAMACPP is not set")
+def test_llama_cpp_loads_a_sound_output_and_each_defect_is_named(tmp_path):
+    python = str(Path(os.environ["QBRIDGE_LLAMACPP"]).parent / "bin/python")  # below whose prefix libllama is
+    source, good = ROOT / "fixtures/compressed_tensors/llama_w4a16/model", tmp_path / "good"
+    qbridge.convert(source, good, "gguf", allow=["no-tokenizer"])
+    proof = qbridge.prove(good, "llama.cpp", python=python)
+    assert proof.ok and proof.compared_with == "manifest" and proof.quantized == 7, str(proof)
+    for name, (damage, word) in gguf_defects.DEFECTS.items():
+        shutil.copytree(good, tmp_path / name)
+        gguf_defects.inflict(damage, tmp_path / name / "model.gguf")
+        proof = qbridge.prove(tmp_path / name, "llama.cpp", python=python)
         assert proof.verdict == "does not load" and word in str(proof), (name, str(proof))
 
 

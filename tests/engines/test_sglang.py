@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import engine
 import judges
 import numpy as np
 import pytest
+import sweep_sglang
 import torch
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 import qbridge
-from qbridge.findings.finding import QBridgeError
-from qbridge.ir.values import dequantize
 
 pytestmark = pytest.mark.engine
 FIXTURES = Path(__file__).resolve().parent.parent.parent / "fixtures"
@@ -156,63 +155,38 @@ def test_the_prover_objects_to_damaged_outputs(case, tmp_path):
     assert unseen == []
 
 
-def test_check_agrees_with_the_loader_on_every_fixture():
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """{tp: what SGLang makes of every fixture and of what it is converted to}; each is swept when it is asked for."""
+
+    @cache
+    def at(tp):
+        return list(sweep_sglang.swept(sorted(FIXTURES.glob("*/*/model")), tmp_path_factory.mktemp(f"tp{tp}"), tp))
+
+    return at
+
+
+def test_check_agrees_with_the_loader_on_every_fixture(rows):
     """`check` is stricter where a loader cannot see what the kernel makes of it.
 
     Codes of int8 with a scale per tensor are rounded to float8 after loading (requantize_with_max_scale), and the
     zero-points of activations are left out (apply_weights).
     """
     stricter = {"llama_tensor", "llama_token_asym"}
-    cases = sorted(FIXTURES.glob("*/*/model"))
-    served = {}
-    for path in cases:
-        try:
-            served[str(path)] = qbridge.check(path, "sglang", allow=["assumed-activations", "pickle"]).ok
-        except QBridgeError:
-            served[str(path)] = False
-    reports = judges.judge("sglang", cases)
     unlike = {
-        Path(path).parent.name for path, report in reports.items() if served[path] != (report["verdict"] == "clean")
+        Path(row["source"]).parent.name
+        for row in rows(1)
+        if (row["check"] == "") != (row["source_report"]["verdict"] == "clean")
     }
     assert unlike == stricter
 
 
-def converted(folder: Path, tp: int) -> dict[Path, Path]:
-    """{output: fixture} of all that is converted for SGLang at a size, with what a person may allow."""
-    made = {}
-    for source in sorted(FIXTURES.glob("*/*/model")):
-        output = folder / "+".join(source.parts[-3:-1])
-        allow = ["assumed-activations", "pickle", "v1-zeros-wrap", "dynamic-activations", "drop-activation-details"]
-        try:
-            qbridge.convert(source, output, "sglang", tp=tp, allow=allow)
-        except QBridgeError:
-            continue
-        made[output] = source
-    return made
-
-
-def digests(checkpoint: Path) -> dict[str, str]:
-    """What sglang_weights.py says of a checkpoint's linears, from qbridge's own reading."""
-    with qbridge.open(checkpoint, allow=["assumed-activations", "pickle", "v1-zeros-wrap"]) as opened:
-        values = {name: np.ascontiguousarray(dequantize(opened.layer(name))) for name in opened.specs}
-    return {
-        name: f"{value.shape[0]}x{value.shape[1]} {hashlib.sha256(value.tobytes()).hexdigest()}"
-        for name, value in values.items()
-    }
-
-
 @pytest.mark.parametrize("tp", [1, 2])
-def test_every_output_loads_whole_with_the_weights_of_its_source(tp, tmp_path):
-    outputs = converted(tmp_path, tp)
+def test_every_output_loads_whole_with_the_weights_of_its_source(tp, rows):
+    outputs = [row for row in rows(tp) if row["to"]]
     assert len(outputs) > {1: 110, 2: 40}[tp]
-    reports = judges.judge("sglang", list(outputs), options=["--tp", str(tp)])
-    assert {path: short for path in reports if (short := judges.short(reports[path])) != "clean"} == {}
-    loaded = engine.loaded_weights("sglang", "sglang_weights.py", list(outputs), "--tp", str(tp))
-    for output, source in outputs.items():
-        line = loaded[str(output)]
-        assert line["error"] is None and line["undecoded"] == [], (output.name, line)
-        wanted = digests(source)
-        assert {name: line["weights"].get(name) for name in wanted} == wanted, output.name
+    assert [row for row in outputs if row["output_report"]["verdict"] != "clean" or row["undecoded"]] == []
+    assert {row["source"]: row["unequal"] for row in outputs if row["unequal"]} == {}
 
 
 # Classes with what SGLang makes of them: through transformers, without the block for some linears, with other names,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-from engine import assert_loads, lmdeploy, turbomind
+from engine import ask, assert_loads, lmdeploy, turbomind
 from weight_only import differences, fixture, method
 
 import qbridge
+from support import edit_json
 
 pytestmark = pytest.mark.engine
 
@@ -109,7 +112,6 @@ def test_turbomind_refuses_the_awq_groups_that_we_warn_of(case, size, tmp_path):
     assert refusal and f"Unsupported group_size={size}" in refusal["message"], "TurboMind takes smaller groups now"
 
 
-# Its TurboMind takes heads of 128 alone, which no fixture has.
 @pytest.mark.parametrize(("case", "tp"), [*G128[:6], *SMALL_GROUPS])
 def test_the_pytorch_engine_of_062_has_the_sources_weights(case, tp, tmp_path):
     dump = tmp_path / "effective.safetensors"
@@ -118,3 +120,39 @@ def test_the_pytorch_engine_of_062_has_the_sources_weights(case, tp, tmp_path):
     assert_loads(report, tp)
     assert {name for rank in report["ranks"] for name in rank["linears"] if "Awq" in name}
     assert differences(dump, fixture(case)) == {}, "LMDeploy 0.6.2 would compute with other weights"
+
+
+# Cases whose heads become heads of 128, as the TurboMind of 0.6.2 has no others, and the MLP's size after padding.
+HEADS_OF_128 = [
+    ("gptq/llama_g128", 1, 512),
+    ("gptq/llama_g128", 2, 512),
+    ("compressed_tensors/llama_w4a16_g128", 1, 512),
+    ("compressed_tensors/llama_w4a16_g128", 2, 512),
+    ("gptq/llama_640", 1, 640),
+    ("gptq/llama_640", 2, 768),
+]
+
+
+def with_heads_of_128(case, folder):
+    """The same checkpoint read with half as many heads: its weights are random."""
+    shutil.copytree(fixture(case), folder)
+    edit_json(folder / "config.json", lambda config: config.update(num_attention_heads=2, num_key_value_heads=2))
+    edit_json(folder / "config.json", lambda config: config.update(head_dim=128))
+    return folder
+
+
+@pytest.mark.parametrize(("case", "tp", "inner"), HEADS_OF_128)
+def test_turbomind_of_062_has_the_sources_weights(case, tp, inner, tmp_path):
+    source, dump = with_heads_of_128(case, tmp_path / "source"), tmp_path / "effective.safetensors"
+    qbridge.convert(source, tmp_path / "out", "lmdeploy@0.6.2")
+    report = ask("lmdeploy-0.6.2", "lmdeploy_turbomind_062.py", tmp_path / "out", "--tp", tp, "--out", dump)
+    assert (report["error"], report["unread"]) == (None, [])
+    assert (report["backend"], report["model_format"], report["inter_size"]) == ("turbomind", "awq", inner)
+    assert differences(dump, source) == {}, "TurboMind 0.6.2 would compute with other weights"
+
+
+def test_turbomind_of_062_has_no_groups_of_32(tmp_path):
+    source = with_heads_of_128("compressed_tensors/llama_w4a16_g128", tmp_path / "source")
+    qbridge.convert(source, tmp_path / "out", "awq", regroup=32)
+    refusal = ask("lmdeploy-0.6.2", "lmdeploy_turbomind_062.py", tmp_path / "out")["error"]
+    assert refusal and "only 128 is supported" in refusal["message"]

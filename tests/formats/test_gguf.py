@@ -204,18 +204,14 @@ REFUSED = {
     "compressed_tensors/llama_asym_weights": ("QB110", "no zero-points"),
     "compressed_tensors/llama_kv_int8": ("QB113", "kv cache"),
     "compressed_tensors/llama_nvfp4": ("QB305", "divide"),
-    "compressed_tensors/mixtral_w8a8": ("QB117", "MixtralForCausalLM"),
-    "mxfp4/gpt_oss": ("QB117", "GptOssForCausalLM"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_blocks_cannot_hold_is_refused(case, tmp_path):
-    folder = ROOT / "fixtures" / case / "model"
-    src = folder if folder.is_dir() else next((ROOT / "fixtures/mxfp4").glob("*/model"))
     code, fact = REFUSED[case]
     with pytest.raises(qbridge.QBridgeError) as excinfo:
-        convert(src, tmp_path / "out")
+        convert(ROOT / "fixtures" / case / "model", tmp_path / "out")
     assert codes(excinfo) == {code}
     assert fact in str([finding.facts for finding in excinfo.value.findings])
 
@@ -524,13 +520,13 @@ def test_a_run_that_was_cut_before_its_last_step_is_made_again_or_cleaned(tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        patched.setattr("qbridge.commands.file_output.WholeFile.publish", cut)
         with pytest.raises(KeyboardInterrupt):
             convert(src, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
     assert len(qbridge.clean(tmp_path / "a.gguf").removed) == 1 and not list(tmp_path.iterdir())
     with monkeypatch.context() as patched:
-        patched.setattr("qbridge.commands.whole_file.WholeFile.publish", cut)
+        patched.setattr("qbridge.commands.file_output.WholeFile.publish", cut)
         with pytest.raises(KeyboardInterrupt):
             convert(src, tmp_path / "a.gguf")
     convert(src, tmp_path / "a.gguf")

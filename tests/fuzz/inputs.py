@@ -44,7 +44,7 @@ LONG = 1 << 15
 
 READERS = (None, None, *qbridge.list_formats())
 TARGETS = ("lmdeploy", "vllm", "transformers", *qbridge.list_formats(), "lmdeploy-turbomind", "lmdeploy@0.6.2")
-OLDER = ("vllm@0.23.0", "vllm@0.5.4", "vllm-gptq", "gptqmodel")
+OLDER = ("vllm@0.23.0", "vllm@0.5.4", "vllm-gptq", "gptqmodel", "sglang")
 FILLS = (b"\0", b"\x11", b"\x3c", b"\x88", b"\xff", b"\x00\x3c", bytes(range(256)))
 
 
@@ -111,6 +111,8 @@ COMMANDS: tuple[Command, ...] = (
     *(_check(target, tp, "sm80") for target in OLDER for tp in (1, 2)),
     *(_check(target, 1, allow=("incomplete", "unknown-tensors")) for target in ("vllm", "lmdeploy", "transformers")),
     *(_check_config(target) for target in ("vllm", "lmdeploy", "lmdeploy-turbomind", "transformers", *OLDER)),
+    *(_check(target, 1) for target in ("llama.cpp", "mlx")),
+    *(_plan("vllm", cast=cast) for cast in ("fp8", "nvfp4", "mxfp8", "int8")),
 )
 
 

@@ -80,7 +80,6 @@ FILES_ALLOWED = (
     "bridge/qbridge/commands/reporting.py",
     # until a storage reads them: the manifest and side files beside config.json, the laws' own output
     "bridge/qbridge/plan/manifest.py",
-    "bridge/qbridge/commands/conversion.py",
     "bridge/qbridge/architecture/from_config.py",
     "bridge/qbridge/testing/laws.py",
     "formats/qbridge_formats/_shared/config_block.py",

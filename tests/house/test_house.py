@@ -52,7 +52,7 @@ def test_format_ids_files_fixtures_tests_and_docs_agree():
     assert stems("formats/qbridge_formats", "*.py") | folders == IDS
     of_several = {"bad_weight_only", "contradicting_blocks", "kv_cache", "patterns", "plugins", "side_files"}
     of_several |= {"expert_names", "float4_experts", "stacked_experts"}
-    of_several |= {"float_zero_points", "unquantized"}
+    of_several |= {"float_zero_points", "gguf_classes", "likeness", "unquantized"}
     assert stems("tests/formats", "test_*.py") == IDS | of_several
     assert stems("docs/formats", "*.md") == IDS
     written_only = {"dense"}

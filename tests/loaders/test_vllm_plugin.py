@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import qbridge
+from qbridge.commands.streaming import Stream
 from qbridge.loaders import vllm as plugin
 from support import ROOT, copy_fixture
 
@@ -39,6 +40,18 @@ class HFConfigParser:
         return config, AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
 
 
+class DefaultModelLoader:
+    """As vLLM's: it knows its own options alone."""
+
+    def __init__(self, load_config):
+        if set(load_config.model_loader_extra_config) - {"enable_multithread_load", "num_threads"}:
+            raise ValueError("Unexpected extra config keys")
+
+
+def loading(**options):
+    return SimpleNamespace(model_loader_extra_config=options)
+
+
 @pytest.fixture
 def vllm(monkeypatch):
     """What the plugin has registered, by kind."""
@@ -55,7 +68,7 @@ def vllm(monkeypatch):
         "vllm.engine.arg_utils": {"EngineArgs": arguments},
         "vllm.model_executor": {},
         "vllm.model_executor.model_loader": {"register_model_loader": registering("loader")},
-        "vllm.model_executor.model_loader.default_loader": {"DefaultModelLoader": object},
+        "vllm.model_executor.model_loader.default_loader": {"DefaultModelLoader": DefaultModelLoader},
         "vllm.transformers_utils": {},
         "vllm.transformers_utils.config": {
             "HFConfigParser": HFConfigParser,
@@ -94,15 +107,42 @@ def test_the_config_is_that_of_the_plan(vllm, tmp_path):
 
 def test_the_weights_are_those_of_the_conversion_for_as_many_ranks(vllm, tmp_path):
     src = copy_fixture(tmp_path, "gptq/llama_640")  # groups that two ranks share
-    loader = vllm.loader()
+    loader = vllm.loader(loading())
     before = sorted(tmp_path.rglob("*"))
     config = SimpleNamespace(model=str(src), revision=None)
     loader.download_model(config)
-    given = dict(loader.get_all_weights(config, object()))
+    given = {name: tensor.clone() for name, tensor in loader.get_all_weights(config, object())}
     assert sorted(tmp_path.rglob("*")) == before
     qbridge.convert(src, tmp_path / "out", "vllm", tp=2)
     stored = load_file(tmp_path / "out/model.safetensors")
     assert given.keys() == stored.keys() and all(torch.equal(given[name], stored[name]) for name in stored)
+
+
+def test_a_rank_that_takes_its_share_reads_no_more(vllm, tmp_path, monkeypatch):
+    src = copy_fixture(tmp_path, "gptq/llama_v1_asym")
+    qbridge.convert(src, tmp_path / "out", "vllm", tp=2)
+    stored = load_file(tmp_path / "out/model.safetensors")
+    regions = []
+    parts = Stream.parts
+    monkeypatch.setattr(Stream, "parts", lambda *args: regions.append(args[1:]) or parts(*args))
+    loader = vllm.loader(loading(memory=64_000_000))
+    for name, tensor in loader.get_all_weights(SimpleNamespace(model=str(src), revision=None), object()):
+        for dim in range(tensor.dim()):
+            half = tensor.shape[dim] // 2
+            share = tensor.narrow(dim, half, half)
+            parameter = torch.empty_like(stored[name].narrow(dim, half, half))
+            parameter.copy_(share)
+            assert torch.equal(parameter, stored[name].narrow(dim, half, half))
+            bounds = [(0, size) for size in tensor.shape]
+            bounds[dim] = (half, 2 * half)
+            assert regions.pop() == (name, tuple(bounds))
+    assert not regions
+
+
+def test_vllm_keeps_its_own_options(vllm):
+    assert vllm.loader(loading(memory=10**9, num_threads=2)).memory == 10**9
+    with pytest.raises(ValueError, match="Unexpected"):
+        vllm.loader(loading(other=1))
 
 
 def test_what_convert_refuses_is_refused_with_the_config(vllm, tmp_path):
@@ -118,7 +158,7 @@ def test_what_convert_refuses_is_refused_with_the_config(vllm, tmp_path):
 def test_a_model_of_two_checkpoints_is_refused(vllm, tmp_path):
     config = SimpleNamespace(model=str(tmp_path), revision=None)
     with pytest.raises(qbridge.RefusedError) as excinfo:
-        list(vllm.loader().get_all_weights(config, SimpleNamespace(secondary_weights=["audio"])))
+        list(vllm.loader(loading()).get_all_weights(config, SimpleNamespace(secondary_weights=["audio"])))
     assert excinfo.value.findings[0].code == "QB712"
 
 

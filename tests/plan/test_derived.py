@@ -10,7 +10,7 @@ import pytest
 
 import qbridge
 from qbridge.commands.checkpoint import open_checkpoint
-from qbridge.commands.conversion import prepare
+from qbridge.commands.planning import prepare
 from qbridge.findings.finding import Findings, QBridgeError
 from qbridge.formats.rules import Problem
 from qbridge.ir.dtypes import DType

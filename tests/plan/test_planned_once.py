@@ -9,7 +9,7 @@ import pytest
 
 import qbridge
 from qbridge.commands.checkpoint import open_checkpoint
-from qbridge.commands.conversion import prepare
+from qbridge.commands.planning import prepare
 from qbridge.findings.finding import Findings
 from qbridge.formats.rules import LayerRule, ModelRule, Problem, ValueRule, broken
 from qbridge.plan import planner

@@ -392,3 +392,37 @@ def test_the_kernel_of_the_older_release_has_its_shapes(outputs, group, fact):
     problems = [OLD_RULES[0].check(spec, model) for spec in specs.values()]
     found = " ".join(" ".join(problem.facts) for problem in problems if problem)
     assert fact in found and bool(found) is bool(fact)
+
+
+TOWERS = [
+    ("Qwen2_5_VLForConditionalGeneration", {"hidden_size": 128, "num_heads": 4}, True),
+    ("Qwen2_5_VLForConditionalGeneration", {"hidden_size": 1280, "num_heads": 16}, False),
+    ("Qwen2_5_VLForConditionalGeneration", {"num_heads": 16}, True),  # transformers' default is 3584
+    ("Qwen2_5_VLForConditionalGeneration", {"hidden_size": "1280", "num_heads": 16}, True),
+    ("Qwen2VLForConditionalGeneration", {"embed_dim": 1280, "num_heads": 16, "hidden_size": 3584}, False),
+    ("Qwen2VLForConditionalGeneration", {"embed_dim": 1152, "num_heads": 16}, True),
+    ("Qwen3_5ForConditionalGeneration", {"hidden_size": 1152, "num_heads": 16}, False),
+    ("Qwen3_5MoeForConditionalGeneration", {"hidden_size": 1280, "num_heads": 16}, True),
+    ("InternVLChatModel", {"hidden_size": 3200, "num_attention_heads": 25}, False),
+    ("InternVLForConditionalGeneration", {"hidden_size": 1280, "num_attention_heads": 16}, True),
+    ("Qwen3VLForConditionalGeneration", {"hidden_size": 128, "num_heads": 4}, False),  # none of TurboMind's
+]
+
+
+@pytest.mark.parametrize(("name", "vision", "odd"), TOWERS)
+def test_turbomind_has_no_attention_for_other_heads_of_a_tower(name, vision, odd, tmp_path):
+    src = of_class(copy_fixture(tmp_path, "awq/llama_gemm_g128"), name, vision_config=vision)
+    found = [f for f in qbridge.check(src, "lmdeploy-turbomind").findings if f.code == "QB249"]
+    assert [(f.severity, f.where) for f in found] == ([("error", ("vision_config",))] if odd else [])
+    both = [f for f in qbridge.check(src, "lmdeploy").findings if f.code in ("QB249", "QB216")]
+    starts = any("--backend pytorch" in text for f in both for text in f.help)
+    assert all(f.code == "QB216" for f in both) and starts == odd  # LMDeploy would pick TurboMind
+
+
+def test_an_output_for_odd_heads_is_served_by_the_other_engine(tmp_path):
+    name, vision = "Qwen2_5_VLForConditionalGeneration", {"hidden_size": 128, "num_heads": 4}
+    src = of_class(copy_fixture(tmp_path, "awq/llama_gemm_g128"), name, vision_config=vision)
+    done = qbridge.convert(src, tmp_path / "dst", "lmdeploy", allow=["incomplete"])
+    assert "--backend pytorch" in done.serve
+    with pytest.raises(qbridge.QBridgeError, match="QB249"):
+        qbridge.convert(src, tmp_path / "other", "lmdeploy-turbomind", allow=["incomplete"])

@@ -14,7 +14,7 @@ import pytest
 
 import qbridge
 from qbridge.commands.checkpoint import open_checkpoint
-from qbridge.commands.conversion import prepare
+from qbridge.commands.planning import prepare
 from qbridge.findings.finding import Finding, QBridgeError
 from qbridge.formats.registry import named
 from qbridge.formats.rules import LayerRule, ModelRule

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import qbridge
-from qbridge.commands.conversion import prepare
+from qbridge.commands.planning import prepare
 from qbridge.plan.links import rewritten_layers
 from qbridge.plan.options import Options
 from qbridge.plan.survey import survey

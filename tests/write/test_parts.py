@@ -17,6 +17,7 @@ import pytest
 import qbridge
 from qbridge.plan.objects import Objects
 from qbridge.plan.shared_plan import PLAN
+from qbridge.write.stores import FolderStore
 from support import ROOT, cli
 
 GPTQ = ROOT / "fixtures/gptq/llama_g128/model"
@@ -80,6 +81,13 @@ def test_parts_and_finish_may_be_run_again_when_all_is_done(dst):
     assert late.missing == 0 and list(late.there) == list(late.files)
     assert qbridge.finish(dst).already_done and files_below(dst) == before
     assert codes(qbridge.convert_part, GPTQ, dst, "vllm", 2, 2) == ["QB031"]
+
+
+def test_what_another_process_is_about_to_write_is_nothing_that_lies_there(dst):
+    with FolderStore(dst)._written(PLAN, b"{}"):
+        qbridge.plan_parts(GPTQ, dst, "vllm", **SMALL)
+    in_parts(GPTQ, dst, "vllm", [1], 1, **SMALL)
+    assert qbridge.verify(GPTQ, dst).same
 
 
 def test_the_plan_says_nothing_of_the_machine_or_the_time(tmp_path, planned):

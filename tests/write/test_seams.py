@@ -109,7 +109,8 @@ def test_inline_writes_what_threads_write(fixtures, tmp_path, monkeypatch):
 
 def test_a_job_writes_into_memory_what_it_writes_into_a_file(fixtures, tmp_path):
     from qbridge.commands.checkpoint import open_checkpoint
-    from qbridge.commands.conversion import files_of, prepare
+    from qbridge.commands.output_contents import files_of
+    from qbridge.commands.planning import prepare
     from qbridge.targets.registry import find_target
     from qbridge.write.jobs import jobs_of
     from qbridge.write.workspace import Workspace

@@ -12,6 +12,7 @@ from typing import Any
 from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.decoder import INDEXERS, MOST
 from qbridge.architecture.names import is_classifier
+from qbridge.architecture.odd_sizes import odd_sizes
 from qbridge.architecture.quantization_block import NO_BLOCK, QUANTIZATION_KEYS, find_block
 from qbridge.findings.finding import error
 from qbridge.ir.dtypes import DType
@@ -90,6 +91,8 @@ def assumed_model(storage: Storage) -> Model:
 
 def _check_sizes(text: Mapping[str, Any]) -> None:
     """ValueError for a size that no model has, before it is counted up to."""
+    if odd := odd_sizes(text):
+        raise ValueError("; ".join(odd))
     for key, value in text.items():
         if not key.endswith(_SIZES) or value is None:
             continue
@@ -100,7 +103,8 @@ def _check_sizes(text: Mapping[str, Any]) -> None:
 
 
 def _format(block: Mapping[str, Any]) -> str:
-    method = str(block.get("quant_method", "compressed-tensors")).lower().replace("_", "-")
+    unnamed = "compressed-tensors" if "config_groups" in block else ""  # which alone of all may name no method
+    method = str(block.get("quant_method", unnamed)).lower().replace("_", "-")
     return {"intel/auto-round": "auto-round"}.get(method, method)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qbridge.architecture.gguf_rope import Number
 from qbridge.architecture.rope import EVERY, FULL, SLIDING, by_kind
 
 _PERIOD = 6  # of layers: all but the last have a window
@@ -15,7 +16,7 @@ _WINDOW_THETA, _THETA = 10000.0, 1000000.0  # of layers with a window, and of th
 _LARGEST = 62  # layers of the size whose scores are scaled by the hidden size and not by the head's
 
 
-def gemma3_numbers(config: Mapping[str, Any], head: int) -> dict[str, int | float | str]:
+def gemma3_numbers(config: Mapping[str, Any], head: int) -> dict[str, Number]:
     """The metadata of a config.json; ValueError for what llama.cpp would do otherwise."""
     _check_windows(config)
     _check_scores(config, head)
@@ -27,7 +28,7 @@ def gemma3_numbers(config: Mapping[str, Any], head: int) -> dict[str, int | floa
     kind = whole.get("rope_type", "default")
     if kind not in ("default", "linear"):
         raise ValueError(f"rope of type {kind!r} is not written here")
-    found: dict[str, int | float | str] = {
+    found: dict[str, Number] = {
         "rope.freq_base": float(whole.get("rope_theta") or _THETA),
         "rope.freq_base_swa": float(local.get("rope_theta") or _WINDOW_THETA),
         "attention.sliding_window": window,

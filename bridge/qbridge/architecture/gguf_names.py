@@ -1,83 +1,29 @@
-"""How llama.cpp calls a model class, its tensors and its numbers, for the classes that are known here.
+"""How llama.cpp calls a model's tensors and numbers, and back: `gguf_classes` has the classes that are known.
 
-Sources: gguf 0.19.0, constants.py (MODEL_ARCH_NAMES, TENSOR_NAMES, Keys) and tensor_mapping.py; llama.cpp b10359,
-conversion/llama.py (LlamaModel.permute), conversion/qwen.py and conversion/base.py (TextModel.set_gguf_parameters).
+Sources: gguf 0.19.0, constants.py (Keys) and tensor_mapping.py; llama.cpp b10359, conversion/base.py
+(TextModel.set_gguf_parameters).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qbridge.architecture.config import rope
-from qbridge.architecture.gguf_gemma import gemma3_numbers
+from qbridge.architecture.gguf_classes import CLASSES, ROUTER, TOP, GgufClass
+from qbridge.architecture.gguf_experts import size
+from qbridge.architecture.gguf_rope import Number, llama3_factors
+from qbridge.architecture.names import module_of
 
-LLAMA3 = "llama3"
 ROPE_FACTORS = "rope_freqs.weight"  # the tensor of the factors of Llama 3
-Number = int | float | str
-
-
-@dataclass(frozen=True, slots=True)
-class _Class:
-    """What llama.cpp calls a class, and how its files differ from those of transformers.
-
-    The rows of q and k of each head take turns (`pairs_rows`); the weights of norms are those plus 1 (`adds_one`).
-    `layer` has the names of modules of a layer that are called otherwise than in other classes, `activation` what
-    llama.cpp computes between gate and down.
-    """
-
-    name: str
-    pairs_rows: bool = False
-    adds_one: bool = False
-    layer: Mapping[str, str] = field(default_factory=dict)
-    activation: tuple[str, ...] = ("silu", "swish")
-
-    @property
-    def modules(self) -> Mapping[str, str]:
-        """Names of the modules of a layer."""
-        return {**_LAYER, **self.layer}
-
-
-_CLASSES: Mapping[str, _Class] = {
-    "LlamaForCausalLM": _Class("llama", pairs_rows=True),
-    "MistralForCausalLM": _Class("llama", pairs_rows=True),
-    "Qwen2ForCausalLM": _Class("qwen2"),
-    "Qwen3ForCausalLM": _Class("qwen3"),
-    "Qwen3MoeForCausalLM": _Class("qwen3moe"),
-    "Gemma3ForCausalLM": _Class(
-        "gemma3",
-        adds_one=True,
-        layer={
-            "post_attention_layernorm": "post_attention_norm",
-            "pre_feedforward_layernorm": "ffn_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
-        activation=("gelu_pytorch_tanh",),
-    ),
-}
-_TOP: Mapping[str, str] = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_LAYER: Mapping[str, str] = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-}
-_EXPERTS: Mapping[str, str] = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
+KV_B = "self_attn.kv_b_proj"  # keys and values of heads, of which ggml has two tensors
+_SHARES = ("attn_k_b", "attn_v_b")
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.(.+)")
-_EXPERT = re.compile(r"mlp\.experts\.(0|[1-9]\d{0,5})\.(\w+)")
+_EXPERT = re.compile(r"((?:mlp|block_sparse_moe)\.experts)\.(0|[1-9]\d{0,5})\.(\w+)")
 _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(\w+)")
 
 
@@ -90,6 +36,23 @@ class GgufPlace:
     head: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class HeadsPlace:
+    """Where a share of the rows of each head lies: `name` without its ending; [heads, columns, rows] if `turned`."""
+
+    name: str
+    turned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsSplit:
+    """A module that is several tensors: of each head, `counts` rows for each of the `places`."""
+
+    heads: int
+    counts: tuple[int, ...]
+    places: tuple[HeadsPlace, ...]
+
+
 class GgufNames:
     """The names of a model in GGUF, and its numbers, by its config.json; KeyError for a class that is not known."""
 
@@ -97,9 +60,9 @@ class GgufNames:
         """ValueError for sizes that are no numbers."""
         self.config = config
         named = config.get("architectures")
-        self._class = _CLASSES[str(named[0]) if isinstance(named, list) and named else ""]
-        heads = self._size("num_attention_heads")
-        self.head = config.get("head_dim") or self._size("hidden_size") // heads
+        self._class: GgufClass = CLASSES[str(named[0]) if isinstance(named, list) and named else ""]
+        heads = size(config, "num_attention_heads")
+        self.head = config.get("head_dim") or size(config, "hidden_size") // heads
         if type(self.head) is not int or self.head < 2 or self.head % 2:
             raise ValueError(f"head_dim is {self.head!r}, not an even number")
 
@@ -110,90 +73,102 @@ class GgufNames:
 
     def place(self, module: str) -> GgufPlace | None:
         """Where a module lies; None if the class has no place for it."""
-        if module in _TOP:
-            return GgufPlace(_TOP[module])
+        if module in TOP:
+            return GgufPlace(TOP[module])
         match = _IN_LAYER.fullmatch(module)
         if match is None:
             return None
         if expert := _EXPERT.fullmatch(match[2]):
-            leaf = _EXPERTS.get(expert[2])
-            return GgufPlace(f"blk.{match[1]}.{leaf}", int(expert[1])) if leaf else None
+            stack = self._class.stacks.get(expert[3]) if expert[1] == self._class.experts else None
+            return GgufPlace(f"blk.{match[1]}.{stack}", int(expert[2])) if stack else None
         own = self._class.modules.get(match[2])
         paired = self._class.pairs_rows and own in ("attn_q", "attn_k")
         return GgufPlace(f"blk.{match[1]}.{own}", head=self.head if paired else 0) if own else None
+
+    def tensor(self, name: str) -> tuple[GgufPlace, str] | None:
+        """(place, leaf) of an unquantized tensor; None if the class has no place for it."""
+        module, leaf = module_of(name)
+        match = _IN_LAYER.fullmatch(name)
+        if match and match[2] in self._class.tensors:
+            own, _, leaf = self._class.tensors[match[2]].rpartition(".")
+            return GgufPlace(f"blk.{match[1]}.{own}"), leaf
+        place = self.place(module)
+        return (place, leaf) if place else None
+
+    def split(self, module: str) -> HeadsSplit | None:
+        """How a module becomes several tensors; None for one that does not."""
+        match = _IN_LAYER.fullmatch(module)
+        if not (match and match[2] == KV_B and self._class.splits_heads):
+            return None
+        keys, values = (f"blk.{match[1]}.{share}" for share in _SHARES)
+        places = HeadsPlace(keys, True), HeadsPlace(values, False)
+        counts = size(self.config, "qk_nope_head_dim"), size(self.config, "v_head_dim")
+        return HeadsSplit(size(self.config, "num_attention_heads"), counts, places)
+
+    def module_of(self, name: str) -> tuple[str, bool] | None:
+        """(module, whether it is a stack of experts) that a name in GGUF, without its ending, stands for."""
+        top = {own: module for module, own in TOP.items()}
+        if name in top:
+            return top[name], False
+        match = _BLOCK.fullmatch(name)
+        if match is None:
+            return None
+        layer = f"model.layers.{match[1]}."
+        stacks = {own: leaf for leaf, own in self._class.stacks.items()}
+        if match[2] in stacks:
+            return f"{layer}{self._class.experts}.{stacks[match[2]]}", True
+        modules = {own: module for module, own in self._class.modules.items()}
+        return (layer + modules[match[2]], False) if match[2] in modules else None
+
+    def share_of(self, name: str) -> tuple[str, int] | None:
+        """(module, number of its share) of a name in GGUF, without its ending, that has some of each head's rows."""
+        match = _BLOCK.fullmatch(name)
+        if not (match and self._class.splits_heads and match[2] in _SHARES):
+            return None
+        return f"model.layers.{match[1]}.{KV_B}", _SHARES.index(match[2])
+
+    def tensor_of(self, name: str) -> str | None:
+        """The name in transformers of a tensor that is no weight or bias of a module there; None for any other."""
+        match = _BLOCK.match(name)
+        tensors = {own: tensor for tensor, own in self._class.tensors.items()}
+        rest = name[match.end(1) + 1 :] if match else ""
+        return f"model.layers.{match[1]}.{tensors[rest]}" if match and rest in tensors else None
+
+    def is_router(self, place: GgufPlace) -> bool:
+        """Whether a place is that of the weights that choose experts, which llama.cpp has as float32."""
+        return place.name.endswith(f".{ROUTER}")
 
     def adds_one(self, module: str) -> bool:
         """Whether the weights of a module are those of transformers plus 1."""
         return self._class.adds_one and module.endswith("norm")
 
-    def _size(self, key: str) -> int:
-        value = self.config.get(key)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{key} is {value!r}")
-        return value
-
     def numbers(self) -> dict[str, Number]:
         """The metadata that llama.cpp builds the model from; ValueError for what it has no word for."""
         found: dict[str, Number] = {
-            "block_count": self._size("num_hidden_layers"),
-            "context_length": self._size("max_position_embeddings"),
-            "embedding_length": self._size("hidden_size"),
-            "feed_forward_length": self._size("intermediate_size"),
-            "attention.head_count": self._size("num_attention_heads"),
-            "attention.head_count_kv": self.config.get("num_key_value_heads") or self._size("num_attention_heads"),
+            "block_count": size(self.config, "num_hidden_layers"),
+            "context_length": size(self.config, "max_position_embeddings"),
+            "embedding_length": size(self.config, "hidden_size"),
+            "feed_forward_length": size(self.config, "intermediate_size"),
+            "attention.head_count": size(self.config, "num_attention_heads"),
+            "attention.head_count_kv": self.config.get("num_key_value_heads")
+            or size(self.config, "num_attention_heads"),
             "attention.layer_norm_rms_epsilon": float(self.config.get("rms_norm_eps") or 1e-6),
             "attention.key_length": self.head,
             "attention.value_length": self.head,
             "rope.dimension_count": self.head,
-            "vocab_size": self._size("vocab_size"),
-            **(gemma3_numbers(self.config, self.head) if self._class.adds_one else self._rope()),
-            **self._experts(),
+            "vocab_size": size(self.config, "vocab_size"),
+            **self._class.numbers(self.config, self.head),
         }
         self._check_unsaid()
-        if self.rope_factors is not None and not np.isfinite(self.rope_factors).all():
-            raise ValueError("the rope of Llama 3 has factors that are no numbers")
         return {f"{self.architecture}.{key}": value for key, value in found.items()}
-
-    def _rope(self) -> dict[str, Number]:
-        theta, scaling, by_layer = rope(self.config)
-        kind = (scaling or {}).get("rope_type", "default")
-        if by_layer or kind not in ("default", "linear", "yarn", LLAMA3):
-            raise ValueError(f"rope of type {kind!r} is not written here" if scaling else "rope differs by layer")
-        found: dict[str, Number] = {"rope.freq_base": float(theta or 10000.0)}
-        if scaling and kind in ("linear", "yarn"):
-            found |= {"rope.scaling.type": str(kind), "rope.scaling.factor": float(scaling["factor"])}
-        if scaling and kind == "yarn":
-            found["rope.scaling.original_context_length"] = int(scaling["original_max_position_embeddings"])
-            if unknown := scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"}:
-                raise ValueError(f"rope of type yarn with {', '.join(sorted(unknown))} is not written here")
-        return found
 
     @property
     def rope_factors(self) -> npt.NDArray[np.float32] | None:
         """What every frequency is divided by, float32 [head_dim / 2], where config.json says the rope of Llama 3.
 
-        Its formula: transformers 5.24.0, modeling_rope_utils.py (_compute_llama3_parameters).
+        ValueError for factors that are no numbers.
         """
-        theta, scaling, by_layer = rope(self.config)
-        if by_layer or not scaling or scaling.get("rope_type") != LLAMA3:
-            return None
-        factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-        context = float(scaling["original_max_position_embeddings"])
-        exponents = np.arange(0, self.head, 2, dtype=np.float32) / np.float32(self.head)
-        waves = 2 * np.pi * np.power(np.float32(theta or 10000.0), exponents).astype(np.float64)
-        smooth = (context / waves - low) / (high - low)
-        between = 1 / ((1 - smooth) / factor + smooth)
-        found = np.where(waves < context / high, 1.0, np.where(waves > context / low, factor, between))
-        return found.astype(np.float32)
-
-    def _experts(self) -> dict[str, Number]:
-        if self.architecture != "qwen3moe":
-            return {}
-        return {
-            "expert_count": self._size("num_experts"),
-            "expert_used_count": self._size("num_experts_per_tok"),
-            "expert_feed_forward_length": self._size("moe_intermediate_size"),
-        }
+        return llama3_factors(self.config, self.head)
 
     def _check_unsaid(self) -> None:
         """ValueError for what config.json says and llama.cpp would not do."""
@@ -205,11 +180,8 @@ class GgufNames:
             self._class.pairs_rows and self.config.get("sliding_window") is not None
         ):
             raise ValueError("a sliding window, which llama.cpp does not apply for this class")
-        if self.architecture == "qwen3moe":
-            if self.config.get("decoder_sparse_step", 1) != 1 or self.config.get("mlp_only_layers"):
-                raise ValueError("layers without experts among those with")
-            if self.config.get("norm_topk_prob") is False:
-                raise ValueError("norm_topk_prob is false, llama.cpp normalises the weights of experts")
+        if self.rope_factors is not None and self.architecture != "llama":
+            raise ValueError("the rope of Llama 3, which llama.cpp has for that class alone")
 
 
 _KEYS: Mapping[str, str] = {  # of config.json, by the keys of the metadata
@@ -239,6 +211,8 @@ def config_of(metadata: Mapping[str, Any], vocabulary: int, tied: bool) -> dict[
     if name not in _MODEL_TYPES:
         raise ValueError(f"general.architecture is {name!r}: known are {', '.join(_MODEL_TYPES)}")
     said = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
+    if name == "llama" and said.get("expert_count"):
+        raise ValueError("experts of general.architecture 'llama' are not described here")
     found = {own: said[key] for key, own in _KEYS.items() if key in said}
     if unknown := sorted(said.keys() - _KEYS.keys() - set(_ASSUMED)):
         raise ValueError(f"{name}.{unknown[0]} has no counterpart here")
@@ -280,31 +254,12 @@ def _shortest(value: Any) -> float:
 
 def known_classes() -> Collection[str]:
     """The model classes whose names are known."""
-    return _CLASSES.keys()
+    return CLASSES.keys()
 
 
 def class_of(architecture: str) -> str:
     """The model class that a name of llama.cpp stands for, the first one of several; KeyError for any other."""
-    found = next((known for known, row in _CLASSES.items() if row.name == architecture), None)
+    found = next((known for known, row in CLASSES.items() if row.name == architecture), None)
     if found is None:
         raise KeyError(architecture)
     return found
-
-
-def module_of_gguf(name: str, architecture: str) -> tuple[str, bool] | None:
-    """(module, whether it is a stack of experts) that a name in GGUF, without its ending, stands for.
-
-    `architecture` is the name of a class in llama.cpp that is known here.
-    """
-    modules = _CLASSES[class_of(architecture)].modules
-    for module, own in _TOP.items():
-        if own == name:
-            return module, False
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        return None
-    for module, own in modules.items():
-        if own == match[2]:
-            return f"model.layers.{match[1]}.{module}", False
-    stacks = {own: leaf for leaf, own in _EXPERTS.items()}
-    return (f"model.layers.{match[1]}.mlp.experts.{stacks[match[2]]}", True) if match[2] in stacks else None

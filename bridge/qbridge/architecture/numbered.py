@@ -142,8 +142,15 @@ def _is_list(prefix: str) -> bool:
 
 
 def one_by_one(model: Model, names: Iterable[str]) -> list[str]:
-    """The names, single experts in place of the slices of a tensor that one linear of all of them has."""
+    """The names, single experts in place of the slices of a tensor that one linear of all of them has.
+
+    A tensor that is made of shares stands in their place.
+    """
     found = dict.fromkeys(names)
+    for linear in model.rearranged.values():
+        if not linear.write.codec.exclusive:
+            found.pop(linear.read.tensor, None)
+            found[linear.write.whole] = None
     for layer, slots in model.slots.items():
         whole = slots["code"].slice
         if whole and not module_of(whole.tensor)[0].endswith("experts"):

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+
 from qbridge.architecture.architecture import Architecture
+from qbridge.architecture.decoder import EXPERT_COUNTS
 from qbridge.architecture.expected import decoder_of
 from qbridge.architecture.from_config import assumed_head, dims_by_config
 from qbridge.architecture.names import is_embedding
+from qbridge.architecture.odd_sizes import odd_sizes
 from qbridge.findings.finding import Findings, QBridgeError
 from qbridge.ir.model import Model
 from qbridge.source.foreign import CONFIG
 
 Dims = dict[str, tuple[int, ...]]  # [out_features, in_features] by module
 _PROJECTED = "word_embed_proj_dim"  # OPT: the embedding has another width than the layers
-_NUMBERS = (
-    *("hidden_size", "intermediate_size", "vocab_size", "head_dim"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-)
+_ZERO_EXPERTS = "zero_expert_num"  # LongCat-Flash: the router has rows of experts that do nothing
+_DRAFT = re.compile(r"^(?:eh_proj|enorm|hnorm|shared_head|nextn|final_layernorm)")  # of multi-token prediction alone
 _MOST = 4  # modules that are named with their dims
 
 
-def judge_sizes(model: Model, findings: Findings, *, mild: bool = False) -> None:
-    """QB052 where linears, the embedding or the head have other dims than follow from config.json."""
+def judge_sizes(model: Model, findings: Findings) -> None:
+    """QB052 where a size is none that a model has, or leads to other dims of linears, embedding or head."""
     architecture = Architecture.of_model(model)
     text = architecture.text
-    if odd := [f"{key} is {text[key]!r}" for key in _NUMBERS if isinstance(text.get(key), str | bool | dict)]:
-        findings.add("QB052", CONFIG, tuple(odd), mild=mild)
+    if odd := odd_sizes(text):
+        findings.add("QB052", CONFIG, odd)
         return
     wanted = _wanted(model, architecture) if architecture.known else {}
     stored: Dims = {name: spec.dims for name, spec in model.specs.items()}
     stored |= {name.removesuffix(".weight"): info.shape for name, info in model.tensors.items()}
     wrong = [name for name, dims in stored.items() if name in wanted and dims != wanted[name]]
+    if beyond := _beyond(architecture, stored):
+        findings.add("QB052", beyond, (f"num_hidden_layers is {architecture.layers}",))
     if wrong:
         facts = (f"{name}: {_by(stored[name])}, by config.json {_by(wanted[name])}" for name in wrong[:_MOST])
-        findings.add("QB052", wrong, tuple(facts), mild=mild)
+        findings.add("QB052", wrong, tuple(facts))
 
 
 def _wanted(model: Model, architecture: Architecture) -> Dims:
@@ -43,6 +48,7 @@ def _wanted(model: Model, architecture: Architecture) -> Dims:
     except QBridgeError:
         linears = {}
     wanted: Dims = {f"{there}{name.removeprefix(usual)}": dims for name, dims in linears.items()}
+    wanted |= _plain(model, architecture, there)
     if _PROJECTED in architecture.text:
         return wanted
     table = f"{there.rpartition('.')[0]}.{architecture.row.ends[0]}"
@@ -51,6 +57,46 @@ def _wanted(model: Model, architecture: Architecture) -> Dims:
         if is_embedding(table):
             wanted[table] = rows + architecture.row.more_tokens, columns
     return wanted
+
+
+def _plain(model: Model, architecture: Architecture, decoder: str) -> Dims:
+    """The dims of norms and routers, of those that are stored."""
+    text, found = architecture.text, Dims()
+    width, norms = text.get("hidden_size"), architecture.norms[0]
+    if type(width) is not int:
+        return {}
+    last = f"{decoder.rpartition('.')[0]}.{architecture.ends[-1]}"
+    counted = next((text[key] for key in EXPERT_COUNTS if type(text.get(key)) is int), None)
+    for name in model.tensors:
+        module = name.removesuffix(".weight")
+        if module == last or (module.startswith(f"{decoder}.") and _below_layer(module, decoder) in norms):
+            found[module] = (width,)
+        elif counted is not None and _ZERO_EXPERTS not in text and _chooses(module, architecture):
+            found[module] = counted, width
+    return found
+
+
+def _chooses(module: str, architecture: Architecture) -> bool:
+    """Whether it has a row for each expert: a router, and no gate of the shared expert."""
+    return architecture.is_router(module) and "shared" not in module.rpartition(".")[2]
+
+
+def _below_layer(module: str, decoder: str) -> str:
+    """What a module is called within its layer."""
+    return module.removeprefix(f"{decoder}.").partition(".")[2]
+
+
+def _beyond(architecture: Architecture, stored: Collection[str]) -> list[str]:
+    """Attention of layers that config.json does not count, but for those of multi-token prediction."""
+    if not architecture.judged or architecture.draft_layers:
+        return []
+    decoder = decoder_of(architecture, stored)
+    layers: dict[int, set[str]] = {}
+    for name in stored:
+        number, _, rest = name.removeprefix(f"{decoder}.").partition(".")
+        if name.startswith(f"{decoder}.") and number.isdecimal() and int(number) >= (architecture.layers or 0):
+            layers.setdefault(int(number), set()).add(rest)
+    return [f"{decoder}.{number}" for number, parts in sorted(layers.items()) if not any(map(_DRAFT.search, parts))]
 
 
 def _by(dims: tuple[int, ...]) -> str:

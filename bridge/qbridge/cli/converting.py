@@ -16,6 +16,7 @@ from qbridge.cli.options import (
     Config,
     DryRun,
     Dst,
+    Executor,
     Experts,
     From,
     Graft,
@@ -40,6 +41,7 @@ from qbridge.cli.options import (
 )
 from qbridge.commands.arguments import bytes_of, memory_of, part_of, prefixes_of, sizes_of
 from qbridge.commands.cleaning import Cleaning
+from qbridge.commands.clustered import check_executor
 from qbridge.commands.parts import Finished, PartReport
 from qbridge.commands.report import Report
 from qbridge.ir.scheme import DENSE
@@ -92,6 +94,7 @@ def convert(
     no_proof: NoProof = False,
     no_card: NoCard = False,
     part: Part = None,
+    executor: Executor = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository of an hf:// DST public.")] = False,
     pr: Annotated[
         bool, typer.Option("--pr", help="Ask for a pull request to the repository of an hf:// DST.")
@@ -99,17 +102,24 @@ def convert(
     config: Config = None,
     report: ReportFile = None,
     progress: Progressing = "auto",
-) -> Report | PartReport:
+) -> Report | PartReport | Finished:
     """Convert SRC into DST for a target, losslessly or not at all."""
     options = _library_options(locals())
     number = None if part is None else value("--part", part_of, part)
-    if part is not None and (dry_run or overwrite or config or report):
-        raise typer.BadParameter("--part goes with none of --dry-run, --overwrite, --config, --report")
+    for name, given in (("--part", part), ("--executor", executor)):
+        if given is not None and (dry_run or overwrite or config or report):
+            raise typer.BadParameter(f"{name} goes with none of --dry-run, --overwrite, --config, --report")
+    if part is not None and executor is not None:
+        raise typer.BadParameter("--executor makes all parts, --part one")
+    if executor is not None:
+        value("--executor", check_executor, executor)
     if (public or pr) and not dst.startswith("hf://"):
         raise typer.BadParameter("--public and --pr go with a DST hf://org/name")
     with shown(progress) as advance:
         if number is not None:
             return qbridge.convert_part(src, dst, to, *number, progress=advance, **options)
+        if executor is not None:
+            return qbridge.convert_on_cluster(src, dst, to, executor=executor, progress=advance, **options)
         options |= {"dry_run": dry_run, "overwrite": overwrite, "public": public, "pr": pr, "config": config or ""}
         return qbridge.convert(src, dst, to, progress=advance, report=report, **options)
 
@@ -120,7 +130,7 @@ def plan(src: Source, dst: Dst, to: To, **typed: Any) -> PartReport:
 
 
 # options of convert that its plan does not have
-_NOT_PLANNED = ("dry_run", "overwrite", "part", "progress", "public", "pr", "config", "report")
+_NOT_PLANNED = ("dry_run", "overwrite", "part", "progress", "public", "pr", "config", "report", "executor")
 plan.__signature__ = (_of_convert := inspect.signature(convert, eval_str=True)).replace(  # type: ignore[attr-defined]
     parameters=[each for name, each in _of_convert.parameters.items() if name not in _NOT_PLANNED],
     return_annotation=PartReport,

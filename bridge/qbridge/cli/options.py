@@ -119,7 +119,9 @@ Memory = Annotated[
 NoProof = Annotated[bool, typer.Option("--no-proof", help="Do not read back and compare what is written.")]
 ReportFile = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE.html", help="Write a page of the result, which loads nothing."),
+    typer.Option(
+        "--report", metavar="FILE.html", help="Write a page of the result; to FILE.png, the map of its layers."
+    ),
 ]
 NoCard = Annotated[bool, typer.Option("--no-card", help="Carry README.md over as it is: no model card.")]
 ShardSize = Annotated[
@@ -160,6 +162,10 @@ Link = Annotated[bool, typer.Option("--link", help="Link files that do not chang
 Part = Annotated[
     str | None,
     typer.Option("--part", metavar="I/N", help="Make the I-th of N parts; finish makes them a checkpoint."),
+]
+Executor = Annotated[
+    str | None,
+    typer.Option("--executor", metavar="ray[://HOST:PORT]", help="Make each file on a node of a Ray cluster."),
 ]
 NoValues = Annotated[bool, typer.Option("--no-values", help="Read headers alone; no where a value is needed.")]
 Progressing = Annotated[

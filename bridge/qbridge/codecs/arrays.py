@@ -7,6 +7,7 @@ engine knows that a tensor can be copied instead of decoded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -258,6 +259,10 @@ class Interleaved(_OfLayers):
         """True."""
         return True
 
+    def join(self, arrays: Sequence[Array]) -> Array:
+        """Their rows in turns, [rows of one, layers, ...]."""
+        return np.stack(arrays, axis=1)
+
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
         """The canonical array of the layer's rows alone."""
         rows = self.codec.decode(stored, dtype, (self.count * shape[0], *shape[1:]))
@@ -272,6 +277,10 @@ class Interleaved(_OfLayers):
 @dataclass(frozen=True, slots=True)
 class Concatenated(_OfLayers):
     """Layers' rows one layer after another: this layer's begin at index * out."""
+
+    def join(self, arrays: Sequence[Array]) -> Array:
+        """Their rows one layer after another."""
+        return np.concatenate(arrays)
 
     def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
         """That of this layer's rows."""

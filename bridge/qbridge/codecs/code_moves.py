@@ -76,6 +76,11 @@ class CodeMove:
         for start in range(0, self.target_dims[axis], share):
             yield Block(self, axis, start, min(start + share, self.target_dims[axis]))
 
+    def units(self, axis: int) -> Iterator[Block]:
+        """The smallest blocks along an axis, one after another."""
+        step, size = self.step(axis), self.target_dims[axis]
+        return (Block(self, axis, start, min(start + step, size)) for start in range(0, size, step))
+
     def _segments(self, axis: int) -> int:
         """Contiguous pieces that a block along the axis consists of."""
         return sum(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from qbridge.findings.finding import Findings, QBridgeError, io_as_finding
 from qbridge.findings.hints import one_line
 from qbridge.findings.way import Way
 from qbridge.formats.contradictions import judge_blocks, judge_head, judge_shapes
-from qbridge.formats.detection import detect
+from qbridge.formats.detection import detect, judge_method
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import find, load, registry, report_unusable, sniffed
 from qbridge.ir.dtypes import Array
 from qbridge.ir.layer import Layer, Spec
-from qbridge.ir.model import Model
+from qbridge.ir.model import Model, Rearranged
 from qbridge.plan.options import allowed
 from qbridge.source.gguf_files import config_inside, storage_with_original
 from qbridge.source.opening import open_source, storage_of
@@ -34,6 +34,8 @@ from qbridge.targets.registry import source_formats
 
 _LOG = logging.getLogger(__name__)
 
+# What a reader says where the tensors are not those of its format.
+_MISFITS = frozenset({"QB013", "QB015", "QB016", "QB018", "QB101"})
 TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model"})
 
 PathLike = str | os.PathLike[str]
@@ -69,12 +71,22 @@ class Checkpoint:
         It goes by its name in `model.tensors`, or by the one on disk where that is another. Rows that lie in another
         order on disk are in their own.
         """
-        if linear := self.model.rearranged.get(name):
-            (dtype, shape), info = linear.spec.parts()["code"], self.model.tensors[name]
-            found = linear.read.codec.decode(self.source.read(linear.read.tensor), dtype, shape)
-            return found.reshape(info.shape)
+        linears = self.model.rearranged
+        shares = [linears[name]] if name in linears else [own for own in linears.values() if own.write.tensor == name]
+        if shares:
+            return self._joined(shares).reshape(self.model.tensors[name].shape)
         listed = self.model.tensors.get(name)
         return self.source.read(name if listed is None else listed.stored)
+
+    def _decoded(self, linear: Rearranged) -> Array:
+        dtype, shape = linear.spec.parts()["code"]
+        return linear.read.codec.decode(self.source.read(linear.read.tensor), dtype, shape)
+
+    def _joined(self, shares: Sequence[Rearranged]) -> Array:
+        """The tensor that linears share, or are by themselves."""
+        ordered = sorted(shares, key=lambda linear: linear.write.codec.turn)
+        arrays = [self._decoded(linear) for linear in ordered]
+        return ordered[0].write.codec.join(arrays) if len(arrays) > 1 else arrays[0]
 
     def close(self) -> None:
         """Close the files."""
@@ -148,6 +160,8 @@ def open_checkpoint(
             judge_blocks(source, findings)
             if any(finding.code in ("QB016", "QB013") for finding in findings.errors):
                 judge_shapes(source, findings)
+            if _MISFITS.intersection(finding.code for finding in findings.errors):
+                judge_method(source, reader, findings)
             judge_head(source, model, findings)
         _judge_heads(source, model, findings)
         _suggest(source, reader, findings)

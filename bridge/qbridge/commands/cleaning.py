@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.commands.checkpoint import PathLike
+from qbridge.commands.file_output import WholeFile
 from qbridge.commands.results import Result, as_json
-from qbridge.commands.whole_file import WholeFile
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding
 from qbridge.write import staging

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from qbridge.commands.checkpoint import Checkpoint
-from qbridge.findings.finding import error
+from qbridge.commands.checkpoint import Checkpoint, open_checkpoint
+from qbridge.commands.output_contents import carried_over, documents_of, planned_files
+from qbridge.commands.report import Report
+from qbridge.commands.request import Request
+from qbridge.commands.restructuring import restructured
+from qbridge.findings.finding import error, io_as_finding
 from qbridge.plan.distribution import qbridge_version
 from qbridge.plan.output_files import Shard, index_of, weights_of
 from qbridge.plan.plan import Plan
 from qbridge.plan.shared_plan import PLAN, described, parsed
 from qbridge.source.weight_files import INDEX
 from qbridge.write.budget import Effort
+from qbridge.write.local_spool import SHARD
 from qbridge.write.parts import check_empty, is_checkpoint, is_whole, make_whole, write_part
 from qbridge.write.stores import Store
 from qbridge.write.writer import Document, Progress, text_of
+
+
+def convert_far(request: Request, store: Store) -> Report:
+    """A conversion to where a server is."""
+    options, stands = request.options, False
+    if options.link:
+        raise error("QB065", "--link", (f"{store.url} is no folder of this machine",))
+    with io_as_finding(store.url), open_checkpoint(request.src, request.source, request.allow, plans=True) as opened:
+        if not request.dry_run:
+            store.check_writable(opened.source.storage.restricted)
+        opened, changes = restructured(opened, options)
+        size = request.max_shard_size
+        plan, shards = planned_files(opened, request.target, options, request.source, size, SHARD)
+        if not request.dry_run:
+            documents = documents_of(opened, plan, changes, options, size)
+            sides = carried_over(opened, documents)
+            stands = write_far(store, opened, plan, shards, documents, sides, request.effort, request.progress)
+    report = Report.of_plan(
+        opened.source.url, store.url, opened, plan, shards, request.dry_run, request.start, request.ranks
+    )
+    return replace(report, grafted=changes.graft.as_dict(), already_done=stands)
 
 
 def write_far(

@@ -67,7 +67,7 @@ class Subject:
         model, config, tensors, opened = _model(storage, source, findings, values)
         if tensors is not None:
             judge(model, tensors, findings)
-            judge_sizes(model, findings)
+        judge_sizes(model, findings)
         return cls(
             storage.url,
             storage,

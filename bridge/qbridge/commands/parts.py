@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from qbridge.commands.checkpoint import PathLike
 from qbridge.commands.model_card import DST
@@ -20,6 +21,7 @@ from qbridge.findings.way import Way
 from qbridge.plan.shared_plan import PLAN, SharedPlan, parsed
 from qbridge.source.folder import Folder
 from qbridge.source.gguf_files import SUFFIX
+from qbridge.source.reader import Source
 from qbridge.write.budget import Effort
 from qbridge.write.destination import check_apart
 from qbridge.write.parts import finished_files, is_checkpoint, make_whole, missing_files, remove_hidden, write_part
@@ -68,7 +70,8 @@ class PartReport(Result):
 class Finished(Result):
     """The checkpoint that parts became; fields are as in `Report`, `plan` is the digest of plan.json.
 
-    `already_done`: it was finished before, and nothing was written; what the plan said is not known any more.
+    `command` is `convert` where a cluster made the parts. `already_done`: it was finished before, and nothing was
+    written; what the plan said is not known any more.
     """
 
     destination: str
@@ -82,6 +85,7 @@ class Finished(Result):
     seconds: float
     serve: str
     findings: Sequence[Finding] = ()
+    command: str = "finish"
 
     @property
     def line(self) -> str:
@@ -92,7 +96,7 @@ class Finished(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints."""
-        return as_json(self, "finish")
+        return as_json(self, self.command)
 
 
 @checked
@@ -114,7 +118,7 @@ def plan_parts(
     start = time.monotonic()
     wanted = Wanted.of(src, target, source, allow, max_shard_size, **options)
     with io_as_finding(str(dst)):
-        store = _store(src, dst)
+        store = store_of_parts(src, dst)
         if plan := wanted.finished_plan(store):
             return _report_of_finished(wanted, store, plan, 0, 0, start)
         with wanted.shared(store) as (plan, opened):
@@ -151,14 +155,12 @@ def convert_part(
         raise ValueError("a part is 1 to the number of parts")
     wanted = Wanted.of(src, target, source, allow, max_shard_size, **options)
     with io_as_finding(str(dst)):
-        store = _store(src, dst)
+        store = store_of_parts(src, dst)
         if plan := wanted.finished_plan(store):
             return _report_of_finished(wanted, store, plan, part, of, start)
         with wanted.shared(store) as (plan, opened):
             names = plan.share(part, of)
-            check_share(plan, opened, names)
-            label, effort = f"part-{part}-of-{of}", Effort.of(wanted.options)
-            there = sorted(write_part(store, opened, plan, names, label, effort, progress))
+            there = _make(wanted, store, plan, opened, names, f"part-{part}-of-{of}", progress)
         missing = len(plan.sizes) - len(finished_files(store, plan, list(plan.sizes)))
     sizes = {name: plan.sizes[name] for name in names}
     return PartReport(str(src), str(dst), part, of, plan.digest, sizes, there, missing, _since(start))
@@ -187,6 +189,28 @@ def finish(dst: PathLike) -> Finished:
     return Finished(str(dst), files=files, plan=plan.digest, already_done=False, seconds=_since(start), **facts)
 
 
+def make_file(wanted: Wanted, dst: PathLike, name: str) -> None:
+    """Make one output file of a conversion that was planned, unless it is there whole. Errors as `convert_part`."""
+    with io_as_finding(str(dst)):
+        store = store_of_parts(wanted.src, dst)
+        with wanted.shared(store) as (plan, opened):
+            _make(wanted, store, plan, opened, [name], f"file-{quote(name, safe='')}", None)
+
+
+def _make(
+    wanted: Wanted,
+    store: Store,
+    plan: SharedPlan,
+    source: Source,
+    names: Sequence[str],
+    label: str,
+    progress: Progress | None,
+) -> list[str]:
+    """Make some files of a plan; the names of those that were there already."""
+    check_share(plan, source, names)
+    return sorted(write_part(store, source, plan, names, label, Effort.of(wanted.options), progress))
+
+
 def _finished_before(store: Store, start: float) -> Finished:
     """What a place holds that has no plan; QBridgeError (QB067) where that is no checkpoint."""
     if not is_checkpoint(store):
@@ -209,7 +233,7 @@ def _report_of_finished(
     )
 
 
-def _store(src: PathLike, dst: PathLike) -> Store:
+def store_of_parts(src: PathLike, dst: PathLike) -> Store:
     """The store of an output, which is not that of the source."""
     store = _written_store(dst)
     if isinstance(store, FolderStore):

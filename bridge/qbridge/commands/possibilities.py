@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qbridge.commands.checkpoint import Checkpoint, PathLike, no_garbage, open_checkpoint
-from qbridge.commands.conversion import look_at_values, planned
+from qbridge.commands.planning import look_at_values, planned
 from qbridge.commands.remedies import lacking_words, new_folder
 from qbridge.commands.report import tensor_bytes
 from qbridge.commands.results import Result, as_json, counted

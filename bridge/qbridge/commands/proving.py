@@ -13,6 +13,7 @@ from typing import Any
 
 from qbridge.commands.checkpoint import PathLike, open_checkpoint
 from qbridge.commands.proof import Proof, Verdict
+from qbridge.commands.proved_names import as_stored, in_names_of_checkpoints, module_named
 from qbridge.findings.arguments import checked, typed
 from qbridge.findings.finding import Findings, error
 from qbridge.findings.hints import did_you_mean, word_of_command
@@ -125,8 +126,7 @@ def _run(target: Target, folder: Path, python: str, tp: int, emulate: str, any_v
     if not text:
         last = " ".join(done.stderr.strip().splitlines()[-3:])
         return _nothing(f"the prover left with {done.returncode}: {last[-500:]}", "device")
-    answer: Report = json.loads(text.splitlines()[0])
-    return answer
+    return in_names_of_checkpoints(json.loads(text.splitlines()[0]))
 
 
 def _text_of(lines: Path) -> str:
@@ -151,12 +151,14 @@ def _expected(
             return _named(frozenset(opened.specs), report["stored"]), "source"
     recorded = manifest.beside(Folder(folder)) if folder.is_dir() else None
     if recorded and (names := manifest.quantized(recorded)):
+        names = frozenset(module_named(name, report["model"]) for name in names)
         return _named(names, report["stored"]), "manifest"
     return report["stored"], "tensors"
 
 
 def _named(quantized: frozenset[str], stored: Mapping[str, bool]) -> dict[str, bool]:
     """Those modules as quantized, and as unquantized all others that hold no codes and none of those."""
+    quantized = as_stored(quantized, stored)
     around = {name[:end] for name in quantized for end in range(len(name)) if name[end] == "."}
     plain = {name: False for name, packed in stored.items() if not packed and name not in around}
     return plain | dict.fromkeys(quantized, True)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from qbridge.commands.checkpoint import Checkpoint, open_checkpoint
-from qbridge.commands.conversion import look_at_values, planned
+from qbridge.commands.planning import look_at_values, planned
 from qbridge.commands.report import tensor_bytes
 from qbridge.findings.catalogue.code import ALLOW
 from qbridge.findings.finding import Finding, Findings, QBridgeError, Severity
@@ -32,9 +32,9 @@ from qbridge.targets.gpus import Gpu
 from qbridge.targets.target import Target
 
 JUDGING = frozenset({"assumed-version"})  # words that mean nothing to convert
-OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "pickle"}  # the others make no sound model
+OFFERED = ALLOW.keys() - JUDGING - {"incomplete", "other-sizes", "pickle"}  # the others make no sound model
 # Words that change what convert writes, nothing that is read.
-WRITTEN = frozenset({"dequantized", "drop-activation-details", "drop-kv-scales", "rounded"})
+WRITTEN = frozenset({"dequantized", "drop-activation-details", "drop-kv-scales", "other-sizes", "rounded"})
 CONVERT = Way(command="qbridge convert")  # a conversion as a way out, of which `Remedies` makes the whole command
 _CONVERSIONS = ("Convert it", "Write ")  # how fixes of the catalogue begin that are conversions
 Sizes = tuple[int, ...]  # tensor-parallel sizes at which an output is to be legal

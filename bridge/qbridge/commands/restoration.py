@@ -10,8 +10,9 @@ from typing import Any
 
 from qbridge.architecture.expected import judge
 from qbridge.commands.checkpoint import Checkpoint, PathLike, open_checkpoint, with_original
-from qbridge.commands.conversion import files_of, stands_there, write
+from qbridge.commands.folder_output import stands_there, write
 from qbridge.commands.model_card import CARD, is_written
+from qbridge.commands.output_contents import files_of
 from qbridge.commands.report import Report
 from qbridge.findings.arguments import checked
 from qbridge.findings.finding import error, io_as_finding

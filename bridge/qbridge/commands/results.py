@@ -22,13 +22,15 @@ class Display(Protocol):
     def html(self, result: Result) -> str:
         """The same as an element of a page."""
 
-    def page(self, result: Result, path: Any, source: str | None, allow: Iterable[str]) -> str:
-        """A whole page of a result and of the checkpoint at `path`, read in the format `source`."""
+    def page(
+        self, outcome: Result | QBridgeError, command: str, path: Any, source: str | None, allow: Iterable[str]
+    ) -> bytes:
+        """A whole page of what a command came to, and of the checkpoint at `path`, read in the format `source`."""
 
-    def refusal_page(
-        self, command: str, fault: QBridgeError, path: Any, source: str | None, allow: Iterable[str]
-    ) -> str:
-        """The page of a command that came to nothing."""
+    def image(
+        self, outcome: Result | QBridgeError, command: str, path: Any, source: str | None, allow: Iterable[str]
+    ) -> bytes:
+        """The map of its layers as a PNG."""
 
 
 _DISPLAYS: list[Callable[[], Display]] = []

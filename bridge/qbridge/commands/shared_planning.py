@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qbridge.commands.checkpoint import PathLike, open_checkpoint
-from qbridge.commands.conversion import carried_over, documents_of, planned_files
 from qbridge.commands.model_card import DST, SRC
+from qbridge.commands.output_contents import carried_over, documents_of, planned_files
 from qbridge.commands.report import Report
 from qbridge.commands.restructuring import restructured
 from qbridge.findings.finding import error, io_as_finding

@@ -158,7 +158,7 @@ class _Comparison:
 
     def _tensor(self, name: str) -> tuple[str, ...]:
         here, there = self.left.model.tensors[name], self.right.model.tensors[name]
-        rearranged = any(name in side.model.rearranged for side in (self.left, self.right))
+        rearranged = any(name in {**side.model.rearranged, **side.model.made} for side in (self.left, self.right))
         if rearranged or (here.dtype, here.shape) != (there.dtype, there.shape):
             return unlike_tensors(self.left, self.right, name)
         return () if self._same_bytes(here.stored, there.stored) else ("its values",)

@@ -19,7 +19,7 @@ _PATH = (str, os.PathLike)
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("src", "dst", "a", "b", "graft", "original"), _PATH),
     **dict.fromkeys(("source", "format"), (str, _NONE)),
-    **dict.fromkeys(("target", "gpu", "text", "engine", "python", "emulate"), (str,)),
+    **dict.fromkeys(("target", "gpu", "text", "engine", "python", "emulate", "executor"), (str,)),
     **dict.fromkeys(("dry_run", "overwrite", "public", "pr", "link", "strict", "plans", "values"), (bool,)),
     "max_shard_size": (int, _NONE),
     "report": (*_PATH, _NONE),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qbridge.architecture.quantization_block import NO_BLOCK, find_block
 from qbridge.findings.finding import Findings, QBridgeError, error
 from qbridge.formats.protocol import Format, Match
 from qbridge.formats.registry import aliases, leave_out, load, registry, report_clashes, sniffed
+from qbridge.ir.dtypes import DType
 from qbridge.source.reader import Source
+from qbridge.source.stored import StoredTensor
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ def detect(source: Source, findings: Findings) -> tuple[Format, Match]:
     if len(best) == 1:
         return best[0]
     if best:
-        raise error("QB012", source.url, reasons, ("name it with --from",))
+        raise error("QB012", source.url, (*_looks(source), *reasons), ("name it with --from",))
     raise _unrecognised(source, reasons)
 
 
@@ -88,9 +91,87 @@ def _unrecognised(source: Source, reasons: list[str]) -> QBridgeError:
         named = f"{known}, which qbridge does not read yet" if known else "which qbridge does not know"
         if method.lower() in aliases():
             named = "whose tensors are not in the checkpoint"
-        return error("QB011", source.url, (f"quant_method {method!r}: {named}", *reasons))
+        return error("QB011", source.url, (f"quant_method {method!r}: {named}", *_looks(source), *reasons))
+    looks = tuple(_looks(source))
     codes = [t.name for t in source.tensors.values() if not t.dtype.is_float and len(t.shape) == 2]
     if codes:
         fact = f"no quant_method, but {len(codes)} integer matrices such as {codes[0]}"
-        return error("QB011", source.url, (fact, *reasons))
+        return error("QB011", source.url, (fact, *looks, *reasons))
+    if looks:
+        return error("QB011", source.url, ("no quant_method", *looks, *reasons))
     return error("QB010", source.url, reasons)
+
+
+# The formats that store codes with such tensors beside them, in the order in which they are looked for.
+_PACKED_ROWS, _WORDS_DOWN, _WORDS_ACROSS = ("compressed-tensors",), ("gptq", "auto-round"), ("awq", "auto-round")
+_BY_PARTS: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
+    (frozenset({"weight_packed"}), _PACKED_ROWS),
+    (frozenset({"B", "s"}), ("marlin",)),
+    (frozenset({"qweight", "scaled_zeros"}), ("awq",)),
+    (frozenset({"weight", "biases", "scales"}), ("mlx",)),
+    (frozenset({"weight", "weight_scale_2"}), ("modelopt",)),
+    (frozenset({"weight", "weight_scale_inv"}), ("fp8", "w8a8")),
+    (frozenset({"weight", "weight_scale"}), ("compressed-tensors", "fp8", "modelopt", "w8a8")),
+    (frozenset({"weight", "scale"}), ("smooth-quant",)),
+    (frozenset({"weight", "scales"}), ("mlx",)),
+)
+_STACKED_BLOCKS = "_blocks"
+
+
+def judge_method(source: Source, reader: Format, findings: Findings) -> None:
+    """QB046 where most quantized modules are those of other formats than the one that is read, or that is named.
+
+    Only asked where its reader has found that they do not fit.
+    """
+    formats, fact = likeness(source)
+    method = quant_method(source.config)
+    named = aliases().get((method or "").lower(), reader.NAME)
+    if formats and not {reader.NAME, named} <= set(formats):
+        says = f"the config says quant_method {method!r}" if method else "the config names no quant_method"
+        findings.add("QB046", "config.json", (fact, says), fix=_OTHER_METHOD)
+
+
+_OTHER_METHOD = "Take the config.json that was saved with these tensors: its quantization block belongs to others."
+
+
+def likeness(source: Source) -> tuple[tuple[str, ...], str]:
+    """The formats that store most quantized modules as they lie here, and that in words; nothing where none does."""
+    modules: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in source.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        modules.setdefault(module, {})[leaf] = tensor
+    likely = {module: formats for module, parts in modules.items() if (formats := _like(parts))}
+    if not likely:
+        return (), ""
+    formats, count = Counter(likely.values()).most_common(1)[0]
+    module = next(name for name, found in likely.items() if found == formats)
+    leaves = ", ".join(sorted(modules[module]))
+    return formats, f"the tensors look like {' or '.join(formats)}: {count} modules such as {module} ({leaves})"
+
+
+def _looks(source: Source) -> Iterable[str]:
+    return filter(None, (likeness(source)[1],))
+
+
+def _like(parts: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    """The formats that store a module in such tensors."""
+    if any(leaf.endswith(_STACKED_BLOCKS) for leaf in parts):
+        return ("mxfp4",)
+    if {"qweight", "scales"} <= parts.keys() and "scaled_zeros" not in parts:
+        return _like_words(parts["qweight"], parts["scales"], parts.get("qzeros"))
+    weight = parts.get("weight")
+    if weight is not None and weight.dtype.is_float:  # a plain matrix, whatever is beside it
+        return ()
+    return next((formats for needed, formats in _BY_PARTS if needed <= parts.keys()), ())
+
+
+def _like_words(codes: StoredTensor, scales: StoredTensor, zeros: StoredTensor | None) -> tuple[str, ...]:
+    """Words of codes: down the columns as many as scales, across them as many as words of zero-points."""
+    if any(len(tensor.shape) != 2 for tensor in (codes, scales)):
+        return ()
+    if codes.shape[1] == scales.shape[1]:
+        return _WORDS_DOWN
+    if zeros is None:
+        return ("marlin",)
+    across = zeros.shape[-1:] == codes.shape[1:] or codes.dtype is DType.I16 or codes.shape[0] == scales.shape[0]
+    return _WORDS_ACROSS if across else ()

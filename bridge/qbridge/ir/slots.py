@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -56,6 +56,10 @@ class Codec:
     def alternates(self) -> bool:
         """Whether the rows of the layers that share a tensor take turns; else they lie one layer after another."""
         return False
+
+    def join(self, arrays: Sequence[Array]) -> Array:
+        """The canonical rows of all layers that share a tensor, given in turn."""
+        raise NotImplementedError
 
     def stored_size(self, shape: tuple[int, ...], itemsize: int) -> int:
         """How many elements of `itemsize` bytes a canonical array of `shape` takes."""

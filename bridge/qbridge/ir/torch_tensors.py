@@ -34,10 +34,16 @@ def dtype_of(kind: torch.dtype) -> DType:
     raise ValueError(f"{kind} has no safetensors name")
 
 
-def to_torch(array: Array, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor over the array's memory; ValueError for a dtype that this torch lacks."""
+def kind_of(dtype: DType) -> torch.dtype:
+    """The torch dtype of a tag; ValueError for one that this torch lacks."""
     kind = _TORCH.get(dtype) or getattr(torch, "float8_e8m0fnu", None)
     if kind is None:
         raise ValueError(f"torch {torch.__version__} has no {dtype}")
+    return kind
+
+
+def to_torch(array: Array, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor over the array's memory; ValueError for a dtype that this torch lacks."""
+    kind = kind_of(dtype)
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return torch.from_numpy(flat).view(kind).reshape(shape)

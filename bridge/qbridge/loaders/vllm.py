@@ -4,7 +4,8 @@
 
 vLLM calls `register` in each of its processes (entry-point group vllm.general_plugins). The config is that of the
 plan that `convert SRC --to vllm --tp N` would carry out, N the tensor-parallel size that it is started with; weights
-come from its stream, each converted when vLLM asks for it. What would be refused is refused in the same words while
+come from its stream: of each tensor, the share that vLLM's weight loaders cut out for a rank is read and converted
+when they copy it into a parameter. What would be refused is refused in the same words while
 vLLM reads the config, before it touches a GPU. Source: vllm 0.32.0 and 0.33.0, transformers_utils/config.py
 (register_config_parser), model_executor/model_loader/__init__.py (register_model_loader) and default_loader.py.
 """
@@ -14,10 +15,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 from qbridge.commands.streaming import Stream, stream
 from qbridge.findings.finding import error
+from qbridge.plan.options import MEMORY
 
 NAME = "qbridge"  # of the load format and the config format
 _PLACES = frozenset(  # options of transformers that say where config.json lies
@@ -79,9 +82,9 @@ def _source(model: Any, revision: str | None) -> str:
     return f"{model}@{revision}" if revision and revision != "main" else str(model)
 
 
-def converted(model: Any, revision: str | None, tp: int) -> Stream:
+def converted(model: Any, revision: str | None, tp: int, memory: int = MEMORY) -> Stream:
     """The stream of a checkpoint for so many ranks; QBridgeError with what convert would refuse."""
-    return stream(_source(model, revision), "vllm", tp=tp)
+    return stream(_source(model, revision), "vllm", tp=tp, memory=memory)
 
 
 @contextmanager
@@ -126,16 +129,27 @@ def _loader() -> type:
     class StreamedModelLoader(DefaultModelLoader):  # type: ignore[misc]
         """Gives vLLM the tensors of the output that is never written."""
 
+        def __init__(self, load_config: Any) -> None:
+            """Take what is ours out of --model-loader-extra-config: `memory`, in bytes."""
+            options = dict(load_config.model_loader_extra_config or {})
+            self.memory = int(options.pop("memory", MEMORY))
+            theirs = copy(load_config)
+            theirs.model_loader_extra_config = options
+            super().__init__(theirs)
+
         def download_model(self, model_config: Any) -> None:
             """Nothing: ranges of files are read when their tensors are asked for."""
 
         def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
-            """Every tensor, converted when it is asked for."""
+            """Every tensor; the share of it that is copied is read and converted then."""
+            from qbridge.loaders.unmade import UnmadeTensor
+
             if getattr(model, "secondary_weights", ()):
                 raise error("QB712", model_config.model, (f"{type(model).__name__} reads a second checkpoint",))
             self.counter_before_loading_weights = time.perf_counter()  # vLLM logs the time that it took
             tp = get_current_vllm_config().parallel_config.tensor_parallel_size
-            with converted(model_config.model, model_config.revision, tp) as tensors:
-                yield from tensors
+            with converted(model_config.model, model_config.revision, tp, self.memory) as tensors:
+                for name in tensors.names:
+                    yield name, UnmadeTensor.whole(tensors, name)
 
     return StreamedModelLoader

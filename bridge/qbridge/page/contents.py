@@ -61,10 +61,14 @@ class Contents:
 
 
 @no_garbage()
-def contents_of(result: Result, place: Place) -> Contents:
-    """Everything that a page of a result says; what cannot be drawn is a note, never an error."""
-    found: Contents = _SAYS[type(result)](result)
-    found.findings = tuple(getattr(result, "findings", ()))
+def contents_of(outcome: Result | QBridgeError, command: str, place: Place) -> Contents:
+    """Everything that a page of a result says, or of what stopped `command`.
+
+    What cannot be drawn is a note, never an error.
+    """
+    result = None if isinstance(outcome, QBridgeError) else outcome
+    found: Contents = _of_refusal(command) if result is None else _SAYS[type(result)](result)
+    found.findings = tuple(getattr(outcome, "findings", ()))
     found.provenance = [("written by", f"qbridge {qbridge_version()}, Python {platform.python_version()}")]
     found.provenance += [("checkpoint", str(place.path))]
     try:
@@ -77,20 +81,8 @@ def contents_of(result: Result, place: Place) -> Contents:
     return found
 
 
-def refusal(command: str, fault: QBridgeError, place: Place) -> Contents:
-    """The page of a command that came to nothing: what stops it, and the checkpoint as far as it can be read."""
-    found = Contents(f"qbridge {command}", "no: nothing was written" if command == "convert" else "no", False, [])
-    found.findings = fault.findings
-    found.provenance = [("written by", f"qbridge {qbridge_version()}, Python {platform.python_version()}")]
-    found.provenance += [("checkpoint", str(place.path))]
-    try:
-        opened = open_checkpoint(place.path, place.source, place.allow)
-    except QBridgeError:
-        found.notes.append("The checkpoint cannot be read, so there is nothing to draw.")
-        return found
-    with opened:
-        _draw(found, None, opened)
-    return found
+def _of_refusal(command: str) -> Contents:
+    return Contents(f"qbridge {command}", "no: nothing was written" if command == "convert" else "no", False, [])
 
 
 def _draw(found: Contents, result: Result | None, opened: Checkpoint) -> None:
@@ -104,9 +96,12 @@ def _draw(found: Contents, result: Result | None, opened: Checkpoint) -> None:
     _say_memory(found, result, opened.model)
 
 
-def _without_tensors(found: Contents, result: Result, place: Place, fault: QBridgeError) -> None:
+def _without_tensors(found: Contents, result: Result | None, place: Place, fault: QBridgeError) -> None:
     """A folder with no more than a config.json, or a container that is described and not read."""
     codes = ", ".join(dict.fromkeys(finding.code for finding in fault.findings))
+    if result is None:
+        found.notes.append("The checkpoint cannot be read, so there is nothing to draw.")
+        return
     found.notes.append(f"Layers and values are not drawn: the weights were not read ({codes}).")
     if not isinstance(result, Check | CheckTable):
         return

@@ -18,7 +18,7 @@ _WHERE = 20  # places of a finding that are listed
 
 def page_of(contents: Contents) -> str:
     """The page as HTML."""
-    style, script = (files("qbridge.page").joinpath(f"page.{end}").read_text("utf-8") for end in ("css", "js"))
+    style, script = source_of("css"), source_of("js")
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -35,6 +35,11 @@ def page_of(contents: Contents) -> str:
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{_body(contents)}<script>{script}</script></body>'
         "</html>\n"
     )
+
+
+def source_of(ending: str) -> str:
+    """The style sheet (css) or the script (js) of every page."""
+    return files("qbridge.page").joinpath(f"page.{ending}").read_text("utf-8")
 
 
 def _digest(source: str) -> str:

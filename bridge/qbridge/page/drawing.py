@@ -49,9 +49,9 @@ def _choices() -> Markup:
 def _cell(grid: LayerMap, cell: Cell | None) -> Markup:
     if cell is None:
         return Markup('<td class="none"></td>')
-    number = max(grid.schemes.index(scheme) for scheme in cell.schemes)
+    scheme = max(cell.schemes, key=grid.schemes.index)
     exact = grid.exactness.index(min(cell.exactness)) if cell.exactness else None
-    colours = f"s{_colour(grid, number)} z{_shade(cell.bytes, grid.largest)} {'n' if exact is None else f'e{exact}'}"
+    colours = f"s{_mark(grid, scheme)} z{_shade(cell.bytes, grid.largest)} {'n' if exact is None else f'e{exact}'}"
     words = [f"{cell.modules} x" if cell.modules > 1 else "", size(cell.bytes)]
     words.append(", ".join(sorted(name(scheme) for scheme in cell.schemes)))
     words += sorted(cell.exactness)
@@ -62,8 +62,13 @@ def _cell(grid: LayerMap, cell: Cell | None) -> Markup:
     return Markup(f'<td class="{colours}" tabindex="-1" data-says="{text(said)}">{mark}</td>')
 
 
-def _colour(grid: LayerMap, number: int) -> str:
-    return "u" if grid.schemes[number] == UNQUANTIZED else str(min(number, SCHEMES - 1))
+def colour_of(grid: LayerMap, scheme: str) -> str:
+    """The name that the colour of a scheme has in the style sheet: k0, k1 and so on, u where it is unquantized."""
+    return "u" if scheme == UNQUANTIZED else f"k{_mark(grid, scheme)}"
+
+
+def _mark(grid: LayerMap, scheme: str) -> str:
+    return "u" if scheme == UNQUANTIZED else str(min(grid.schemes.index(scheme), SCHEMES - 1))
 
 
 def _shade(count: int, largest: int) -> int:
@@ -72,7 +77,7 @@ def _shade(count: int, largest: int) -> int:
 
 
 def _legends(grid: LayerMap) -> Markup:
-    schemes = [(f"s{_colour(grid, n)}", scheme) for n, scheme in enumerate(grid.schemes)]
+    schemes = [(f"s{_mark(grid, scheme)}", scheme) for scheme in grid.schemes]
     sizes = [(f"z{step}", f"up to {size(grid.largest / 3 ** (STEPS - 1 - step))}") for step in range(STEPS)]
     classes = [(f"e{n}", word) for n, word in enumerate(grid.exactness)] + [("n", "not quantized")]
     lists = (("scheme", schemes), ("size", sizes), ("exactness", classes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from qbridge.findings.finding import Findings
 from qbridge.ir.dtypes import Array, DType
 from qbridge.ir.model import Model, Rearranged
 from qbridge.passes import Pass
@@ -54,7 +55,7 @@ def outputs_of(source: Source, model: Model, layers: Mapping[str, LayerPlan]) ->
             if slot.slice:
                 fused.setdefault(slot.slice.tensor, {}).setdefault(slot.slice.index, []).append((name, part))
                 continue
-            if slot.codec.common:
+            if not slot.codec.exclusive:
                 common.setdefault(slot.tensor, []).append((name, part))
                 continue
             origin = layer.read[part].tensor if layer.copied(part) else ""
@@ -100,3 +101,12 @@ def _slice(source: Source, members: Sequence[tuple[str, str]], layers: Mapping[s
     shard = source.tensors[first.read["code"].tensor].file
     block = slot.codec.block
     return OutputTensor(slot.tensor, slot.dtype, slot.shape, shard, origin, names[0], part, beside, block=block)
+
+
+def check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:
+    """Two tensors of one name are a finding (QB033)."""
+    seen: set[str] = set()
+    for output in outputs:
+        if output.name in seen:
+            findings.add("QB033", output.name)
+        seen.add(output.name)

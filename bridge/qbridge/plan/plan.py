@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from qbridge.codecs.code_moves import CodeMove
 from qbridge.codecs.parts import encode_part, needed, parts_inside
 from qbridge.formats.protocol import Format
@@ -133,22 +131,22 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Woven:
-    """Layers that share tensors (`Interleaved`, `Concatenated`, `Shared`), as one layer that has all rows."""
+    """Layers that share tensors (`Interleaved`, `HeadRows` and others), as one layer that has all rows."""
 
     layers: tuple[LayerPlan, ...]
 
     @property
     def before(self) -> Spec:
         """What it was."""
-        return self._wide(self.layers[0].before)
+        return self._wide([layer.before for layer in self.layers])
 
     @property
     def after(self) -> Spec:
         """What it becomes."""
-        return self._wide(self.layers[0].after)
+        return self._wide([layer.after for layer in self.layers])
 
-    def _wide(self, spec: Spec) -> Spec:
-        return replace(spec, out_features=spec.out_features * len(self.layers))
+    def _wide(self, specs: Sequence[Spec]) -> Spec:
+        return replace(specs[0], out_features=sum(spec.out_features for spec in specs))
 
     @property
     def write(self) -> Mapping[str, Slot]:
@@ -197,7 +195,7 @@ class Woven:
         """The rows of all layers in one array."""
         codec = self.layers[0].write[part].codec
         if not codec.common:
-            return np.stack(arrays, axis=1) if codec.alternates else np.concatenate(arrays)
+            return codec.join(arrays)
         if any(array.tobytes() != arrays[0].tobytes() for array in arrays):
             raise ValueError(f"{self.layers[0].write[part].tensor}: {len(arrays)} layers share it, and differ")
         return arrays[0]

@@ -7,7 +7,7 @@ the manifest records lose nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qbridge.architecture.config import as_dtype, compute_dtype, spell
@@ -21,19 +21,18 @@ from qbridge.ir.dtypes import DType
 from qbridge.ir.layer import Spec
 from qbridge.ir.model import Model
 from qbridge.ir.plain import as_tensors, plain_layout
-from qbridge.ir.scheme import DENSE
 from qbridge.ir.slots import Slot
 from qbridge.passes import Pass
 from qbridge.plan.casting import Caster, Casting, castings
 from qbridge.plan.experts import check_experts, rearrange
 from qbridge.plan.options import DEFAULTS, Options
-from qbridge.plan.output_tensors import computed_tensors, outputs_of, rearranged_layers
-from qbridge.plan.plan import LayerPlan, OutputTensor, Plan, is_unquantized
-from qbridge.plan.ranking import distance, in_words
+from qbridge.plan.output_tensors import check_names, computed_tensors, outputs_of, rearranged_layers
+from qbridge.plan.plan import LayerPlan, Plan, is_unquantized
+from qbridge.plan.ranking import OWN, because, distance
 from qbridge.plan.repair import Rewritten, Trial, repair, why_not
 from qbridge.plan.residue import residue_layers
 from qbridge.plan.resizing import resized
-from qbridge.plan.serving import check_served
+from qbridge.plan.serving import check_served, for_kernels
 from qbridge.plan.survey import SourceValues
 from qbridge.source.reader import Source
 from qbridge.targets.choice import Choice
@@ -42,7 +41,6 @@ from qbridge.targets.target import Target
 
 _LOG = logging.getLogger(__name__)
 
-_OWN = "the source's own format"
 Recorded = Mapping[str, Rewritten]  # by layer, the spec that a manifest records and the passes that lead back to it
 
 
@@ -131,6 +129,7 @@ def draft(candidate: Candidate, findings: Findings) -> Draft:
     starts = _cast(candidate, _begin(candidate, findings), findings)
     candidate, starts = _grow(candidate, starts, findings)
     layers = _repair(candidate, starts, findings)
+    candidate = _for_kernels(candidate, layers)
     result = _check(candidate, layers, findings)
     return Draft(candidate, layers, result, findings)
 
@@ -224,6 +223,12 @@ def _repair(candidate: Candidate, starts: Mapping[str, Rewritten], findings: Fin
     return layers
 
 
+def _for_kernels(candidate: Candidate, layers: Mapping[str, Rewritten]) -> Candidate:
+    """The candidate whose config names the dtype of the engine's kernels, where the model's own has none."""
+    written = replace(_after(candidate.model, layers), format=candidate.choice.format.NAME)
+    return replace(candidate, model=for_kernels(candidate.target, candidate.model, written, candidate.options.tp))
+
+
 def _check(candidate: Candidate, layers: Mapping[str, Rewritten], findings: Findings) -> Model:
     """The model that the layers make, without what the user allowed to be dropped; broken rules become findings.
 
@@ -258,7 +263,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
         for spec, layout in [_written(name, layer, result, destination)]
     }
     outputs = outputs_of(candidate.values, result, layers)
-    _check_names(outputs, findings)
+    check_names(outputs, findings)
     config = spell(as_dtype(result.config, candidate.choice.dtype), candidate.target.reader)
     block = destination.config(result)
     if block and (result.specs or result.kv_cache):
@@ -334,7 +339,7 @@ def best_plan(
         candidate = Candidate(source, own, target, choice, back, options, by_headers, casting)
         drafts.append(draft(candidate, drafted))
         tried = Findings(findings.allow)
-        plan = replace(drafts[-1].plan(tried), because=_because(candidate, rejected))
+        plan = replace(drafts[-1].plan(tried), because=because(target, choice.format.NAME, model, rejected))
         avoided = [finding for finding in tried if finding.code in choice.avoided]
         stopping = ", ".join(dict.fromkeys(finding.code for finding in (*tried.errors, *avoided)))
         _LOG.info("%s as %s: %s", target.name, choice.format.NAME, f"no, {stopping}" if stopping else "yes")
@@ -349,12 +354,12 @@ def best_plan(
         findings.merge(second_best[1])
         return second_best[0]
     for one in drafts:
-        if _is_copy(one.candidate.choice, model):  # the engine does the same to the source, whatever the format
+        if _is_copy(one.candidate, model):  # the engine does the same to the source, whatever the format
             tried = Findings(findings.allow)
             plan = one.plan(tried, copied=True)
             if not tried.errors:
                 findings.merge(tried)
-                return replace(plan, because=_OWN)
+                return replace(plan, because=OWN)
     refused: list[tuple[Plan, Findings]] = []
     for one in drafts:
         tried = Findings(findings.allow)
@@ -382,22 +387,8 @@ def _tried(target: Target, model: Model, options: Options) -> Iterator[tuple[Cho
             yield choice, casting
 
 
-def _because(candidate: Candidate, rejected: Sequence[tuple[str, Finding]]) -> str:
-    """Why it is this format: it is the source's own, or those that come first cannot hold the model."""
-    if candidate.target.keeps and candidate.model.format == candidate.choice.format.NAME:
-        return _OWN
-    return "; ".join(f"not {name}: {in_words(finding)}" for name, finding in rejected)
-
-
-def _is_copy(choice: Choice, model: Model) -> bool:
+def _is_copy(candidate: Candidate, model: Model) -> bool:
     """Whether the engine is given the format and the dtype that the source has."""
-    same = not choice.dtype or compute_dtype(model.config, DType.F32) is DENSE[choice.dtype]
-    return model.format == choice.format.NAME and same
-
-
-def _check_names(outputs: Sequence[OutputTensor], findings: Findings) -> None:
-    seen: set[str] = set()
-    for output in outputs:
-        if output.name in seen:
-            findings.add("QB033", output.name)
-        seen.add(output.name)
+    planned = as_dtype(candidate.model.config, candidate.choice.dtype)
+    same = compute_dtype(planned, DType.F32) is compute_dtype(model.config, DType.F32)
+    return same and model.format == candidate.choice.format.NAME

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qbridge.findings.finding import Finding, Findings
+from qbridge.ir.model import Model
+from qbridge.targets.target import Target
+
+OWN = "the source's own format"
+
+
+def because(target: Target, format_name: str, model: Model, rejected: Sequence[tuple[str, Finding]]) -> str:
+    """Why it is this format: the source has it already, or those before it (name, why not) cannot hold the model."""
+    if target.keeps and model.format == format_name:
+        return OWN
+    return "; ".join(f"not {name}: {in_words(finding)}" for name, finding in rejected)
 
 
 def in_words(finding: Finding) -> str:

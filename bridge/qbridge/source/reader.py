@@ -51,6 +51,7 @@ class Source:
     adopted: frozenset[str] = frozenset()
     slices: frozenset[str] = frozenset()
     keep: int = 0
+    stretch: int = 0
     values: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
     _own: threading.local = field(default_factory=threading.local)
@@ -237,14 +238,16 @@ class Source:
     def read_rectangle(self, name: str, place: Rectangle, array: Array) -> None:
         """Fill `array`, C-ordered, with some rows and columns of a stored matrix.
 
-        Many short rows are not read one by one: the whole tensor is read and kept, at most `keep` bytes per thread.
+        Many short rows are not read one by one: the whole tensor is read and kept, at most `keep` bytes per thread;
+        but with `stretch`, where its contiguous pieces have at least so many bytes.
         """
         size = place.shape[0] * place.shape[1] * array.itemsize
         if self._remembers and size <= VALUE:
             whole = self._value(name).view(array.dtype).reshape(place.shape)
             array[...] = whole[place.top : place.top + place.rows, place.left : place.left + place.columns]
             return
-        if place.rows > 1 and place.columns * array.itemsize < _SHORT and size <= self.keep:
+        short = place.rows > 1 and place.columns * array.itemsize < _SHORT
+        if short and size <= self.keep and not self._in_stretches(place, array.itemsize):
             whole = self._kept(name, size).view(array.dtype).reshape(place.shape)
             array[...] = whole[place.top : place.top + place.rows, place.left : place.left + place.columns]
             return
@@ -252,6 +255,11 @@ class Source:
         for offset, length in place.segments(array.itemsize):
             self.read_into(name, offset, data[done : done + length])
             done += length
+
+    def _in_stretches(self, place: Rectangle, itemsize: int) -> bool:
+        """Whether some rows and columns are read piece by piece, though their rows are short."""
+        _, length = next(place.segments(itemsize))
+        return 0 < self.stretch <= length
 
     def _kept(self, name: str, size: int) -> Array:
         """The bytes of a whole tensor, read by this thread now or lately."""

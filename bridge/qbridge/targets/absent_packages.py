@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "or", "and", "xor", "lshift", "rshift")
@@ -26,6 +26,9 @@ class _Names(type):
 
     def __getitem__(cls, item: Any) -> Any:
         return cls
+
+    def __iter__(cls) -> Iterator[Any]:
+        return iter(())  # members of an enum: without this, __getitem__ gives one after another for ever
 
 
 class Nothing(metaclass=_Names):

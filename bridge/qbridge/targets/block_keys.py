@@ -9,9 +9,10 @@ from typing import Any
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
+from qbridge.ir.scheme import Granularity
 
 Found = Iterator[tuple[str, Problem]]
-_GEMM = "gemm"
+_GEMM, _BLOCK_SIZE = "gemm", "weight_block_size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,14 @@ def unread(block: Block, keys: Iterable[Key], engine: str) -> Found:
     """QB284 for each key of a block that an engine does not find, or whose value it does not take."""
     faults = (key.fault(block, engine) for key in keys)
     yield from (("QB284", fault) for fault in faults if fault)
+
+
+def without_block_size(block: Block, model: Model, engine: str) -> Found:
+    """QB284 where scales are per block and the block of float8 gives no size: an engine takes them for a tensor's."""
+    stored = any(spec.weight.granularity is Granularity.BLOCK for spec in model.specs.values())
+    if stored and block.raw.get(_BLOCK_SIZE) is None:
+        fact = f"there is none: {engine} takes the scales of blocks for those of whole tensors"
+        yield "QB284", Problem((fact,), where=(f"{block.key}.{_BLOCK_SIZE}",))
 
 
 def other_layouts(block: Block, model: Model, engine: str) -> Found:

@@ -35,6 +35,9 @@ number, and a tensor is unexpected if no rank takes it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import importlib
 import importlib.util
 import json
 import os
@@ -44,7 +47,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +56,7 @@ Proof = Callable[[str, Report], None]
 VERDICTS = ("clean", "refused", "faulty", "unproved")
 FAULTS = ("missing", "unfilled", "unexpected", "misshapen")
 SEVERITY = (0, 3, 2, 1)  # of the verdicts, for the exit status of several checkpoints
-PACKED = ("I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # dtypes of codes
+PACKED = ("I32", "U32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # dtypes of codes
 PATIENCE = 20.0  # seconds that a rank may still take after another one has failed
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -85,7 +88,8 @@ class Proofs(NamedTuple):
 def arguments(doc: str) -> argparse.ArgumentParser:
     """Command line of a prover; its docstring is its help."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("checkpoints", nargs="+", metavar="CKPT", help="folder of a checkpoint")
+    checkpoint = "folder of a checkpoint; - for folders that standard input names, one a line"
+    made.add_argument("checkpoints", nargs="+", metavar="CKPT", help=checkpoint)
     made.add_argument("--json", type=Path, metavar="F", help="file for the lines; default: standard output")
     made.add_argument("--trace", action="store_true", help="what the engine prints goes to standard error")
     made.add_argument("--emulate", metavar="smNN", default="", help="let stubs stand in for such a GPU: sm80, sm90")
@@ -180,14 +184,36 @@ def run(proofs: Sequence[Proof], start: Callable[[str], Report], args: argparse.
     """
     worst = 0
     sink = args.json.open("w") if args.json else sys.stdout
-    for checkpoint in args.checkpoints:
+    for checkpoint in _asked(args.checkpoints):
         path = os.path.abspath(checkpoint)
         ranks = [_forked(prove, start(path), path, args.trace) for prove in proofs]
         report = merged(_answers(ranks, start(path)))
+        imported = report.pop("imported", ())
         sink.write(json.dumps(report, default=str) + "\n")
         sink.flush()
         worst = max(worst, report["exit"], key=SEVERITY.__getitem__)
+        if args.emulate:  # without stubs a module may start a device, which no process shares with its children
+            _import(imported)
     return worst
+
+
+def _asked(checkpoints: Iterable[str]) -> Iterator[str]:
+    """The folders of a command line, with those of standard input in the place of -."""
+    for checkpoint in checkpoints:
+        if checkpoint == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin)
+        else:
+            yield checkpoint
+
+
+def _import(names: Iterable[str]) -> None:
+    """Import what a child process has imported, so that the next one finds it: most of the time of a small model."""
+    with contextlib.redirect_stdout(sys.stderr):
+        for name in names:
+            if name.partition(".")[0] != "transformers_modules":  # code of a checkpoint
+                with contextlib.suppress(Exception):  # the child had put something in its place
+                    importlib.import_module(name)
+    gc.freeze()
 
 
 def merged(reports: Sequence[Report]) -> Report:
@@ -230,7 +256,9 @@ def _forked(prove: Proof, report: Report, path: str, trace: bool) -> _Rank:
         quiet = 2 if trace else os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(quiet, stream)
-        _attempt(prove, path, report)
+        before = set(sys.modules)
+        report = attempted(prove, path, report)
+        report["imported"] = [name for name in sys.modules if name not in before]
         json.dump(report, answer, default=str)
         answer.flush()
         os._exit(0)
@@ -268,7 +296,8 @@ def _read(rank: _Rank, status: int, empty: Report) -> Report:
     return empty | {"verdict": "refused", "exit": 1, "error": error}
 
 
-def _attempt(prove: Proof, path: str, report: Report) -> None:
+def attempted(prove: Proof, path: str, report: Report) -> Report:
+    """The report of a checkpoint with what a proof wrote into it, how it ended, and the verdict."""
     try:
         report["stored"] = packed_modules(path)
         prove(path, report)
@@ -278,7 +307,7 @@ def _attempt(prove: Proof, path: str, report: Report) -> None:
         traceback.print_exc()
         report["error"] = described(error)
     exit_status = 3 if "reason" in report else 1 if report["error"] else 2 if any(map(report.get, FAULTS)) else 0
-    report["exit"], report["verdict"] = exit_status, VERDICTS[exit_status]
+    return report | {"exit": exit_status, "verdict": VERDICTS[exit_status]}
 
 
 def described(error: BaseException) -> dict[str, Any]:

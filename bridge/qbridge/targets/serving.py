@@ -10,7 +10,8 @@ from typing import Any
 class Served:
     """One kind of linear as a rank sees it, and what serves it (None: nothing); `note` and `reasons` say why.
 
-    `names` are its linears; `instead` is an option of the engine with which some kernel would serve it.
+    `names` are its linears; `instead` is an option of the engine with which some kernel would serve it, and `dtype`
+    the one that it computes in then.
     """
 
     kind: str
@@ -24,7 +25,8 @@ class Served:
     reasons: tuple[str, ...]
     names: tuple[str, ...] = ()
     instead: str = ""
+    dtype: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON, without the names."""
-        return {name: value for name, value in asdict(self).items() if name != "names"}
+        """As JSON, without the names, and the dtype that `instead` tells."""
+        return {name: value for name, value in asdict(self).items() if name not in ("names", "dtype")}

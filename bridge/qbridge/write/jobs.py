@@ -19,7 +19,7 @@ from qbridge.findings.finding import error
 from qbridge.ir.dtypes import Array, nbytes
 from qbridge.ir.slots import Slot
 from qbridge.plan.output_files import Shard
-from qbridge.plan.plan import OutputTensor, Plan, Writer, Writers
+from qbridge.plan.plan import OutputTensor, Writer, Writers
 from qbridge.plan.windows import EVERYTHING, Window, part_of
 from qbridge.source.reader import Source
 from qbridge.source.regions import Rectangle
@@ -29,7 +29,7 @@ from qbridge.write.workspace import Workspace, same_bytes, same_values
 
 _COPY = 32 << 20  # bytes of a copy that are one job
 _PIECE = 1 << 20  # bytes of moved words that are written, and read back, at a time: they stay in a core's cache
-_CODES = 1 << 20  # codes that are decoded at a time: they stay in a core's cache
+CODES = 1 << 20  # codes that are decoded at a time: they stay in a core's cache
 _COMPARED = 1 << 20  # bytes of a copy that are compared at a time
 
 
@@ -158,11 +158,11 @@ class Encoded:
         """Decode, apply the passes, encode, write."""
         for span, windows in self._spans():
             if len(windows) == 1:
-                stored = np.ascontiguousarray(self._encoded(source, span))
+                stored = np.ascontiguousarray(self.encoded(source, span))
             else:
                 stored = self._gathered(workspace, span)
                 for window in windows:
-                    self._part(stored, span, window)[...] = self._encoded(source, window)
+                    self._part(stored, span, window)[...] = self.encoded(source, window)
             for begin, part in self._segments(stored, span):
                 out.write(part.data, self.offset + begin)
 
@@ -186,8 +186,8 @@ class Encoded:
         Windows of codes stay in a core's cache. A window that does not lie in one stretch is not written by itself.
         """
         layer = self.layer if self.tensor.part == "code" else None
-        windows = list(layer.windows(_CODES, self.window)) if layer else [self.window]
-        place = self._place(windows[0])
+        windows = list(layer.windows(CODES, self.window)) if layer else [self.window]
+        place = self.rectangle(windows[0])
         if place and place.columns < place.shape[1]:
             yield self.window, windows
         else:
@@ -200,20 +200,21 @@ class Encoded:
 
     def _part(self, stored: Array, span: Window, window: Window) -> Array:
         """What of a span's stored words belongs to a window."""
-        whole, own = self._place(span), self._place(window)
+        whole, own = self.rectangle(span), self.rectangle(window)
         if own is None:
             return stored
         top, left = (own.top - whole.top, own.left - whole.left) if whole else (own.top, own.left)
         return stored[top : top + own.rows, left : left + own.columns]
 
-    def _encoded(self, source: Source, window: Window) -> Array:
+    def encoded(self, source: Source, window: Window) -> Array:
+        """What is stored of a window."""
         if self.layer is None or window == EVERYTHING:
-            return _encoded(source, self.layer, self.tensor)
+            return encoded_whole(source, self.layer, self.tensor)
         part = self.tensor.part
         with _unfit(self.tensor):
             return encode_part(self.layer.run(source, frozenset({part}), window), part, self._slot(window))
 
-    def _place(self, window: Window) -> Rectangle | None:
+    def rectangle(self, window: Window) -> Rectangle | None:
         """Where a window lies in the written matrix; None if it is all of the tensor."""
         if self.layer is None or window == EVERYTHING:
             return None
@@ -223,12 +224,12 @@ class Encoded:
     def _slot(self, window: Window) -> Slot:
         if self.layer is None:
             return Slot(self.tensor.name, self.tensor.dtype, self.tensor.shape)
-        slot, place = self.layer.write[self.tensor.part], self._place(window)
+        slot, place = self.layer.write[self.tensor.part], self.rectangle(window)
         return replace(slot, shape=(place.rows, place.columns)) if place else slot
 
     def _segments(self, stored: Array, window: Window) -> Iterator[tuple[int, Array]]:
         """(offset in the tensor, bytes) of each contiguous stretch of what is stored."""
-        data, done, place = stored.reshape(-1).view(np.uint8), 0, self._place(window)
+        data, done, place = stored.reshape(-1).view(np.uint8), 0, self.rectangle(window)
         for offset, length in place.segments(stored.itemsize) if place else ((0, data.nbytes),):
             yield offset, data[done : done + length]
             done += length
@@ -294,42 +295,8 @@ def _pieces(run: Copied | None) -> Iterator[Copied]:
             yield Copied(run.file, run.begin + start, run.offset + start, min(_COPY, run.size - start))
 
 
-def encoded(source: Source, plan: Plan, tensor: OutputTensor, limit: int) -> Array:
-    """The stored array of an output tensor; its codes are made in blocks of at most `limit` bytes.
-
-    QBridgeError (QB304) for a value that its slot cannot hold.
-    """
-    if not tensor.slices:
-        return _filled(source, plan.layer_of(tensor), tensor, limit)
-    fused = np.empty(tensor.shape, tensor.dtype.numpy)
-    for place, piece in zip(fused, tensor.slices, strict=True):
-        place[...] = _filled(source, plan.layer_of(piece), piece, limit).reshape(place.shape)
-    return fused
-
-
-def _filled(source: Source, layer: Writer | None, tensor: OutputTensor, limit: int) -> Array:
-    """A tensor, or a slice of one; codes block by block, as `jobs_of` has them."""
-    if layer is None or tensor.origin or tensor.part != "code":
-        return _encoded(source, layer, tensor)
-    slot, move = layer.write["code"], layer.code_move()
-    out = np.empty(slot.shape, slot.dtype.numpy)
-    if move is None:
-        job = Encoded(tensor, layer, 0)
-        for window in layer.windows(_CODES):
-            job._part(out, EVERYTHING, window)[...] = job._encoded(source, window)
-        return out
-    workspace = Workspace()
-    for block in move.blocks(limit):
-        stored = workspace.words("stored", move.read, block.source)
-        words = workspace.words("moved", move.write, block.written)
-        source.read_rectangle(move.read.tensor, block.source, stored)
-        block.run(stored, words)
-        place = block.written
-        out[place.top : place.top + place.rows, place.left : place.left + place.columns] = words
-    return out
-
-
-def _encoded(source: Source, layer: Writer | None, tensor: OutputTensor) -> Array:
+def encoded_whole(source: Source, layer: Writer | None, tensor: OutputTensor) -> Array:
+    """The stored array of an output tensor without slices; QBridgeError (QB304) for a value that does not fit."""
     if layer is None or tensor.origin:
         return source.read(tensor.origin)
     with _unfit(tensor):

@@ -18,7 +18,7 @@ from qbridge.source.foreign import CONFIG
 from qbridge.source.json_text import json_text
 from qbridge.source.reader import Source
 from qbridge.write.budget import Effort
-from qbridge.write.stores import HIDDEN, Store
+from qbridge.write.stores import HIDDEN, Store, is_hidden
 from qbridge.write.writer import Advance, Progress, copy_file, write_shards
 
 
@@ -139,7 +139,7 @@ def make_whole(store: Store, plan: SharedPlan) -> None:
 
 def remove_hidden(store: Store) -> None:
     """Remove receipts, and what runs that were killed have left."""
-    store.remove([name for name in store.names() if name.startswith(HIDDEN)])
+    store.remove([name for name in store.names() if is_hidden(name)])
 
 
 def is_checkpoint(store: Store) -> bool:
@@ -149,7 +149,7 @@ def is_checkpoint(store: Store) -> bool:
 
 def check_empty(store: Store) -> None:
     """QBridgeError (QB031) where something lies at a place that no part has put there."""
-    others = [name for name in store.names() if not name.startswith(HIDDEN)]
+    others = [name for name in store.names() if not is_hidden(name)]
     if others:
         raise error("QB031", store.url, (f"it holds {others[0]}, and no {PLAN}",), fix="Choose another DST.")
 
@@ -157,7 +157,7 @@ def check_empty(store: Store) -> None:
 def left_by_parts(store: Store) -> list[str]:
     """The plan, receipts and files that parts have made, where no checkpoint has become of them; of one, the rest."""
     names = store.names()
-    hidden = [name for name in names if name.startswith(HIDDEN)]
+    hidden = [name for name in names if is_hidden(name)]
     if is_checkpoint(store):
         return [*hidden, *(name for name in names if name == PLAN and hidden)]
     receipts = {receipt(name): name for name in names}

@@ -20,7 +20,13 @@ from qbridge.write.locks import is_free
 from qbridge.write.output import fsync_folder
 
 HIDDEN = ".qbridge-parts/"
+_GROWING = ".qbridge-growing-"  # what a small file is called, beside its place, before it is whole
 _LOCK = "lock"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is no part of the output: what is needed until it is whole, or what a killed process left."""
+    return name.startswith(HIDDEN) or name.rpartition("/")[2].startswith(_GROWING)
 
 
 @runtime_checkable
@@ -192,7 +198,7 @@ class FolderStore(Store):
         """A file beside the one of a name that has some bytes on the disk; it is gone afterwards."""
         folder = (self._root / name).parent
         folder.mkdir(parents=True, exist_ok=True)
-        there = folder / f".qbridge-{secrets.token_hex(8)}"
+        there = folder / f"{_GROWING}{secrets.token_hex(8)}"
         try:
             with open(there, "xb") as stream:
                 stream.write(data)

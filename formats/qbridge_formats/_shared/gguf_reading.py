@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from qbridge.architecture.config import compute_dtype
-from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames, module_of_gguf
+from qbridge.architecture.gguf_names import ROPE_FACTORS, GgufNames
 from qbridge.architecture.names import module_of
 from qbridge.codecs.arrays import AsFloat32, PlusOne
 from qbridge.codecs.ggml_blocks import STRUCTS, BlockCodes, BlockScales, paired
@@ -23,6 +23,7 @@ from qbridge.ir.scheme import DENSE, Granularity, WeightScheme
 from qbridge.ir.slots import PLAIN, Slot
 from qbridge.source.ggml_types import TYPES
 from qbridge.source.reader import Source
+from qbridge_formats._shared.gguf_heads import share_name, shares_of, with_joined_heads
 
 _BITS: Mapping[str, int] = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8, "Q1_0": 2, "Q2_0": 2, "TQ1_0": 2, "TQ2_0": 2}
 
@@ -39,13 +40,13 @@ def read_model(name: str, source: Source, findings: Findings) -> Model:
         findings.add("QB117", "config.json", (f"the files are of {said}, the config is of {names.architecture}",))
     if ROPE_FACTORS in source.tensors and names.rope_factors is None:
         findings.add("QB117", ROPE_FACTORS, ("the files have factors of a rope, of which the config does not say",))
-    _take_names(source, names.architecture, findings)
+    _take_names(source, names, findings)
     wanted = compute_dtype(source.config, DType.F32)
     unread: dict[str, list[str]] = {}
-    layers = {}
+    layers, shares = {}, shares_of(source, names, findings)
     for tensor, stored in source.tensors.items():
         module, leaf = module_of(tensor)
-        if leaf == "weight" and stored.kind in (*STRUCTS, *VALUE_STRUCTS):
+        if leaf == "weight" and stored.kind in (*STRUCTS, *VALUE_STRUCTS) and tensor not in shares:
             layers[module] = _layer(source, module, stored.kind, _head(names, module), wanted)
         elif TYPES[stored.kind].dtype is None:
             unread.setdefault(stored.kind, []).append(tensor)
@@ -53,16 +54,22 @@ def read_model(name: str, source: Source, findings: Findings) -> Model:
         findings.add("QB121", tensors, (f"{kind}: {len(tensors)} tensors",))
     refused = {module_of(tensor)[0] for tensors in unread.values() for tensor in tensors}
     model = assemble(name, source, source.config, layers, findings, refused=refused)
-    return _as_transformers(model, source, names, wanted)
+    return with_joined_heads(_as_transformers(model, source, names, wanted), shares, names)
 
 
-def _take_names(source: Source, architecture: str, findings: Findings) -> None:
+def _take_names(source: Source, names: GgufNames, findings: Findings) -> None:
     """Have every tensor under its name in transformers, stacks of experts as slices; QB117 for those without one."""
     renamed, stacks, unknown = dict[str, str](), dict[str, tuple[int, ...]](), list[str]()
     source.leave_out({ROPE_FACTORS})
     for name, tensor in source.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        known = module_of_gguf(module, architecture)
+        module, leaf = module_of(name)
+        if own := names.tensor_of(name):
+            renamed[name] = own
+            continue
+        if share := names.share_of(module):
+            renamed[name] = share_name(*share)
+            continue
+        known = names.module_of(module)
         if known is None or leaf not in ("weight", "bias", "scale"):
             unknown.append(name)
             continue
@@ -123,12 +130,12 @@ def _scheme(kind: str, has_outer: bool) -> tuple[WeightScheme, DType]:
 
 
 def _narrowed(source: Source, tensor: str, wanted: DType, less: int = 0) -> DType:
-    """The dtype of a tensor that llama.cpp has as float32 for its one dim: the model's, if that has all values.
+    """The dtype of a tensor that llama.cpp always has as float32: the model's, if that has all values.
 
     `less` is what they have more than they should.
     """
     stored = source.tensors[tensor]
-    if stored.dtype is not DType.F32 or len(stored.shape) != 1 or wanted is DType.F32:
+    if stored.dtype is not DType.F32 or wanted is DType.F32:
         return stored.dtype
     values = to_float64(source.read_small(tensor), DType.F32) - less
     return wanted if np.array_equal(to_float64(from_float64(values, wanted), wanted), values) else DType.F32
@@ -140,7 +147,10 @@ def _as_transformers(model: Model, source: Source, names: GgufNames, wanted: DTy
     for name, info in model.tensors.items():
         module, leaf = module_of(name)
         one = leaf == "weight" and names.adds_one(module)
-        head, dtype = _head(names, module), _narrowed(source, info.stored, wanted, less=int(one))
+        place = names.place(module)
+        always = len(info.shape) == 1 or (place is not None and names.is_router(place))
+        dtype = _narrowed(source, info.stored, wanted, less=int(one)) if always else info.dtype
+        head = place.head if place else 0
         if info.dtype not in DENSE.values() or not (head or one or dtype is not info.dtype):
             continue
         dims = info.shape if len(info.shape) == 2 else (info.shape[0], 1)

@@ -20,7 +20,7 @@ Sources: mlx 0.32.4, mlx/nn/layers/quantized.py and mlx/core/__init__.pyi (quant
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -29,6 +29,7 @@ import numpy as np
 
 from qbridge.architecture.mlx_names import MlxNames, known_model_types
 from qbridge.architecture.names import dense_linears, is_embedding, module_of
+from qbridge.architecture.quantization_block import find_block
 from qbridge.codecs.affine import biases_of
 from qbridge.findings.finding import Findings
 from qbridge.formats.common_rules import (
@@ -85,6 +86,15 @@ def sniff(source: Source) -> Match | str:
     if not modules:
         return "no module has a weight of uint32 with scales"
     return Match(2, f"{len(modules)} modules have a weight of uint32 with scales")
+
+
+def assumed(config: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Nothing; ValueError for a block of mlx-lm, which does not say which linears have codes."""
+    block = find_block(config)
+    if block is None or block.method or not {"bits", "group_size"} <= block.raw.keys():
+        return
+    if "mode" in block.raw or BLOCK_KEYS[0] in config:
+        raise ValueError(f"{block.key} is MLX's, which leaves it to the weights which linears have codes")
 
 
 def read(source: Source, findings: Findings) -> Model:

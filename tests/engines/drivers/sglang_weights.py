@@ -1,22 +1,25 @@
 """The weights that SGLang would compute with after it has loaded checkpoints, as digests of their exact values.
 
-    PYTHON sglang_weights.py CKPT... --json F [--tp 1] [--gpu 90]     with the Python of SGLang 0.5.23
+    PYTHON sglang_weights.py CKPT... --emulate sm90 --json F [--tp 1]     with the Python of SGLang 0.5.23
 
-For each checkpoint a line {"checkpoint", "error", "weights": {linear: digest}, "undecoded": [module]}. A linear is
-float64 [out_features, in_features], reassembled over the ranks; those that SGLang builds as one, and those of its
-experts, are told apart again under their own names, or as NAME[0], NAME[1]. A code times its scale has 53 significant
-bits at most, so that every value is exact; a quotient by a global scale is rounded once, as in qbridge.ir.values.
+For each checkpoint the line that the prover prints, and of the same load
+    weights     {linear: digest}
+    undecoded   [module]: of a layout that is not known here
+    reached     {module of the checkpoint: [linear]}: whose parameters its tensors were written to
+A linear is float64 [out_features, in_features], reassembled over the ranks; those that SGLang builds as one, and
+those of its experts, are told apart again under their own names, or as NAME[0], NAME[1]. A code times its scale has
+53 significant bits at most, so that every value is exact; a quotient by a global scale is rounded once, as in
+qbridge.ir.values.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import sys
-import traceback
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +134,13 @@ class Shares:
     def __init__(self, model: Any, quantization: Any) -> None:
         """Decode every linear and every expert."""
         self.found: dict[str, tuple[Any, int, int]] = {}
+        self.owners: dict[str, str] = {}  # {linear: the module that holds it}
         self.undecoded: list[str] = []
         self.block = getattr(quantization, "weight_block_size", None) or (128, 128)
         self.desc_act = getattr(quantization, "desc_act", True)
         for name, module in model.named_modules():
             p = {key: value.data for key, value in module.named_parameters(recurse=False)}
+            before = set(self.found)
             try:
                 if any(key.startswith("w13_") for key in p):
                     self._experts(name, module, p)
@@ -143,6 +148,7 @@ class Shares:
                     self._linear(name, module, p)
             except (ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
                 self.undecoded.append(f"{name}: {type(error).__name__}: {error}"[:200])
+            self.owners |= dict.fromkeys(self.found.keys() - before, name)
 
     def _linear(self, name: str, module: Any, p: dict[str, Any]) -> None:
         head = hasattr(module, "num_embeddings_per_partition")
@@ -190,35 +196,61 @@ class Shares:
                     self.found[f"{name}.{expert}.{part}"] = rows, int(stack == "w2"), 1
 
 
-def shares(engine: Any, path: str, rank: int) -> dict[str, Any]:
-    """What a rank holds, from a process of its own: the engine keeps global state."""
+def held_by(engine: Any, proving: Any, path: str, rank: int) -> dict[str, Any]:
+    """What a rank reports and holds, from a process of its own: the engine keeps global state."""
     import torch
 
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(quiet, stream)
-        answer: dict[str, Any] = {"error": None, "found": {}, "undecoded": []}
-        try:
-            model, _, _ = engine.load(path, {}, rank)
-            with torch.no_grad():
-                held = Shares(model, getattr(model, "quant_config", None))
-            answer |= {"found": held.found, "undecoded": held.undecoded}
-        except BaseException as error:
-            answer["error"] = f"{type(error).__name__}: {error}"[:1000] + traceback.format_exc()[-600:]
-        buffer = io.BytesIO()
-        torch.save(answer, buffer)
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(buffer.getvalue())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(child, 0)
-    return torch.load(io.BytesIO(data), weights_only=False) if data else {"error": "it died"}
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as answer:
+        child = os.fork()
+        if child == 0:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(quiet, stream)
+            torch.save(loaded(engine, proving, path, rank), answer.name)
+            os._exit(0)
+        os.waitpid(child, 0)
+        if os.path.getsize(answer.name):
+            held: dict[str, Any] = torch.load(answer.name, weights_only=False)
+            return held
+    error = {"type": "Died", "message": f"rank {rank} of {path} died", "at": [], "tensor": None}
+    report = proving.empty_report("sglang", engine.version, path, ()) | {"verdict": "refused", "exit": 1}
+    return {"report": report | {"error": error}, "found": {}, "undecoded": [], "reached": {}}
+
+
+def loaded(engine: Any, proving: Any, path: str, rank: int) -> dict[str, Any]:
+    """The prover's report of a rank, and the linears of the model that it loaded."""
+    import torch
+
+    model, trace = None, None
+
+    def prove(path: str, report: dict[str, Any]) -> None:
+        nonlocal model, trace
+        model, config, trace = engine.load(path, report, rank)
+        engine.conclude(model, path, config, trace, report)
+
+    report = proving.attempted(prove, path, proving.empty_report("sglang", engine.version, path, ()))
+    if trace is None:
+        return {"report": report, "found": {}, "undecoded": [], "reached": {}}
+    with torch.no_grad():
+        shares = Shares(model, getattr(model, "quant_config", None))
+    return {
+        "report": report,
+        "found": shares.found,
+        "undecoded": shares.undecoded,
+        "reached": reached(trace.origins, shares.owners),
+    }
+
+
+def reached(origins: dict[str, set[str]], owners: dict[str, str]) -> dict[str, list[str]]:
+    """{module of the checkpoint: linears of the modules whose parameters its tensors were written to}."""
+    linears: dict[str, list[str]] = {}
+    for linear, owner in owners.items():
+        linears.setdefault(owner, []).append(linear)
+    found: dict[str, set[str]] = {}
+    for parameter, tensors in origins.items():
+        for tensor in tensors:
+            found.setdefault(tensor.rpartition(".")[0], set()).update(linears.get(parameter.rpartition(".")[0], ()))
+    return {module: sorted(names) for module, names in sorted(found.items())}
 
 
 def reassembled(ranks: list[dict[str, Any]]) -> dict[str, str]:
@@ -237,21 +269,24 @@ def reassembled(ranks: list[dict[str, Any]]) -> dict[str, str]:
 def main() -> None:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     proving, prover = by_path(TARGETS / "proving.py"), by_path(TARGETS / "sglang/prover.py")
-    parser = proving.arguments(__doc__)
-    parser.add_argument("--gpu", type=int, default=90)
-    parser.add_argument("--tp", type=int, default=1)
-    args = parser.parse_args()
-    proving.settle(SGLANG_USE_CPU_ENGINE="0")
+    args = proving.arguments(__doc__).parse_args()
+    proving.settle(args.emulate, SGLANG_USE_CPU_ENGINE="0")
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    engine = prover.SGLang(args.gpu, args.tp, proving, by_path(TARGETS / "weight_trace.py"))
+    gpu = proving.capability(args.emulate)
+    engine = prover.SGLang(gpu, args.tp, proving, by_path(TARGETS / "weight_trace.py"))
     with args.json.open("w") as sink:
         for path in args.checkpoints:
-            ranks = [shares(engine, os.path.abspath(path), rank) for rank in range(args.tp)]
-            error = next((rank["error"] for rank in ranks if rank["error"]), None)
-            line = {"checkpoint": path, "error": error, "weights": {}, "undecoded": []}
-            if not error:
+            ranks = [held_by(engine, proving, os.path.abspath(path), rank) for rank in range(args.tp)]
+            line = proving.merged([rank["report"] for rank in ranks]) | {
+                "weights": {},
+                "undecoded": [],
+                "reached": {},
+            }
+            if all(rank["found"] for rank in ranks):
                 line |= {"weights": reassembled(ranks), "undecoded": ranks[0]["undecoded"]}
-            sink.write(json.dumps(line) + "\n")
+                line["reached"] = ranks[0]["reached"]
+            sink.write(json.dumps(line, default=str) + "\n")
+            sink.flush()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ALLOW: Mapping[str, str] = {
     "dynamic-activations": "quantize inputs as they come, symmetric per token, where the engine has no other way",
     "incomplete": "take a model whose shards or tensors are not all there; engines may talk garbage with it",
     "no-tokenizer": "write GGUF files without a tokenizer, for engines that are given numbers of tokens",
+    "other-sizes": "write a model whose config.json gives other sizes than its tensors have; engines stop at it",
     "outside-links": "follow links to files outside of the folder",
     "pickle": "read pickled weights with torch's weights_only loader",
     "rounded": "accept values that the engine rounds when it loads them",

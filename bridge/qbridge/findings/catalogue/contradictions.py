@@ -43,7 +43,8 @@ ENTRIES = (
     Code(
         "QB046",
         "the tensors belie the config",
-        "The shapes of codes and scales give another width or group size than config.json names.",
+        "The shapes of codes and scales give another width or group size than config.json names, or the tensors are "
+        "those of other formats than its quant_method.",
         "Engines that trust the config stop, or misread every weight.",
         "bits: 4, and words that hold four codes of 8 bits for each scale",
         "Correct the width and the group size in config.json (and in the file beside it, where there is one).",
@@ -54,12 +55,13 @@ ENTRIES = (
         "QB052",
         "config.json gives other sizes than the tensors have",
         "hidden_size, intermediate_size, vocab_size, numbers or sizes of heads lead to other dims of linears, "
-        "embedding or head than the tensors have.",
+        "embedding or head than the tensors have, or are no sizes: 0, negative, null, true, text.",
         "Engines build the model by its config.json: they stop at the first tensor that does not fit.",
         "hidden_size 512, and an embedding of 256 columns",
         "Correct the sizes in config.json: take the original's.",
         "vllm 0.33.0, model_executor/layers/vocab_parallel_embedding.py and linear.py (weight_loader); "
         "transformers 5.17.0, modeling_utils.py (size mismatch)",
+        allow="other-sizes",
     ),
     Code(
         "QB047",

@@ -1,4 +1,4 @@
-"""QB065 to QB068: conversions in parts, and to where servers are."""
+"""QB065 to QB070: conversions in parts, to where servers are, and on a cluster."""
 
 from __future__ import annotations
 
@@ -42,6 +42,26 @@ ENTRIES = (
         "hf://org/model with a token that may read only",
         "Name a token that may write there, or another destination.",
         "huggingface_hub 2.4.0, hf_api.py (whoami, create_repo)",
+        IO,
+    ),
+    Code(
+        "QB069",
+        "the cluster cannot be used",
+        "Nobody answers there, a node has another version or too little, or it does not see the destination.",
+        "A file that another node makes would lie elsewhere, or be made by other rules; no weight was converted.",
+        "--executor ray://head:10001, and DST in a folder of this machine alone",
+        "Install the same Python, ray and qbridge on every node, and name a SRC and DST that all of them see.",
+        "ray 2.60.0, _private/worker.py (init, nodes)",
+        IO,
+    ),
+    Code(
+        "QB070",
+        "a node of the cluster did not make its file",
+        "Its process or its node ended, more often than a task is tried again, or it has not what the task needs.",
+        "What the other nodes have made lies at the destination, and is not made again.",
+        "a node whose memory another program takes",
+        "Run the same command again; --memory says what a task may use, and qbridge clean DST removes what is there.",
+        "ray 2.60.0, exceptions.py",
         IO,
     ),
 )

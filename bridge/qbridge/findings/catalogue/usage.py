@@ -41,7 +41,7 @@ ENTRIES = (
         "The file of --report lies in no folder, or is there already and is no page.",
         "Nothing was done, so that no file is replaced by mistake.",
         "qbridge inspect model --report model/config.json",
-        "Name a file that ends in .html, in a folder that is there.",
+        "Name a file that ends in .html (or in .png, for the map of the layers), in a folder that is there.",
         "qbridge.commands.reporting",
         USAGE,
     ),

@@ -3,15 +3,17 @@
     PYTHON prover.py CKPT... [--json F] [--trace]                      with a Python that has gptqmodel
 
 Real: all of GPTQModel.load, on the CPU with its torch kernels, which are the widest and need no compiler. proving.py
-beside this folder describes the report. GPTQModel says nothing of a parameter that no tensor fills: the names and
-shapes of what it builds are held against those in the files.
+beside this folder describes the report. GPTQModel says nothing of a parameter that no tensor fills, and refuses one
+of another shape without its name: the names and shapes of what it builds are held against those in the files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,12 @@ class GptqModel:
         from gptqmodel.nn_modules.qlinear import BaseQuantLinear
 
         stored = self.proving.stored_shapes(path)
-        loaded = GPTQModel.load(path, backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
+        with _unfilled_shapes() as unfilled:
+            try:
+                loaded = GPTQModel.load(path, backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
+            except Exception:
+                report["misshapen"] = _misshapen(stored, unfilled)
+                raise
         model, quantize = loaded.model, loaded.quantize_config
         report["model"] = type(model).__name__
         report["config"] = {
@@ -70,13 +77,37 @@ class GptqModel:
         report["missing"] = sorted(name for name in built.keys() - stored.keys() if not name.endswith(OPTIONAL))
         for name in sorted(stored.keys() - built.keys()):
             report["left_out" if name.endswith(OPTIONAL) else "unexpected"].append(name)
-        report["misshapen"] = [
-            {"tensor": name, "parameter": name, "given": stored[name][1], "wanted": built[name]}
-            for name in sorted(stored.keys() & built.keys())
-            if stored[name][1] != built[name]
-        ]
+        report["misshapen"] = _misshapen(stored, built)
         taken = {name: [name] for name in sorted(stored.keys() & built.keys())}
         report["quantized"] = self.proving.by_module(taken, report["modules"])
+
+
+@contextlib.contextmanager
+def _unfilled_shapes() -> Iterator[dict[str, list[int]]]:
+    """{tensor: shape} of the model that GPTQModel hands to accelerate to be filled, once it has done so."""
+    import accelerate
+
+    shapes: dict[str, list[int]] = {}
+    fill = accelerate.load_checkpoint_in_model
+
+    def watched(model: Any, *args: Any, **options: Any) -> Any:
+        shapes.update((name, list(tensor.shape)) for name, tensor in model.state_dict().items())
+        return fill(model, *args, **options)
+
+    accelerate.load_checkpoint_in_model = watched
+    try:
+        yield shapes
+    finally:
+        accelerate.load_checkpoint_in_model = fill
+
+
+def _misshapen(stored: dict[str, Any], built: dict[str, list[int]]) -> list[dict[str, Any]]:
+    """The tensors of the files that have another shape than what is built."""
+    return [
+        {"tensor": name, "parameter": name, "given": stored[name][1], "wanted": built[name]}
+        for name in sorted(stored.keys() & built.keys())
+        if stored[name][1] != built[name]
+    ]
 
 
 def _methods(model: Any, packed: type) -> dict[str, Any]:

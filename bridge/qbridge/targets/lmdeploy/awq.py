@@ -15,8 +15,8 @@ from qbridge.ir.model import Model
 from qbridge.passes import Pass
 from qbridge.passes.regroup import Regroup
 from qbridge.targets.common import START
-from qbridge.targets.lmdeploy.classes import TURBOMIND_ARCHITECTURES
 from qbridge.targets.lmdeploy.fusion import LMDEPLOY as FUSION
+from qbridge.targets.lmdeploy.towers import odd_heads, turbomind_builds
 
 _STORED_QKV = frozenset({"qkv_proj", "query_key_value", "W_pack", "wqkv", "c_attn"})  # q, k and v, one after another
 _SMALLEST_GROUP = 16  # pytorch/kernels/cuda/awq_kernels.py: a block of the dot product is a group
@@ -97,14 +97,14 @@ def pytorch_group(model: Model) -> int:
 
 
 def best_group(model: Model) -> int:
-    """128 where both engines load groups of 128, or the class is TurboMind's; else the largest size that will do.
+    """128 where both engines load groups of 128, or TurboMind builds the model; else the largest size that will do.
 
     It divides every layer's groups, and the outputs of what the PyTorch engine cuts.
     """
 
     def find() -> int:
         common = gcd(*(gcd(spec.weight.group_size or 128, spec.in_features, 128) for spec in model.specs.values()))
-        both = common == 128 and model.architecture in TURBOMIND_ARCHITECTURES
+        both = common == 128 and turbomind_builds(model)
         return common if both else pytorch_group(model)
 
     return model.once("lmdeploy group size", find)
@@ -143,9 +143,12 @@ def _one_engine(model: Model) -> Iterator[Problem]:
     if sizes == {128} and any(".experts." in name for name in model.specs):
         fact = "TurboMind loads it, the PyTorch engine has no experts in AWQ"
         yield Problem((fact,), (START.format("turbomind"),), ("config.json",))
-    elif sizes == {128} and model.architecture in TURBOMIND_ARCHITECTURES and (cut := _cut(model, 128)):
+    elif sizes == {128} and turbomind_builds(model) and (cut := _cut(model, 128)):
         fact = f"TurboMind loads it, the PyTorch engine wants outputs in whole groups of 128; {cut}"
         yield Problem((fact,), (START.format("turbomind"),), ("config.json",))
+    elif sizes == {128} and (odd := odd_heads(model)):  # LMDeploy picks TurboMind for the class
+        fact = f"the PyTorch engine loads it, TurboMind stops: {odd}"
+        yield Problem((fact,), (START.format("pytorch"),), ("config.json",))
     if sizes != {128} and None not in sizes and {spec.weight.bits for spec in model.specs.values()} == {4}:
         named = ", ".join(map(str, sorted(size or 0 for size in sizes)))
         fact = f"groups of {named}: the PyTorch engine loads it, TurboMind has AWQ in groups of 128 only"
@@ -154,11 +157,11 @@ def _one_engine(model: Model) -> Iterator[Problem]:
 
 def _experts_in_small_groups(model: Model) -> Iterator[Problem]:
     """The PyTorch engine has no experts in AWQ; TurboMind has classes of its own, and AWQ in groups of 128 only."""
-    turbomind = model.architecture in TURBOMIND_ARCHITECTURES
+    turbomind = turbomind_builds(model)
     experts = ((name, spec) for name, spec in model.specs.items() if ".experts." in name)
     refused = tuple(name for name, spec in experts if not turbomind or spec.weight.group_size != 128)
     if refused:
-        why = "" if turbomind else f", and TurboMind has no {model.architecture}"
+        why = "" if turbomind else f", and TurboMind has no {odd_heads(model) or model.architecture}"
         yield Problem((f"{len(refused)} linears of experts{why}",), where=refused)
 
 

@@ -222,6 +222,15 @@ ENTRIES = (
         severity="warning",
     ),
     Code(
+        "QB249",
+        "TurboMind has no attention for the vision tower's heads",
+        "TurboMind builds the vision tower itself, and its attention has heads of a few sizes alone.",
+        "It stops while it builds the model: NotImplementedError: Qwen2 ViT head_dim=... is not supported.",
+        "hidden_size 128 and num_heads 4 in vision_config of a Qwen2.5-VL: heads of 32, where 64 and 80 run",
+        "Serve the text alone (LMDeploy's option --language-model-only, not tried), or it with vLLM (--to vllm).",
+        "lmdeploy 0.18.0, turbomind/models/qwen2_vl.py and qwen3_5.py (_padded_vit_head_dim), internvl.py",
+    ),
+    Code(
         "QB270",
         "LMDeploy does not serve these float8 layers as fp8",
         "Its fp8 layers have blocks of 128 x 128 with dynamic activations, or static scales of inputs and no blocks.",

@@ -15,7 +15,7 @@ from qbridge.architecture.architecture import Architecture
 from qbridge.architecture.quantization_block import Block, find_block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
-from qbridge.targets.block_keys import Key, other_layouts, unread
+from qbridge.targets.block_keys import Key, other_layouts, unread, without_block_size
 from qbridge.targets.derivation import Answer, Built, Derivation, deviations, seen, stored_linears, strings, unseen
 from qbridge.targets.lmdeploy.classes import TURBOMIND_ARCHITECTURES
 
@@ -74,6 +74,8 @@ def derive(
     if model.architecture in turbomind:
         yield from unread(block, _KEYS.get(block.method, ()), _TURBOMIND)
     yield from other_layouts(block, model, "LMDeploy 0.18.0")
+    if block.method == "fp8":
+        yield from without_block_size(block, model, "LMDeploy 0.18.0")
     yield from _without_block(block, model, turbomind)
     if (model.slots or model.specs) and block.method in _SERVED and Architecture.of_model(model).name in _PREFIXED:
         yield from _lists(block, model)

@@ -32,13 +32,13 @@ from qbridge.targets.lmdeploy.classes import (
     NEWER,
     PREFIXED,
     REMOVED,
-    TURBOMIND_ARCHITECTURES,
     WITHOUT_BLOCK,
     class_names,
     classes,
 )
 from qbridge.targets.lmdeploy.fusion import LMDEPLOY as LMDEPLOY_FUSION
 from qbridge.targets.lmdeploy.parallel import OLD_AWQ
+from qbridge.targets.lmdeploy.towers import turbomind_builds
 from qbridge.targets.remote_code import needs_remote_code
 
 _FORCED = {"awq": DType.F16}  # pytorch/config.py: AWQ computes in float16 only
@@ -93,7 +93,7 @@ def served_by(engine: str, version: str = "0.18.0") -> Serve:
 def _served_awq(model: Model, path: str, tp: int) -> str:
     """TurboMind has groups of 128 only, the PyTorch engine no experts."""
     groups = {spec.weight.group_size for spec in model.specs.values()}
-    known = groups == {128} and model.architecture in TURBOMIND_ARCHITECTURES
+    known = groups == {128} and turbomind_builds(model)
     return served_by("turbomind" if known else "pytorch")(model, path, tp)
 
 

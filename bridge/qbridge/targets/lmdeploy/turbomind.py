@@ -33,6 +33,7 @@ from qbridge.targets.lmdeploy.pytorch import (
     quantized_head,
     served_by,
 )
+from qbridge.targets.lmdeploy.towers import TOWER
 
 _CONVERTER = "lmdeploy 0.18.0, turbomind/converter.py (get_tm_config)"
 
@@ -111,6 +112,7 @@ _MODEL: tuple[Rule, ...] = (
     ModelRule("QB202", quantized_head, "lmdeploy 0.18.0, turbomind/text_model.py (not tried)"),
     ModelRule("QB208", kv_scales, "lmdeploy 0.18.0, turbomind/checkpoint.py", drop_kv_scales),
     ModelRule("QB204", _known_class, "lmdeploy 0.18.0, turbomind/supported_models.py"),
+    TOWER,
     *PARSING,
 )
 _COMMON: tuple[Rule, ...] = (

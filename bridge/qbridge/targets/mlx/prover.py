@@ -8,14 +8,16 @@ proving.py beside this folder describes the report of this prover.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-STUBS = ("forward pass: not run", "a GPU of Apple: MLX runs on the CPU")
+VERSIONS = ("0.32",)  # of mlx-lm, with mlx 0.32.4 for the CPU
 
 
 def _helper(name: str) -> Any:
@@ -36,7 +38,7 @@ class Mlx:
         from mlx import nn
         from mlx_lm import utils
 
-        self.proving, self.utils, self.module = proving, utils, nn.Module
+        self.proving, self.utils, self.nn = proving, utils, nn
         self.version = importlib.metadata.version("mlx-lm")
 
     def prove(self, path: str, report: dict[str, Any]) -> None:
@@ -44,21 +46,12 @@ class Mlx:
         from mlx.utils import tree_flatten
 
         given: dict[str, Any] = {}
-        load_weights = self.module.load_weights
-
-        def watching(model: Any, weights: Any, strict: bool = True) -> Any:
-            given.update(dict(weights))
-            given["model"] = model
-            return load_weights(model, weights, strict)
-
-        self.module.load_weights = watching
-        try:
-            model, config = self.utils.load_model(Path(path), lazy=True)
-        finally:
-            self.module.load_weights = load_weights
-            if given:
-                model = given.pop("model")
-                self._compare(dict(tree_flatten(model.parameters())), given, report)
+        with self._watched(given):
+            try:
+                model, config = self.utils.load_model(Path(path), lazy=True)
+            finally:
+                if built := given.pop("model", None):
+                    self._compare(dict(tree_flatten(built.parameters())), given, report)
         block = config.get("quantization") or {}
         report["config"] = {"class": type(model).__module__, "method": block.get("mode", "affine")}
         report["model"] = type(model).__module__
@@ -72,6 +65,34 @@ class Mlx:
             for name, entry in report["modules"].items()
             if f"{name}.weight" in given
         }
+
+    @contextlib.contextmanager
+    def _watched(self, given: dict[str, Any]) -> Iterator[None]:
+        """Note what the model is given to load, and itself; a module that cannot be built is named in the error."""
+        load_weights, quantize = self.nn.Module.load_weights, self.nn.quantize
+        asked = [""]
+
+        def loading(model: Any, weights: Any, strict: bool = True) -> Any:
+            given.update(dict(weights))
+            given["model"] = model
+            return load_weights(model, weights, strict)
+
+        def quantizing(model: Any, *args: Any, class_predicate: Any, **options: Any) -> Any:
+            def noting(path: str, module: Any) -> Any:
+                asked[0] = path
+                return class_predicate(path, module)
+
+            try:
+                return quantize(model, *args, class_predicate=noting, **options)
+            except Exception as error:
+                error.tensor_given_last = f"{asked[0]}.weight"  # type: ignore[attr-defined]
+                raise
+
+        self.nn.Module.load_weights, self.nn.quantize = loading, quantizing
+        try:
+            yield
+        finally:
+            self.nn.Module.load_weights, self.nn.quantize = load_weights, quantize
 
     def _compare(self, wanted: dict[str, Any], given: dict[str, Any], report: dict[str, Any]) -> None:
         """What is missing, unexpected or misshapen, as strict loading sees it."""
@@ -89,10 +110,15 @@ def main() -> int:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     proving = _helper("proving")
     args = proving.arguments(__doc__).parse_args()
-    proving.settle()
-    engine = Mlx(proving)
-    start = lambda path: proving.empty_report("mlx", engine.version, path, STUBS)  # noqa: E731
-    return int(proving.run([engine.prove], start, args))
+    proving.settle(args.emulate)
+
+    def begin(args: Any) -> Any:
+        proving.no_stubs(args, "mlx_lm")
+        proving.one_rank(args, "mlx_lm")
+        engine = Mlx(proving)
+        return proving.Proofs(engine.version, [engine.prove])
+
+    return int(proving.main("mlx", "mlx_lm", VERSIONS, args, begin))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from qbridge.architecture.names import is_head, is_router
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
+from qbridge.targets.block_keys import without_block_size
 from qbridge.targets.derivation import (
     Answer,
     Built,
@@ -73,8 +74,10 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
 
 
 def _method(block: Block, model: Model) -> Iterator[tuple[str, Problem]]:
-    """A format under the name of another's method, which SGLang believes."""
+    """What it makes of a method: a format under another's name, or blocks without a size, which SGLang believes."""
     methods = _OF_FORMAT.get(model.format)
+    if block.method == "fp8":
+        yield from without_block_size(block, model, ENGINE)
     if block.method and methods and block.method not in methods:
         fact = f"{block.method!r}: the tensors are those of {model.format}, and {ENGINE} goes by the method"
         yield "QB284", Problem((fact,), where=(f"{block.key}.quant_method",))

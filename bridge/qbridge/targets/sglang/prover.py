@@ -92,9 +92,7 @@ class SGLang:
     def prove(self, path: str, report: dict[str, Any], rank: int = 0) -> None:
         """Load one checkpoint as a rank does and complete its report."""
         model, config, trace = self.load(path, report, rank)
-        with self.torch.no_grad():
-            _check_marlin(model)
-        self._conclude(path, config, trace, report)
+        self.conclude(model, path, config, trace, report)
 
     def load(self, path: str, report: dict[str, Any], rank: int = 0) -> tuple[Any, Any, Any]:
         """(the model, its configuration, what was written where) as a rank has loaded a checkpoint."""
@@ -148,7 +146,10 @@ class SGLang:
                 raise self.proving.Unproved(f"{type(error).__name__}: {error}") from error
             raise
 
-    def _conclude(self, path: str, config: Any, trace: Any, report: dict[str, Any]) -> None:
+    def conclude(self, model: Any, path: str, config: Any, trace: Any, report: dict[str, Any]) -> None:
+        """Complete the report of a model that was loaded: Marlin's check, and what was written where."""
+        with self.torch.no_grad():
+            _check_marlin(model)
         missing, unfilled = trace.finish()
         report["missing"] = [name for name in missing if not OPTIONAL.search(name)]
         padding = _padding_rows(trace.model)

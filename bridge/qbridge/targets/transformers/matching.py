@@ -17,6 +17,7 @@ from qbridge.architecture.quantization_block import Block
 from qbridge.formats.patterns import matches
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
+from qbridge.targets.block_keys import without_block_size
 from qbridge.targets.derivation import (
     STACKS,
     Answer,
@@ -131,7 +132,10 @@ def derive(config: Mapping[str, Any], model: Model) -> Iterator[tuple[str, Probl
 
 def _without_size(block: Block, model: Model) -> Iterator[tuple[str, Problem]]:
     """Without weight_block_size it takes scales for those of blocks (utils/quantization_config.py)."""
-    if block.method != "fp8" or "weight_block_size" in block.raw:
+    if block.method != "fp8":
+        return
+    if "weight_block_size" in block.raw:
+        yield from without_block_size(block, model, ENGINE)
         return
     if any(spec.weight.type == "e4m3fn" and spec.weight.block != _BLOCKS for spec in model.specs.values()):
         fact = f"there is none: {ENGINE} takes the scales for those of blocks of {list(_BLOCKS)}"

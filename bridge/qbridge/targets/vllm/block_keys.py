@@ -12,7 +12,7 @@ from dataclasses import replace
 from qbridge.architecture.quantization_block import Block
 from qbridge.formats.rules import Problem
 from qbridge.ir.model import Model
-from qbridge.targets.block_keys import Key, other_layouts, unread
+from qbridge.targets.block_keys import Key, other_layouts, unread, without_block_size
 
 _STOPS = "stops: Cannot find any of {} in the model's quantization config"
 _INC_PACKINGS = tuple(f"auto_round:{name}" for name in ("auto_gptq", "auto_awq", "fp8", "llm_compressor"))
@@ -50,6 +50,8 @@ def faults(block: Block, model: Model, engine: str) -> Iterator[tuple[str, Probl
         yield "QB284", Problem((f"{block.method!r}: {engine} knows 'auto-round'",), where=(where,))
     yield from unread(block, _KEYS.get(block.method, ()), engine)
     yield from other_layouts(block, model, engine)
+    if block.method == "fp8":
+        yield from without_block_size(block, model, engine)
     if block.method == "gptq":  # what the tensors show is a limit of layers
         asymmetric = any(not spec.weight.symmetric for spec in model.specs.values())
         yield from unread(block, (_ANY_SYM if asymmetric else _SYM,), engine)

@@ -15,6 +15,7 @@ from qbridge.targets.vllm import fusion
 from qbridge.targets.vllm.kernels import Linear, choose
 
 _METHODS = ("gptq", "awq", "compressed-tensors")
+_HALF = "float16"
 _WITHOUT_HUMMING = ("0.5.4",)  # the wheels of 0.23.0 and 0.33.0 require the package humming-kernels
 
 # Types of models that it parses itself, of those that transformers does not know (transformers_utils/config.py).
@@ -50,7 +51,8 @@ def kernels(model: Model, version: str, tp: int, capability: int) -> list[Served
             continue
         if linear not in found:
             verdict = choose(linear, capability, version, humming=humming)
-            half = choose(replace(linear, dtype="float16"), capability, version, humming=humming)
+            half = choose(replace(linear, dtype=_HALF), capability, version, humming=humming)
+            halved = half.legal and not verdict.legal
             leaf = "+".join(other.rpartition(".")[2] for other in names)
             shape = linear.out_features, linear.in_features
             found[linear] = Served(
@@ -62,7 +64,8 @@ def kernels(model: Model, version: str, tp: int, capability: int) -> list[Served
                 verdict.legal,
                 verdict.note,
                 verdict.reasons,
-                instead="--dtype float16" if half.legal and not verdict.legal else "",
+                instead=f"--dtype {_HALF}" if halved else "",
+                dtype=_HALF if halved else "",
             )
         held.setdefault(linear, []).extend(names)
     return [replace(kind, layers=len(held[key]), names=tuple(held[key])) for key, kind in found.items()]

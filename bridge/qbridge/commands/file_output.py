@@ -12,8 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qbridge.findings.finding import error
+from qbridge.commands.checkpoint import open_checkpoint
+from qbridge.commands.folder_output import write
+from qbridge.commands.output_contents import files_of, shaping
+from qbridge.commands.planning import prepare
+from qbridge.commands.report import Report
+from qbridge.commands.request import Request
+from qbridge.commands.restructuring import restructured
+from qbridge.findings.finding import error, io_as_finding
 from qbridge.findings.way import Way
+from qbridge.plan import manifest
 from qbridge.plan.output_files import Shard
 from qbridge.plan.plan import Plan
 from qbridge.source.foreign import stage_name
@@ -25,6 +33,7 @@ from qbridge.write.budget import Effort
 from qbridge.write.destination import check_destination
 from qbridge.write.finished import is_finished_file
 from qbridge.write.output import fsync_folder
+from qbridge.write.staging import recover
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +85,31 @@ def whole_file(dst: Path, target: Target, max_shard_size: int | None) -> WholeFi
     if max_shard_size is not None:
         raise ValueError(f"max_shard_size is for a folder, and {dst.name} is one file")
     return WholeFile(dst)
+
+
+def convert_to_file(request: Request, file: WholeFile) -> Report:
+    """A conversion into one file: what lies beside a folder's weights is in its metadata, as far as it is needed."""
+    options, overwrite, effort = request.options, request.overwrite, request.effort
+    url = str(file.path)
+    with io_as_finding(url), open_checkpoint(request.src, request.source, request.allow, plans=True) as opened:
+        there = opened.source.storage.path()
+        if not request.dry_run:
+            recover(file.stage, there)
+        stands = file.path.is_file() and not overwrite
+        if not stands:
+            file.check(there, overwrite)
+        opened, changes = restructured(opened, options)
+        plan = prepare(opened, request.target, options)
+        record = manifest.build(opened.source, plan, changes.record(), shaping(options, None))
+        plan = file.with_records(plan, record)
+        shards = [replace(shard, name=file.path.name) for shard in files_of(plan, opened, options.link)]
+        stands = stands and file.is_finished(opened.source, plan, shards, effort)
+        if not stands:
+            file.check(there, overwrite)
+            if not request.dry_run:
+                write(opened, plan, shards, {}, file.stage, overwrite, effort, request.progress, sides=())
+                file.publish(shards)
+    report = Report.of_plan(
+        opened.source.url, file.path, opened, plan, shards, request.dry_run, request.start, request.ranks
+    )
+    return replace(report, grafted=changes.graft.as_dict(), already_done=stands)

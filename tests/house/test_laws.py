@@ -25,7 +25,7 @@ TORCH = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.
 
 
 W8A8 = {"compressed-tensors", "smooth-quant", "w8a8"}
-FLOATS = {"compressed-tensors", "fp8", "modelopt", "smooth-quant", "w8a8"}
+FLOATS = {"compressed-tensors", "fp8", "modelopt", "quark", "smooth-quant", "w8a8"}
 GPT_OSS = {"compressed-tensors", "mxfp4"}
 WRITTEN_ONLY = {"dense"}
 WEIGHTS_ONLY = {"auto-round", "awq", "compressed-tensors", "gptq", "marlin"}

@@ -103,3 +103,8 @@ def test_an_unknown_key_is_a_warning(tmp_path):
     edit_quantization(source, lambda block: block.update(asks_for_more=1))
     with qbridge.open(source) as opened:
         assert "QB103" in {finding.code for finding in opened.findings}
+
+
+def test_vllm_is_not_promised_gpt_oss(tmp_path):
+    qbridge.convert(goldens.ROOT / "fixtures/mxfp4/gpt_oss/model", tmp_path / "out", "quark")
+    assert any(finding.code == "QB277" for finding in qbridge.check(tmp_path / "out", "vllm").findings)

@@ -15,6 +15,6 @@ pytestmark = pytest.mark.engine
 def test_vllm_loads_what_was_renamed_and_not_what_was_not(case, tmp_path):
     source, python = ROOT / f"fixtures/quark/{case}/model", str(environments.chosen("vllm"))
     qbridge.convert(source, tmp_path / "out", "quark")
-    proof = qbridge.prove(tmp_path / "out", "vllm", python=python, emulate="sm90", source=source)
+    proof = qbridge.prove(tmp_path / "out", "vllm", python=python, emulate="sm90", original=source)
     assert proof.ok, str(proof)
     assert not qbridge.prove(source, "vllm", python=python, emulate="sm90").ok

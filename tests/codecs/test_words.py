@@ -50,15 +50,31 @@ def test_moved_words_are_those_of_decoded_and_encoded_codes(bits, read, write, s
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("change", [{}, {"word_minus": True}, {"wraps": True, "offset": -1}, {"order": True}])
+@pytest.mark.parametrize(
+    "change", [{}, {"word_minus": True}, {"wraps": True, "offset": -1}, {"order": True}, {"signed": True}]
+)
 def test_values_of_one_word_are_those_that_a_kernel_decodes(bits, change):
     offset = 2 ** (bits - 1) + change.get("offset", 0)
     order = ORDERS[bits] if "order" in change else ()
     minus = sum(1 << shift for shift in range(0, 32, bits)) if "word_minus" in change else 0
-    codec = BitPacked(bits, 0, offset, True, order=order, word_minus=minus, wraps="wraps" in change)
+    codec = BitPacked(
+        bits, 0, offset, True, order=order, word_minus=minus, wraps="wraps" in change, signed="signed" in change
+    )
     for word in (0, -1, 0x76543210, -0x12345678, 0x7FFFFFFF):
         by_kernel = codec.decode(np.array([[word]], np.int32), DType.I16, (32 // bits, 1))
         assert np.array_equal(codec.values_of_word(word), by_kernel[:, 0])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_signed_lanes_are_in_twos_complement(bits):
+    half, lanes = 2 ** (bits - 1), 32 // bits
+    codec, plain = BitPacked(bits, 0, half, True, signed=True), BitPacked(bits, 0, 0, True)
+    codes = np.resize(np.arange(-half, half), (lanes * 4, 3)).astype(np.int8)
+    words = codec.encode(codes, Slot("x", DType.I32, codec.stored_shape(codes.shape), codec))
+    lowest = plain.decode(words, DType.I16, codes.shape)
+    assert np.array_equal(lowest, codes.astype(np.int16) & 2**bits - 1)
+    assert np.array_equal(codec.decode(words, DType.I8, codes.shape), codes)
+    assert codec.holds_zeros(np.zeros_like(words), codes.shape) and not codec.holds_zeros(words, codes.shape)
 
 
 @pytest.mark.parametrize("codec", [BitPacked(3, 0, 4, True), BitPacked(3, 1, 4, padded=True, planes=(2, 1))])
@@ -85,6 +101,7 @@ def test_any_bit_that_differs_is_seen(read, write):
         ({"bits": 3, "offset": 4}, (32, 32), (4, 4)),
         ({"offset": 7}, (32, 32), (4, 4)),
         ({"word_minus": 1}, (32, 32), (4, 4)),
+        ({"signed": True}, (32, 32), (4, 4)),
         ({"padded": True}, (32, 32), (2, 4)),
         ({}, (32, 36), (4, 4)),
         ({"planes": (4,)}, (32, 32), (4, 4)),

@@ -129,8 +129,7 @@ ODD_VALUES = [
     *(("hidden_act", value) for value in (3, ["silu"])),
     *(("rope_scaling", value) for value in ([1], "linear")),
     *(("tie_word_embeddings", value) for value in ("true", 1)),
-    *(("architectures", value) for value in ("LlamaForCausalLM", [1], ["Qwen2ForCausalLM"])),
-    ("model_type", "qwen3"),
+    *(("architectures", value) for value in ("LlamaForCausalLM", [1])),
     *(("layer_types", value) for value in ([], "full_attention", [1])),
 ]
 
@@ -149,6 +148,15 @@ def test_a_value_that_no_model_is_built_with_is_no_yes(key, value, tmp_path):
         assert not qbridge.check(src, "vllm").ok
     except qbridge.QBridgeError as fault:
         assert fault.exit_code == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("architectures", ["Qwen2ForCausalLM"]), ("model_type", "qwen3")])
+def test_a_class_beside_the_type_of_another_model_is_a_warning(key, value, tmp_path):
+    """Engines build one or the other, and serve what they build."""
+    src = copy_fixture(tmp_path, "gptq/llama_g128")
+    edit_json(src / "config.json", lambda config: config.update({key: value}))
+    (found,) = (finding for finding in qbridge.check(src, "vllm").findings if finding.code == "QB053")
+    assert found.severity == "warning" and "architectures names" in facts([found])
 
 
 @pytest.mark.parametrize("chosen", [0, 5, 999])

@@ -44,6 +44,7 @@ SMOKE_TESTS = {
     "mlx": "import mlx_lm",
     "ray": "import grpc, numba, ray",
     "modelopt": "import modelopt.torch.export, modelopt.torch.quantization, transformers",
+    "quark": "import quark.torch, transformers",
     "sglang": "import sglang.version, torch, transformers",
     "vllm": "import vllm",
 }

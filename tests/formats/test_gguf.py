@@ -234,7 +234,6 @@ def test_scales_that_float16_does_not_hold_are_refused(tmp_path):
     [
         {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
         {"hidden_act": "gelu"},
-        {"num_attention_heads": "many"},
         {"head_dim": 63},
         {"architectures": ["LlamaForSomethingElse"]},
     ],
@@ -245,6 +244,14 @@ def test_numbers_that_llama_cpp_has_no_word_for_are_refused(change, tmp_path):
     with pytest.raises(qbridge.QBridgeError) as excinfo:
         convert(src, tmp_path / "out")
     assert "QB117" in codes(excinfo)
+
+
+def test_a_size_that_is_no_number_is_refused_before_it_is_written(tmp_path):
+    src = copy_fixture(tmp_path, f"{CT}/llama_w4a16")
+    edit_json(src / "config.json", lambda config: config.update(num_attention_heads="many"))
+    with pytest.raises(qbridge.QBridgeError) as excinfo:
+        convert(src, tmp_path / "out")
+    assert codes(excinfo) == {"QB052"}
 
 
 def test_a_tokenizer_is_written_or_a_finding(tmp_path):

@@ -162,7 +162,7 @@ def test_a_stream_has_the_fused_tensors(tmp_path):
 
 def test_what_is_written_is_read_back(tmp_path, monkeypatch):
     qbridge.convert(FIXTURE / "model", tmp_path / "ct", "compressed-tensors")
-    encoded = jobs.Encoded._encoded
+    encoded = jobs.Encoded.encoded
     monkeypatch.setattr(jobs.Encoded, "encoded", lambda job, *rest: encoded(job, *rest)[::-1])
     with pytest.raises(qbridge.QBridgeError, match=r"QB403.*gate_up_proj_"):
         qbridge.convert(tmp_path / "ct", tmp_path / "out", "mxfp4")

@@ -25,10 +25,10 @@ TORCH = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.
 
 
 W8A8 = {"compressed-tensors", "smooth-quant", "w8a8"}
-FLOATS = {"compressed-tensors", "fp8", "modelopt", "smooth-quant", "w8a8"}
-GPT_OSS = {"compressed-tensors", "mxfp4"}
+FLOATS = {"compressed-tensors", "fp8", "modelopt", "quark", "smooth-quant", "w8a8"}
+GPT_OSS = {"compressed-tensors", "mxfp4", "quark"}
 WRITTEN_ONLY = {"dense"}
-WEIGHTS_ONLY = {"auto-round", "awq", "compressed-tensors", "gptq", "marlin"}
+WEIGHTS_ONLY = {"auto-round", "awq", "compressed-tensors", "gptq", "marlin", "quark"}
 FROM_GGUF = {*WEIGHTS_ONLY, "mxfp4", "gguf"}
 TO_GGUF = {*FROM_GGUF, "smooth-quant", "w8a8"}
 FROM_MLX = {*FROM_GGUF, "mlx"}

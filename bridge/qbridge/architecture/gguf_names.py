@@ -216,7 +216,7 @@ def config_of(metadata: Mapping[str, Any], vocabulary: int, tied: bool) -> dict[
         "hidden_act": "silu",
         **found,
         **({"norm_topk_prob": True} if name == "qwen3moe" else {}),
-        "vocab_size": vocabulary,
+        **({"vocab_size": vocabulary} if vocabulary else {}),
         "tie_word_embeddings": tied,
         "torch_dtype": "float16",  # that of the scales of most blocks
         **{

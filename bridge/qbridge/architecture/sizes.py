@@ -20,6 +20,7 @@ Dims = dict[str, tuple[int, ...]]  # [out_features, in_features] by module
 _PROJECTED = "word_embed_proj_dim"  # OPT: the embedding has another width than the layers
 _ZERO_EXPERTS = "zero_expert_num"  # LongCat-Flash: the router has rows of experts that do nothing
 _DRAFT = re.compile(r"^(?:eh_proj|enorm|hnorm|shared_head|nextn|final_layernorm)")  # of multi-token prediction alone
+_DIGITS = 9  # of the number of a layer; more are a name like any other
 _MOST = 4  # modules that are named with their dims
 
 
@@ -102,7 +103,8 @@ def _beyond(architecture: Architecture, stored: Collection[str]) -> list[str]:
     layers: dict[int, set[str]] = {}
     for name in stored:
         number, _, rest = name.removeprefix(f"{decoder}.").partition(".")
-        if name.startswith(f"{decoder}.") and number.isdecimal() and int(number) >= (architecture.layers or 0):
+        counted = name.startswith(f"{decoder}.") and number.isdecimal() and len(number) <= _DIGITS
+        if counted and int(number) >= (architecture.layers or 0):
             layers.setdefault(int(number), set()).add(rest)
     return [f"{decoder}.{number}" for number, parts in sorted(layers.items()) if not any(map(_DRAFT.search, parts))]
 

@@ -37,6 +37,7 @@ class BitPacked(Codec):
     padded: bool = False  # compressed-tensors: 3 bits leave the 2 highest of 32 zero, so that no lane is in two words
     word_minus: int = 0  # GPTQ version 1: 0x11111111, subtracted from each whole word, borrows between lanes included
     wraps: bool = False  # the lowest value is stored for the one above the highest, which it cannot be told from
+    signed: bool = False  # Quark: lanes that fill words in two's complement, which have the highest bit inverted
     planes: tuple[int, ...] = ()  # (2, 1): 3 bits as the 2 low bits of 32 lanes, then their high bits
 
     def stored_shape(self, shape: tuple[int, int], word_bits: int = 32) -> tuple[int, int]:
@@ -60,7 +61,7 @@ class BitPacked(Codec):
     def filled_word(self, dtype: np.dtype[Any]) -> Any:
         """The word whose lanes are all the code 0, where whole lanes fill a word."""
         lanes = range(0, 8 * dtype.itemsize, self.bits)
-        word = sum(self.offset << shift for shift in lanes)
+        word = sum(self.offset << shift for shift in lanes) ^ self._inverted(8 * dtype.itemsize)
         return np.array([word], f"<u{dtype.itemsize}").view(dtype)[0]
 
     def encode(self, array: Array, slot: Slot, beside: Parts = NOTHING) -> Array:
@@ -77,6 +78,7 @@ class BitPacked(Codec):
             lanes.shape, self._rows_step(words), lambda first, end: self._run(0, lanes[first:end], words, first)
         )
         words -= words.dtype.type(self.word_minus)
+        words ^= words.dtype.type(self._inverted(8 * words.dtype.itemsize))
         return words.view(slot.dtype.numpy)
 
     def decode(self, stored: Array, dtype: DType, shape: tuple[int, ...], beside: Parts = NOTHING) -> Array:
@@ -85,6 +87,8 @@ class BitPacked(Codec):
         words = _unsigned(stored)
         if self.word_minus:
             words = np.add(words, words.dtype.type(self.word_minus))
+        if self.signed:
+            words = np.bitwise_xor(words, words.dtype.type(self._inverted(8 * words.dtype.itemsize)))
         in_parallel(
             lanes.shape, self._rows_step(words), lambda first, end: self._run(1, lanes[first:end], words, first)
         )
@@ -101,7 +105,7 @@ class BitPacked(Codec):
         lanes, words, pieces = lane_pieces(self.bits, word_bits, self.padded, self.order, self.planes)
         if words != 1 or len(pieces) != lanes:
             raise ValueError(f"{self.bits} bits: no whole lanes fill a word of {word_bits} bits")
-        plain = word + self.word_minus & 2**word_bits - 1
+        plain = (word + self.word_minus & 2**word_bits - 1) ^ self._inverted(word_bits)
         values = [(plain >> piece.word_shift & piece.mask) - self.offset for piece in pieces]
         top = 2**self.bits - 1 - self.offset
         return np.array([top - 2**self.bits if self.wraps and v == top else v for v in values], np.int16)
@@ -112,6 +116,10 @@ class BitPacked(Codec):
         if rest or self.word_minus or self.planes or shape[self.along] % lanes:
             return not np.any(self.decode(stored, DType.I16, shape))
         return bool((stored == self.filled_word(stored.dtype)).all())
+
+    def _inverted(self, word_bits: int) -> int:
+        """The bits of a word that are inverted: of each lane the highest, where lanes are in two's complement."""
+        return sum(1 << place for place in range(self.bits - 1, word_bits, self.bits)) if self.signed else 0
 
     def step(self, itemsize: int) -> int:
         """Whole periods of the axis that is packed, any range of the other."""
@@ -202,7 +210,7 @@ def can_repack(read: BitPacked, write: BitPacked) -> bool:
     return (
         read.bits <= write.bits
         and (read.offset, write.offset) == (2 ** (read.bits - 1), 2 ** (write.bits - 1))
-        and not (read.word_minus or write.word_minus or read.wraps or write.wraps)
+        and not (read.word_minus or write.word_minus or read.wraps or write.wraps or read.signed or write.signed)
     )
 
 

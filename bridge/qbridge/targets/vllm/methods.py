@@ -1,7 +1,7 @@
 """How each of vLLM's methods matches its lists with the names of what is built.
 
 Source: vllm 0.33.0, model_executor/layers/quantization: fp8.py, auto_gptq.py, auto_awq.py, modelopt.py, inc/,
-compressed_tensors/, and utils/quant_utils.py, utils/gptq_utils.py, utils/config_utils.py.
+compressed_tensors/, quark/, and utils/quant_utils.py, utils/gptq_utils.py, utils/config_utils.py.
 """
 
 from __future__ import annotations
@@ -221,6 +221,24 @@ class _Entries:
         return any(name.lower() in kind.lower() for name in self.names) or self.hit(kind)
 
 
+def _quark(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
+    entries = asked.listed("exclude")
+    names = (name for unit in asked.built for name in (unit.name, *asked.shards(unit.name)))
+    left = _Entries.of(
+        matches((entry[3:] for entry in entries if entry.startswith("re:")), dict.fromkeys(names)), entries
+    )
+    plain = [entry for entry in entries if not entry.startswith("re:")]
+
+    def answer(unit: Built) -> Answer:
+        if unit.kind == "head":
+            return False
+        if unit.kind == "experts":
+            return not (left.hit(unit.name) or any(entry.startswith(f"{unit.name}.") for entry in plain))
+        return _quantized(_skipped(asked, unit.name, left.hit))
+
+    return "it matches exclude by whole names and re:", answer
+
+
 def _modelopt(asked: Question) -> tuple[str, Callable[[Built], Answer]]:
     old = asked.block.get("quantization")
     block = old if isinstance(old, dict) else asked.block
@@ -341,4 +359,5 @@ METHODS: Mapping[str, Method] = {
     "modelopt-fp4": _modelopt,
     "modelopt-mixed": _modelopt,
     "auto-round": _auto_round,
+    "quark": _quark,
 }

@@ -18,7 +18,16 @@ for package in (qbridge, qbridge_formats):
         if not any(word in module.name for word in apart):
             importlib.import_module(module.name)
 """
-APART = ("prover", "weight_trace", "turbomind_native", "absent", "__main__", "torch_tensors", "unmade", "qbridge.testing")
+APART = (
+    "prover",
+    "weight_trace",
+    "turbomind_native",
+    "absent",
+    "__main__",
+    "torch_tensors",
+    "unmade",
+    "qbridge.testing",
+)
 
 
 @pytest.fixture

@@ -103,6 +103,12 @@ def test_a_sound_output_loads_and_each_defect_is_named(engine, tmp_path):
         assert proof.verdict == "does not load" and word in str(proof), (name, str(proof))
 
 
+def test_single_values_without_an_axis_are_no_defect(tmp_path):
+    qbridge.convert(ROOT / "fixtures/modelopt/llama_fp8_kv/model", tmp_path / "out", "transformers")
+    proof = qbridge.prove(tmp_path / "out", "transformers", python=str(environments.chosen("llm-compressor")))
+    assert proof.ok, str(proof)
+
+
 @pytest.mark.parametrize("name", ["llama_w4a16_asym", "llama_w6a16_asym", "llama_static_asym"])
 def test_zero_points_in_words_are_no_defect_of_a_checkpoint_that_the_real_tool_wrote(name):
     python = str(environments.chosen("llm-compressor"))

@@ -295,6 +295,14 @@ def test_linears_that_a_class_builds_without_the_block_are_refused(name, module,
     assert said == ({"QB281": {module}} if refused else {})
 
 
+@pytest.mark.parametrize("allow", [(), ("dequantized",)])
+def test_no_word_lets_codes_pass_where_the_class_has_weights(allow, tmp_path):
+    src = of_class(copy_fixture(tmp_path, "compressed_tensors/llama_fp8_block"), "MiniCPM3ForCausalLM")
+    with pytest.raises(qbridge.QBridgeError) as caught:
+        qbridge.convert(src, tmp_path / "dst", "lmdeploy", allow=[*allow, "unknown-tensors", "incomplete"])
+    assert "QB281" in {finding.code for finding in caught.value.findings if finding.severity == "error"}
+
+
 # k and v are as wide as one head, whose outputs are half a group.
 
 

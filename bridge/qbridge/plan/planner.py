@@ -299,10 +299,10 @@ def _written(
 
 
 def _derive(plan: Plan, findings: Findings) -> None:
-    """What the engine would build otherwise than what is planned, from the block that is planned."""
+    """What the engine would build otherwise than what is planned, from its block: no word allows it."""
     derivation = plan.target.derivation
     for code, problem in derivation.check(plan.config, plan.written) if derivation else ():
-        findings.add(code, problem.where, problem.facts, problem.help, mild=problem.mild)
+        findings.add(code, problem.where, problem.facts, problem.help, mild=problem.mild, final=True)
 
 
 def _with_asked_config(model: Model, options: Options, findings: Findings) -> Model:

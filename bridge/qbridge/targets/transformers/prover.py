@@ -205,12 +205,14 @@ class Transformers:
         stored, seen = self.proving.stored_shapes(path), {entry["parameter"] for entry in known}
         both = sorted(self.plain.items())
         pairs = [(name, target) for name, target in both if name in stored and target in self.built]
+        unlike = [
+            (name, target)
+            for name, target in pairs
+            if target not in seen and not _taken(stored[name], self.built[target])
+        ]
         return [
             {"tensor": name, "parameter": target, "given": stored[name][1], "wanted": self.built[target]}
-            for name, target in pairs
-            if stored[name][1] != self.built[target]
-            and target not in seen
-            and not _words(stored[name], self.built[target])
+            for name, target in unlike
         ]
 
     def _sort(self, info: dict[str, Any], raw: dict[str, Any], report: dict[str, Any]) -> None:
@@ -228,15 +230,17 @@ class Transformers:
             report["misshapen"].append({"tensor": str(name), "parameter": None, "given": None, "wanted": None})
 
 
-def _words(stored: tuple[str, list[int]], wanted: list[int]) -> bool:
-    """Whether a stored tensor has in words of 32 bits, along its rows, what a parameter has one by one.
+def _taken(stored: tuple[str, list[int]], wanted: list[int]) -> bool:
+    """Whether a parameter takes a stored tensor as it is: of its shape, a single value, or words.
 
-    So compressed-tensors builds zero-points, and takes those of pack-quantized as they are stored (compressed-tensors
-    0.20.0, compressors/pack_quantized/base.py).
+    compressed-tensors builds zero-points one by one, and takes those of pack-quantized in words of 32 bits, along the
+    rows, as they are stored (compressed-tensors 0.20.0, compressors/pack_quantized/base.py).
     """
     dtype, given = stored
-    few = len(given) == len(wanted) and given[1:] == wanted[1:] and given[0] < wanted[0] <= 32 * given[0]
-    return dtype == "I32" and few
+    if given == wanted or (given in ([], [1]) and wanted in ([], [1])):
+        return True
+    words = len(given) == len(wanted) and given[1:] == wanted[1:] and given[0] < wanted[0] <= 32 * given[0]
+    return dtype == "I32" and words
 
 
 def _uneven(origins: dict[str, list[str]]) -> list[dict[str, str]]:

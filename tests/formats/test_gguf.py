@@ -390,6 +390,19 @@ def test_a_file_of_several_types_keeps_the_codes_that_there_are(tmp_path):
     assert report.exactness == {"reversible": 1, "dequantized": 1}
 
 
+@pytest.mark.parametrize("target", ["lmdeploy", "lmdeploy@0.6.2", "sglang", "transformers", "gptq", "mlx"])
+def test_weights_that_codes_become_are_judged_as_others(target, tmp_path):
+    """What an engine casts when it loads is asked of them, too: a refusal or a conversion, and no crash."""
+    options = {"allow": ["dequantized", "rounded", "no-tokenizer", "incomplete"]}
+    for allowed in ({}, options):
+        try:
+            report = qbridge.convert(K_QUANTS, tmp_path / "out", target, overwrite=True, **allowed)
+        except qbridge.RefusedError as fault:
+            assert fault.findings
+        else:
+            assert "dequantized" in report.exactness
+
+
 def test_dst_may_lie_beside_the_file(tmp_path):
     shutil.copy(K_QUANTS, tmp_path / "model.gguf")
     done = cli("convert", tmp_path / "model.gguf", tmp_path / "out", "--to", "dense")

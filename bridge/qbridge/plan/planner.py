@@ -265,8 +265,7 @@ def _lay_out(draft: Draft, findings: Findings) -> Plan:
     outputs = outputs_of(candidate.values, result, layers)
     check_names(outputs, findings)
     config = spell(as_dtype(result.config, candidate.choice.dtype), candidate.target.reader)
-    block = destination.config(result)
-    if block and (result.specs or result.kv_cache):
+    if (result.specs or result.kv_cache) and (block := destination.config(result)):
         config |= dict.fromkeys(getattr(destination, "BLOCK_KEYS", ("quantization_config",)), block)
     others = rearranged_layers(result)
     plan = Plan(

@@ -34,16 +34,23 @@ class SourceValues:
 
     def part(self, layer: str, part: str) -> Array:
         """A canonical part of a layer."""
+        return self._run(layer, part, self.passes.get(layer, ()))
+
+    def _run(self, layer: str, part: str, passes: tuple[Pass, ...]) -> Array:
         spec, slots = self.model.specs[layer], self.model.slots[layer]
-        plan = LayerPlan(spec, spec, self.passes.get(layer, ()), slots, {})
-        return plan.run(self.source, frozenset({part})).arrays[part]
+        return LayerPlan(spec, spec, passes, slots, {}).run(self.source, frozenset({part})).arrays[part]
 
     def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
         """What `find` gives of the unquantized tensors, asked once while a conversion is planned."""
         return self.source.once(key, find)
 
     def blocks(self, tensor: str) -> Iterator[Array]:
-        """An unquantized tensor in blocks, as flat arrays of its dtype."""
+        """An unquantized tensor in blocks, as flat arrays of its dtype; one that a layer's codes become in one."""
+        layer = tensor.removesuffix(".weight")
+        if tensor not in self.model.tensors and layer in self.model.specs:
+            asked = tuple(each.lossy() or each for each in self.passes.get(layer, ()))  # before a person allows it
+            yield self._run(layer, "code", asked).ravel()
+            return
         dtype = self.model.tensors[tensor].dtype
         for stored in self.model.stored_in(tensor):
             for block in self.source.blocks(stored, CHUNK_BYTES):

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 import qbridge
+from qbridge.architecture.sizes import judge_sizes
+from qbridge.findings.finding import Findings
+from qbridge.ir.dtypes import DType
+from qbridge.ir.model import Model, TensorInfo
 from support import ROOT, SINGLE, copy_fixture, edit_json, facts, refusal, rewrite_tensors
 
 # A fixture, and a key with a value that is not the model's.
@@ -113,6 +117,14 @@ def test_what_is_stored_and_the_config_does_not_count_is_no_yes(what, tmp_path):
     for target in ("vllm", "sglang", "lmdeploy", "transformers"):
         answer = qbridge.check(src, target)
         assert "QB052" in {finding.code for finding in answer.findings if finding.severity == "error"}, target
+
+
+def test_a_table_of_positions_that_a_row_names_last_is_no_norm():
+    config = {"architectures": ["OPTForCausalLM"], "hidden_size": 256, "num_hidden_layers": 1, "ffn_dim": 512}
+    table = TensorInfo(DType.F16, (258, 256), "model.decoder.embed_positions.weight")
+    findings = Findings()
+    judge_sizes(Model("dense", config, {}, {}, {table.stored: table}), findings)
+    assert not list(findings)
 
 
 def test_layers_for_multi_token_prediction_are_counted_apart(tmp_path):

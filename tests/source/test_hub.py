@@ -52,7 +52,8 @@ def answers(path):
     for each in found:
         for key in ("source", "path", "seconds", "serve"):
             each.pop(key, None)
-        each["findings"] = [(finding["code"], finding["where"]) for finding in each["findings"]]
+        where = [[place.replace(str(path), "SRC") for place in finding["where"]] for finding in each["findings"]]
+        each["findings"] = list(zip((finding["code"] for finding in each["findings"]), where, strict=True))
     return found
 
 

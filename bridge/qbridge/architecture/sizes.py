@@ -78,7 +78,9 @@ def _plain(model: Model, architecture: Architecture, decoder: str) -> Dims:
     counted = next((text[key] for key in EXPERT_COUNTS if type(text.get(key)) is int), None)
     for name in model.tensors:
         module = name.removesuffix(".weight")
-        if module == last or (module.startswith(f"{decoder}.") and _below_layer(module, decoder) in norms):
+        if (module == last and not is_embedding(last)) or (
+            module.startswith(f"{decoder}.") and _below_layer(module, decoder) in norms
+        ):
             found[module] = (width,)
         elif counted is not None and _ZERO_EXPERTS not in text and _chooses(module, architecture):
             found[module] = counted, width

@@ -32,7 +32,6 @@ KNOWN_METHODS: Mapping[str, str] = {
     "paroquant": "ParoQuant (rotated weights)",
     "qqq": "QQQ (W4A8 with scales of two levels)",
     "quanto": "optimum-quanto",
-    "quark": "AMD Quark",
     "spqr": "SpQR",
     "torchao": "torchao",
     "vptq": "VPTQ",

@@ -121,9 +121,10 @@ def test_what_is_stored_and_the_config_does_not_count_is_no_yes(what, tmp_path):
 
 def test_a_table_of_positions_that_a_row_names_last_is_no_norm():
     config = {"architectures": ["OPTForCausalLM"], "hidden_size": 256, "num_hidden_layers": 1, "ffn_dim": 512}
-    table = TensorInfo(DType.F16, (258, 256), "model.decoder.embed_positions.weight")
+    names = {"embed_positions": (258, 256), "layers.0.self_attn_layer_norm": (256,)}
+    found = [TensorInfo(DType.F16, shape, f"model.decoder.{name}.weight") for name, shape in names.items()]
     findings = Findings()
-    judge_sizes(Model("dense", config, {}, {}, {table.stored: table}), findings)
+    judge_sizes(Model("dense", config, {}, {}, {each.stored: each for each in found}), findings)
     assert not list(findings)
 
 

@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.tp > 1:  # vLLM wants a NUMA node for each rank, unless it is told which cores are whose
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(args.tp))))
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     if args.tp == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -21,7 +21,7 @@ from qbridge_formats._shared.gguf_tokens import (
     UNUSED,
     USER_DEFINED,
     Metadata,
-    filled,
+    pieces,
     put,
 )
 
@@ -49,14 +49,7 @@ def ranked_pieces(tokenizer: Mapping[str, Any], size: int) -> Metadata:
         text = added["content"] if added["special"] else added["content"].replace(_SPACE, " ")
         if added["content"] != model.get("unk_token"):
             put(tokens, kinds, added["id"], text, CONTROL if added["special"] else USER_DEFINED)
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": filled(tokens),
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-        "tokenizer.ggml.add_space_prefix": _prepends(tokenizer),
-    }
+    return pieces(tokens, scores, kinds, _prepends(tokenizer))
 
 
 def _ranks(merges: list[str | list[str]]) -> dict[str, int]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 Metadata = dict[str, Any]
 
@@ -22,6 +25,18 @@ def put(tokens: list[str | None], kinds: list[int], place: int, text: str, kind:
 def filled(tokens: list[str | None]) -> tuple[str, ...]:
     """The tokens, fillers for those that are not there."""
     return tuple(f"[PAD{place}]" if text is None else text for place, text in enumerate(tokens))
+
+
+def pieces(tokens: list[str | None], scores: npt.NDArray[np.float32], kinds: list[int], spaced: bool) -> Metadata:
+    """A vocabulary of pieces with their scores; `spaced`: a text begins with a space."""
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": filled(tokens),
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.add_space_prefix": spaced,
+    }
 
 
 def added_kind(added: Mapping[str, Any]) -> int:

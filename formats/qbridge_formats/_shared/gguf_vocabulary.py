@@ -23,6 +23,7 @@ from qbridge_formats._shared.gguf_tokens import (
     added_kind,
     filled,
     merged,
+    pieces,
     put,
 )
 
@@ -118,14 +119,7 @@ def _sentencepiece(source: Source, size: int) -> Metadata:
             text = added["content"] if added.get("special") else added["content"].replace("\u2581", " ")
             if kinds[place] in (UNUSED, NORMAL, USER_DEFINED, CONTROL):
                 put(tokens, kinds, place, text, CONTROL if added.get("special") else USER_DEFINED)
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": filled(tokens),
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-        "tokenizer.ggml.add_space_prefix": bool(normalized.get(3, True)),
-    }
+    return pieces(tokens, scores, kinds, bool(normalized.get(3, True)))
 
 
 def _message(message: bytes, number: int) -> dict[int, Any]:

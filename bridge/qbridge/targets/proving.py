@@ -129,6 +129,18 @@ def no_stubs(args: argparse.Namespace, engine: str) -> None:
         raise Unproved(f"--emulate {args.emulate}: {engine} is loaded on the CPU, and nothing is stubbed")
 
 
+def on_one_rank(engine: str, make: Callable[[], Any]) -> Callable[[argparse.Namespace], Proofs]:
+    """What a prover without stubs begins with: `make` imports an engine that has a `version`, and a `prove`."""
+
+    def begin(args: argparse.Namespace) -> Proofs:
+        no_stubs(args, engine)
+        one_rank(args, engine)
+        made = make()
+        return Proofs(made.version, [made.prove])
+
+    return begin
+
+
 def known(version: str, versions: Iterable[str]) -> bool:
     """Whether a version is one of those, which may leave its last numbers out."""
     return any(f"{version}.".startswith(f"{each}.") for each in versions)

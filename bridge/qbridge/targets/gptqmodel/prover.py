@@ -127,13 +127,7 @@ def main() -> int:
     proving = _helper("proving")
     args = proving.arguments(__doc__).parse_args()
     proving.settle(args.emulate, GPTQMODEL_CPU_WORKERS="2")  # with fewer cores its own pool is too small for itself
-
-    def begin(args: Any) -> Any:
-        proving.no_stubs(args, "GPTQModel")
-        proving.one_rank(args, "GPTQModel")
-        engine = GptqModel(proving)
-        return proving.Proofs(engine.version, [engine.prove])
-
+    begin = proving.on_one_rank("GPTQModel", lambda: GptqModel(proving))
     return int(proving.main("gptqmodel", "gptqmodel", VERSIONS, args, begin))
 
 

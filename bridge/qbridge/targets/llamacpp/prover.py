@@ -195,13 +195,7 @@ def main() -> int:
     proving = _helper("proving")
     args = proving.arguments(__doc__).parse_args()
     proving.settle(args.emulate)
-
-    def begin(args: Any) -> Any:
-        proving.no_stubs(args, "llama.cpp")
-        proving.one_rank(args, "llama.cpp")
-        engine = LlamaCpp(proving)
-        return proving.Proofs(engine.version, [engine.prove])
-
+    begin = proving.on_one_rank("llama.cpp", lambda: LlamaCpp(proving))
     return int(proving.main("llama.cpp", "", VERSIONS, args, begin))
 
 

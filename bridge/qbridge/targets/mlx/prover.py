@@ -111,13 +111,7 @@ def main() -> int:
     proving = _helper("proving")
     args = proving.arguments(__doc__).parse_args()
     proving.settle(args.emulate)
-
-    def begin(args: Any) -> Any:
-        proving.no_stubs(args, "mlx_lm")
-        proving.one_rank(args, "mlx_lm")
-        engine = Mlx(proving)
-        return proving.Proofs(engine.version, [engine.prove])
-
+    begin = proving.on_one_rank("mlx_lm", lambda: Mlx(proving))
     return int(proving.main("mlx", "mlx_lm", VERSIONS, args, begin))
 
 

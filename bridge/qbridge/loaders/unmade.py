@@ -91,10 +91,10 @@ def _copied(target: torch.Tensor, source: UnmadeTensor, non_blocking: bool = Fal
     """The target, filled part by part; each part's memory is that of the next one."""
     if target.shape != source.shape:
         return target.copy_(source.made())
-    kept = [dim for dim in range(len(source.bounds)) if dim not in source.dropped]
+    dims = [dim for dim in range(len(source.bounds)) if dim not in source.dropped]
     for where, part in source.stream.parts(source.tensor_name, source.bounds):
         place = tuple(
-            slice(where[dim][0] - source.bounds[dim][0], where[dim][1] - source.bounds[dim][0]) for dim in kept
+            slice(where[dim][0] - source.bounds[dim][0], where[dim][1] - source.bounds[dim][0]) for dim in dims
         )
         target[place].copy_(part.reshape(target[place].shape))
     return target
